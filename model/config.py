@@ -1,0 +1,123 @@
+"""What a masked autoencoder is made of: its sizes, and how its images are prepared."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Positive = Annotated[int, Field(gt=0)]
+Colour = tuple[float, float, float]
+
+
+class MAEConfig(BaseModel):
+    """Sizes of an encoder and its decoder, under upstream's names (facebookresearch/mae, models_mae.py).
+
+    `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "mae"
+    image_size: Positive = 224
+    patch_size: Positive = 16
+    embed_dim: Positive
+    depth: Positive
+    num_heads: Positive
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    decoder_embed_dim: Positive = 512
+    decoder_depth: int = Field(default=8, ge=0)
+    decoder_num_heads: Positive = 16
+    decoder_mlp_ratio: float = Field(default=4.0, gt=0)
+    qkv_bias: bool = True
+    layer_norm_eps: float = Field(default=1e-6, gt=0)
+    positions: Literal["sincos", "learned"] = "sincos"
+    norm_pix_loss: bool = Field(default=False, description="The decoder predicts pixels normalised within each patch")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        for width, heads, whose in self._attentions():
+            if width % heads:
+                raise ValueError(f"the {whose}'s width {width} is not a multiple of its {heads} heads")
+            if self.positions == "sincos" and width % 4:
+                raise ValueError(f"sine-cosine positions need the {whose}'s width ({width}) to be a multiple of 4")
+        return self
+
+    def _attentions(self) -> list[tuple[int, int, str]]:
+        encoder = (self.embed_dim, self.num_heads, "encoder")
+        return [encoder, (self.decoder_embed_dim, self.decoder_num_heads, "decoder")] if self.has_decoder else [encoder]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model can reconstruct."""
+        return self.decoder_depth > 0
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patches of an image."""
+        return self.grid**2
+
+    @property
+    def patch_dim(self) -> int:
+        """P = p * p * 3, the numbers in one patch."""
+        return self.patch_size**2 * 3
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the model's square: part of the model, since other pixels give other vectors.
+
+    `resize="short"` scales the short side to `image_size / crop_fraction` and takes the centre square;
+    `"squash"` scales both sides to `image_size` whatever the shape (Hugging Face's ViTImageProcessor does).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: Literal["short", "squash"] = "short"
+    crop_fraction: float = Field(default=1.0, gt=0, le=1)
+    filter: Filter = "bicubic"
+    mean: Colour = (0.485, 0.456, 0.406)
+    std: Annotated[Colour, Field(description="per channel, of pixels in 0..1")] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise ValueError("mean must be finite and std positive")
+        return self
+
+    def resized_short_side(self, image_size: int) -> int:
+        """Length in pixels of the short side before the centre square of `image_size` is cut out."""
+        return math.floor(image_size / self.crop_fraction)
+
+
+PRESETS: dict[str, MAEConfig] = {
+    # name, encoder (width, depth, heads), decoder (width, depth, heads); base to huge as published (He et al., section 4).
+    config.name: config
+    for config in (
+        MAEConfig(
+            name=name,
+            patch_size=patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            decoder_embed_dim=decoder[0],
+            decoder_depth=decoder[1],
+            decoder_num_heads=decoder[2],
+        )
+        for name, patch, (width, depth, heads), decoder in (
+            ("mae_tiny", 16, (192, 12, 3), (128, 2, 4)),
+            ("mae_small", 16, (384, 12, 6), (256, 4, 8)),
+            ("mae_base", 16, (768, 12, 12), (512, 8, 16)),
+            ("mae_large", 16, (1024, 24, 16), (512, 8, 16)),
+            ("mae_huge", 14, (1280, 32, 16), (512, 8, 16)),
+        )
+    )
+}

@@ -1,0 +1,1 @@
+"""Engines: compiled forms of a masked autoencoder behind one protocol."""

@@ -1,0 +1,151 @@
+"""Which patches a masked autoencoder sees: random, block, grid and explicit masks (He et al. 2021, section 3 and figure 6).
+
+NumPy alone, so that serving needs no torch. Every draw comes from the raw 64-bit outputs of PCG64, which NumPy keeps
+frozen across versions (its shuffles and integer draws are not), so a seed means the same mask for good.
+
+A mask is written as positions: the indices of the visible patches, row-major, ascending, int32 [K]; as an array of
+N flags, 1 means removed and 0 kept, as upstream.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Strategy = Literal["random", "block", "grid"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+MAX_SEED = 2**64 - 1
+Positions = NDArray[np.int32]
+
+
+class MaskError(ValueError):
+    """A mask that cannot be: nothing or everything visible, or a patch that the image does not have."""
+
+
+def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Positions:
+    """Positions of the K = int(N (1 - mask_ratio)) patches that stay visible, int32 [K].
+
+    Raises:
+        MaskError: the ratio removes none or all of the N = grid * grid patches.
+    """
+    return _checked(_kept(strategy, grid, visible_count(grid**2, mask_ratio), seed), grid**2)
+
+
+def kept_share(grid: int, keep: float, seed: int) -> Positions:
+    """Positions of a random K = int(N keep) patches, int32 [K]; all of them for `keep` 1.
+
+    Raises:
+        MaskError: fewer than one patch would be kept.
+    """
+    if keep >= 1:
+        return every_position(grid**2)
+    count = int(grid**2 * keep)
+    if count < 1:
+        raise MaskError(f"keep={keep} leaves none of the {grid**2} patches")
+    return _kept("random", grid, count, seed)
+
+
+def explicit_positions(removed: Iterable[int], num_patches: int) -> Positions:
+    """Positions left visible when the patches `removed` (row-major indices) are taken away, int32 [K].
+
+    Raises:
+        MaskError: an index outside 0..N-1, nothing removed, or everything.
+    """
+    mask = np.zeros(num_patches, dtype=bool)
+    for index in removed:
+        if not 0 <= index < num_patches:
+            raise MaskError(f"there is no patch {index}: they are numbered 0 to {num_patches - 1}")
+        mask[index] = True
+    return _checked(np.flatnonzero(~mask).astype(np.int32), num_patches)
+
+
+def every_position(num_patches: int) -> Positions:
+    """Positions 0..N-1, int32 [N]: the whole image."""
+    return np.arange(num_patches, dtype=np.int32)
+
+
+def removed_flags(positions: Positions, num_patches: int) -> NDArray[np.uint8]:
+    """The mask as upstream writes it, uint8 [N]: 1 = removed, 0 = kept."""
+    mask = np.ones(num_patches, dtype=np.uint8)
+    mask[positions] = 0
+    return mask
+
+
+def decoder_rows(positions: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
+    """For each of the N places, the row of `[mask token, cls, visible…]` that the decoder puts there: int32 [B, K] -> [B, N]."""
+    rows = np.zeros((len(positions), num_patches), dtype=np.int32)
+    np.put_along_axis(rows, positions, np.arange(2, positions.shape[1] + 2, dtype=np.int32)[None], axis=1)
+    return rows
+
+
+def visible_count(num_patches: int, mask_ratio: float) -> int:
+    """K = int(N (1 - r)), upstream's `len_keep`."""
+    return int(num_patches * (1 - mask_ratio))
+
+
+def new_seed() -> int:
+    """A fresh seed below 2**53, which JSON readers with double precision give back unchanged."""
+    return secrets.randbelow(2**53)
+
+
+def _kept(strategy: Strategy, grid: int, count: int, seed: int) -> Positions:
+    bits = np.random.PCG64(seed)
+    if strategy == "random":
+        order = np.argsort(bits.random_raw(grid**2), kind="stable")
+    elif strategy == "grid":
+        order = _grid_order(bits, grid)
+    else:
+        return _outside_blocks(bits, grid, count)
+    return np.sort(order[:count]).astype(np.int32)
+
+
+def _grid_order(bits: np.random.PCG64, grid: int) -> NDArray[np.intp]:
+    """Patches in the order of a Bayer matrix, shifted by the seed: any prefix of it is spread evenly.
+
+    The first quarter is one patch of every 2 x 2, which is the paper's grid-wise sampling (figure 6); the first half is
+    a chequerboard.
+    """
+    ranks = np.zeros((1, 1), dtype=np.int64)
+    while len(ranks) < grid:
+        ranks = np.block([[4 * ranks, 4 * ranks + 2], [4 * ranks + 3, 4 * ranks + 1]])
+    down, right = (int(raw % len(ranks)) for raw in bits.random_raw(2))
+    return np.argsort(np.roll(ranks, (down, right), axis=(0, 1))[:grid, :grid], axis=None, kind="stable")
+
+
+def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Positions:
+    """What is left when rectangles have removed all but `count` patches: block-wise masking (BEiT, Bao et al. 2021, algorithm 1).
+
+    A rectangle has 16 patches at least (or what is left to remove), an aspect ratio between 0.3 and 1 / 0.3, and lies
+    around a patch that was still visible, so each one removes something; the last one stops at the exact count.
+    """
+    removed = np.zeros((grid, grid), dtype=bool)
+    left = grid**2 - count
+    while left:
+        area_draw, aspect_draw, place_draw = (int(raw >> 11) * 2.0**-53 for raw in bits.random_raw(3))
+        area = min(16, left) + area_draw * (left - min(16, left))
+        aspect = math.exp((2 * aspect_draw - 1) * math.log(1 / 0.3))
+        height = min(grid, max(1, round(math.sqrt(area * aspect))))
+        width = min(grid, max(1, round(math.sqrt(area / aspect))))
+        visible = np.flatnonzero(~removed)
+        row, column = divmod(int(visible[int(place_draw * len(visible))]), grid)
+        top = min(max(row - height // 2, 0), grid - height)
+        first = min(max(column - width // 2, 0), grid - width)
+        block = np.zeros_like(removed)
+        block[top : top + height, first : first + width] = True
+        fresh = np.flatnonzero(block & ~removed)[:left]
+        removed.flat[fresh] = True
+        left -= len(fresh)
+    return np.flatnonzero(~removed).astype(np.int32)
+
+
+def _checked(positions: Positions, num_patches: int) -> Positions:
+    if len(positions) == 0:
+        raise MaskError(f"all {num_patches} patches would be removed: nothing is left to reconstruct from")
+    if len(positions) == num_patches:
+        raise MaskError(f"none of the {num_patches} patches would be removed: there is nothing to reconstruct")
+    return positions
