@@ -1,1 +1,1 @@
-"""Masked autoencoders (He et al. 2021): model, masking, checkpoints, compiled engines. Knows tensors, nothing of HTTP."""
+"""Masked autoencoders (He et al. 2021): model, masks, checkpoints, engines. Knows tensors, nothing of HTTP."""

@@ -99,7 +99,7 @@ class Preprocessing(BaseModel):
 
 
 PRESETS: dict[str, MAEConfig] = {
-    # name, encoder (width, depth, heads), decoder (width, depth, heads); base to huge as published (He et al., section 4).
+    # name, patch size, encoder (width, depth, heads), decoder (width, depth, heads); base to huge as published
     config.name: config
     for config in (
         MAEConfig(

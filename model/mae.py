@@ -65,20 +65,21 @@ class MaskedAutoencoder(nn.Module):
         return masked_loss(pred, patches, mask, loss, self.config.norm_pix_loss), pred, mask
 
     def forward_encoder(self, visible: Tensor, positions: Tensor) -> Tensor:
-        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D], cls first, after the last norm."""
+        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first."""
         x = self.patch_embed(visible) + F.embedding(positions, self.pos_embed[0, 1:])  # [B, K, D]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls, x], dim=1)  # [B, 1 + K, D]
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        latent: Tensor = self.norm(x)
+        return latent
 
     def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
         """Latent [B, 1 + K, D] -> pixels of every patch [B, N, P].
 
-        `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch. They are looked
-        up in the flattened rows `[mask token, cls, visible…]` by `F.embedding`, the one gather that every compiler takes
-        with dynamic shapes.
+        `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch. They are
+        looked up in the flattened rows `[mask token, cls, visible…]` by `F.embedding`, the one gather that every
+        compiler takes with dynamic shapes.
         """
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
         batch, count, width = x.shape
@@ -88,7 +89,8 @@ class MaskedAutoencoder(nn.Module):
         x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        pred: Tensor = self.decoder_pred(self.decoder_norm(x))
+        return pred[:, 1:]
 
     def _register_positions(self, name: str, width: int) -> None:
         fixed = self.config.positions == "sincos"
@@ -141,7 +143,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
 
 
 class Attention(nn.Module):
@@ -160,7 +163,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, L, D / H] each
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        return x
 
 
 class Mlp(nn.Module):
@@ -174,7 +178,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which patches a masked autoencoder sees: random, block, grid and explicit masks (He et al. 2021, section 3 and figure 6).
+"""Which patches a masked autoencoder sees: random, block, grid, explicit (He et al. 2021, section 3 and figure 6).
 
 NumPy alone, so that serving needs no torch. Every draw comes from the raw 64-bit outputs of PCG64, which NumPy keeps
 frozen across versions (its shuffles and integer draws are not), so a seed means the same mask for good.
@@ -77,7 +77,7 @@ def removed_flags(positions: Positions, num_patches: int) -> NDArray[np.uint8]:
 
 
 def decoder_rows(positions: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
-    """For each of the N places, the row of `[mask token, cls, visible…]` that the decoder puts there: int32 [B, K] -> [B, N]."""
+    """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N]."""
     rows = np.zeros((len(positions), num_patches), dtype=np.int32)
     np.put_along_axis(rows, positions, np.arange(2, positions.shape[1] + 2, dtype=np.int32)[None], axis=1)
     return rows
@@ -118,7 +118,7 @@ def _grid_order(bits: np.random.PCG64, grid: int) -> NDArray[np.intp]:
 
 
 def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Positions:
-    """What is left when rectangles have removed all but `count` patches: block-wise masking (BEiT, Bao et al. 2021, algorithm 1).
+    """What rectangles leave when all but `count` patches are gone: block-wise masking (BEiT, Bao et al. 2021, alg. 1).
 
     A rectangle has 16 patches at least (or what is left to remove), an aspect ratio between 0.3 and 1 / 0.3, and lies
     around a patch that was still visible, so each one removes something; the last one stops at the exact count.
