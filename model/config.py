@@ -15,7 +15,8 @@ Colour = tuple[float, float, float]
 class MAEConfig(BaseModel):
     """Sizes of an encoder and its decoder, under upstream's names (facebookresearch/mae, models_mae.py).
 
-    `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct.
+    `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct. `name` travels with
+    the weights and is what users see.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,8 +95,11 @@ class Preprocessing(BaseModel):
         return self
 
     def resized_short_side(self, image_size: int) -> int:
-        """Length in pixels of the short side before the centre square of `image_size` is cut out."""
-        return math.floor(image_size / self.crop_fraction)
+        """Length in pixels of the short side before the centre square of `image_size` is cut out, as timm rounds it.
+
+        The millionth undoes the rounding of fractions such as 224 / 400, which would otherwise give 399.
+        """
+        return math.floor(image_size / self.crop_fraction + 1e-6)
 
 
 PRESETS: dict[str, MAEConfig] = {
