@@ -1,0 +1,95 @@
+"""What an engine is: the compiled model behind three calls, and what it says of itself."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from model.config import MAEConfig, Preprocessing
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class EngineError(Exception):
+    """A batch that an engine could not run; the next one may succeed."""
+
+
+class FatalEngineError(EngineError):
+    """The device or the runtime is beyond help: nothing more will succeed in this process."""
+
+
+class EngineBuildError(Exception):
+    """An engine that cannot be made or must not serve; the message says why."""
+
+
+class Parity(BaseModel):
+    """How far an engine lies from eager float32 on the same fixed images (worst image of each figure)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cosine: float
+    """Cosine of embeddings after the mean over the images is subtracted from both."""
+    psnr_db: float | None = None
+    """Of reconstructed pixels, at most 99; none without a decoder."""
+    loss_difference: float | None = None
+    """Relative difference of the masked loss; none without a decoder."""
+
+
+class EngineInfo(BaseModel):
+    """What an engine serves and how: model, precision and preprocessing together name a vector space."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backend: Literal["torch", "openvino"]
+    precision: Precision
+    device: str
+    model: str
+    weights: str
+    """SHA-256 of the weights, hexadecimal."""
+    layout: str
+    """Which checkpoint format was met."""
+    license: str | None
+    config: MAEConfig
+    preprocessing: Preprocessing
+    lanes: int
+    threads_per_lane: int
+    preferred_batch: int
+    versions: dict[str, str]
+    parity: Parity | None = None
+    fallback: str | None = None
+    """Why this is not the backend that would have been preferred."""
+
+    @property
+    def model_id(self) -> str:
+        """Name and weights in one word: what tells two vector spaces apart."""
+        return f"{self.model}@{self.weights[:12]}"
+
+
+class Engine(Protocol):
+    """A compiled masked autoencoder. A lane is used by one thread at a time; different lanes run at once."""
+
+    info: EngineInfo
+    lanes: int
+    """How many batches may run at once."""
+    preferred_batch: int
+    """How many images one lane likes best."""
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """Visible patches uint8 [B, K, P] at int32 [B, K] -> float32 [B, 2, D]: cls, mean of the patch tokens."""
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """Visible patches uint8 [B, K, P] at int32 [B, K] -> float32 [B, K, D]."""
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """All patches uint8 [B, N, P], visible int32 [B, K] -> pixels uint8 [B, N, P], squared error float32 [B, N]."""
+
+
+def gather_visible(patches: Bytes, positions: Indices) -> Bytes:
+    """Patches uint8 [B, N, P] at int32 [B, K] -> uint8 [B, K, P]."""
+    return patches[np.arange(len(patches))[:, None], positions]

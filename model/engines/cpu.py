@@ -1,0 +1,28 @@
+"""How much of the processor is ours: the affinity mask and the cgroup's quota, not what the machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus(cgroup: Path = CGROUP) -> int:
+    """Processors that this process may keep busy, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Processors granted by the cgroup (`cpu.max` of version 2, `cpu.cfs_*` of version 1), None for no limit."""
+    unified = cgroup / "cpu.max"
+    if unified.is_file():
+        granted, period = unified.read_text().split()
+        return None if granted == "max" else int(granted) / int(period)
+    legacy = cgroup / "cpu" / "cpu.cfs_quota_us"
+    if legacy.is_file() and (quota := int(legacy.read_text())) > 0:
+        return quota / int((cgroup / "cpu" / "cpu.cfs_period_us").read_text())
+    return None

@@ -1,0 +1,63 @@
+"""The model run by torch itself: the reference for every other engine, and their visible fallback."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import Checkpoint
+from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
+from model.graphs import DecoderGraph, EncoderGraph
+from model.masking import decoder_rows
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EagerEngine:
+    """The two graphs, uncompiled, on the device that `info` names."""
+
+    def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
+        """Puts the graphs on the device in the precision of `info`."""
+        self.info = info
+        self.lanes = info.lanes
+        self.preferred_batch = info.preferred_batch
+        self._device = torch.device(info.device)
+        if self._device.type == "cpu":
+            torch.set_num_threads(info.threads_per_lane)
+        model = checkpoint.build(info.config.image_size)
+        dtype = DTYPES[info.precision]
+        self._encoder = EncoderGraph(model, info.preprocessing).eval().to(self._device, dtype)
+        self._decoder = (
+            DecoderGraph(model, info.preprocessing).eval().to(self._device, dtype) if info.config.has_decoder else None
+        )
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.embed`."""
+        return _host(self._encode(patches, positions)[0])
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.tokens`."""
+        return _host(self._encode(patches, positions)[1][:, 1:])
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """See `Engine.reconstruct`."""
+        if self._decoder is None:
+            raise EngineError("the model has no decoder")
+        _, latent = self._encode(gather_visible(patches, positions), positions)
+        rows = decoder_rows(positions, self.info.config.num_patches)
+        with torch.inference_mode():
+            pixels, error = self._decoder(latent, self._send(rows), self._send(patches))
+        return pixels.cpu().numpy(), _host(error)
+
+    def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            pooled, latent = self._encoder(self._send(patches), self._send(positions))
+        return pooled, latent
+
+    def _send(self, array: Bytes | Indices) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _host(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.float().cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,127 @@
+"""OpenVINO on the processor: two compiled graphs, encoder and decoder, and one pair of infer requests a lane.
+
+Lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. Latents go from the
+encoder's output tensor to the decoder's input without a copy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
+from model.masking import decoder_rows
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
+    from model.config import MAEConfig
+
+PREFERRED_BATCH = 4
+ENCODER, DECODER = "encoder.xml", "decoder.xml"
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVINOEngine:
+    """Reads the graphs that `convert` wrote; imports no torch."""
+
+    def __init__(self, folder: Path, info: EngineInfo) -> None:
+        """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
+        self.info = info
+        self.lanes = info.lanes
+        self.preferred_batch = info.preferred_batch
+        core = import_openvino().Core()
+        options = {
+            "NUM_STREAMS": info.lanes,
+            "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
+        }
+        encoder = core.compile_model(str(folder / ENCODER), "CPU", options)
+        self._encoders = [encoder.create_infer_request() for _ in range(info.lanes)]
+        self._decoders: list[Any] = []
+        if info.config.has_decoder:
+            decoder = core.compile_model(str(folder / DECODER), "CPU", options)
+            self._decoders = [decoder.create_infer_request() for _ in range(info.lanes)]
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.embed`."""
+        return _copy(self._encode(lane, patches, positions).get_output_tensor(0))
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.tokens`."""
+        return _copy(self._encode(lane, patches, positions).get_output_tensor(1))[:, 1:]
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """See `Engine.reconstruct`."""
+        if not self._decoders:
+            raise EngineError("the model has no decoder")
+        latent = self._encode(lane, gather_visible(patches, positions), positions).get_output_tensor(1)
+        rows = decoder_rows(positions, self.info.config.num_patches)
+        request = self._decoders[lane]
+        _infer(request, [latent, rows, patches])
+        return np.array(request.get_output_tensor(0).data, dtype=np.uint8), _copy(request.get_output_tensor(1))
+
+    def _encode(self, lane: int, patches: Bytes, positions: Indices) -> Any:
+        request = self._encoders[lane]
+        _infer(request, [np.ascontiguousarray(patches), np.ascontiguousarray(positions)])
+        return request
+
+
+def convert(checkpoint: Checkpoint, config: MAEConfig, info: EngineInfo, folder: Path) -> None:
+    """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
+    import torch
+
+    from model.graphs import DecoderGraph, EncoderGraph
+
+    openvino = import_openvino()
+    model = checkpoint.build(config.image_size)
+    n = config.num_patches
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    if n > 2:
+        k: Any = torch.export.Dim("k", min=1, max=n)
+        latents: Any = torch.export.Dim("latents", min=2, max=n + 1)
+        seen = n // 2
+    else:
+        k = latents = torch.export.Dim.AUTO
+        seen = n
+    patches = torch.zeros(3, n, config.patch_dim, dtype=torch.uint8)
+    positions = torch.arange(seen, dtype=torch.int32).repeat(3, 1)
+    latent = torch.zeros(3, seen + 1, config.embed_dim)
+    rows = torch.zeros(3, n, dtype=torch.int32)
+    graphs: list[tuple[str, torch.nn.Module, tuple[Any, ...], tuple[Any, ...]]] = [
+        (
+            ENCODER,
+            EncoderGraph(model, info.preprocessing),
+            (patches[:, :seen].contiguous(), positions),
+            ({0: batch, 1: k}, {0: batch, 1: k}),
+        )
+    ]
+    if config.has_decoder:
+        decoder = DecoderGraph(model, info.preprocessing)
+        graphs.append((DECODER, decoder, (latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})))
+    for name, graph, example, dynamic in graphs:
+        program = torch.export.export(graph.eval(), example, dynamic_shapes=dynamic)
+        openvino.save_model(openvino.convert_model(program), str(folder / name), compress_to_fp16=False)
+
+
+def import_openvino() -> Any:
+    """The openvino package, without its telemetry, which otherwise reports every import to its maker."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail: a stub is used
+    import openvino
+
+    return openvino
+
+
+def _infer(request: Any, inputs: list[Any]) -> None:
+    try:
+        request.infer(inputs, share_inputs=True)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO could not run a batch: {error}") from error
+
+
+def _copy(tensor: Any) -> Floats:
+    """Out of the request's own memory, which the next batch overwrites."""
+    return np.array(tensor.data, dtype=np.float32)

@@ -1,0 +1,92 @@
+"""The app: routes, middleware, and errors turned into JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from model.engines.build import build
+from service.errors import InvalidParameter, ServiceError
+from service.lifecycle import BuildEngine, Service
+from service.middleware import BodyLimit, Observe
+from service.responses import error_response, json_response
+from service.routes import embed, ops, reconstruct
+from service.settings import Settings, load_settings
+
+DESCRIPTION = """Masked autoencoders: images in, embeddings and reconstructions out.
+
+Images come as `multipart/form-data` (every file part is one), as a raw body, or as JSON with base64."""
+
+
+def create_app(settings: Settings | None = None, build_engine: BuildEngine = build) -> FastAPI:
+    """The service as an ASGI app; without `settings` they come from the environment.
+
+    Raises:
+        InvalidSettings: a setting that cannot be.
+    """
+    service = Service(load_settings() if settings is None else settings, build_engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        title="mae-serve",
+        version=version("mae-serve"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    for routes in (embed, reconstruct, ops):
+        app.include_router(routes.router)
+    app.add_middleware(BodyLimit, service=service)
+    app.add_middleware(Observe, service=service)  # the last one added is the outermost
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.add_api_route("/", _root, include_in_schema=False)
+    return app
+
+
+async def _root() -> Response:
+    return RedirectResponse("docs")
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_response(request, error)
+
+
+async def _invalid_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    known = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
+    return error_response(request, InvalidParameter(f"{name}: {known}", parameter=name))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = error.detail.lower().replace(" ", "_")  # "Not Found", "Method Not Allowed"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return json_response(
+        {"error": {"code": code, "message": message, "details": {}}}, error.status_code, dict(error.headers or {})
+    )
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: the log has the traceback, the client an id to ask about."""
+    request_id = request.scope["state"]["record"].id
+    return error_response(request, ServiceError(f"unforeseen error, request {request_id}", request_id=request_id))

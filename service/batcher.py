@@ -1,0 +1,337 @@
+"""Concurrent requests -> batches -> lanes.
+
+A lane is a thread that takes what waits as soon as it is free; the next batch forms while the lanes are busy, so there
+is no timer unless MAX_DELAY_MS asks for one. Only images of the same operation and the same number of visible patches
+can share a batch: they form a group. Whoever was served longest ago (or came first) goes next, between groups and
+inside them, one image a turn: so no single image waits behind a request of many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from model.engines.base import Bytes, Engine, Indices
+from service.errors import EngineLost, QueueFull, ServiceError, TooManyImages
+from service.lane import LaneRunner, Operation, Row
+from service.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image in the queue."""
+
+    ticket: Ticket
+    index: int
+    patches: Bytes
+    positions: Indices
+    since: float
+
+
+class Group(NamedTuple):
+    """What can share a batch."""
+
+    operation: Operation
+    visible: int
+
+
+@dataclass
+class Timing:
+    """Seconds that the slowest image of a request spent waiting, and in its batch."""
+
+    queue: float = 0.0
+    infer: float = 0.0
+
+
+class Ticket:
+    """A request's place in the queue, for as many images as it has; use as a context manager, which gives it up."""
+
+    def __init__(self, batcher: Batcher, operation: Operation, count: int, deadline: float) -> None:
+        """Made by `Batcher.admit`."""
+        self.operation = operation
+        self.deadline = deadline
+        self.timing = Timing()
+        self.items: deque[Item] = deque()
+        self.group: Group | None = None
+        self.stamp = 0.0
+        self.untaken = count
+        self.over = False
+        self._batcher = batcher
+        self._rows: list[Row] = [None] * count
+        self._missing = count
+        self._future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+
+    def put(self, index: int, patches: Bytes, positions: Indices) -> None:
+        """Queues the image `index`, uint8 [K, P] (all N for reconstruct), int32 [K]: one K for the whole ticket.
+
+        Raises:
+            EngineLost: the engine is beyond help.
+        """
+        self._batcher._put(Item(self, index, patches, positions, time.monotonic()))
+
+    async def rows(self) -> list[Row]:
+        """The images' results in order. Waits for good where the deadline has passed: who set it keeps it.
+
+        Raises:
+            InferenceFailed: the engine failed on one of them.
+            EngineLost: the engine is beyond help.
+        """
+        return await self._future
+
+    def settle(self, index: int, row: Row | ServiceError) -> None:
+        """Takes in one image's result; the first failure is the request's. On the event loop."""
+        if self._future.done():
+            return
+        if isinstance(row, ServiceError):
+            self._future.set_exception(row)
+            return
+        self._rows[index] = row
+        self._missing -= 1
+        if not self._missing:
+            self._future.set_result(self._rows)
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the place was taken by `admit`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives back what is left of the place; nothing of this request enters a batch any more."""
+        self._batcher._give_up(self)
+        if not self._future.cancel() and not self._future.cancelled():
+            self._future.exception()  # seen, if nobody asked for it
+
+
+class Batcher:
+    """The queue and the lanes of one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        queue_images: int,
+        max_delay_s: float = 0.0,
+        on_lost: Callable[[str], None] = log.critical,
+    ) -> None:
+        """Takes batches up to the engine's preferred size.
+
+        `on_lost` is called on the event loop when the engine is beyond help, with the reason.
+        """
+        self.engine = engine
+        self.lost: str | None = None
+        self._metrics = metrics
+        self._queue_images = queue_images
+        self._max_delay_s = max_delay_s
+        self._on_lost = on_lost
+        self._changed = threading.Condition()
+        self._groups: dict[Group, dict[Ticket, None]] = {}  # tickets by age of their last turn
+        self._sizes: dict[Group, int] = {}
+        self._admitted = 0
+        self._busy = 0
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: list[threading.Thread] = []
+        metrics.read_at_scrape(metrics.queue_images, lambda: self.waiting)
+        metrics.read_at_scrape(metrics.admitted_images, lambda: self._admitted)
+        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._busy)
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue, ready for a batch."""
+        return sum(self._sizes.values())
+
+    def start(self) -> None:
+        """Starts one thread a lane; results go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        for lane in range(self.engine.lanes):
+            thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
+        """Takes a place for `count` images, before anything is paid for them. `deadline` is of time.monotonic().
+
+        Raises:
+            TooManyImages: more than the queue can ever hold.
+            QueueFull: more than it can hold now.
+            EngineLost: the engine is beyond help.
+        """
+        if count > self._queue_images:
+            raise TooManyImages(
+                f"{count} images in one request, but the queue holds {self._queue_images}", limit=self._queue_images
+            )
+        with self._changed:
+            if self.lost:
+                raise EngineLost(self.lost)
+            if self._admitted + count > self._queue_images:
+                raise QueueFull(
+                    f"{self._admitted} images are waiting and {count} more are too many", limit=self._queue_images
+                )
+            self._admitted += count
+        return Ticket(self, operation, count, deadline)
+
+    async def stop(self) -> None:
+        """Ends the lanes once the queue is empty."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    def _put(self, item: Item) -> None:
+        ticket = item.ticket
+        with self._changed:
+            if self.lost:
+                raise EngineLost(self.lost)
+            if ticket.over:
+                return
+            group = Group(ticket.operation, len(item.positions))
+            if ticket.group not in (None, group):
+                raise ValueError("the images of one ticket must have the same number of visible patches")
+            if not ticket.items:
+                ticket.group, ticket.stamp = group, item.since
+                self._groups.setdefault(group, {})[ticket] = None
+            ticket.items.append(item)
+            self._sizes[group] = self._sizes.get(group, 0) + 1
+            self._changed.notify()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        with self._changed:
+            if ticket.over:
+                return
+            ticket.over = True
+            self._leave_group(ticket)
+            if ticket.untaken:
+                reason = "abandoned" if time.monotonic() < ticket.deadline else "deadline"
+                self._metrics.dropped.labels(reason).inc(ticket.untaken)
+            self._admitted -= ticket.untaken
+            ticket.untaken = 0
+
+    def _leave_group(self, ticket: Ticket) -> None:
+        if not ticket.items or ticket.group is None:
+            return
+        tickets = self._groups[ticket.group]
+        del tickets[ticket]
+        self._sizes[ticket.group] -= len(ticket.items)
+        ticket.items.clear()
+        if not tickets:
+            del self._groups[ticket.group], self._sizes[ticket.group]
+
+    def _serve_lane(self, lane: int) -> None:
+        runner = LaneRunner(self.engine, lane, self._metrics)
+        batch: list[Item] | None = None
+        try:
+            while batch := self._next_batch():
+                try:
+                    results, seconds = runner.run(batch[0].ticket.operation, batch)
+                finally:
+                    with self._changed:
+                        self._busy -= 1
+                self._answer(batch, results, seconds)
+        except BaseException as error:  # whatever ends a lane must be seen, or requests would wait for it in silence
+            log.critical("lane %d has ended", lane, exc_info=error)
+            self._lose(f"lane {lane} has ended: {error or type(error).__name__}", batch or [])
+
+    def _next_batch(self) -> list[Item] | None:
+        """Waits for work; None when there will be none any more."""
+        with self._changed:
+            while not self.lost:
+                group = min(self._groups, key=self._age, default=None)
+                if group is None:
+                    if self._stopping:
+                        return None
+                    self._changed.wait()
+                    continue
+                if (delay := self._delay_left(group)) > 0:
+                    self._changed.wait(delay)
+                    continue
+                if batch := self._take(group):
+                    self._busy += 1
+                    return batch
+            return None
+
+    def _age(self, group: Group) -> float:
+        return next(iter(self._groups[group])).stamp
+
+    def _delay_left(self, group: Group) -> float:
+        if not self._max_delay_s or self._stopping or self._sizes[group] >= self.engine.preferred_batch:
+            return 0.0
+        oldest = min(ticket.items[0].since for ticket in self._groups[group])
+        return oldest + self._max_delay_s - time.monotonic()
+
+    def _take(self, group: Group) -> list[Item]:
+        """Up to the preferred size: one image of each request in turn, beginning with whoever waited longest."""
+        now = time.monotonic()
+        tickets = self._groups[group]
+        turn: deque[Ticket] = deque()
+        for ticket in list(itertools.islice(tickets, self.engine.preferred_batch)):
+            if now < ticket.deadline:
+                turn.append(ticket)
+            else:
+                self._metrics.dropped.labels("deadline").inc(len(ticket.items))
+                self._admitted -= len(ticket.items)
+                ticket.untaken -= len(ticket.items)
+                self._leave_group(ticket)
+        batch: list[Item] = []
+        served: dict[Ticket, None] = {}
+        while turn and len(batch) < self.engine.preferred_batch:
+            ticket = turn.popleft()
+            batch.append(ticket.items.popleft())
+            ticket.untaken -= 1
+            served[ticket] = None
+            if ticket.items:
+                turn.append(ticket)
+        self._admitted -= len(batch)
+        for ticket in served:
+            del tickets[ticket]
+            if ticket.items:  # to the back: its next turn comes after everybody who waits now
+                ticket.stamp = now
+                tickets[ticket] = None
+        if group in self._sizes:
+            self._sizes[group] -= len(batch)
+            if not tickets:
+                del self._groups[group], self._sizes[group]
+        return batch
+
+    def _answer(self, batch: list[Item], results: list[Row | ServiceError], seconds: float) -> None:
+        taken = time.monotonic() - seconds
+        for item in batch:
+            waited = taken - item.since
+            timing = item.ticket.timing
+            timing.queue, timing.infer = max(timing.queue, waited), max(timing.infer, seconds)
+            self._metrics.stage_duration.labels("queue").observe(waited)
+            self._metrics.stage_duration.labels("infer").observe(seconds)
+        self._on_loop(partial(_settle, batch, results))
+
+    def _lose(self, reason: str, batch: list[Item]) -> None:
+        """Fails everything that waits and everything to come."""
+        with self._changed:
+            first = self.lost is None
+            self.lost = self.lost or reason
+            waiting = [item for tickets in self._groups.values() for ticket in tickets for item in ticket.items]
+            self._changed.notify_all()
+        abandoned = [*batch, *waiting]
+        self._on_loop(partial(_settle, abandoned, [EngineLost(reason)] * len(abandoned)))
+        if first:
+            self._on_loop(partial(self._on_lost, reason))
+
+    def _on_loop(self, call: Callable[[], object]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+
+def _settle(batch: Sequence[Item], results: Sequence[Row | ServiceError]) -> None:
+    for item, row in zip(batch, results, strict=True):
+        item.ticket.settle(item.index, row)

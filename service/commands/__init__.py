@@ -1,0 +1,1 @@
+"""The commands of `mae`, one file each."""

@@ -1,0 +1,163 @@
+"""The service's life: loading, ready, draining, lost."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Literal
+
+from model.engines.base import Engine, EngineBuildError
+from model.engines.build import EngineSpec, build
+from model.source import WeightsError
+from service.batcher import Batcher
+from service.errors import Draining, EngineLost, NotReady, Unauthorized
+from service.images import Decoder
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+State = Literal["loading", "ready", "draining", "lost"]
+BuildEngine = Callable[[EngineSpec, Callable[[str], None]], Engine]
+# How long probes can read why an engine is lost before the process ends.
+LOST_GRACE_S = 2.0
+# How long the server still answers 503 after the last accepted request, so that clients on open connections hear of it.
+QUIET_S = 0.25
+
+
+class Service:
+    """What the routes work with, from the first probe to the last answer."""
+
+    def __init__(self, settings: Settings, build_engine: BuildEngine = build) -> None:
+        """Nothing is loaded yet; `build_engine` is `model.engines.build.build`, or stands in for it."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.state: State = "loading"
+        self.progress = "starting"
+        self.exit_code = 0
+        self.inflight = 0
+        """Requests for inference that have begun and are not answered."""
+        self.on_exit: Callable[[], None] = lambda: None
+        """Called when the process should end, with `exit_code` set."""
+        self._build_engine = build_engine
+        self._pipeline: Pipeline | None = None
+        self._started = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics.read_at_scrape(self.metrics.ready, lambda: self.state == "ready")
+        self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.inflight)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The way to the engine, for a request that was admitted.
+
+        Raises:
+            NotReady, Draining, EngineLost: no new work is taken, and why.
+        """
+        if self.state == "draining":
+            raise Draining("the server is shutting down")
+        if self.state == "lost":
+            raise EngineLost(self.progress)
+        if self._pipeline is None:
+            raise NotReady(f"the engine is not ready yet: {self.progress}")
+        return self._pipeline
+
+    def start(self) -> None:
+        """Begins to load the engine; probes are answered meanwhile."""
+        self._begin(self._load())
+
+    def check_key(self, authorization: str, api_key: str) -> None:
+        """Compares `Authorization: Bearer KEY` or `X-API-Key: KEY` with the keys that there are.
+
+        Raises:
+            Unauthorized: none of them.
+        """
+        if not self.settings.api_keys:
+            return
+        given = (api_key or authorization.removeprefix("Bearer ")).encode()
+        if not any([hmac.compare_digest(given, key.encode()) for key in self.settings.api_keys]):
+            raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+
+    def terminate(self) -> None:
+        """SIGTERM: take no new work, finish what was accepted, end. Call on the event loop."""
+        if self.state in ("ready", "loading"):
+            log.info("draining: %d requests to finish", self.inflight)
+            self.state = "draining"
+            self._begin(self._drain())
+
+    async def close(self) -> None:
+        """Ends the lanes and the decode pool."""
+        for task in self._tasks:
+            task.cancel()
+        if self._pipeline is not None:
+            try:
+                await asyncio.wait_for(self._pipeline.batcher.stop(), self.settings.drain_timeout_s)
+            except TimeoutError:
+                log.error("a batch is still running %g s after the end: leaving it", self.settings.drain_timeout_s)
+            self._pipeline.decoder.close()
+
+    async def _load(self) -> None:
+        try:
+            engine = await asyncio.to_thread(self._build_engine, self.settings.engine_spec(), self._say)
+        except (WeightsError, EngineBuildError) as error:
+            self._end(f"the engine cannot be loaded: {error}")
+            return
+        except Exception as error:
+            log.critical("the engine cannot be loaded", exc_info=error)
+            self._end(f"the engine cannot be loaded: {error}")
+            return
+        s, info = self.settings, engine.info
+        decoder = Decoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
+        batcher = Batcher(engine, self.metrics, s.queue_images, s.max_delay_ms / 1000, self._engine_lost)
+        batcher.start()
+        self._pipeline = Pipeline(info, decoder, batcher, self.metrics)
+        self.metrics.describe_engine(info)
+        if self.state == "loading":
+            self.state = "ready"
+        log.info(
+            "ready after %.1f s: %s by %s %s on %s, %d lanes, batches of %d, parity %s",
+            time.monotonic() - self._started,
+            info.model_id,
+            info.backend,
+            info.precision,
+            info.device,
+            info.lanes,
+            info.preferred_batch,
+            info.parity,
+        )
+
+    def _say(self, progress: str) -> None:
+        self.progress = progress
+        log.info(progress)
+
+    def _engine_lost(self, reason: str) -> None:
+        self._begin(self._end_soon(reason))
+
+    async def _end_soon(self, reason: str) -> None:
+        self.state, self.progress = "lost", reason
+        log.critical("the engine is lost: %s; ending in %g s", reason, LOST_GRACE_S)
+        await asyncio.sleep(LOST_GRACE_S)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        log.critical(reason)
+        self.state, self.progress, self.exit_code = "lost", reason, 1
+        self.on_exit()
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + self.settings.drain_timeout_s
+        quiet_since = time.monotonic()
+        while (now := time.monotonic()) < deadline and now - quiet_since < QUIET_S:
+            if self.inflight:
+                quiet_since = now
+            await asyncio.sleep(0.02)
+        if self.inflight:
+            log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", self.inflight)
+        self.on_exit()
+
+    def _begin(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,92 @@
+"""POST /embed: images -> vectors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+from numpy.typing import NDArray
+
+from model.engines.base import EngineInfo, Floats, Indices
+from model.masking import MaskError, kept_share, new_seed
+from service.errors import InvalidParameter
+from service.responses import JSON, json_bytes, preferred_type
+from service.routes.intake import Intake, authorised
+from service.schemas import Embeddings, EmbedParameters, error_answers, request_body
+
+router = APIRouter(tags=["inference"])
+NPY = "application/x-npy"
+# Above this, writing the answer takes longer than a turn of the event loop may.
+LARGE = 50_000
+
+
+@router.post(
+    "/embed",
+    response_model=Embeddings,
+    responses={
+        200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
+        **error_answers(400, 401, 413, 415, 422, 429, 500, 503, 504),
+    },
+    openapi_extra=request_body(with_mask=False),
+    dependencies=[Depends(authorised)],
+)
+async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()]) -> Response:
+    """Turns each image into a vector (or, with `pool=tokens`, into a vector a patch)."""
+    media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
+    intake = Intake(request)
+    pipeline = intake.pipeline
+    seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
+    try:
+        positions = kept_share(pipeline.info.config.grid, parameters.keep, seed or 0)
+    except MaskError as error:
+        raise InvalidParameter(str(error), parameter="keep") from error
+    payload = await intake.payload()
+    rows = await intake.attended(
+        pipeline.embed(payload.images, parameters.pool, positions, intake.record.stages, intake.deadline)
+    )
+    vectors = np.stack(rows)
+    if parameters.normalize:
+        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    def answer() -> bytes:
+        if media_type == NPY:
+            return npy(vectors)
+        return json_bytes(_content(pipeline.info, parameters, vectors, positions, seed))
+
+    body = await pipeline.render(answer, intake.record.stages) if vectors.size > LARGE else answer()
+    headers = {"x-mae-model": pipeline.info.model_id} | ({} if seed is None else {"x-mae-seed": str(seed)})
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """`array` as NumPy writes it to a file."""
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def _content(
+    info: EngineInfo, parameters: EmbedParameters, vectors: Floats, positions: Indices, seed: int | None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "model": info.model_id,
+        "pool": parameters.pool,
+        "dim": vectors.shape[-1],
+        "count": len(vectors),
+        "embeddings": vectors if parameters.encoding == "float" else [base64_floats(vector) for vector in vectors],
+    }
+    if parameters.pool == "tokens":
+        content["grid"] = (info.config.grid, info.config.grid)
+        if seed is not None:
+            content["positions"] = positions
+    if seed is not None:
+        content["seed"] = seed
+    return content
+
+
+def base64_floats(vector: Floats) -> str:
+    """Little-endian float32 in base64, as OpenAI's `encoding_format`."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

@@ -1,0 +1,125 @@
+"""What goes over the wire: query parameters, answers, and the bodies as OpenAPI describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.engines.base import EngineInfo
+from model.masking import MAX_SEED, Strategy
+from service.pipeline import Pool
+from service.rendering import View
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class EmbedParameters(BaseModel):
+    """The query of POST /embed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pool: Pool = Field("mean", description="mean of the patch tokens, the cls token, or all patch tokens")
+    normalize: bool = Field(False, description="scale each vector to length 1")
+    keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
+    seed: Seed | None = Field(None, description="which patches, for keep below 1")
+    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
+
+
+class ReconstructParameters(BaseModel):
+    """The query of POST /reconstruct."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mask_ratio: float = Field(0.75, ge=0, le=1, allow_inf_nan=False, description="share of the patches that is removed")
+    strategy: Strategy = Field("random", description="which patches are removed")
+    seed: Seed | None = Field(None, description="of the mask; the same for all images")
+    patches: str | None = Field(
+        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="the removed patches themselves, row-major: 3,17,42"
+    )
+    view: View = Field("composite", description="what the picture shows")
+
+
+class Embeddings(BaseModel):
+    """The answer of POST /embed."""
+
+    model: str = Field(description="name@weights-hash: with precision and preprocessing (/info), names a vector space")
+    pool: Pool
+    dim: int
+    count: int
+    embeddings: list[Any] = Field(description="a vector an image; base64 text, or a list of vectors for tokens")
+    grid: tuple[int, int] | None = Field(None, description="rows and columns of patches, for tokens")
+    positions: list[int] | None = Field(None, description="row-major places of the tokens, for keep below 1")
+    seed: int | None = Field(None, description="for keep below 1")
+
+
+class Reconstructed(BaseModel):
+    """One image in the answer of POST /reconstruct."""
+
+    loss: float = Field(description="mean squared error over the removed patches")
+    error: list[float] = Field(description="squared error of every patch, row-major")
+    png: str = Field(description="the picture, base64")
+
+
+class Reconstructions(BaseModel):
+    """The answer of POST /reconstruct as JSON."""
+
+    model: str
+    view: View
+    count: int
+    seed: int | None = Field(description="none for an explicit mask")
+    mask_ratio: float = Field(description="share of the patches that was removed")
+    grid: tuple[int, int]
+    mask: list[int] = Field(description="1 = removed, 0 = kept, row-major")
+    reconstructions: list[Reconstructed]
+
+
+class Info(BaseModel):
+    """The answer of GET /info."""
+
+    model: str
+    version: str
+    engine: EngineInfo
+    limits: dict[str, float | int]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail
+
+
+def request_body(with_mask: bool) -> dict[str, Any]:
+    """OpenAPI's description of the three bodies that images come in."""
+    binary = {"type": "string", "format": "binary"}
+    parts: dict[str, Any] = {"image": {"type": "array", "items": binary, "description": "one part an image"}}
+    keys: dict[str, Any] = {
+        "images": {"type": "array", "items": {"type": "string"}, "description": "base64, or data:image/…;base64,…"}
+    }
+    if with_mask:
+        parts["mask"] = {**binary, "description": "white = removed, as large as the image"}
+        keys["mask"] = {"type": "string", "description": "base64; white = removed"}
+    raw = {"schema": binary}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": {"type": "object", "properties": parts, "required": ["image"]}},
+                "application/json": {"schema": {"type": "object", "properties": keys, "required": ["images"]}},
+                **{kind: raw for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")},
+            },
+        }
+    }
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of the refusals."""
+    return {status: {"model": ErrorAnswer} for status in statuses}

@@ -1,0 +1,148 @@
+"""Every setting, once: environment variables MAE_…, or flags of `mae serve`. All have defaults that work."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from model.engines.base import Precision
+from model.engines.build import Backend, EngineSpec
+from model.engines.cpu import available_cpus
+
+PREFIX = "MAE_"
+# What Kubernetes puts into the environment for every service whose name begins with "mae".
+SERVICE_LINK = re.compile(r"MAE_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
+
+
+class InvalidSettings(ValueError):
+    """A setting that cannot be; the message names it."""
+
+
+class Settings(BaseSettings):
+    """What the operator can decide."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, use_attribute_docstrings=True
+    )
+
+    host: str = "0.0.0.0"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    model: str | None = None
+    """Preset (mae_tiny … mae_huge): which packaged weights to serve, or what a checkpoint without a config is."""
+    weights: str | None = None
+    """Checkpoint file or folder, or hf:ORG/NAME; the packaged model if none."""
+    norm_pix_loss: bool | None = None
+    """Whether the decoder predicts pixels normalised within each patch, for a checkpoint that does not say."""
+    image_size: int | None = Field(default=None, gt=0)
+    """Side of the square that the model sees, in pixels, a multiple of the patch; the model's own if none."""
+    preprocess: dict[str, Any] | None = None
+    """JSON that replaces parts of the model's preprocessing: resize, crop_fraction, filter, mean, std."""
+    backend: Backend = "auto"
+    """Engine: auto, openvino or torch."""
+    precision: Precision | Literal["auto"] = "auto"
+    """Arithmetic: auto, fp32, bf16 or fp16."""
+    lanes: int | None = Field(default=None, gt=0)
+    """Batches that run at once; by default one a processor for openvino."""
+    max_batch: int | None = Field(default=None, gt=0, le=4096)
+    """Most images in one batch; by default what the engine likes best."""
+    max_delay_ms: float = Field(default=0, ge=0, le=10_000)
+    """How long a free lane waits for a batch to fill, counted from its oldest image."""
+    queue_images: int = Field(default=512, gt=0)
+    """Images that may wait, decoding included; more are answered 429."""
+    max_inflight_mb: float = Field(default=256, gt=0)
+    """Megabytes of request bodies held at once; more are answered 429 before they are read."""
+    decode_threads: int = Field(default_factory=available_cpus, gt=0)
+    """Threads that decode images and write PNGs; by default one a processor."""
+    max_body_mb: float = Field(default=32, gt=0)
+    """Megabytes of one request's body."""
+    max_pixels: int = Field(default=50_000_000, gt=0)
+    """Pixels of one image."""
+    max_images: int = Field(default=64, gt=0)
+    """Images of one request."""
+    request_timeout_s: float = Field(default=30, gt=0)
+    """Seconds from a request's first byte until it is answered 504."""
+    drain_timeout_s: float = Field(default=30, ge=0)
+    """Seconds that accepted requests get to finish after SIGTERM."""
+    engine_cache: Path = Field(default_factory=lambda: _cache_home() / "mae-serve")
+    """Folder for compiled engines."""
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated keys, one of which a request must bring; none means open."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log is written."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_body_mb > self.max_inflight_mb:
+            raise ValueError(f"MAX_BODY_MB ({self.max_body_mb}) is more than MAX_INFLIGHT_MB ({self.max_inflight_mb})")
+        return self
+
+    @property
+    def max_body_bytes(self) -> int:
+        """MAX_BODY_MB in bytes."""
+        return int(self.max_body_mb * 1e6)
+
+    @property
+    def max_inflight_bytes(self) -> int:
+        """MAX_INFLIGHT_MB in bytes."""
+        return int(self.max_inflight_mb * 1e6)
+
+    def engine_spec(self) -> EngineSpec:
+        """The part that concerns the engine."""
+        return EngineSpec(
+            cache=self.engine_cache,
+            weights=self.weights,
+            model=self.model,
+            norm_pix_loss=self.norm_pix_loss,
+            image_size=self.image_size,
+            preprocess=self.preprocess,
+            backend=self.backend,
+            precision=self.precision,
+            lanes=self.lanes,
+            max_batch=self.max_batch,
+        )
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment, and from `given` (flags), which win; None means not given.
+
+    Raises:
+        InvalidSettings: a value that cannot be, or a variable MAE_… that is no setting.
+    """
+    known = set(Settings.model_fields)
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name not in known and not SERVICE_LINK.fullmatch(variable):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {PREFIX}{close[0].upper()}?" if close else ""
+            raise InvalidSettings(f"{variable} is no setting{hint}")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
+    except SettingsError as error:  # a value that should be JSON and is not
+        raise InvalidSettings(f"{error}: {error.__cause__}") from error
+
+
+def _sentence(error: Any) -> str:
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0]).upper()
+    shown = "" if name == "API_KEYS" else f" (given: {error['input']!r})"
+    return f"{name}: {error['msg']}{shown}"
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
