@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,17 @@ def golden() -> Mapping[str, np.ndarray]:
     """
     with np.load(Path(__file__).parent / "data" / "golden.npz") as arrays:
         return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One engine cache for all tests, so that the packaged model is converted once."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Mapping[str, Image.Image]:
+    """Photographs that scikit-image ships, in the public domain or CC0, by name."""
+    return {
+        name: Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
+    }
