@@ -238,7 +238,7 @@ def _few(names: Iterable[str]) -> str:
 def _preset(model: str | None) -> MAEConfig | None:
     if model is not None and model not in PRESETS:
         raise WeightsError(f"there is no preset {model!r}: the presets are {', '.join(PRESETS)}")
-    return PRESETS[model] if model else None
+    return None if model is None else PRESETS[model]
 
 
 def _regrid(table: Tensor, config: MAEConfig) -> Tensor:

@@ -68,7 +68,7 @@ def locate(weights: str | None, model: str | None) -> Source:
         WeightsError: there are none, or they cannot be read.
     """
     if weights is None:
-        path = _packaged(model or DEFAULT_MODEL)
+        path = _packaged(DEFAULT_MODEL if model is None else model)
     elif weights.startswith(HUB_PREFIX):
         path = _download(weights)
     else:
