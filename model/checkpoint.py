@@ -232,7 +232,7 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def _few(names: Iterable[str]) -> str:
     first, *others = sorted(names)
-    return f"{first} and {len(others)} others" if others else first
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _preset(model: str | None) -> MAEConfig | None:

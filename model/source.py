@@ -202,9 +202,9 @@ def _shards(index: Path) -> list[str]:
     try:
         names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"has an {index.name} without a weight_map: expected names and shards") from error
+        raise WeightsError(f"has a {index.name} without a weight_map: expected names and shards") from error
     if any(Path(name).name != name for name in names):
-        raise WeightsError(f"has an {index.name} that names a shard outside the folder")
+        raise WeightsError(f"has a {index.name} that names a shard outside the folder")
     return sorted(names)
 
 
