@@ -115,6 +115,11 @@ class TestFolders:
         changed = {digest(config=b"{ }"), digest(weights=b"2"), digest(processor=b"{}"), digest(processor=b"[]")}
         assert len(changed | {original}) == 5
 
+    def test_the_digest_tells_files_of_the_same_content_apart(self, tmp_path: Path) -> None:
+        first = folder_with(tmp_path / "a", {"config.json": b"{}", "model.safetensors": b"1"})
+        second = folder_with(tmp_path / "b", {"config.json": b"{}", "pytorch_model.bin": b"1"})
+        assert locate(str(first), None).digest != locate(str(second), None).digest
+
     def test_shards_count(self, tmp_path: Path) -> None:
         index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
         files = {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
