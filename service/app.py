@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from model.engines.build import build
-from service.errors import InvalidParameter, ServiceError
+from service.errors import ServiceError
 from service.lifecycle import BuildEngine, Service
 from service.middleware import BodyLimit, Observe
 from service.responses import error_response, json_response
 from service.routes import embed, ops, reconstruct
+from service.schemas import refusal
 from service.settings import Settings, load_settings
 
 DESCRIPTION = """Masked autoencoders: images in, embeddings and reconstructions out.
@@ -71,10 +72,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    name = str(first["loc"][-1])
-    known = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
-    return error_response(request, InvalidParameter(f"{name}: {known}", parameter=name))
+    return error_response(request, refusal(error.errors()[0]))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -54,6 +54,11 @@ class Reconstruction:
         removed[self.positions] = False
         return float(self.error[removed].mean())
 
+    @property
+    def removed_share(self) -> float:
+        """Share of the patches that was removed."""
+        return 1 - len(self.positions) / len(self.error)
+
 
 class Pipeline:
     """Decodes in the pool, queues in the batcher, waits for the rows."""
@@ -166,3 +171,9 @@ class Pipeline:
         rows = await ticket.rows()
         stages.queue, stages.infer = ticket.timing.queue, ticket.timing.infer
         return rows
+
+
+def normalized(vectors: Floats) -> Floats:
+    """`vectors` [..., D], each scaled to length 1."""
+    lengths: Floats = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / lengths

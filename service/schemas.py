@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.engines.base import EngineInfo
 from model.masking import MAX_SEED, Strategy
+from service.errors import InvalidParameter
 from service.pipeline import Pool
 from service.rendering import View
 
@@ -95,6 +97,13 @@ class ErrorAnswer(BaseModel):
     """The shape of every error."""
 
     error: ErrorDetail
+
+
+def refusal(error: Mapping[str, Any]) -> InvalidParameter:
+    """The first of pydantic's errors about parameters, as a refusal that names the parameter."""
+    name = str(error["loc"][-1])
+    reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"]
+    return InvalidParameter(f"{name}: {reason}", parameter=name)
 
 
 def request_body(with_mask: bool) -> dict[str, Any]:

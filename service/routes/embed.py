@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from model.engines.base import EngineInfo, Floats, Indices
-from model.masking import MaskError, kept_share, new_seed
-from service.errors import InvalidParameter
+from service.masks import choose_kept
+from service.pipeline import normalized
 from service.responses import JSON, json_bytes, preferred_type
 from service.routes.intake import Intake, authorised
 from service.schemas import Embeddings, EmbedParameters, error_answers, request_body
@@ -38,18 +38,14 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
     intake = Intake(request)
     pipeline = intake.pipeline
-    seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
-    try:
-        positions = kept_share(pipeline.info.config.grid, parameters.keep, seed or 0)
-    except MaskError as error:
-        raise InvalidParameter(str(error), parameter="keep") from error
+    seed, positions = choose_kept(pipeline.info.config, parameters)
     payload = await intake.payload()
     rows = await intake.attended(
         pipeline.embed(payload.images, parameters.pool, positions, intake.record.stages, intake.deadline)
     )
     vectors = np.stack(rows)
     if parameters.normalize:
-        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        vectors = normalized(vectors)
 
     def answer() -> bytes:
         if media_type == NPY:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from fastapi import APIRouter, Depends, Request, Response
 
+from service.description import describe
 from service.responses import json_response
 from service.routes.intake import authorised, service_of
 from service.schemas import Info, error_answers
@@ -34,27 +33,7 @@ async def readyz(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """Model, engine, parity, versions, and every limit that is in force."""
     service = service_of(request)
-    settings, pipeline = service.settings, service.pipeline
-    limits = {
-        "max_batch": pipeline.info.preferred_batch,
-        "max_delay_ms": settings.max_delay_ms,
-        "queue_images": settings.queue_images,
-        "max_inflight_mb": settings.max_inflight_mb,
-        "decode_threads": settings.decode_threads,
-        "max_body_mb": settings.max_body_mb,
-        "max_pixels": settings.max_pixels,
-        "max_images": settings.max_images,
-        "request_timeout_s": settings.request_timeout_s,
-        "drain_timeout_s": settings.drain_timeout_s,
-    }
-    return json_response(
-        {
-            "model": pipeline.info.model_id,
-            "version": version("mae-serve"),
-            "engine": pipeline.info.model_dump(),
-            "limits": limits,
-        }
-    )
+    return json_response(describe(service.pipeline.info, service.settings))
 
 
 @router.get("/metrics", response_class=Response)

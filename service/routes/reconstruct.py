@@ -10,12 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from model.engines.base import EngineInfo, Indices
-from model.masking import MaskError, explicit_positions, new_seed, removed_flags, visible_positions
-from service.errors import InvalidParameter
-from service.images import Decoded
-from service.payloads import Payload
-from service.pipeline import Pipeline, Place, Reconstruction
+from model.engines.base import EngineInfo
+from model.masking import removed_flags
+from service.masks import choose_removed
+from service.pipeline import Reconstruction
 from service.rendering import View, render
 from service.responses import JSON, json_bytes, preferred_type
 from service.routes.intake import Intake, authorised
@@ -24,7 +22,6 @@ from service.schemas import Reconstructions, ReconstructParameters, error_answer
 router = APIRouter(tags=["inference"])
 PNG, ZIP = "image/png", "application/zip"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-OF_A_DRAWN_MASK = {"mask_ratio", "strategy", "seed"}
 
 
 @router.post(
@@ -44,7 +41,8 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     payload = await intake.payload(takes_mask=True)
     one = len(payload.images) == 1
     media_type = preferred_type(request.headers.get("accept", ""), (PNG, JSON) if one else (JSON, ZIP))
-    seed, place = _mask(pipeline, parameters, payload)
+    config, decoder = pipeline.info.config, pipeline.decoder
+    seed, place = choose_removed(config, decoder, parameters, payload.mask, len(payload.images))
     found = await intake.attended(pipeline.reconstruct(payload.images, place, stages, intake.deadline))
     view = parameters.view
 
@@ -58,52 +56,12 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     body = await pipeline.render(answer, stages)
     headers = {
         "x-mae-model": pipeline.info.model_id,
-        "x-mae-mask-ratio": f"{_removed_share(pipeline.info, found[0].positions):.6g}",
+        "x-mae-mask-ratio": f"{found[0].removed_share:.6g}",
         "x-mae-loss": ",".join(f"{x.loss:.6f}" for x in found),
     }
     if seed is not None:
         headers["x-mae-seed"] = str(seed)
     return Response(body, headers=headers, media_type=media_type)
-
-
-def _mask(pipeline: Pipeline, parameters: ReconstructParameters, payload: Payload) -> tuple[int | None, Place]:
-    """The seed if there is one, and how a decoded image gets its visible patches.
-
-    Raises:
-        InvalidParameter: two masks at once, or one that removes nothing or everything.
-    """
-    config, decoder, drawn = pipeline.info.config, pipeline.decoder, payload.mask
-    given = [name for name, there in (("patches", parameters.patches), ("mask", drawn)) if there is not None]
-    if given:
-        for other in (*given[1:], *sorted(OF_A_DRAWN_MASK & parameters.model_fields_set)):
-            raise InvalidParameter(f"{given[0]} says which patches to remove: {other} cannot too", parameter=other)
-    if drawn is not None:
-        if len(payload.images) > 1:
-            raise InvalidParameter("a mask goes with one image, and there are more", parameter="mask")
-
-        def place_drawn(decoded: Decoded) -> Indices:
-            return _positions(
-                "mask", lambda: explicit_positions(decoder.removed_by(drawn, decoded), config.num_patches)
-            )
-
-        return None, place_drawn
-    if parameters.patches is not None:
-        removed = [int(index) for index in parameters.patches.split(",")]
-        positions = _positions("patches", lambda: explicit_positions(removed, config.num_patches))
-        return None, lambda decoded: positions
-    seed = new_seed() if parameters.seed is None else parameters.seed
-    positions = _positions(
-        "mask_ratio", lambda: visible_positions(parameters.strategy, config.grid, parameters.mask_ratio, seed)
-    )
-    return seed, lambda decoded: positions
-
-
-def _positions(parameter: str, make: Any) -> Indices:
-    try:
-        positions: Indices = make()
-    except MaskError as error:
-        raise InvalidParameter(f"{parameter}: {error}", parameter=parameter) from error
-    return positions
 
 
 def _content(
@@ -115,7 +73,7 @@ def _content(
         "view": view,
         "count": len(found),
         "seed": seed,
-        "mask_ratio": _removed_share(info, positions),
+        "mask_ratio": found[0].removed_share,
         "grid": (info.config.grid, info.config.grid),
         "mask": removed_flags(positions, info.config.num_patches),
         "reconstructions": [
@@ -141,7 +99,3 @@ def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
             archive.writestr(f"{number:04d}.png", picture)
         archive.writestr("reconstructions.json", json_bytes(facts))
     return out.getvalue()
-
-
-def _removed_share(info: EngineInfo, positions: Indices) -> float:
-    return 1 - len(positions) / info.config.num_patches

@@ -1,0 +1,30 @@
+"""What is served, in one JSON object: the answer of GET /info and of `mae info`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from model.engines.base import EngineInfo
+from service.settings import Settings
+
+
+def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
+    """Model, version, engine (with parity and versions of libraries), and every limit that is in force."""
+    return {
+        "model": info.model_id,
+        "version": version("mae-serve"),
+        "engine": info.model_dump(),
+        "limits": {
+            "max_batch": info.preferred_batch,
+            "max_delay_ms": settings.max_delay_ms,
+            "queue_images": settings.queue_images,
+            "max_inflight_mb": settings.max_inflight_mb,
+            "decode_threads": settings.decode_threads,
+            "max_body_mb": settings.max_body_mb,
+            "max_pixels": settings.max_pixels,
+            "max_images": settings.max_images,
+            "request_timeout_s": settings.request_timeout_s,
+            "drain_timeout_s": settings.drain_timeout_s,
+        },
+    }
