@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
 
+    @field_validator("preprocess", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value  # a flag; variables come parsed
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_body_mb > self.max_inflight_mb:
@@ -141,7 +147,7 @@ def _sentence(error: Any) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     name = str(error["loc"][0]).upper()
     shown = "" if name == "API_KEYS" else f" (given: {error['input']!r})"
-    return f"{name}: {error['msg']}{shown}"
+    return f"{name}: {str(error['msg']).removeprefix('Value error, ')}{shown}"
 
 
 def _cache_home() -> Path:
