@@ -83,10 +83,11 @@ def _option(name: str, field: FieldInfo) -> Any:
     # Not typer's `show_default`, which puts a text between brackets; the backslash keeps Rich from reading a style.
     shown = "" if field.default_factory or field.default in (None, ()) else rf" \[default: {_text(field.default)}]"
     help_text = text[:1].upper() + text[1:] + shown
+    panel = "Engine" if name in ENGINE_OPTIONS else None
     kinds = _kinds(field.annotation)
     if kinds == [bool]:
-        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text)]
-    return Annotated[str | None, typer.Option(flag, help=help_text, metavar=_metavar(kinds))]
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, rich_help_panel=panel)]
+    return Annotated[str | None, typer.Option(flag, help=help_text, metavar=_metavar(kinds), rich_help_panel=panel)]
 
 
 def _text(default: object) -> str:
