@@ -13,12 +13,15 @@ from pydantic.fields import FieldInfo
 
 from model.engines.base import EngineBuildError
 from model.source import WeightsError
+from service.commands.convert import convert
 from service.commands.embed import embed
+from service.commands.errors import CommandError
+from service.commands.info import info
 from service.commands.options import ENGINE_OPTIONS, with_options
+from service.commands.reconstruct import reconstruct
 from service.commands.serve import serve
-from service.commands.vectors import VectorFileError
 from service.errors import ServiceError
-from service.schemas import EmbedParameters
+from service.schemas import EmbedParameters, ReconstructParameters
 from service.settings import InvalidSettings, Settings
 
 app = typer.Typer(
@@ -35,9 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits; what the user can mend is one line, not a traceback."""
     try:
         app(arguments)
-    except (InvalidSettings, WeightsError, EngineBuildError, VectorFileError, ServiceError, OSError) as error:
-        print(f"mae: {error}", file=sys.stderr)
+    except (CommandError, InvalidSettings, WeightsError, EngineBuildError, ServiceError, OSError) as error:
+        print(f"mae: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,3 +72,6 @@ def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo]) -> None:
 
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
+_add(reconstruct, {**ReconstructParameters.model_fields, **ENGINE_OPTIONS})
+_add(info, ENGINE_OPTIONS)
+_add(convert, {})

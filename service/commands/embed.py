@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from model.engines.base import Engine, Floats, Indices
+from service.commands.errors import CommandError
 from service.commands.files import find_images
 from service.commands.options import parameters_of, settings_of
 from service.commands.report import Report
@@ -56,7 +57,7 @@ def embed(
     parameters, settings = parameters_of(EmbedParameters, given), settings_of(given)
     images, refused = find_images(paths)
     if not images and not refused:
-        raise FileNotFoundError(f"there are no images in {', '.join(map(str, paths))}")
+        raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with Store(output, overwrite) as store:
         engine = build_engine(settings)
         if parameters.seed is None and store.space is not None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.commands.errors import CommandError
+
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff")
 )
@@ -20,7 +22,7 @@ def find_images(paths: list[Path]) -> tuple[list[str], list[tuple[str, str]]]:
         The images, each once, and what cannot be tried, with the reason.
 
     Raises:
-        FileNotFoundError: one of `paths` does not exist.
+        CommandError: one of `paths` does not exist.
     """
     found: dict[str, None] = {}
     refused: list[tuple[str, str]] = []
@@ -30,10 +32,20 @@ def find_images(paths: list[Path]) -> tuple[list[str], list[tuple[str, str]]]:
         elif path.exists():
             found[str(path)] = None
         else:
-            raise FileNotFoundError(f"{path} does not exist")
+            raise CommandError(f"{path} does not exist")
     images = [image for image in found if _is_text(image)]
     odd = [os.fsencode(image).decode(errors="replace") for image in found if not _is_text(image)]
     return images, [*refused, *((image, "its name is not UTF-8") for image in odd)]
+
+
+def require_folder(output: Path) -> None:
+    """Raises unless the folder of an output exists.
+
+    Raises:
+        CommandError: it does not.
+    """
+    if not output.parent.is_dir():
+        raise CommandError(f"there is no folder {output.parent}")
 
 
 def write_output(path: Path, data: bytes) -> None:

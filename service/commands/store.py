@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from service.commands.files import require_folder
 from service.commands.formats import format_of
 from service.commands.journal import Header, Journal
 from service.commands.vectors import Row, Stored, VectorFileError, VectorSpace
@@ -30,8 +31,7 @@ class Store:
         self.output = output.resolve()  # a link is followed, not replaced
         self._format = format_of(output)
         self._overwrite = overwrite
-        if not self.output.parent.is_dir():
-            raise VectorFileError(f"there is no folder {output.parent}")
+        require_folder(output)
         if self.output.exists() and not self.output.is_file():
             raise VectorFileError(f"{output} is no regular file")
         self._stored: Stored | None = None

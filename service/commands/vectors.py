@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.config import Preprocessing
 from model.engines.base import EngineInfo, Floats, Indices, Precision
+from service.commands.errors import CommandError
 from service.pipeline import Pool
 from service.schemas import EmbedParameters
 
 
-class VectorFileError(ValueError):
+class VectorFileError(CommandError):
     """A file of vectors that cannot be read, or must not be added to; one sentence says why."""
 
 
