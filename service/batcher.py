@@ -9,7 +9,6 @@ inside them, one image a turn: so no single image waits behind a request of many
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -134,10 +133,13 @@ class Batcher:
         self._metrics = metrics
         self._queue_images = queue_images
         self._max_delay_s = max_delay_s
+        self._queue_duration = metrics.stage_duration.labels("queue")
+        self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
         self._changed = threading.Condition()
         self._groups: dict[Group, dict[Ticket, None]] = {}  # tickets by age of their last turn
         self._sizes: dict[Group, int] = {}
+        self._open: set[Ticket] = set()
         self._admitted = 0
         self._busy = 0
         self._stopping = False
@@ -150,7 +152,8 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Images in the queue, ready for a batch."""
-        return sum(self._sizes.values())
+        with self._changed:
+            return sum(self._sizes.values())
 
     def start(self) -> None:
         """Starts one thread a lane; results go to the running event loop."""
@@ -180,15 +183,27 @@ class Batcher:
                     f"{self._admitted} images are waiting and {count} more are too many", limit=self._queue_images
                 )
             self._admitted += count
-        return Ticket(self, operation, count, deadline)
+            ticket = Ticket(self, operation, count, deadline)
+            self._open.add(ticket)
+        return ticket
 
-    async def stop(self) -> None:
-        """Ends the lanes once the queue is empty."""
+    def fail_all(self, error: ServiceError) -> None:
+        """Answers everything that was admitted and is not through with `error`. On the event loop."""
+        with self._changed:
+            tickets = list(self._open)
+        for ticket in tickets:
+            ticket.settle(0, type(error)(error.message, **error.details))  # shared, it would gather their tracebacks
+
+    def stop(self, seconds: float) -> None:
+        """Ends the lanes once the queue is empty; a lane that takes longer than `seconds` is left to itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        end = time.monotonic() + seconds
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                log.error("%s is still running a batch: leaving it", thread.name)
 
     def _put(self, item: Item) -> None:
         ticket = item.ticket
@@ -212,6 +227,7 @@ class Batcher:
             if ticket.over:
                 return
             ticket.over = True
+            self._open.discard(ticket)
             self._leave_group(ticket)
             if ticket.untaken:
                 reason = "abandoned" if time.monotonic() < ticket.deadline else "deadline"
@@ -231,7 +247,6 @@ class Batcher:
 
     def _serve_lane(self, lane: int) -> None:
         runner = LaneRunner(self.engine, lane, self._metrics)
-        batch: list[Item] | None = None
         try:
             while batch := self._next_batch():
                 try:
@@ -242,22 +257,19 @@ class Batcher:
                 self._answer(batch, results, seconds)
         except BaseException as error:  # whatever ends a lane must be seen, or requests would wait for it in silence
             log.critical("lane %d has ended", lane, exc_info=error)
-            self._lose(f"lane {lane} has ended: {error or type(error).__name__}", batch or [])
+            self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
     def _next_batch(self) -> list[Item] | None:
         """Waits for work; None when there will be none any more."""
         with self._changed:
             while not self.lost:
-                group = min(self._groups, key=self._age, default=None)
+                delays = {group: self._delay_left(group) for group in self._groups}
+                group = min((group for group, delay in delays.items() if delay <= 0), key=self._age, default=None)
                 if group is None:
                     if self._stopping:
                         return None
-                    self._changed.wait()
-                    continue
-                if (delay := self._delay_left(group)) > 0:
-                    self._changed.wait(delay)
-                    continue
-                if batch := self._take(group):
+                    self._changed.wait(min(delays.values(), default=None))
+                elif batch := self._take(group):
                     self._busy += 1
                     return batch
             return None
@@ -276,7 +288,9 @@ class Batcher:
         now = time.monotonic()
         tickets = self._groups[group]
         turn: deque[Ticket] = deque()
-        for ticket in list(itertools.islice(tickets, self.engine.preferred_batch)):
+        for ticket in list(tickets):
+            if len(turn) == self.engine.preferred_batch:
+                break
             if now < ticket.deadline:
                 turn.append(ticket)
             else:
@@ -311,19 +325,17 @@ class Batcher:
             waited = taken - item.since
             timing = item.ticket.timing
             timing.queue, timing.infer = max(timing.queue, waited), max(timing.infer, seconds)
-            self._metrics.stage_duration.labels("queue").observe(waited)
-            self._metrics.stage_duration.labels("infer").observe(seconds)
+            self._queue_duration.observe(waited)
+            self._infer_duration.observe(seconds)
         self._on_loop(partial(_settle, batch, results))
 
-    def _lose(self, reason: str, batch: list[Item]) -> None:
+    def _lose(self, reason: str) -> None:
         """Fails everything that waits and everything to come."""
         with self._changed:
             first = self.lost is None
             self.lost = self.lost or reason
-            waiting = [item for tickets in self._groups.values() for ticket in tickets for item in ticket.items]
             self._changed.notify_all()
-        abandoned = [*batch, *waiting]
-        self._on_loop(partial(_settle, abandoned, [EngineLost(reason)] * len(abandoned)))
+        self._on_loop(partial(self.fail_all, EngineLost(reason)))
         if first:
             self._on_loop(partial(self._on_lost, reason))
 

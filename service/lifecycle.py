@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Literal
@@ -26,6 +27,7 @@ BuildEngine = Callable[[EngineSpec, Callable[[str], None]], Engine]
 LOST_GRACE_S = 2.0
 # How long the server still answers 503 after the last accepted request, so that clients on open connections hear of it.
 QUIET_S = 0.25
+LAST_BATCH_S = 5.0
 
 
 class Service:
@@ -88,19 +90,16 @@ class Service:
             self._begin(self._drain())
 
     async def close(self) -> None:
-        """Ends the lanes and the decode pool."""
+        """Ends the lanes and the decode pool; a batch that is still running gets a moment, and is left."""
         for task in self._tasks:
             task.cancel()
         if self._pipeline is not None:
-            try:
-                await asyncio.wait_for(self._pipeline.batcher.stop(), self.settings.drain_timeout_s)
-            except TimeoutError:
-                log.error("a batch is still running %g s after the end: leaving it", self.settings.drain_timeout_s)
+            self._pipeline.batcher.stop(LAST_BATCH_S)
             self._pipeline.decoder.close()
 
     async def _load(self) -> None:
         try:
-            engine = await asyncio.to_thread(self._build_engine, self.settings.engine_spec(), self._say)
+            engine = await self._in_thread(lambda: self._build_engine(self.settings.engine_spec(), self._say))
         except (WeightsError, EngineBuildError) as error:
             self._end(f"the engine cannot be loaded: {error}")
             return
@@ -127,6 +126,27 @@ class Service:
             info.preferred_batch,
             info.parity,
         )
+
+    @staticmethod
+    def _in_thread(work: Callable[[], Engine]) -> asyncio.Future[Engine]:
+        """Runs `work` in a daemon thread, for which nothing waits when the process is told to end."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Engine] = loop.create_future()
+
+        def settle(engine: Engine | None, error: Exception | None) -> None:
+            if not future.cancelled():
+                future.set_exception(error) if error else future.set_result(engine)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                engine, failure = work(), None
+            except Exception as error:
+                engine, failure = None, error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, engine, failure)
+
+        threading.Thread(target=run, name="load", daemon=True).start()
+        return future
 
     def _say(self, progress: str) -> None:
         self.progress = progress
@@ -155,6 +175,8 @@ class Service:
             await asyncio.sleep(0.02)
         if self.inflight:
             log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", self.inflight)
+            if self._pipeline is not None:
+                self._pipeline.batcher.fail_all(Draining("the server is shutting down, and the time to finish is over"))
         self.on_exit()
 
     def _begin(self, work: Coroutine[object, object, None]) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -26,9 +29,9 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         """`port` 0 takes a free one, which the log names."""
         # Its own log says where it listens; requests are logged by the app.
-        super().__init__(
-            uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_keep_alive=65)
-        )
+        config = uvicorn.Config(app, host, port, log_config=None, access_log=False, timeout_keep_alive=65)
+        config.timeout_graceful_shutdown = 1  # the drain is over by then: whatever is left is cut off
+        super().__init__(config)
         self._service: Service = app.state.service
         self._service.on_exit = self._exit
 
@@ -56,4 +59,8 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     """Serves until the end; returns the exit code."""
     Server(app, host, port).run()
     service: Service = app.state.service
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath can crash.
+        logging.shutdown()
+        os._exit(service.exit_code)
     return service.exit_code

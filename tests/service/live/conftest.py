@@ -75,16 +75,16 @@ Start = Callable[..., LiveServer]
 def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts servers with settings given as keywords, and ends them after the tests.
 
-    `script` runs a Python file instead of `mae serve`; `ready=False` returns as soon as the server listens.
+    `fake` serves an engine of `fake_server.py` with these variables; `ready=False` waits for the listener alone.
     """
     servers: list[LiveServer] = []
 
-    def start(script: Path | None = None, ready: bool = True, **settings: object) -> LiveServer:
+    def start(fake: dict[str, str] | None = None, ready: bool = True, **settings: object) -> LiveServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
         given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, **settings}
         environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
-        command = [MAE, "serve"] if script is None else [sys.executable, "-W", "ignore", str(script)]
-        server = LiveServer(command, environment, tmp_path_factory.mktemp("server") / "log")
+        command = [MAE, "serve"] if fake is None else [sys.executable, "-m", "tests.service.live.fake_server"]
+        server = LiveServer(command, environment | (fake or {}), tmp_path_factory.mktemp("server") / "log")
         servers.append(server)
         server.wait_until_listening()
         if ready:

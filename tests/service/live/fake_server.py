@@ -1,0 +1,81 @@
+"""Serves an engine that misbehaves on purpose: FAKE says how. Everything else is the real server."""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from model.config import PRESETS, Preprocessing
+from model.engines.base import EngineInfo, FatalEngineError
+from service.app import create_app
+from service.server import serve
+from service.settings import load_settings
+
+POISON = 201
+"""An image of this grey is the one that the engine stumbles over."""
+
+
+class FakeEngine:
+    """Vectors of the patches' mean; costs a given time; stumbles as FAKE says."""
+
+    def __init__(self, kind: str, seconds: float, batch: int) -> None:
+        config = PRESETS["mae_tiny"]
+        self.info = EngineInfo(
+            backend="torch",
+            precision="fp32",
+            device="cpu",
+            model="fake",
+            weights="0" * 64,
+            layout="none",
+            license=None,
+            config=config,
+            preprocessing=Preprocessing(),
+            lanes=1,
+            threads_per_lane=1,
+            preferred_batch=batch,
+            versions={},
+        )
+        self.lanes = 1
+        self.preferred_batch = batch
+        self._kind = kind
+        self._seconds = seconds
+
+    def embed(self, lane, patches, positions):
+        time.sleep(self._seconds)
+        mean = patches.mean(axis=(1, 2), dtype=np.float32)
+        poisoned = (patches == POISON).all(axis=(1, 2))
+        if self._kind == "raises" and poisoned.any():
+            raise RuntimeError("a poisoned image")
+        if self._kind == "fatal" and poisoned.any():
+            raise FatalEngineError("the device has fallen off the bus")
+        if self._kind == "dies" and poisoned.any():
+            sys.exit("the thread is gone")
+        vectors = np.repeat(mean[:, None, None], 2, axis=1) * np.ones(192, np.float32)
+        if self._kind == "nan":
+            vectors[poisoned] = np.nan
+        return vectors
+
+    def tokens(self, lane, patches, positions):
+        return np.zeros((*positions.shape, 192), np.float32)
+
+    def reconstruct(self, lane, patches, positions):
+        time.sleep(self._seconds)
+        return patches, np.zeros(patches.shape[:2], np.float32)
+
+
+def build(spec, progress):
+    progress("pretending to build")
+    time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
+    kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
+    if kind == "unbuildable":
+        raise RuntimeError("out of memory, say")
+    return FakeEngine(kind, seconds, spec.max_batch or 16)
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.basicConfig(level=logging.INFO)
+    settings = load_settings()
+    sys.exit(serve(create_app(settings, build), settings.host, settings.port))
