@@ -60,42 +60,48 @@ class LaneRunner:
         except Exception as error:
             self._failed(batch, error)
             self._probe(operation, batch[0])
-            results = self._halves(operation, batch, error)
+            results = self._halves(operation, batch)
+        else:
+            if all(isinstance(result, ServiceError) for result in results):
+                self._probe(operation, batch[0])
         return results, time.monotonic() - start
 
-    def _halves(self, operation: Operation, batch: Sequence[Work], error: Exception) -> list[Row | ServiceError]:
-        """A batch has failed: each half alone, down to the image that is to blame."""
-        if len(batch) == 1:
-            index = batch[0].index
-            return [InferenceFailed(f"the engine failed on image {index}: {error}", image=index)]
+    def _halves(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
+        """A batch has failed: each half again, down to the image that is to blame; a lone image once more."""
+        middle = (len(batch) + 1) // 2
         results: list[Row | ServiceError] = []
-        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+        for half in filter(len, (batch[:middle], batch[middle:])):
             try:
                 results += self._checked(operation, half)
             except FatalEngineError:
                 raise
-            except Exception as half_error:
-                self._failed(half, half_error)
-                results += self._halves(operation, half, half_error)
+            except Exception as error:
+                self._failed(half, error)
+                if len(half) > 1:
+                    results += self._halves(operation, half)
+                else:
+                    index = half[0].index
+                    results.append(InferenceFailed(f"the engine failed on image {index}: {error}", image=index))
         return results
 
     def _probe(self, operation: Operation, item: Work) -> None:
         """After a failed batch: a harmless one of grey. If that fails too, it is the engine and not the images."""
         grey = np.full_like(item.patches[None], 128)
         try:
-            self._call(operation, grey, item.positions[None])
+            finite = _finite_rows(self._call(operation, grey, item.positions[None]), 1)
         except Exception as error:
             raise FatalEngineError(
                 f"two batches in a row have failed, the second one of plain grey: {error}"
             ) from error
+        if not finite.all():
+            raise FatalEngineError("the engine gives no finite numbers, not even for plain grey")
 
     def _checked(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
         """Rows of the batch; one with a number that is none becomes a failure of its image alone."""
         patches = np.stack([item.patches for item in batch])
         positions = np.stack([item.positions for item in batch])
         outputs = self._call(operation, patches, positions)
-        floats = outputs[-1]  # vectors, or the error of each patch: pixels are bytes and always finite
-        finite = np.isfinite(floats).reshape(len(batch), -1).all(axis=1)
+        finite = _finite_rows(outputs, len(batch))
         results: list[Row | ServiceError] = []
         for row, item in enumerate(batch):
             if finite[row]:
@@ -118,3 +124,10 @@ class LaneRunner:
     def _failed(self, batch: Sequence[Work], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()
         log.error("a batch of %d has failed on lane %d: %s", len(batch), self._lane, error)
+
+
+def _finite_rows(outputs: tuple[NDArray[Any], ...], count: int) -> NDArray[np.bool_]:
+    """Which of `count` rows hold nothing but finite numbers."""
+    floats = outputs[-1]  # vectors, or the error of each patch: pixels are bytes and always finite
+    finite: NDArray[np.bool_] = np.isfinite(floats).reshape(count, -1).all(axis=1)
+    return finite
