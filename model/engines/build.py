@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -78,13 +79,14 @@ def choose_backend(wanted: Backend) -> tuple[Literal["openvino", "torch"], str, 
         if not find_spec("openvino"):
             raise EngineBuildError("BACKEND=openvino, but the package openvino is not installed")
         return "openvino", "cpu", None
-    cuda = any(path.exists() for path in NVIDIA_DEVICES) and _cuda_works()
-    if wanted == "torch":
-        return "torch", "cuda" if cuda else "cpu", None
-    if cuda:
+    nvidia = any(path.exists() for path in NVIDIA_DEVICES)
+    if nvidia and _cuda_works():
         return "torch", "cuda", None
+    idle = "there is an NVIDIA device, but torch cannot use it" if nvidia else None
+    if wanted == "torch":
+        return "torch", "cpu", idle
     if find_spec("openvino"):
-        return "openvino", "cpu", None
+        return "openvino", "cpu", idle
     return "torch", "cpu", "the package openvino is not installed"
 
 
@@ -99,15 +101,12 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, ModelFacts]:
 
     checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    try:
-        if spec.image_size is not None:
+    if spec.image_size is not None:
+        with _speaking_of("IMAGE_SIZE"):
             config = MAEConfig(**{**config.model_dump(), "image_size": spec.image_size})
-        if spec.preprocess is not None:
+    if spec.preprocess is not None:
+        with _speaking_of("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "IMAGE_SIZE"
-        raise EngineBuildError(f"the model cannot be served like this: {where}: {first['msg']}") from error
     return checkpoint, ModelFacts(config, preprocessing, checkpoint.layout, checkpoint.license)
 
 
@@ -175,7 +174,20 @@ def _build_eager(
         spec.max_batch or EAGER_BATCH,
         fallback,
     )
-    return _gated(EagerEngine(checkpoint, info), parity.answers(reference_engine(checkpoint, facts)), progress)
+    reference = parity.answers(reference_engine(checkpoint, facts))  # first: both set torch's number of threads
+    return _gated(EagerEngine(checkpoint, info), reference, progress)
+
+
+@contextmanager
+def _speaking_of(setting: str) -> Iterator[None]:
+    """Makes what pydantic refuses an EngineBuildError that names the setting."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([setting, *map(str, first["loc"])])
+        message = first["msg"].removeprefix("Value error, ")
+        raise EngineBuildError(f"the model cannot be served like this: {where}: {message}") from error
 
 
 def _gated(engine: Engine, reference: parity.Answers, progress: Callable[[str], None]) -> Engine:

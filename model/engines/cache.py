@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +34,8 @@ class EngineCache:
     def obtain(self, name: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of entry `name` and whether it was there already; `make` fills a new one.
 
-        A missing, incomplete or altered entry is made anew. Processes that want the same entry at once make it once.
+        A missing, incomplete or altered entry is made anew. Processes that want the same entry at once make it once;
+        what a process that was killed has left half-written is removed.
 
         Raises:
             EngineBuildError: the cache cannot be written.
@@ -45,15 +46,20 @@ class EngineCache:
         with self._locked(name):
             if self._intact(folder):
                 return folder, True
-            fresh = Path(tempfile.mkdtemp(dir=self.root, prefix=f".{name}-"))
+            for stale in self.root.glob(f".{name}-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            # Not by tempfile, which would let nobody else read it: an image built by root is run by others.
+            fresh = self.root / f".{name}-{uuid.uuid4().hex}"
             try:
+                fresh.mkdir()
                 make(fresh)
                 (fresh / MANIFEST).write_text(json.dumps(_digests(fresh), indent=1))
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 os.replace(fresh, folder)
-            except BaseException:
+            except OSError as error:
+                raise self._unwritable(error) from error
+            finally:
                 shutil.rmtree(fresh, ignore_errors=True)
-                raise
             return folder, False
 
     def _intact(self, folder: Path) -> bool:
@@ -75,12 +81,22 @@ class EngineCache:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / f".{name}.lock").open("w")
         except OSError as error:
-            raise EngineBuildError(
-                f"the engine cache {self.root} cannot be written ({error.strerror}): set ENGINE_CACHE to another folder"
-            ) from error
+            raise self._unwritable(error) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, so also when the process dies
             yield
+
+    def _unwritable(self, error: OSError) -> EngineBuildError:
+        return EngineBuildError(
+            f"the engine cache {self.root} cannot be written ({error.strerror}): set ENGINE_CACHE to another folder"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

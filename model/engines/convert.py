@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -52,11 +53,15 @@ def convert_in_child(spec: ModelSpec, folder: Path) -> None:
         EngineBuildError: anything else that the child process says.
     """
     child = subprocess.run(
-        [sys.executable, "-m", "model.engines.convert", str(folder)],
+        # -P: without it, a folder named "model" where the server was started would be run in place of this package
+        [sys.executable, "-P", "-m", "model.engines.convert", str(folder)],
         input=json.dumps(asdict(spec)).encode(),
         stdout=subprocess.PIPE,
         check=False,
     )
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        raise EngineBuildError(f"the conversion was ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}")
     if child.returncode:
         try:
             said = json.loads(child.stdout.splitlines()[-1])

@@ -7,6 +7,7 @@ encoder's output tensor to the decoder's input without a copy.
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,9 @@ def convert(checkpoint: Checkpoint, config: MAEConfig, info: EngineInfo, folder:
         decoder = DecoderGraph(model, info.preprocessing)
         graphs.append((DECODER, decoder, (latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})))
     for name, graph, example, dynamic in graphs:
-        program = torch.export.export(graph.eval(), example, dynamic_shapes=dynamic)
+        with warnings.catch_warnings():  # torch 2.13 stumbles over a deprecation of its own
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            program = torch.export.export(graph.eval(), example, dynamic_shapes=dynamic)
         openvino.save_model(openvino.convert_model(program), str(folder / name), compress_to_fp16=False)
 
 

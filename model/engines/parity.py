@@ -105,7 +105,7 @@ def check(found: Answers, expected: Answers, config: MAEConfig, precision: Preci
 def measure(found: Answers, expected: Answers, config: MAEConfig) -> Parity:
     """The figures of `check`, without the bar."""
     pairs = ((found.whole, expected.whole), (found.masked, expected.masked))
-    cosine = min(_centred_cosine(a, b) for a, b in pairs)
+    cosine = float(np.min([_centred_cosine(a, b) for a, b in pairs]))  # unlike min, np.min lets NaN through
     if found.pixels is None or found.error is None or expected.pixels is None or expected.error is None:
         return Parity(cosine=cosine)
     squared = np.square(found.pixels.astype(np.float64) - expected.pixels).mean(axis=(1, 2))
@@ -146,7 +146,11 @@ def _visible(config: MAEConfig) -> Indices:
 
 
 def _centred_cosine(found: Floats, expected: Floats) -> float:
-    """Worst cosine over images and poolings of [IMAGES, 2, D] after subtracting each one's mean over the images."""
-    a, b = (x.astype(np.float64) - x.astype(np.float64).mean(axis=0) for x in (found, expected))
+    """Worst cosine over images and poolings of [IMAGES, 2, D] after subtracting the mean over the images.
+
+    It is the expected vectors' mean that is subtracted from both: an engine whose vectors are all shifted by the same
+    amount must not pass.
+    """
+    a, b = (x.astype(np.float64) - expected.astype(np.float64).mean(axis=0) for x in (found, expected))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(((a * b).sum(axis=-1) / np.maximum(norms, 1e-30)).min())
