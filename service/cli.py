@@ -37,7 +37,7 @@ EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.ite
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits; what the user can mend is one line, not a traceback."""
     try:
-        app(arguments)
+        app(arguments, prog_name="mae")
     except (CommandError, InvalidSettings, WeightsError, EngineBuildError, ServiceError, OSError) as error:
         print(f"mae: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,72 @@
+"""Running `mae`: in this process where that is enough, as a process of its own where a signal or a terminal matters."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.cli import main
+
+SCRIPT = str(Path(sys.executable).with_name("mae"))
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Mae = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def _warm(engine_cache: Path) -> Path:
+    """The engine cache with the packaged model in it, for converting it is slow and talkative."""
+    subprocess.run([SCRIPT, "info", "--engine-cache", engine_cache], check=True, capture_output=True)
+    return engine_cache
+
+
+@pytest.fixture
+def environment(_warm: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """No setting of the developer's own, and the engine cache that all tests share."""
+    for name in [name for name in os.environ if name.startswith("MAE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAE_ENGINE_CACHE", str(_warm))
+    return os.environ
+
+
+@pytest.fixture
+def mae(environment: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Mae:
+    """Runs a command in this process, and what it says and exits with."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        code = ended.value.code
+        return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _squares(golden: Mapping[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("squares")
+    for index, pixels in enumerate(golden["images"]):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def squares(_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The golden images as PNG files 0.png to 7.png, in the folder `squares` of the current folder."""
+    shutil.copytree(_squares, tmp_path / "squares")
+    monkeypatch.chdir(tmp_path)
+    return Path("squares")
