@@ -22,7 +22,7 @@ from model.engines.base import Bytes
 from service.errors import InvalidParameter, ServiceError, TooManyPixels, UndecodableImage, UnsupportedType
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "GIF", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag
+BITS_PER_SAMPLE, ORIENTATION = 0x0102, 0x0112  # tags of TIFF, the latter also of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -152,8 +152,6 @@ class Decoder:
         left, top = (round((length - side) / 2) for length in resized)
         x, y = width / resized[0], height / resized[1]  # source pixels for one resized pixel
         box = (left * x, top * y, min(width, (left + side) * x), min(height, (top + side) * y))
-        if image.size == resized == (side, side):
-            return image
         return image.resize((side, side), resampling, box=box)
 
     def _patches(self, pixels: NDArray[np.uint8]) -> Bytes:
@@ -185,7 +183,11 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF may have 12
+        white = 2**bits - 1
+        return Image.fromarray(((np.asarray(image) * np.uint32(255) + white // 2) // white).astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range")
     if image.has_transparency_data:
