@@ -159,13 +159,6 @@ def test_an_output_is_replaced_if_that_is_asked_for(mae: Mae, squares: Path) -> 
         assert out["paths"].tolist() == NAMES[:2] and out["pool"] == "cls"
 
 
-def test_added_rows_equal_those_of_one_run(mae: Mae, squares: Path) -> None:
-    assert mae("embed", *NAMES, "-o", "whole.npz").code == 0
-    assert mae("embed", *NAMES[:3], "-o", "parts.npz").code == 0
-    assert mae("embed", *NAMES, "-o", "parts.npz").code == 0
-    assert Path("parts.npz").read_bytes() == Path("whole.npz").read_bytes()
-
-
 def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
     copies(squares, each=12)
     assert mae("embed", "many", "-o", "whole.npz").code == 0

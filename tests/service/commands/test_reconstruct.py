@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -92,10 +93,14 @@ def test_the_picture_can_go_to_standard_output(squares: Path, environment: Mappi
     assert done.stderr.startswith(b"mae: seed 1, mask ratio 0.75, loss ")
 
 
-def test_a_device_is_written_to_and_not_replaced(mae: Mae, squares: Path) -> None:
-    Path("link.png").symlink_to("/dev/null")
-    assert mae("reconstruct", squares / "0.png", "-o", "link.png").code == 0
-    assert Path("/dev/null").is_char_device() and Path("link.png").is_symlink()
+def test_a_pipe_is_written_to_and_not_replaced(mae: Mae, squares: Path) -> None:
+    os.mkfifo("pipe.png")
+    reader = os.open("pipe.png", os.O_RDONLY | os.O_NONBLOCK)
+    flags = ("--view", "masked", "--mask-ratio", "0.98")  # small enough for the pipe to hold
+    assert mae("reconstruct", squares / "0.png", "-o", "pipe.png", *flags).code == 0
+    assert os.read(reader, 65536).startswith(b"\x89PNG")
+    os.close(reader)
+    assert Path("pipe.png").is_fifo()
 
 
 @pytest.mark.parametrize(
