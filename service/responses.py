@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from service.errors import NotAcceptable, ServiceError
 from service.middleware import record_of
 
 JSON = "application/json"
+QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 def error_response(request: Request, error: ServiceError) -> Response:
@@ -52,10 +54,7 @@ def _media_range(part: str) -> tuple[str, float]:
     for option in options:
         name, _, value = option.partition("=")
         if name.strip() == "q":
-            try:
-                quality = float(value)
-            except ValueError:
-                quality = 0.0
+            quality = float(value) if QVALUE.fullmatch(value.strip()) else 0.0
     return kind, quality
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.engines.base import Precision
 from model.engines.build import Backend, EngineSpec
 from model.engines.cpu import available_cpus
 
 PREFIX = "MAE_"
-# What Kubernetes puts into the environment for every service whose name begins with "mae".
-SERVICE_LINK = re.compile(r"MAE_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
+# What Kubernetes puts into the environment for every service whose name begins with "mae": MAE_SERVICE_HOST=10.0.0.1,
+# MAE_PORT_8000_TCP_ADDR=10.0.0.1, …, and MAE_PORT=tcp://10.0.0.1:8000 or MAE_WEB_PORT=tcp://…, told by their value.
+SERVICE_LINK = re.compile(r"MAE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
+DEFAULT_PORT = 8000
 
 
 class InvalidSettings(ValueError):
@@ -29,12 +32,17 @@ class Settings(BaseSettings):
     """What the operator can decide."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     host: str = "0.0.0.0"
     """Address to listen on."""
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     model: str | None = None
     """Preset (mae_tiny … mae_huge): which packaged weights to serve, or what a checkpoint without a config is."""
@@ -44,7 +52,7 @@ class Settings(BaseSettings):
     """Whether the decoder predicts pixels normalised within each patch, for a checkpoint that does not say."""
     image_size: int | None = Field(default=None, gt=0)
     """Side of the square that the model sees, in pixels, a multiple of the patch; the model's own if none."""
-    preprocess: dict[str, Any] | None = None
+    preprocess: Annotated[dict[str, Any] | None, NoDecode] = None
     """JSON that replaces parts of the model's preprocessing: resize, crop_fraction, filter, mean, std."""
     backend: Backend = "auto"
     """Engine: auto, openvino or torch."""
@@ -74,7 +82,7 @@ class Settings(BaseSettings):
     """Seconds that accepted requests get to finish after SIGTERM."""
     engine_cache: Path = Field(default_factory=lambda: _cache_home() / "mae-serve")
     """Folder for compiled engines."""
-    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; none means open."""
     log_format: Literal["text", "json"] = "text"
     """How the log is written."""
@@ -87,7 +95,12 @@ class Settings(BaseSettings):
     @field_validator("preprocess", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value  # a flag; variables come parsed
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        return DEFAULT_PORT if isinstance(value, str) and SERVICE_ADDRESS.fullmatch(value) else value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -128,9 +141,9 @@ def load_settings(**given: Any) -> Settings:
         InvalidSettings: a value that cannot be, or a variable MAE_… that is no setting.
     """
     known = set(Settings.model_fields)
-    for variable in os.environ:
+    for variable, value in os.environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and name not in known and not SERVICE_LINK.fullmatch(variable):
+        if variable.startswith(PREFIX) and name not in known and not _is_service_link(variable, value):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f": did you mean {PREFIX}{close[0].upper()}?" if close else ""
             raise InvalidSettings(f"{variable} is no setting{hint}")
@@ -138,8 +151,12 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
-    except SettingsError as error:  # a value that should be JSON and is not
-        raise InvalidSettings(f"{error}: {error.__cause__}") from error
+
+
+def _is_service_link(variable: str, value: str) -> bool:
+    if variable.endswith("_PORT") and SERVICE_ADDRESS.fullmatch(value):
+        return True
+    return SERVICE_LINK.fullmatch(variable) is not None
 
 
 def _sentence(error: Any) -> str:

@@ -1,0 +1,53 @@
+import http
+import inspect
+
+import orjson
+import pytest
+
+from service import errors
+from service.errors import ServiceError
+
+CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ServiceError)]
+
+
+def test_the_contracts_statuses() -> None:
+    by_status: dict[int, set[str]] = {}
+    for kind in CLASSES:
+        by_status.setdefault(kind.status, set()).add(kind.code)
+    assert by_status == {
+        400: {"undecodable_image", "malformed_body", "no_images"},
+        401: {"unauthorized"},
+        404: {"no_decoder"},
+        406: {"not_acceptable"},
+        413: {"body_too_large", "too_many_pixels", "too_many_images"},
+        415: {"unsupported_media_type"},
+        422: {"invalid_parameter"},
+        429: {"queue_full", "memory_full"},
+        499: {"client_gone"},
+        500: {"inference_failed", "internal_error"},
+        503: {"not_ready", "draining", "engine_lost"},
+        504: {"deadline_passed"},
+    }
+
+
+def test_codes_are_unique() -> None:
+    assert len({kind.code for kind in CLASSES}) == len(CLASSES)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_the_shape_of_an_error(kind: type[ServiceError]) -> None:
+    error = kind("what happened", image=3)
+    assert orjson.loads(orjson.dumps(error.body())) == {
+        "error": {"code": kind.code, "message": "what happened", "details": {"image": 3}}
+    }
+    assert str(error) == "what happened"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_headers_say_when_to_come_back_and_who_may(kind: type[ServiceError]) -> None:
+    headers = kind("x").headers
+    overloaded = kind.status in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE)
+    assert ("retry-after" in headers) == overloaded
+    assert not overloaded or int(headers["retry-after"]) > 0
+    assert ("www-authenticate" in headers) == (kind.status == 401)
+    assert (headers.get("connection") == "close") == (kind.code in ("draining", "engine_lost"))
