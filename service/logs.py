@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Literal
-
-import orjson
 
 
 def configure_logging(form: Literal["text", "json"]) -> None:
@@ -33,7 +32,7 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(content, default=str).decode()
+        return json.dumps(content, default=str)  # orjson refuses surrogates (file names) and large integers
 
 
 class TextFormatter(logging.Formatter):

@@ -1,0 +1,83 @@
+"""What Prometheus reads, by prometheus-client's own parser."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import Metrics
+from tests.engines import fake_info
+
+
+def families(metrics: Metrics) -> dict[str, object]:
+    return {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, frozenset(labels.items())]
+
+
+def test_the_names_that_dashboards_are_built_on() -> None:
+    found = families(Metrics())
+    kinds = {
+        "mae_requests": "counter",
+        "mae_request_duration_seconds": "histogram",
+        "mae_stage_duration_seconds": "histogram",
+        "mae_images": "counter",
+        "mae_batch_size": "histogram",
+        "mae_rejected": "counter",
+        "mae_dropped_images": "counter",
+        "mae_engine_failures": "counter",
+        "mae_queue_images": "gauge",
+        "mae_admitted_images": "gauge",
+        "mae_lanes_busy": "gauge",
+        "mae_inflight_bytes": "gauge",
+        "mae_inflight_requests": "gauge",
+        "mae_ready": "gauge",
+        "mae_engine_info": "gauge",
+        "mae_lanes": "gauge",
+    }
+    assert {name: family.type for name, family in found.items() if name.startswith("mae_")} == kinds  # type: ignore[attr-defined]
+    assert all(family.documentation for family in found.values())  # type: ignore[attr-defined]
+    assert "process_resident_memory_bytes" in found
+    assert "python_info" in found
+
+
+def test_two_services_in_one_process_do_not_mix() -> None:
+    one, other = Metrics(), Metrics()
+    one.lanes.set(3)
+    assert (value(one, "mae_lanes"), value(other, "mae_lanes")) == (3, 0)
+
+
+def test_the_engine_is_described() -> None:
+    metrics = Metrics()
+    info = fake_info(lanes=2).model_copy(update={"weights": "0123456789abcdef" * 4, "fallback": "no GPU"})
+    metrics.describe_engine(info)
+    labels = {"backend": "torch", "precision": "fp32", "device": "cpu", "model": "fake", "fallback": "no GPU"}
+    assert value(metrics, "mae_engine_info", **labels, weights="0123456789ab") == 1
+    assert value(metrics, "mae_lanes") == 2
+
+
+def test_gauges_are_read_when_they_are_scraped() -> None:
+    metrics, queue = Metrics(), [1, 2]
+    metrics.read_at_scrape(metrics.queue_images, lambda: len(queue))
+    assert value(metrics, "mae_queue_images") == 2
+    queue.append(3)
+    assert value(metrics, "mae_queue_images") == 3
+
+
+def test_a_batch_as_large_as_can_be_has_a_bucket_of_its_own() -> None:
+    metrics = Metrics()
+    for size in (1, 4, 33):
+        metrics.batch_size.labels("embed").observe(size)
+    counts = {
+        float(dict(labels)["le"]): count
+        for (name, labels), count in samples(metrics).items()
+        if name == "mae_batch_size_bucket"
+    }
+    assert (counts[1], counts[2], counts[4], counts[32], counts[64]) == (1, 1, 2, 2, 3)
