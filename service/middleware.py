@@ -114,7 +114,7 @@ class Observe:
                 "traceparent": headers.get("traceparent", ""),
                 "client": (scope.get("client") or [""])[0],
             }
-            log.info("request", extra={"facts": {name: fact for name, fact in facts.items() if fact not in ("", 0)}})
+            log.info("request", extra={"facts": {name: fact for name, fact in facts.items() if fact or name == "ms"}})
 
 
 class BodyLimit:
