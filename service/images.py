@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Decoder:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that the operator sets
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # a stranger's damaged metadata are no news to the operator
 
     @property
     def threads(self) -> int:
