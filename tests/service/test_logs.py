@@ -1,6 +1,7 @@
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,7 +84,9 @@ def untouched_logging() -> Any:
 def test_everything_goes_to_standard_error_in_the_form_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
     logging.getLogger("model.source").info("hello")
-    logging.getLogger("py.warnings").warning("careful")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("careful", stacklevel=1)
     configure_logging("text")
     logging.getLogger("model.source").info("goodbye")
     logging.getLogger("model.source").debug("whisper")

@@ -234,7 +234,9 @@ def test_a_request_keeps_its_id(given: str) -> None:
     assert run(client.run()).headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"])
+@pytest.mark.parametrize(
+    "given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
+)
 def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
     app = Observe(app_of(answer), service())
     headers = {} if given is None else {"x-request-id": given}

@@ -163,6 +163,7 @@ def test_what_kubernetes_says_of_its_services_is_ignored(service: str, monkeypat
         "PORT_8000_TCP_PORT": "8000",
         "PORT_8000_TCP_ADDR": "10.0.0.11",
         "PORT_53_UDP_ADDR": "10.0.0.11",
+        "PORT_7_SCTP": "sctp://10.0.0.11:7",
     }
     for name, value in links.items():
         monkeypatch.setenv(f"{service}_{name}", value)
