@@ -106,8 +106,8 @@ def convert(checkpoint: Checkpoint, config: MAEConfig, info: EngineInfo, folder:
     for name, graph, example, dynamic in graphs:
         with warnings.catch_warnings():  # torch 2.13 stumbles over a deprecation of its own
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            program = torch.export.export(graph.eval(), example, dynamic_shapes=dynamic)
-        openvino.save_model(openvino.convert_model(program), str(folder / name), compress_to_fp16=False)
+            converted = openvino.convert_model(torch.export.export(graph.eval(), example, dynamic_shapes=dynamic))
+        openvino.save_model(converted, str(folder / name), compress_to_fp16=False)
 
 
 def import_openvino() -> Any:
