@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, 
 from model.graphs import DecoderGraph, EncoderGraph
 from model.masking import decoder_rows
 
+# With fewer rows MKL takes other kernels, which round differently. So on a processor such a batch is filled with copies
+# of its last image, and the bits of an image do not depend on who shares its batch.
+LEAST_ROWS = 48
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,21 +39,33 @@ class EagerEngine:
 
     def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
         """See `Engine.embed`."""
-        return _host(self._encode(patches, positions)[0])
+        pooled, _ = self._encode(*self._filled(patches, positions))
+        return _host(pooled)[: len(patches)]
 
     def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
         """See `Engine.tokens`."""
-        return _host(self._encode(patches, positions)[1][:, 1:])
+        _, latent = self._encode(*self._filled(patches, positions))
+        return _host(latent[:, 1:])[: len(patches)]
 
     def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         if self._decoder is None:
             raise EngineError("the model has no decoder")
+        count = len(patches)
+        patches, positions = self._filled(patches, positions)
         _, latent = self._encode(gather_visible(patches, positions), positions)
         rows = decoder_rows(positions, self.info.config.num_patches)
         with torch.inference_mode():
             pixels, error = self._decoder(latent, self._send(rows), self._send(patches))
-        return pixels.cpu().numpy(), _host(error)
+        return pixels.cpu().numpy()[:count], _host(error)[:count]
+
+    def _filled(self, patches: Bytes, positions: Indices) -> tuple[Bytes, Indices]:
+        count, visible = positions.shape
+        least = math.ceil(LEAST_ROWS / visible) if self._device.type == "cpu" else 1
+        if count >= least:
+            return patches, positions
+        places = np.minimum(np.arange(least), count - 1)
+        return patches[places], positions[places]
 
     def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
