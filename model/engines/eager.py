@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from model.masking import decoder_rows
 # With fewer rows MKL takes other kernels, which round differently. So on a processor such a batch is filled with copies
 # of its last image, and the bits of an image do not depend on who shares its batch.
 LEAST_ROWS = 48
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerEngine:
@@ -31,10 +33,10 @@ class EagerEngine:
         if self._device.type == "cpu":
             torch.set_num_threads(info.threads_per_lane)
         model = checkpoint.build(info.config.image_size)
-        dtype = DTYPES[info.precision]
-        self._encoder = EncoderGraph(model, info.preprocessing).eval().to(self._device, dtype)
+        self._half = HALVES.get(info.precision)
+        self._encoder = EncoderGraph(model, info.preprocessing).eval().to(self._device)
         self._decoder = (
-            DecoderGraph(model, info.preprocessing).eval().to(self._device, dtype) if info.config.has_decoder else None
+            DecoderGraph(model, info.preprocessing).eval().to(self._device) if info.config.has_decoder else None
         )
 
     def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
@@ -55,7 +57,7 @@ class EagerEngine:
         patches, positions = self._filled(patches, positions)
         _, latent = self._encode(gather_visible(patches, positions), positions)
         rows = decoder_rows(positions, self.info.config.num_patches)
-        with torch.inference_mode():
+        with self._inference():
             pixels, error = self._decoder(latent, self._send(rows), self._send(patches))
         return pixels.cpu().numpy()[:count], _host(error)[:count]
 
@@ -68,9 +70,16 @@ class EagerEngine:
         return patches[places], positions[places]
 
     def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():
+        with self._inference():
             pooled, latent = self._encoder(self._send(patches), self._send(positions))
         return pooled, latent
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # Half precision in the products alone: with positions and residuals in bfloat16 too, the gate refuses.
+        half = torch.autocast(self._device.type, self._half or torch.bfloat16, enabled=self._half is not None)
+        with torch.inference_mode(), half:
+            yield
 
     def _send(self, array: Bytes | Indices) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -57,6 +57,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "half a manifest": lambda folder: os.truncate(folder / "manifest.json", 40),
     "an empty manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "empty and proud of it": lambda folder: [
+        [path.unlink() for path in folder.iterdir()],
+        (folder / "manifest.json").write_text("{}"),
+    ],
     "another's manifest": lambda folder: (folder / "manifest.json").write_text('["graph.bin"]'),
     "no text for a manifest": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
     "nothing in it": lambda folder: [path.unlink() for path in folder.iterdir()],

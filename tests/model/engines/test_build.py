@@ -1,0 +1,420 @@
+"""From settings to an engine: what is chosen, what is made, what is refused."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.config import MAEConfig, Preprocessing
+from model.engines import build as module
+from model.engines import parity
+from model.engines.base import Engine, EngineBuildError, EngineError
+from model.engines.build import EngineSpec, build, choose_backend
+from model.engines.convert import read_reference
+from model.engines.cpu import available_cpus
+from model.engines.openvino import OpenVINOEngine
+from model.engines.parity import ParityError
+from model.mae import MaskedAutoencoder
+from model.source import WeightsError, locate
+
+NARROW = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def write(path: Path, seed: int = 0, **config: Any) -> Path:
+    """A small checkpoint with random weights."""
+    sizes = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+    made = MAEConfig(**{**NARROW, **sizes, "name": "narrow", **config})
+    torch.manual_seed(seed)
+    tensors = dict(MaskedAutoencoder(made).state_dict())
+    checkpoint.save(path, Checkpoint(made, Preprocessing(), "mae-serve", tensors))
+    return path
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write(tmp_path_factory.mktemp("weights") / "narrow.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write(tmp_path_factory.mktemp("weights") / "encoder.safetensors", decoder_depth=0))
+
+
+# --- what an engine says of itself
+
+
+def test_the_packaged_model_passes_the_gate(engine: Engine) -> None:
+    found = engine.info.parity
+    assert found is not None
+    assert found.cosine > 0.999999
+    assert found.psnr_db is not None
+    assert found.psnr_db > 60
+    assert found.loss_difference is not None
+    assert found.loss_difference < 1e-3
+
+
+def test_an_engine_says_what_it_is(engine: Engine) -> None:
+    info = engine.info
+    weights = locate(None, None)
+    assert info.weights == hashlib.sha256(weights.path.read_bytes()).hexdigest()
+    assert info.model_id == f"mae_tiny@{info.weights[:12]}"
+    assert (info.device, info.precision, info.fallback, info.layout) == ("cpu", "fp32", None, "mae-serve")
+    assert info.lanes == engine.lanes
+    assert info.preferred_batch == engine.preferred_batch
+    assert {"mae-serve", "numpy", "torch", "openvino"} <= info.versions.keys()
+    assert info.versions["numpy"] == np.__version__
+
+
+# --- which backend
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    def pretend(nvidia: bool = False, cuda: bool = False, openvino: bool = True) -> None:
+        monkeypatch.setattr(module, "NVIDIA_DEVICES", (tmp_path if nvidia else tmp_path / "none",))
+        monkeypatch.setattr(module, "_cuda_works", lambda: cuda)
+        monkeypatch.setattr(module, "find_spec", lambda name: object() if openvino or name != "openvino" else None)
+
+    return pretend
+
+
+def test_without_a_gpu_openvino_serves(machine: Callable[..., None]) -> None:
+    machine()
+    assert choose_backend("auto") == ("openvino", "cpu", None)
+    assert choose_backend("openvino") == ("openvino", "cpu", None)
+    assert choose_backend("torch") == ("torch", "cpu", None)
+
+
+def test_a_gpu_is_used_if_torch_can(machine: Callable[..., None]) -> None:
+    machine(nvidia=True, cuda=True)
+    assert choose_backend("auto")[:2] == ("torch", "cuda")
+    assert choose_backend("torch")[:2] == ("torch", "cuda")
+    assert choose_backend("openvino") == ("openvino", "cpu", None)
+
+
+def test_a_gpu_that_lies_idle_is_told_of(machine: Callable[..., None]) -> None:
+    machine(nvidia=True, cuda=False)
+    for wanted, serves in (("auto", "openvino"), ("torch", "torch")):
+        backend, device, fallback = choose_backend(wanted)  # type: ignore[arg-type]
+        assert (backend, device) == (serves, "cpu")
+        assert fallback is not None
+        assert "NVIDIA" in fallback
+
+
+def test_without_openvino_torch_serves_and_says_why(machine: Callable[..., None]) -> None:
+    machine(openvino=False)
+    assert choose_backend("auto") == ("torch", "cpu", "the package openvino is not installed")
+    with pytest.raises(EngineBuildError, match="BACKEND=openvino, but"):
+        choose_backend("openvino")
+
+
+def test_torch_is_asked_about_a_gpu_only_where_there_is_one(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setattr(module, "_cuda_works", lambda: pytest.fail("importing torch takes seconds"))
+    assert choose_backend("auto")[0] == "openvino"
+
+
+def test_a_fallback_is_in_the_engines_info(
+    machine: Callable[..., None], tmp_path: Path, narrow: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(openvino=False)
+    engine = build(EngineSpec(tmp_path, narrow))
+    assert (engine.info.backend, engine.info.fallback) == ("torch", "the package openvino is not installed")
+    assert "serving by torch on cpu: the package openvino is not installed" in caplog.text
+
+
+# --- what the operator says
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"image_size": 100}, "IMAGE_SIZE: image_size 100 is not a multiple of patch_size 16"),
+        ({"preprocess": {"filter": "cubic"}}, "PREPROCESS.filter: Input should be 'nearest'"),
+        ({"preprocess": {"size": 224}}, "PREPROCESS.size: Extra inputs are not permitted"),
+        ({"preprocess": {"std": [0, 1, 1]}}, "PREPROCESS: mean must be finite and std positive"),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path: Path, spec: dict[str, Any], named: str) -> None:
+    with pytest.raises(EngineBuildError) as refusal:
+        build(EngineSpec(tmp_path, backend="torch", **spec))
+    assert f"the model cannot be served like this: {named}" in str(refusal.value)
+
+
+def test_preprocessing_is_replaced_in_parts(tmp_path: Path, narrow: str) -> None:
+    engine = build(EngineSpec(tmp_path, narrow, backend="torch", preprocess={"resize": "squash", "mean": (0, 0, 0)}))
+    assert engine.info.preprocessing == Preprocessing(resize="squash", mean=(0, 0, 0))
+
+
+def test_lanes_share_the_processors(tmp_path: Path, narrow: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        lanes = 2 * available_cpus()
+        engine = build(EngineSpec(tmp_path, narrow, backend="torch", lanes=lanes, max_batch=3))
+        assert (engine.lanes, engine.preferred_batch, engine.info.threads_per_lane) == (lanes, 3, 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_passes_a_bar_of_its_own(tmp_path: Path, precision: Any) -> None:
+    engine = build(EngineSpec(tmp_path, backend="torch", precision=precision))
+    found = engine.info.parity
+    assert engine.info.precision == precision
+    assert found is not None
+    assert 0.999 <= found.cosine < 0.999999
+
+
+def test_a_larger_image_gives_a_larger_grid(tmp_path: Path) -> None:
+    engine = build(EngineSpec(tmp_path, backend="torch", image_size=448))
+    assert engine.info.config.num_patches == 784
+    patches = parity.fixed_patches(engine.info.config)[:1]
+    everywhere = np.arange(784, dtype=np.int32)[None]
+    assert engine.tokens(0, patches, everywhere).shape == (1, 784, 192)
+    pixels, error = engine.reconstruct(0, patches, everywhere[:, ::4])
+    assert (pixels.shape, error.shape) == ((1, 784, 768), (1, 784))
+
+
+def test_a_smaller_image_is_served_by_openvino_as_by_torch(engine_cache: Path) -> None:
+    engines = [build(EngineSpec(engine_cache, backend=backend, image_size=96)) for backend in ("openvino", "torch")]
+    patches = parity.fixed_patches(engines[0].info.config)
+    everywhere = np.tile(np.arange(36, dtype=np.int32), (len(patches), 1))
+    vectors, expected = (engine.embed(0, patches, everywhere) for engine in engines)
+    assert vectors.shape == (len(patches), 2, 192)
+    assert np.abs(vectors - expected).max() < 1e-3
+
+
+# --- the gate
+
+
+def vector_of(name: str) -> np.ndarray:
+    """A one-dimensional weight of the packaged model, which OpenVINO keeps as it is."""
+    tensors = checkpoint.load(locate(None, None).path).tensors
+    return tensors[name].numpy()
+
+
+def alter(cache: Path, graph: str, weight: str, change: Callable[[np.ndarray], None]) -> Path:
+    """Changes a weight inside the compiled graph of a cache's only entry, which then looks whole."""
+    (entry,) = cache.glob("openvino-*")
+    path = entry / f"{graph}.bin"
+    content = path.read_bytes()
+    found = vector_of(weight)
+    assert content.count(found.tobytes()) == 1
+    changed = found.copy()
+    change(changed)
+    path.write_bytes(content.replace(found.tobytes(), changed.tobytes()))
+    manifest = entry / "manifest.json"
+    digests = json.loads(manifest.read_text())
+    digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(digests))
+    return entry
+
+
+@pytest.fixture
+def packaged_cache(openvino_engine: Engine, engine_cache: Path, tmp_path: Path) -> Path:
+    """A copy of the cache with the packaged model's entry alone."""
+    for entry in engine_cache.glob("openvino-*"):
+        facts = json.loads((entry / "model.json").read_text())
+        if facts["config"]["name"] == "mae_tiny" and facts["config"]["image_size"] == 224:
+            shutil.copytree(entry, tmp_path / "cache" / entry.name)
+    return tmp_path / "cache"
+
+
+def add(index: int, amount: float) -> Callable[[np.ndarray], None]:
+    def change(weight: np.ndarray) -> None:
+        weight[index] += amount
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "index", "amount", "message"),
+    [
+        ("encoder", "blocks.2.mlp.fc1.bias", 5, 1.0, "embeddings differ"),
+        ("encoder", "norm.bias", 7, 0.1, "embeddings differ"),  # which shifts all vectors by the same amount
+        ("encoder", "blocks.11.mlp.fc2.bias", 3, float("nan"), "embeddings differ"),
+        ("decoder", "decoder_blocks.0.mlp.fc1.bias", 9, 1.0, "reconstruct"),
+        ("decoder", "decoder_pred.bias", 100, 2.0, "reconstruct"),
+        ("decoder", "decoder_norm.weight", 3, float("nan"), "reconstruct"),
+    ],
+)
+def test_one_weight_that_was_changed_keeps_the_engine_from_serving(
+    packaged_cache: Path, graph: str, weight: str, index: int, amount: float, message: str
+) -> None:
+    alter(packaged_cache, graph, weight, add(index, amount))
+    with pytest.raises(ParityError, match=message):
+        build(EngineSpec(packaged_cache, backend="openvino"))
+
+
+def test_plain_cosine_would_have_let_a_changed_weight_pass(openvino_engine: Engine, packaged_cache: Path) -> None:
+    entry = alter(packaged_cache, "encoder", "blocks.2.mlp.fc1.bias", add(5, 1.0))
+    found, expected = parity.answers(OpenVINOEngine(entry, openvino_engine.info)), read_reference(entry)
+    a, b = found.whole.astype(np.float64), expected.whole.astype(np.float64)
+    plain = ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min()
+    bar = parity.BARS["fp32"].cosine
+    assert plain > bar
+    assert parity.measure(found, expected, openvino_engine.info.config).cosine < 0.9999 < bar
+
+
+def test_an_entry_that_was_damaged_is_converted_again(packaged_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = packaged_cache.glob("openvino-*")
+    good = shutil.copytree(entry, packaged_cache.parent / "good")
+    os.truncate(entry / "encoder.bin", 1000)
+    converted = []
+
+    def convert(spec: Any, folder: Path) -> None:
+        converted.append(spec)
+        shutil.copytree(good, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+
+    monkeypatch.setattr(module, "convert_in_child", convert)
+    for _ in range(2):
+        assert build(EngineSpec(packaged_cache, backend="openvino")).info.parity is not None
+    assert len(converted) == 1
+
+
+# --- the cache's fingerprint
+
+
+class Converted(Exception):
+    """Instead of a conversion; carries the name of the entry that would have been made."""
+
+
+@pytest.fixture
+def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    def convert(spec: Any, folder: Path) -> None:
+        raise Converted(folder.name.rpartition("-")[0])
+
+    def entry(**spec: Any) -> str:
+        monkeypatch.setattr(module, "convert_in_child", convert)
+        with pytest.raises(Converted) as made:
+            build(EngineSpec(**{"cache": tmp_path / "cache", "backend": "openvino"} | spec))
+        return str(made.value)
+
+    return entry
+
+
+def test_whatever_changes_the_graphs_makes_another_entry(
+    entry_of: Callable[..., str], tmp_path: Path, narrow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(write(tmp_path / "other.safetensors", seed=1))
+    entries = [
+        entry_of(weights=narrow),
+        entry_of(weights=other),
+        entry_of(weights=narrow, image_size=64),
+        entry_of(weights=narrow, preprocess={"resize": "squash"}),
+        entry_of(weights=narrow, preprocess={"mean": [0, 0, 0]}),
+        entry_of(weights=narrow, norm_pix_loss=True),
+        entry_of(weights=narrow, norm_pix_loss=False),
+        entry_of(weights=narrow, model="mae_tiny"),
+    ]
+    monkeypatch.setattr(module, "version", lambda name: "another")
+    entries.append(entry_of(weights=narrow))
+    assert len(set(entries)) == len(entries)
+
+
+def test_what_does_not_change_the_graphs_does_not(entry_of: Callable[..., str], tmp_path: Path, narrow: str) -> None:
+    moved = shutil.copy(narrow, tmp_path / "moved.safetensors")
+    entries = {
+        entry_of(weights=narrow),
+        entry_of(weights=str(moved)),
+        entry_of(weights=narrow, cache=tmp_path / "elsewhere"),
+        entry_of(weights=narrow, lanes=7, max_batch=3, precision="bf16"),
+    }
+    assert len(entries) == 1
+
+
+# --- the conversion, in a process of its own
+
+
+def test_an_encoder_alone_embeds_and_converts_in_silence(
+    encoder_only: str,
+    engine_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Started where another package is called model, and with every warning made an error."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
+    engine = build(EngineSpec(engine_cache, encoder_only, backend="openvino"))
+    assert capfd.readouterr() == ("", "")
+    assert engine.info.parity is not None
+    assert engine.info.parity.psnr_db is None
+    assert not engine.info.config.has_decoder
+    patches = parity.fixed_patches(engine.info.config)
+    everywhere = np.tile(np.arange(16, dtype=np.int32), (8, 1))
+    assert engine.embed(0, patches, everywhere).shape == (8, 2, 32)
+    by_torch = build(EngineSpec(engine_cache, encoder_only, backend="torch"))
+    assert np.abs(engine.embed(0, patches, everywhere) - by_torch.embed(0, patches, everywhere)).max() < 1e-4
+    for one in (engine, by_torch):
+        with pytest.raises(EngineError, match="no decoder"):
+            one.reconstruct(0, patches, everywhere[:, :4])
+
+
+def test_weights_that_the_child_cannot_read_are_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK no archive")
+    with pytest.raises(WeightsError, match="is refused by PyTorch's safe loader"):
+        build(EngineSpec(tmp_path / "cache", str(path), backend="openvino"))
+    assert list((tmp_path / "cache").glob("openvino-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", r"ended by SIGKILL \(out of memory\?\)"),
+        ("import os; os.kill(os.getpid(), 15)", "ended by SIGTERM$"),
+        ("raise SystemExit(3)", "exit code 3"),
+        ("print('{}'[:1]); raise SystemExit(1)", "exit code 1"),
+    ],
+)
+def test_a_child_that_dies_without_a_word(
+    tmp_path: Path, narrow: str, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    child = tmp_path / "python"
+    child.write_text(f"#!{sys.executable}\n{command}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    with pytest.raises(EngineBuildError, match=message):
+        build(EngineSpec(tmp_path / "cache", narrow, backend="openvino"))
+
+
+def test_a_warm_start_imports_no_torch(openvino_engine: Engine, engine_cache: Path) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from model.engines.build import EngineSpec, build
+
+        engine = build(EngineSpec(Path(sys.argv[1])), print)
+        assert engine.info.backend == "openvino"
+        import service.app
+        print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "openvino_telemetry"}))
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(engine_cache)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAE_")},
+    )
+    assert child.returncode == 0, child.stderr
+    assert "converting" not in child.stdout
+    assert child.stdout.splitlines()[-1] in ("[]", "['openvino_telemetry']")  # None stands for the latter

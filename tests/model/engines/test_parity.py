@@ -1,0 +1,150 @@
+"""The gate's figures, against answers made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.config import MAEConfig
+from model.engines.parity import IMAGES, Answers, ParityError, answers, check, fixed_patches, measure
+from model.masking import removed_flags, visible_positions
+from tests.engines import SMALL, FakeEngine
+
+N, P, D = SMALL.num_patches, SMALL.patch_dim, 64
+ENCODER = MAEConfig(**{**SMALL.model_dump(), "decoder_depth": 0})
+
+
+@pytest.fixture
+def expected() -> Answers:
+    """As a masked autoencoder answers: vectors that share a direction beside which their differences are small."""
+    generator = np.random.default_rng(0)
+    shared = 100 * generator.standard_normal(D)
+    whole, masked = (shared + generator.standard_normal((2, IMAGES, 2, D))).astype(np.float32)
+    pixels = generator.integers(20, 236, (IMAGES, N, P), dtype=np.uint8)
+    return Answers(whole, masked, pixels, generator.uniform(0.5, 1.5, (IMAGES, N)).astype(np.float32))
+
+
+def plain_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+
+
+def test_an_engine_equals_itself(expected: Answers) -> None:
+    parity = check(expected, expected, SMALL, "fp32")
+    assert parity.cosine == pytest.approx(1, abs=1e-12)
+    assert (parity.psnr_db, parity.loss_difference) == (99, 0)
+
+
+def test_plain_cosine_does_not_see_what_the_centred_one_sees(expected: Answers) -> None:
+    noise = np.random.default_rng(1).standard_normal(expected.whole.shape)
+    found = replace(expected, whole=(expected.whole + 0.05 * noise).astype(np.float32))
+    assert plain_cosine(found.whole, expected.whole) > 0.999999, "the bar of the gate itself"
+    with pytest.raises(ParityError, match="embeddings differ"):
+        check(found, expected, SMALL, "fp32")
+
+
+def test_the_centred_cosine_is_that_of_an_angle() -> None:
+    centre = np.full(2, 1000.0)
+    angles = np.arange(IMAGES) * 2 * np.pi / IMAGES  # spread evenly, so that their mean is the centre
+    expected = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    found = expected.copy()
+    found[3] = np.cos(angles[3] + 0.3), np.sin(angles[3] + 0.3)
+    made = [
+        Answers(*(np.repeat(centre + x, 2, axis=0).reshape(IMAGES, 2, 2) for x in pair), None, None)
+        for pair in ((expected, expected), (expected, found))
+    ]
+    assert measure(made[1], made[0], ENCODER).cosine == pytest.approx(np.cos(0.3), abs=1e-9)
+
+
+@pytest.mark.parametrize("which", ["whole", "masked"])
+@pytest.mark.parametrize("pooling", [0, 1])
+@pytest.mark.parametrize("wrong", ["nan", "inf", "one of them", "all shifted", "doubled", "swapped", "zero"])
+def test_wrong_vectors_do_not_pass(expected: Answers, which: str, pooling: int, wrong: str) -> None:
+    vectors = getattr(expected, which).copy()
+    mine = vectors[:, pooling]
+    if wrong in ("nan", "inf"):
+        mine[3, 5] = float(wrong)
+    elif wrong == "one of them":
+        mine[3] += 0.1 * np.random.default_rng(2).standard_normal(D)
+    elif wrong == "all shifted":
+        mine += 0.05
+    elif wrong == "doubled":
+        mine *= 2
+    elif wrong == "swapped":
+        mine[[0, 1]] = mine[[1, 0]]
+    else:
+        mine[:] = 0
+    found = replace(expected, **{which: vectors})
+    for config in (SMALL, ENCODER):
+        with pytest.raises(ParityError, match="embeddings differ from eager float32: centred cosine"):
+            check(found, expected, config, "fp32")
+
+
+def test_psnr_is_that_of_the_worst_image(expected: Answers) -> None:
+    assert expected.pixels is not None
+    pixels = expected.pixels.copy()
+    pixels[2] += 1
+    pixels[5, :, ::2] += 2  # mean square 2
+    parity = measure(replace(expected, pixels=pixels), expected, SMALL)
+    assert parity.psnr_db == pytest.approx(20 * np.log10(255) - 10 * np.log10(2))
+    with pytest.raises(ParityError, match=r"reconstructions differ .*PSNR 45\.1 dB, at least 60\.0 is needed"):
+        check(replace(expected, pixels=pixels), expected, SMALL, "fp32")
+    check(replace(expected, pixels=pixels), expected, SMALL, "bf16")
+
+
+def test_the_loss_is_that_of_the_removed_patches(expected: Answers) -> None:
+    assert expected.error is not None
+    removed = np.stack([removed_flags(visible_positions("random", 2, 0.75, seed), N) for seed in range(IMAGES)])
+    error = expected.error * np.where(removed, 1.01, 5).astype(np.float32)
+    found = replace(expected, error=error)
+    assert measure(found, expected, SMALL).loss_difference == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(ParityError, match=r"loss differs from eager float32 by 1\.00%"):
+        check(found, expected, SMALL, "fp32")
+    check(found, expected, SMALL, "fp16")
+    less = replace(expected, error=expected.error * np.float32(0.5))
+    with pytest.raises(ParityError, match=r"by 50\.00%"):
+        check(less, expected, SMALL, "fp16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_error_that_is_no_number_does_not_pass(expected: Answers, value: float) -> None:
+    assert expected.error is not None
+    error = expected.error.copy()
+    error[4] = value
+    with pytest.raises(ParityError, match="loss differs"):
+        check(replace(expected, error=error), expected, SMALL, "bf16")
+
+
+def test_without_a_decoder_there_are_no_figures_of_one(expected: Answers) -> None:
+    encoder = replace(expected, pixels=None, error=None)
+    parity = check(encoder, encoder, ENCODER, "fp32")
+    assert (parity.psnr_db, parity.loss_difference) == (None, None)
+    assert set(encoder.arrays()) == {"whole", "masked"}
+
+
+@pytest.mark.parametrize(("image_size", "patch_size"), [(224, 16), (224, 14), (64, 64), (96, 32)])
+def test_the_fixed_images_are_always_the_same_and_all_different(image_size: int, patch_size: int) -> None:
+    config = MAEConfig(**{**SMALL.model_dump(), "image_size": image_size, "patch_size": patch_size})
+    images = fixed_patches(config)
+    assert (images.dtype, images.shape) == (np.uint8, (IMAGES, config.num_patches, config.patch_dim))
+    assert np.array_equal(images, fixed_patches(config))
+    assert len({image.tobytes() for image in images}) == IMAGES
+    assert images.std(axis=(1, 2)).min() > 20, "no image is plain"
+
+
+@pytest.mark.parametrize(("lanes", "preferred"), [(1, 32), (1, 3), (3, 4), (2, 1), (16, 4)])
+def test_every_lane_is_asked_in_batches_of_its_size(lanes: int, preferred: int) -> None:
+    asked: dict[int, int] = {}
+
+    class Counting(FakeEngine):
+        def embed(self, lane: int, patches: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            asked[lane] = asked.get(lane, 0) + len(patches)
+            assert len(patches) <= preferred
+            return super().embed(lane, patches, positions)
+
+    found = answers(Counting(preferred, lanes))
+    first = fixed_patches(SMALL)[:, 0, 0].astype(np.float32)
+    assert np.array_equal(found.whole[:, 0, 0], first)
+    assert np.array_equal(found.pixels, fixed_patches(SMALL))
+    assert sum(asked.values()) == 2 * IMAGES
+    assert set(asked) == set(range(min(lanes, IMAGES)))
