@@ -70,17 +70,6 @@ def test_a_text_line_is_followed_by_its_traceback() -> None:
     assert second.startswith("Traceback")
 
 
-@pytest.fixture
-def untouched_logging() -> Any:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("untouched_logging")
 def test_everything_goes_to_standard_error_in_the_form_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
     logging.getLogger("model.source").info("hello")
