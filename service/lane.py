@@ -81,7 +81,7 @@ class LaneRunner:
                     results += self._halves(operation, half)
                 else:
                     index = half[0].index
-                    results.append(InferenceFailed(f"the engine failed on image {index}: {error}", image=index))
+                    results.append(InferenceFailed(f"the engine failed on image {index}", image=index))
         return results
 
     def _probe(self, operation: Operation, item: Work) -> None:

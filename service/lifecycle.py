@@ -27,7 +27,6 @@ BuildEngine = Callable[[EngineSpec, Callable[[str], None]], Engine]
 LOST_GRACE_S = 2.0
 # How long the server still answers 503 after the last accepted request, so that clients on open connections hear of it.
 QUIET_S = 0.25
-LAST_BATCH_S = 5.0
 
 
 class Service:
@@ -94,19 +93,20 @@ class Service:
         for task in self._tasks:
             task.cancel()
         if self._pipeline is not None:
-            self._pipeline.batcher.stop(LAST_BATCH_S)
+            self._pipeline.batcher.stop()
             self._pipeline.decoder.close()
 
     async def _load(self) -> None:
         try:
-            engine = await self._in_thread(lambda: self._build_engine(self.settings.engine_spec(), self._say))
+            self._open(await self._in_thread(lambda: self._build_engine(self.settings.engine_spec(), self._say)))
         except (WeightsError, EngineBuildError) as error:
             self._end(f"the engine cannot be loaded: {error}")
-            return
         except Exception as error:
             log.critical("the engine cannot be loaded", exc_info=error)
             self._end(f"the engine cannot be loaded: {error}")
-            return
+
+    def _open(self, engine: Engine) -> None:
+        """Takes work for `engine` from now on."""
         s, info = self.settings, engine.info
         decoder = Decoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
         batcher = Batcher(engine, self.metrics, s.queue_images, s.max_delay_ms / 1000, self._engine_lost)

@@ -6,11 +6,12 @@ import time
 
 import numpy as np
 
-from model.config import PRESETS, Preprocessing
-from model.engines.base import EngineInfo, FatalEngineError
+from model.config import PRESETS
+from model.engines.base import FatalEngineError
 from service.app import create_app
 from service.server import serve
 from service.settings import load_settings
+from tests.engines import fake_info
 
 POISON = 201
 """An image of this grey is the one that the engine stumbles over."""
@@ -20,22 +21,7 @@ class FakeEngine:
     """Vectors of the patches' mean; costs a given time; stumbles as FAKE says."""
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
-        config = PRESETS["mae_tiny"]
-        self.info = EngineInfo(
-            backend="torch",
-            precision="fp32",
-            device="cpu",
-            model="fake",
-            weights="0" * 64,
-            layout="none",
-            license=None,
-            config=config,
-            preprocessing=Preprocessing(),
-            lanes=1,
-            threads_per_lane=1,
-            preferred_batch=batch,
-            versions={},
-        )
+        self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
         self.lanes = 1
         self.preferred_batch = batch
         self._kind = kind
@@ -70,7 +56,10 @@ def build(spec, progress):
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":
         raise RuntimeError("out of memory, say")
-    return FakeEngine(kind, seconds, spec.max_batch or 16)
+    engine = FakeEngine(kind, seconds, spec.max_batch or 16)
+    if kind == "unopenable":
+        del engine.lanes
+    return engine
 
 
 if __name__ == "__main__":

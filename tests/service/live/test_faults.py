@@ -35,6 +35,7 @@ def test_a_poisoned_image_fails_alone(start_server: Start, kind: str) -> None:
     assert [answer.status_code for answer in answers] == [500 if number == 9 else 200 for number in range(16)]
     assert answers[9].json()["error"]["code"] == "inference_failed"
     assert "nan" not in answers[9].text.lower().replace("finite", "")
+    assert "a poisoned image" not in answers[9].text, "the engine's own words are for the log"
     for number, answer in enumerate(answers):
         if number != 9:
             assert answer.json()["embeddings"][0] == [number] * 192
@@ -70,10 +71,11 @@ def test_not_ready_while_loading(start_server: Start) -> None:
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
 
-def test_an_engine_that_cannot_be_built_ends_the_process(start_server: Start) -> None:
-    server = start_server({"FAKE": "unbuildable", "FAKE_LOAD_S": "0.5"}, ready=False)
+@pytest.mark.parametrize(("kind", "reason"), [("unbuildable", "out of memory, say"), ("unopenable", "lanes")])
+def test_an_engine_that_cannot_be_used_ends_the_process(start_server: Start, kind: str, reason: str) -> None:
+    server = start_server({"FAKE": kind, "FAKE_LOAD_S": "0.5"}, ready=False)
     assert server.process.wait(20) == 1
-    assert "out of memory, say" in server.text()
+    assert f"the engine cannot be loaded: {reason}" in server.text() or f"'{reason}'" in server.text()
 
 
 def test_the_deadline(start_server: Start) -> None:
