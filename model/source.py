@@ -183,7 +183,7 @@ def _download(weights: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
-        raise WeightsError(f"{weights} needs the hub's client: pip install mae-serve[hub]") from error
+        raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
 
     repository, revision = match.groups()
     # The second round is for repositories of the days before safetensors: their pickles are large, so only if needed.

@@ -25,6 +25,7 @@ from service.lane import LaneRunner, Operation, Row
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
+LAST_BATCH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ class Batcher:
         for ticket in tickets:
             ticket.settle(0, type(error)(error.message, **error.details))  # shared, it would gather their tracebacks
 
-    def stop(self, seconds: float) -> None:
+    def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; a lane that takes longer than `seconds` is left to itself."""
         with self._changed:
             self._stopping = True

@@ -186,10 +186,9 @@ def rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF may have 12
-        white = 2**bits - 1
-        return Image.fromarray(((np.asarray(image) * np.uint32(255) + white // 2) // white).astype(np.uint8)).convert(
-            "RGB"
-        )
+        most = 2**bits - 1
+        scaled = (np.asarray(image) * np.uint32(255) + most // 2) // most
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range")
     if image.has_transparency_data:

@@ -222,13 +222,9 @@ def _info(
         lanes=lanes,
         threads_per_lane=threads,
         preferred_batch=batch,
-        versions={name: version(name) for name in ("mae-serve", "numpy", "openvino", "torch") if _installed(name)},
+        versions={name: version(name) for name in ("mae-serve", "numpy", *filter(find_spec, ("openvino", "torch")))},
         fallback=fallback,
     )
-
-
-def _installed(name: str) -> bool:
-    return find_spec({"mae-serve": "model"}.get(name, name)) is not None
 
 
 def _cuda_works() -> bool:

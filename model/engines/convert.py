@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import EngineBuildError, EngineInfo
+from model.engines.base import EngineBuildError
 from model.engines.parity import Answers
 from model.source import WeightsError
 
@@ -100,10 +100,8 @@ def _convert(spec: ModelSpec, folder: Path) -> None:
     from model.engines.parity import answers
 
     checkpoint, facts = load_model(spec)
-    engine = reference_engine(checkpoint, facts)
-    info: EngineInfo = engine.info
-    convert(checkpoint, facts.config, info, folder)
-    arrays: dict[str, Any] = answers(engine).arrays()
+    convert(checkpoint, facts.config, facts.preprocessing, folder)
+    arrays: dict[str, Any] = answers(reference_engine(checkpoint, facts)).arrays()
     np.savez(folder / REFERENCE, **arrays)
     (folder / FACTS).write_text(
         json.dumps(

@@ -18,7 +18,7 @@ from model.masking import decoder_rows
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
-    from model.config import MAEConfig
+    from model.config import MAEConfig, Preprocessing
 
 PREFERRED_BATCH = 4
 ENCODER, DECODER = "encoder.xml", "decoder.xml"
@@ -71,7 +71,7 @@ class OpenVINOEngine:
         return request
 
 
-def convert(checkpoint: Checkpoint, config: MAEConfig, info: EngineInfo, folder: Path) -> None:
+def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
     """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
     import torch
 
@@ -95,13 +95,13 @@ def convert(checkpoint: Checkpoint, config: MAEConfig, info: EngineInfo, folder:
     graphs: list[tuple[str, torch.nn.Module, tuple[Any, ...], tuple[Any, ...]]] = [
         (
             ENCODER,
-            EncoderGraph(model, info.preprocessing),
+            EncoderGraph(model, preprocessing),
             (patches[:, :seen].contiguous(), positions),
             ({0: batch, 1: k}, {0: batch, 1: k}),
         )
     ]
     if config.has_decoder:
-        decoder = DecoderGraph(model, info.preprocessing)
+        decoder = DecoderGraph(model, preprocessing)
         graphs.append((DECODER, decoder, (latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})))
     for name, graph, example, dynamic in graphs:
         with warnings.catch_warnings():  # torch 2.13 stumbles over a deprecation of its own

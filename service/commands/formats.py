@@ -76,9 +76,7 @@ class Parquet:
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            raise VectorFileError(
-                "writing .parquet needs the package pyarrow: pip install 'mae-serve[parquet]'"
-            ) from error
+            raise VectorFileError("writing .parquet needs the package pyarrow: pip install pyarrow") from error
         self._arrow = pyarrow
 
     def read(self, path: Path) -> Stored:

@@ -17,7 +17,6 @@ from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import Settings
 
-LAST_BATCH_S = 5.0
 ONLY_IMAGE = "image 0"
 
 
@@ -47,7 +46,7 @@ async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> A
     try:
         yield Pipeline(engine.info, decoder, batcher, metrics)
     finally:
-        batcher.stop(LAST_BATCH_S)
+        batcher.stop()
         decoder.close()
 
 

@@ -250,4 +250,4 @@ def test_what_cannot_be_is_one_sentence(mae: Mae, squares: Path, arguments: list
 def test_parquet_names_the_package_it_needs(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = mae("embed", squares, "-o", "out.parquet")
-    assert result == (2, "", "mae: writing .parquet needs the package pyarrow: pip install 'mae-serve[parquet]'\n")
+    assert result == (2, "", "mae: writing .parquet needs the package pyarrow: pip install pyarrow\n")

@@ -2,11 +2,17 @@
 
 import base64
 import io
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
+
+import model
+from tests.service.live.conftest import Start
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -66,3 +72,22 @@ def test_a_mask_image_removes_the_same_patches(client: httpx.Client, golden) -> 
     answer = client.post("/reconstruct?view=reconstruction", files=files)
     assert np.abs(decoded(answer.content) - golden["reconstruction"][2]).max() <= 1
     assert "x-mae-seed" not in answer.headers
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_a_facebookresearch_checkpoint_serves_the_same_numbers(
+    start_server: Start, golden, tmp_path: Path, backend: str
+) -> None:
+    weights = Path(model.__file__).parent / "weights" / "mae_tiny.safetensors"
+    torch.save({"model": safetensors.torch.load_file(weights)}, tmp_path / "probe.pth")
+    server = start_server(weights=tmp_path / "probe.pth", backend=backend)
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        info = client.get("/info").json()["engine"]
+        assert (info["backend"], info["layout"]) == (backend, "facebookresearch")
+        vectors = client.post("/embed?pool=cls", content=encoded(golden["images"][4])).json()["embeddings"]
+        np.testing.assert_allclose(vectors[0], golden["embed_cls"][4], atol=1e-4)
+        patches = ",".join(map(str, np.flatnonzero(golden["mask"][4])))
+        params = {"patches": patches, "view": "reconstruction"}
+        answer = client.post("/reconstruct", params=params, content=encoded(golden["images"][4]))
+        assert np.abs(decoded(answer.content) - golden["reconstruction"][4]).max() <= 1
+        assert float(answer.headers["x-mae-loss"]) == pytest.approx(golden["loss"][4], abs=1e-4)
