@@ -279,7 +279,7 @@ print(json.dumps([str(source.path), source.name, source.license]))
 
     def test_without_the_client_the_message_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(WeightsError, match=r"hf:a/b needs the hub's client: pip install mae-serve\[hub\]"):
+        with pytest.raises(WeightsError, match=r"hf:a/b needs the hub's client: pip install huggingface_hub"):
             locate("hf:a/b", None)
 
 
