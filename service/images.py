@@ -20,23 +20,9 @@ from PIL import Image, UnidentifiedImageError
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Bytes
+from model.pictures import FORMATS, cut, loaded, orientation_of, rgb, square, turned
 from service.errors import InvalidParameter, ServiceError, TooManyPixels, UndecodableImage, UnsupportedType
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "GIF", "TIFF")
-BITS_PER_SAMPLE, ORIENTATION = 0x0102, 0x0112  # tags of TIFF, the latter also of EXIF
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes an image of each EXIF orientation upright."""
-# A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as this many pixels are left for each one
-# that the resize gives: with 1 the worst pixel of a photograph is 54 levels off, with 2 it is 6.
-DRAFT_GAP = 2
 T = TypeVar("T")
 
 
@@ -122,15 +108,11 @@ class Decoder:
 
     def _decode(self, image: Image.Image) -> Decoded:
         size, orientation = image.size, orientation_of(image)
-        target = DRAFT_GAP * self._preprocessing.resized_short_side(self._config.image_size)
-        image.draft(None, (target, target))
-        image.load()
-        if image.format == "TIFF":  # which Pillow turns itself, and whose size it gives turned from the start
-            upright, size = image, (size[::-1] if orientation >= 5 else size)
-        else:
-            upright = turned(image, orientation)
-        square = self._square(rgb(upright), Image.Resampling[self._preprocessing.filter.upper()])
-        return Decoded(self._patches(np.asarray(square)), size, orientation)
+        if image.format == "TIFF" and orientation >= 5:  # whose size Pillow gives turned from the start
+            size = size[::-1]
+        upright = loaded(image, self._preprocessing.resized_short_side(self._config.image_size))
+        pixels = np.asarray(square(upright, self._config, self._preprocessing))
+        return Decoded(cut(pixels, self._config.patch_size), size, orientation)
 
     def _removed_by(self, mask: Image.Image, of: Decoded) -> NDArray[np.intp]:
         if mask.size != of.size:
@@ -139,63 +121,10 @@ class Decoder:
                 parameter="mask",
             )
         white = rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-        square = self._square(turned(white, of.orientation), Image.Resampling.BOX)  # drawn over the stored image
-        flags = self._patches(np.asarray(square)[..., None]).mean(axis=1)
-        return np.flatnonzero(flags > 127.5)
-
-    def _square(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        """Scales and crops at once: the same pixels as a resize of the short side and then a centre crop."""
-        side = self._config.image_size
-        if self._preprocessing.resize == "squash":
-            return image.resize((side, side), resampling)
-        width, height = image.size
-        short = self._preprocessing.resized_short_side(side)
-        resized = (short * width // min(width, height), short * height // min(width, height))
-        left, top = (round((length - side) / 2) for length in resized)
-        x, y = width / resized[0], height / resized[1]  # source pixels for one resized pixel
-        box = (left * x, top * y, min(width, (left + side) * x), min(height, (top + side) * y))
-        return image.resize((side, side), resampling, box=box)
-
-    def _patches(self, pixels: NDArray[np.uint8]) -> Bytes:
-        """Pixels [S, S, C] -> patches [N, p * p * C]."""
-        grid, p = self._config.grid, self._config.patch_size
-        return pixels.reshape(grid, p, grid, p, -1).swapaxes(1, 2).reshape(grid * grid, -1)
-
-
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none, or none that can be read."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged metadata, which every viewer shrugs off: the pixels may be fine
-        return 1
-    return orientation if orientation in TURNS else 1
-
-
-def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """`image`, stored in an EXIF orientation, as it is meant to be seen."""
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any mode that Pillow reads, as RGB: alpha over white, 16 bits scaled and not clipped.
-
-    Raises:
-        ValueError: pixels without a known range (32-bit floats and integers).
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF may have 12
-        most = 2**bits - 1
-        scaled = (np.asarray(image) * np.uint32(255) + most // 2) // most
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")
+        upright = turned(white, of.orientation)  # drawn over the stored image
+        flags = square(upright, self._config, self._preprocessing, Image.Resampling.BOX)
+        shares = cut(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
+        return np.flatnonzero(shares > 127.5)
 
 
 def foreign_kind(head: bytes) -> str | None:

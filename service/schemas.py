@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.engines.base import EngineInfo
 from model.masking import MAX_SEED, Strategy
+from model.rendering import View
 from service.errors import InvalidParameter
 from service.pipeline import Pool
-from service.rendering import View
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 

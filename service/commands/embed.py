@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from model.engines.base import Engine, Floats, Indices
+from model.folders import find_images
 from service.commands.errors import CommandError
-from service.commands.files import find_images
 from service.commands.options import parameters_of, settings_of
 from service.commands.report import Report
 from service.commands.running import build_engine, pipeline_of, said_of

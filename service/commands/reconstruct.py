@@ -11,15 +11,16 @@ import orjson
 import typer
 
 from model.engines.base import EngineInfo
+from model.folders import SUFFIXES
 from model.masking import removed_flags
+from model.rendering import render
 from service.commands.errors import CommandError
-from service.commands.files import SUFFIXES, require_folder, write_output
+from service.commands.files import require_folder, write_output
 from service.commands.options import parameters_of, settings_of
 from service.commands.running import build_engine, pipeline_of, said_of
 from service.errors import ServiceError
 from service.masks import choose_removed
 from service.pipeline import Pipeline, Reconstruction, Stages
-from service.rendering import render
 from service.schemas import ReconstructParameters
 
 

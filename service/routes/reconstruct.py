@@ -12,9 +12,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from model.engines.base import EngineInfo
 from model.masking import removed_flags
+from model.rendering import View, render
 from service.masks import choose_removed
 from service.pipeline import Reconstruction
-from service.rendering import View, render
 from service.responses import JSON, json_bytes, preferred_type
 from service.routes.intake import Intake, authorised
 from service.schemas import Reconstructions, ReconstructParameters, error_answers, request_body

@@ -219,7 +219,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(squares: Path, mae: Mae, environment
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere", "-o", "out.npz"], "nowhere does not exist"),
+        (["nowhere", "-o", "out.npz"], "nowhere: No such file or directory"),
         (["empty", "-o", "out.npz"], "there are no images in empty"),
         (["squares", "-o", "out.csv"], "out.csv should end in one of .npz, .parquet, .jsonl"),
         (["squares", "-o", "nowhere/out.npz"], "there is no folder nowhere"),

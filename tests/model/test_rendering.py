@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.rendering import GAP, GREY, View, heat, png, render
+from model.rendering import GAP, GREY, View, heat, png, render
 
 SIDE, P = 6, 2  # 3 x 3 patches of 2 x 2 pixels
 VISIBLE = np.array([0, 4, 5], dtype=np.int32)

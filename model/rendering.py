@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,11 +38,23 @@ def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, positions: 
     """
     removed = removed_flags(positions, len(patches)).astype(bool)[:, None]
     if view == "panel":
-        return png(_panel([picture(x) for x in _panel_parts(patches, pixels, removed)]))
+        return png(panel(patches, pixels, positions))
     if view == "error":
         return png(picture(np.where(removed, heat(error, patches.shape[1]), _dimmed(patches))))
     masked, composite = _masked(patches, removed), _composite(patches, pixels, removed)
     return png(picture({"composite": composite, "reconstruction": pixels, "masked": masked}[view]))
+
+
+def panel(patches: Bytes, pixels: Bytes, positions: Indices) -> NDArray[np.uint8]:
+    """Original, masked, reconstruction and composite side by side, uint8 [S, 4 S + 3 GAP, 3]."""
+    removed = removed_flags(positions, len(patches)).astype(bool)[:, None]
+    parts = (patches, _masked(patches, removed), pixels, _composite(patches, pixels, removed))
+    return _spaced([picture(part) for part in parts], axis=1)
+
+
+def sheet(panels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Panels of one size, one below the other."""
+    return _spaced(panels, axis=0)
 
 
 def picture(patches: Bytes) -> NDArray[np.uint8]:
@@ -65,10 +78,6 @@ def heat(error: Floats, patch_dim: int) -> Bytes:
     return np.tile(colours.round().astype(np.uint8), patch_dim // 3)
 
 
-def _panel_parts(patches: Bytes, pixels: Bytes, removed: NDArray[np.bool_]) -> list[Bytes]:
-    return [patches, _masked(patches, removed), pixels, _composite(patches, pixels, removed)]
-
-
 def _masked(patches: Bytes, removed: NDArray[np.bool_]) -> Bytes:
     return np.where(removed, np.uint8(GREY), patches)
 
@@ -82,7 +91,7 @@ def _dimmed(patches: Bytes) -> Bytes:
     return np.repeat(grey, 3, axis=2).reshape(patches.shape).astype(np.uint8)
 
 
-def _panel(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    gap = np.full((len(pictures[0]), GAP, 3), 255, dtype=np.uint8)
-    parts = [part for one in pictures for part in (one, gap)]
-    return np.concatenate(parts[:-1], axis=1)
+def _spaced(pictures: Sequence[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
+    height, width, _ = pictures[0].shape
+    gap = np.full((height, GAP, 3) if axis else (GAP, width, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for one in pictures for part in (one, gap)][:-1], axis=axis)
