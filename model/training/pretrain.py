@@ -1,0 +1,229 @@
+"""Pretraining a masked autoencoder on folders of images (He et al. 2021)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import Checkpoint, load
+from model.config import PRESETS, MAEConfig, Preprocessing
+from model.engines.base import Bytes, Indices
+from model.folders import find_images
+from model.graphs import DecoderGraph, EncoderGraph, Standardise
+from model.losses import Loss
+from model.mae import MaskedAutoencoder
+from model.masking import decoder_rows, visible_positions
+from model.pictures import cut, square
+from model.rendering import panel, png, sheet
+from model.source import locate
+from model.training.data import Augmentation, Loader, Photographs
+from model.training.optimiser import adamw, plain_groups
+from model.training.processes import Place
+from model.training.progress import TrainingProgress
+from model.training.recipe import Recipe
+from model.training.run import WEIGHTS, Run, RunError
+from model.training.trainer import Trainer, resumed
+
+log = logging.getLogger(__name__)
+# What changes neither data order, schedule nor arithmetic may differ when a run is resumed.
+FREE = {"threads", "workers", "log_steps", "save_minutes", "preview_minutes", "preview_images", "compile"}
+
+
+class Pretraining(nn.Module):
+    """The objective: uint8 patches [B, N, P] and positions [B, K] -> the masked loss."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, patch_size: int, loss: Loss) -> None:
+        """Around `model`, whose names stay its own."""
+        super().__init__()
+        self.model = model
+        self.standardise = Standardise(preprocessing, patch_size)
+        self.loss: Loss = loss
+
+    def forward(self, patches: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar; `labels` say nothing here."""
+        loss: Tensor = self.model(self.standardise(patches), positions, self.loss)[0]
+        return loss
+
+
+def pretrain(
+    folders: Sequence[Path], folder: Path, recipe: Recipe, place: Place, progress: TrainingProgress, resume: bool
+) -> Path:
+    """Trains, or goes on training, and leaves the weights in `folder`.
+
+    Args:
+        folders: images, and folders of them at any depth.
+        folder: the run's; made if it does not exist.
+        recipe: what to do; of a resumed run, what its recipe.json says, but for what does not shape the weights.
+        place: this process among its peers.
+        progress: told how it goes.
+        resume: go on with the run in `folder`.
+
+    Returns:
+        The file of weights, which can be served.
+
+    Raises:
+        RunError: the run cannot be begun or resumed.
+        NoImages: there is nothing to train on.
+        WeightsError: `init` cannot be read.
+        Interrupted, DivergedError, OSError: as `Trainer.fit`.
+    """
+    torch.manual_seed(recipe.seed)
+    torch.set_num_threads(recipe.threads or place.cpus)
+    images, refused = find_images(folders)
+    for path, reason in refused:
+        log.warning("skipped: %s: %s", path, reason)
+    photographs = Photographs(images)
+    start = starting_point(recipe, recipe.name or folder.absolute().name)
+    require_divisible(recipe.batch_size, place)
+    run = Run(folder)
+    if place.leads and not resume:
+        run.begin(recipe, facts_of(images, folders))
+    objective = Pretraining(
+        start.build().requires_grad_(True), start.preprocessing, start.config.patch_size, recipe.loss
+    )
+    freeze_positions(objective.model)
+    objective.to(place.device).train()
+
+    def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
+        tensors = {name.removeprefix("model."): x.float().cpu() for name, x in state.items() if name[:6] == "model."}
+        return Checkpoint(start.config, start.preprocessing, "mae-serve", tensors, start.license)
+
+    trainer = Trainer(
+        objective,
+        adamw(plain_groups(objective.named_parameters(), recipe.weight_decay)),
+        recipe,
+        place,
+        run,
+        len(images),
+        checkpoint,
+        recipe.ema,
+    )
+    if resume:
+        resumed(run, trainer, folder)
+    augmentation = Augmentation(
+        start.config, start.preprocessing, recipe.crop_scale, recipe.mask_ratio, recipe.strategy
+    )
+    workers = recipe.workers or (place.cpus if place.device.type == "cuda" else 1)
+    loader = Loader(photographs, augmentation, recipe.seed, recipe.batch_size, (place.rank, place.size), workers)
+    preview = (
+        Preview(photographs, augmentation, recipe.preview_images) if place.leads and recipe.preview_images else None
+    )
+
+    def show() -> None:
+        if preview is not None:
+            run.preview(trainer.step, preview.render(trainer.served()))
+
+    try:
+        trainer.fit(loader, progress, show, recipe.preview_minutes)
+    finally:
+        loader.close()
+        if photographs.broken:
+            progress.say(f"{len(photographs.broken)} of {len(images)} images could not be read and were skipped")
+    return run.folder / WEIGHTS
+
+
+def starting_point(recipe: Recipe, name: str) -> Checkpoint:
+    """The model before its first step: upstream's initialisation, or the weights that `init` names."""
+    config = preset_of(recipe)
+    if recipe.init is None:
+        fresh = MaskedAutoencoder(config.model_copy(update={"name": name}))
+        return Checkpoint(fresh.config, Preprocessing(), "mae-serve", dict(fresh.state_dict()), recipe.license)
+    found = load(locate(recipe.init, None).path)
+    return warm_start(found, config, recipe, name)
+
+
+def preset_of(recipe: Recipe) -> MAEConfig:
+    """The preset with what the recipe changes of it.
+
+    Raises:
+        RunError: there is no such preset, or it cannot be changed so.
+    """
+    if recipe.model not in PRESETS:
+        raise RunError(f"there is no preset {recipe.model!r}: the presets are {', '.join(PRESETS)}")
+    changes: dict[str, Any] = {"norm_pix_loss": recipe.norm_pix_loss}
+    if recipe.image_size is not None:
+        changes["image_size"] = recipe.image_size
+    if recipe.decoder_depth is not None:
+        changes["decoder_depth"] = recipe.decoder_depth
+    try:
+        return MAEConfig(**(PRESETS[recipe.model].model_dump() | changes))
+    except ValueError as error:
+        raise RunError(f"{recipe.model} cannot be like this: {error}") from error
+
+
+def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
+    """The weights of `found` under the recipe's loss and image size, with a fresh decoder where it has none that fits."""
+    size = recipe.image_size or found.config.image_size
+    merged = found.config.model_dump() | {"name": name, "image_size": size, "norm_pix_loss": recipe.norm_pix_loss}
+    decoder = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio")
+    fresh_decoder = not found.config.has_decoder or (
+        recipe.decoder_depth is not None and recipe.decoder_depth != found.config.decoder_depth
+    )
+    if fresh_decoder:
+        merged |= {key: getattr(config, key) for key in decoder}
+        log.warning("%s: the decoder is made anew", recipe.init)
+    fresh = MaskedAutoencoder(MAEConfig(**merged))
+    tensors = dict(fresh.state_dict())
+    kept = found.build(size).state_dict()
+    tensors |= {n: x for n, x in kept.items() if not (fresh_decoder and n.startswith(("decoder", "mask_token")))}
+    return Checkpoint(fresh.config, found.preprocessing, "mae-serve", tensors, recipe.license or found.license)
+
+
+def freeze_positions(model: nn.Module) -> None:
+    """Sine-cosine tables do not learn."""
+    if model.config.positions == "sincos":
+        for name, parameter in model.named_parameters():
+            if name.endswith("pos_embed"):
+                parameter.requires_grad_(False)
+
+
+def facts_of(images: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
+    """What a resumed run must find again: the same files, in the same order."""
+    names = hashlib.sha256("\0".join(images).encode()).hexdigest()
+    return {"folders": [str(path.absolute()) for path in folders], "images": len(images), "names": names}
+
+
+def require_divisible(batch_size: int, place: Place) -> None:
+    """Raises RunError unless every process gets the same number of images."""
+    if batch_size % place.size:
+        raise RunError(f"--batch-size {batch_size} cannot be shared evenly by {place.size} processes")
+
+
+class Preview:
+    """A few fixed images through fixed masks, as the model in training reconstructs them."""
+
+    def __init__(self, photographs: Photographs, augmentation: Augmentation, count: int) -> None:
+        """Takes the first `count` images of a fixed shuffle."""
+        config = augmentation.config
+        chosen = np.random.default_rng(0).permutation(len(photographs.paths))[:count]
+        squares = [
+            cut(
+                np.asarray(square(photographs.load(int(i), config.image_size)[0], config, augmentation.preprocessing)),
+                config.patch_size,
+            )
+            for i in chosen
+        ]
+        self._patches: Bytes = np.stack(squares)
+        seeds = range(len(squares))
+        self._positions: Indices = np.stack(
+            [visible_positions(augmentation.strategy, config.grid, augmentation.mask_ratio, seed) for seed in seeds]
+        )
+
+    def render(self, checkpoint: Checkpoint) -> bytes:
+        """Original, masked, reconstruction and composite of each image, as PNG."""
+        model, config = checkpoint.build(), checkpoint.config
+        visible = np.take_along_axis(self._patches, self._positions[..., None].astype(np.int64), axis=1)
+        patches, positions, rows = map(
+            torch.from_numpy, (self._patches, self._positions, decoder_rows(self._positions, config.num_patches))
+        )
+        with torch.inference_mode():
+            _, latent = EncoderGraph(model, checkpoint.preprocessing)(torch.from_numpy(visible), positions)
+            pixels, _ = DecoderGraph(model, checkpoint.preprocessing)(latent, rows, patches)
+        return png(sheet([panel(*one) for one in zip(self._patches, pixels.numpy(), self._positions, strict=True)]))
