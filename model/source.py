@@ -74,6 +74,7 @@ def locate(weights: str | None, model: str | None) -> Source:
     else:
         path = Path(weights).expanduser().absolute()
     with speaking_of(path):
+        path = _of_run(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
             path=path,
@@ -163,6 +164,12 @@ def card_license(path: Path) -> str | None:
     front_matter = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     line = front_matter and re.search(r"^license:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter[1], re.MULTILINE)
     return line[1] if line else None
+
+
+def _of_run(path: Path) -> Path:
+    """The weights inside the folder of a training run; any other path as it is."""
+    inside = path / "model.safetensors"
+    return inside if inside.is_file() and read_metadata(inside) is not None else path
 
 
 def _packaged(model: str) -> Path:

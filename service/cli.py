@@ -13,11 +13,13 @@ from pydantic.fields import FieldInfo
 
 from model.engines.base import EngineBuildError
 from model.source import WeightsError
+from model.training.recipe import Recipe
 from service.commands.convert import convert
 from service.commands.embed import embed
 from service.commands.errors import CommandError
 from service.commands.info import info
 from service.commands.options import ENGINE_OPTIONS, with_options
+from service.commands.pretrain import pretrain
 from service.commands.reconstruct import reconstruct
 from service.commands.serve import serve
 from service.errors import ServiceError
@@ -75,3 +77,4 @@ _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
 _add(reconstruct, {**ReconstructParameters.model_fields, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
 _add(convert, {})
+_add(pretrain, Recipe.model_fields)

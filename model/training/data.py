@@ -78,7 +78,7 @@ def random_box(size: tuple[int, int], least: float, draw: np.random.Generator) -
     width, height = size
     for _ in range(10):
         area = width * height * draw.uniform(least, 1)
-        aspect = math.exp(draw.uniform(*map(math.log, ASPECTS)))
+        aspect = math.exp(draw.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)

@@ -39,11 +39,11 @@ FREE = {"threads", "workers", "log_steps", "save_minutes", "preview_minutes", "p
 class Pretraining(nn.Module):
     """The objective: uint8 patches [B, N, P] and positions [B, K] -> the masked loss."""
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, patch_size: int, loss: Loss) -> None:
+    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing, loss: Loss) -> None:
         """Around `model`, whose names stay its own."""
         super().__init__()
         self.model = model
-        self.standardise = Standardise(preprocessing, patch_size)
+        self.standardise = Standardise(preprocessing, model.config.patch_size)
         self.loss: Loss = loss
 
     def forward(self, patches: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
@@ -85,10 +85,9 @@ def pretrain(
     run = Run(folder)
     if place.leads and not resume:
         run.begin(recipe, facts_of(images, folders))
-    objective = Pretraining(
-        start.build().requires_grad_(True), start.preprocessing, start.config.patch_size, recipe.loss
-    )
-    freeze_positions(objective.model)
+    model = start.build().requires_grad_(True)
+    freeze_positions(model)
+    objective = Pretraining(model, start.preprocessing, recipe.loss)
     objective.to(place.device).train()
 
     def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
@@ -159,7 +158,7 @@ def preset_of(recipe: Recipe) -> MAEConfig:
 
 
 def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
-    """The weights of `found` under the recipe's loss and image size, with a fresh decoder where it has none that fits."""
+    """The weights of `found` for the recipe's loss and image size; a missing or unlike decoder is made anew."""
     size = recipe.image_size or found.config.image_size
     merged = found.config.model_dump() | {"name": name, "image_size": size, "norm_pix_loss": recipe.norm_pix_loss}
     decoder = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio")
@@ -176,7 +175,7 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
     return Checkpoint(fresh.config, found.preprocessing, "mae-serve", tensors, recipe.license or found.license)
 
 
-def freeze_positions(model: nn.Module) -> None:
+def freeze_positions(model: MaskedAutoencoder) -> None:
     """Sine-cosine tables do not learn."""
     if model.config.positions == "sincos":
         for name, parameter in model.named_parameters():
@@ -203,13 +202,10 @@ class Preview:
         """Takes the first `count` images of a fixed shuffle."""
         config = augmentation.config
         chosen = np.random.default_rng(0).permutation(len(photographs.paths))[:count]
-        squares = [
-            cut(
-                np.asarray(square(photographs.load(int(i), config.image_size)[0], config, augmentation.preprocessing)),
-                config.patch_size,
-            )
-            for i in chosen
-        ]
+        squares = []
+        for index in chosen:
+            image, _ = photographs.load(int(index), config.image_size)
+            squares.append(cut(np.asarray(square(image, config, augmentation.preprocessing)), config.patch_size))
         self._patches: Bytes = np.stack(squares)
         seeds = range(len(squares))
         self._positions: Indices = np.stack(
@@ -227,3 +223,24 @@ class Preview:
             _, latent = EncoderGraph(model, checkpoint.preprocessing)(torch.from_numpy(visible), positions)
             pixels, _ = DecoderGraph(model, checkpoint.preprocessing)(latent, rows, patches)
         return png(sheet([panel(*one) for one in zip(self._patches, pixels.numpy(), self._positions, strict=True)]))
+
+
+def resumable(
+    folder: Path, recipe: Recipe, given: set[str], folders: Sequence[Path] | None
+) -> tuple[Recipe, list[Path]]:
+    """Recipe and images of the run in `folder`, and of `recipe` what was `given` anew and may be.
+
+    Raises:
+        RunError: there is no run, a choice would change it, or the images are not those of before.
+    """
+    said, data = Run(folder).recipe()
+    before = Recipe(**said)
+    changed = [name for name in sorted(given - FREE) if getattr(recipe, name) != getattr(before, name)]
+    if changed:
+        name = changed[0]
+        raise RunError(f"{folder} was begun with {name} {getattr(before, name)}: it cannot go on with another one")
+    paths = [Path(path) for path in data["folders"]] if not folders else list(folders)
+    if facts_of(find_images(paths)[0], paths)["names"] != data["names"]:
+        raise RunError(f"{folder} was begun with {data['images']} images; those found now are not the same")
+    free = {name: getattr(recipe, name) for name in given & FREE}
+    return before.model_copy(update=free), paths

@@ -28,7 +28,7 @@ class TrainingProgress:
             TimeElapsedColumn(),
         )
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._terminal)
-        self._task = self._bar.add_task("training", total=1.0, said="")
+        self._task = self._bar.add_task("", total=1.0, said="")
         self._last = time.monotonic()
 
     def show(self, progress: float, step: int, loss: float, rate: float, left: float) -> None:

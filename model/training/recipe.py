@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.losses import Loss
 from model.masking import Strategy
 
-Optimiser = Literal["adamw", "muon"]
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -41,7 +40,7 @@ class Schedule(BaseModel):
     precision: TrainingPrecision = "auto"
     """Arithmetic of the products: auto is bf16 on CUDA, fp32 on a processor."""
     compile: bool | None = None
-    """Whether torch.compile makes the step; by default on CUDA alone: it pays in long runs, and needs a C++ compiler."""
+    """Whether torch.compile makes the step; by default on CUDA alone. It pays in long runs and needs a C++ compiler."""
     threads: int | None = Field(default=None, gt=0)
     """Threads of arithmetic of one process; by default its share of the processors."""
     workers: int | None = Field(default=None, gt=0)
@@ -81,8 +80,6 @@ class Recipe(Schedule):
     """Error of a removed patch: mse or cosine."""
     norm_pix_loss: bool = False
     """Whether the target is normalised within each patch."""
-    optimiser: Optimiser = "adamw"
-    """Optimiser of the matrices: adamw, or muon with adamw for the rest."""
     crop_scale: float = Field(default=0.2, gt=0, le=1)
     """Least share of an image that a random crop keeps."""
     ema: float = Field(default=0, ge=0, lt=1)

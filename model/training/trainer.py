@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,14 +162,14 @@ class Trainer:
         if self._average:
             self._average.load_state_dict(state["average"])
 
-    def _wrapped(self, objective: nn.Module) -> nn.Module:
+    def _wrapped(self, objective: nn.Module) -> Callable[..., Tensor]:
         device, wanted = self._place.device, self._schedule.compile
-        if wanted or (wanted is None and device.type == "cuda"):
-            objective = torch.compile(objective)
+        step: nn.Module = objective
         if self._place.size > 1:
             devices = [device.index] if device.type == "cuda" else None
-            return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
-        return objective
+            step = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
+        compiled = wanted or (wanted is None and device.type == "cuda")
+        return cast(Callable[..., Tensor], torch.compile(step) if compiled else step)
 
     def _done(self) -> float:
         """The share of the schedule that lies behind, from 0 to 1."""
@@ -192,7 +192,7 @@ class Trainer:
         with self._autocast:
             loss = self._forward(*(torch.from_numpy(array).to(device, non_blocking=True) for array in batch))
         self._optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
         parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, s.clip or float("inf"))

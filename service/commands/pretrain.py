@@ -1,0 +1,69 @@
+"""`mae pretrain`: folders of images -> weights that `mae serve` takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from model.training.recipe import Recipe
+from service.commands.errors import CommandError
+
+
+def pretrain(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Images, and folders of images at any depth.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="Folder of the run.")] = Path("run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    **given: Any,
+) -> None:
+    """Pretrain a masked autoencoder on images.
+
+    The run's folder holds model.safetensors (serve it with `mae serve --weights RUN`), metrics.csv, TensorBoard's
+    events, sheets of reconstructions under previews, and what --resume needs. SIGTERM and Ctrl-C save before they end
+    it. --resume takes images and choices from the folder; what does not shape the weights may be given anew.
+
+    Several processes share a step under torchrun: `torchrun --nproc-per-node 2 --no-python mae pretrain …`.
+
+    Exit code: 0 when the schedule is through; 2 if the command was wrong or could not go on; 128 + the signal's number
+    if a signal ended it.
+    """
+    logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    from model.training.data import NoImages
+    from model.training.pretrain import pretrain as train
+    from model.training.pretrain import resumable
+    from model.training.processes import joined
+    from model.training.progress import TrainingProgress
+    from model.training.run import RunError
+    from model.training.trainer import Interrupted
+
+    try:
+        if resume:
+            recipe, folders = resumable(output, _recipe(chosen), set(chosen), folders)
+        else:
+            recipe = _recipe(chosen)
+        if not folders:
+            raise CommandError("no images are given: name a folder")
+        with joined() as place, TrainingProgress(quiet=not place.leads) as progress:
+            weights = train(folders, output, recipe, place, progress, resume)
+            progress.say(f"done: {weights}")
+    except (RunError, NoImages) as error:
+        raise CommandError(str(error)) from error
+    except Interrupted as error:
+        print(f"mae: {error}")
+        raise typer.Exit(128 + error.number) from None
+
+
+def _recipe(chosen: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe(**chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        raise CommandError(name + first["msg"].removeprefix("Value error, ")) from error
