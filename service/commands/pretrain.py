@@ -48,6 +48,8 @@ def pretrain(
             recipe, folders = resumable(output, _recipe(chosen), set(chosen), folders)
         else:
             recipe = _recipe(chosen)
+            if (recipe.epochs, recipe.steps, recipe.minutes) == (None, None, None):
+                raise CommandError("nothing says how long to train: give --epochs, --steps or --minutes")
         if not folders:
             raise CommandError("no images are given: name a folder")
         with joined() as place, TrainingProgress(quiet=not place.leads) as progress:

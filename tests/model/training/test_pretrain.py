@@ -1,0 +1,154 @@
+"""Pretraining through the command, as a user runs it; small images, so that a step takes milliseconds."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint import load
+from model.source import locate
+
+BIN = Path(sys.executable).parent
+SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty smooth pictures at two depths, a broken file and a text."""
+    root = tmp_path_factory.mktemp("photographs")
+    (root / "deep" / "deeper").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        small = Image.fromarray(draw.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        place = root / "deep" / "deeper" if number % 2 else root
+        small.resize((60, 48), Image.Resampling.BICUBIC).save(place / f"{number}.png")
+    (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more than this")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def mae(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [*launcher, str(BIN / "mae"), "pretrain", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def through(*arguments: object, launcher: tuple[str, ...] = (), code: int = 0) -> str:
+    """Runs to the end; what was said on standard error."""
+    process = mae(*arguments, launcher=launcher)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    return err
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
+    return [float(row["loss"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    err = through(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0")
+    assert "skipped:" in err and "torn.jpg" in err
+    assert "1 of 21 images could not be read" in err
+    return run
+
+
+def test_the_loss_falls(whole: Path) -> None:
+    said = losses(whole)
+    assert len(said) == 40
+    assert np.mean(said[-5:]) < 0.85 * np.mean(said[:5])
+
+
+def test_the_weights_can_be_served(whole: Path) -> None:
+    source = locate(str(whole), None)
+    checkpoint = load(source.path)
+    assert (source.name, source.license, checkpoint.layout) == ("whole", "CC0", "mae-serve")
+    assert checkpoint.config.image_size == 32 and checkpoint.config.has_decoder
+
+
+def test_reconstructions_and_scalars_are_kept(whole: Path) -> None:
+    with Image.open(whole / "previews" / "step-0000040.png") as sheet:
+        assert sheet.size == (4 * 32 + 3 * 8, 6 * 32 + 5 * 8)
+    assert list(whole.glob("events.out.tfevents.*"))
+
+
+def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    process = mae(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0", "--save-minutes", "0.0001")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "state.pt").is_file():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(losses(run)) < 40
+    through("-o", run, "--resume")
+    assert losses(run) == losses(whole)
+    assert (run / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
+    one, other = (load(path / "model.safetensors").tensors for path in (run, whole))
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+
+
+def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ended"
+    process = mae(folder, "-o", run, *SMALL, "--minutes", "5")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not ((run / "metrics.csv").is_file() and len(losses(run)) > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume goes on from there" in out + err
+    assert load(locate(str(run), None).path).config.image_size == 32
+
+
+def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "shared"
+    launcher = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
+    through(folder, "-o", run, *SMALL, "--steps", "5", launcher=launcher)
+    alone = tmp_path / "alone"
+    through(folder, "-o", alone, *SMALL, "--steps", "5")
+    assert np.allclose(losses(run), losses(alone), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--steps", "3", "--epochs", "2"], "epochs, steps and minutes exclude each other"),
+        (["--steps", "0"], "--steps: Input should be greater than 0"),
+        (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),
+        (["--image-size", "33", "--steps", "1"], "not a multiple of patch_size 16"),
+        (["--resume"], "holds no run to resume"),
+        ([], "nothing says how long to train"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
+    assert sentence in err and "Traceback" not in err
+
+
+def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None:
+    before = (whole / "state.pt").stat().st_mtime_ns
+    assert "--resume goes on with it" in through(folder, "-o", whole, *SMALL, "--steps", "40", code=2)
+    assert "it cannot go on with another one" in through("-o", whole, "--resume", "--lr", "0.5", code=2)
+    os.sync()
+    assert (whole / "state.pt").stat().st_mtime_ns == before
+
+
+def test_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "warm"
+    through(folder, "-o", run, *SMALL, "--steps", "2", "--init", whole, "--warmup", "0", "--lr", "1e-5")
+    assert losses(run)[0] < 0.9 * losses(whole)[0]
