@@ -34,6 +34,7 @@ def pretrain(
     if a signal ended it.
     """
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
+    folders = [folder.absolute() for folder in folders or ()]  # a run may be resumed from elsewhere
     chosen = {name: value for name, value in given.items() if value is not None}
     from model.training.data import NoImages
     from model.training.pretrain import pretrain as train

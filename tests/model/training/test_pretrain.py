@@ -102,6 +102,16 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
+def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "relative"
+    monkeypatch.chdir(folder.parent)
+    through(folder.name, "-o", run, *SMALL, "--steps", "1")
+    monkeypatch.chdir(tmp_path)
+    through("-o", run, "--resume")
+
+
 def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "ended"
     process = mae(folder, "-o", run, *SMALL, "--minutes", "5")
