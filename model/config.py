@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Loss = Literal["mse", "cosine"]
 Positive = Annotated[int, Field(gt=0)]
 Colour = tuple[float, float, float]
 

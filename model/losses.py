@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Literal["mse", "cosine"]
+from model.config import Loss
 
 
 def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, kind: Loss = "mse", norm_pix: bool = False) -> Tensor:

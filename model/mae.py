@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import MAEConfig
-from model.losses import Loss, masked_loss
+from model.config import Loss, MAEConfig
+from model.losses import masked_loss
 
 
 class MaskedAutoencoder(nn.Module):

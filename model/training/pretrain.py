@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, load
-from model.config import PRESETS, MAEConfig, Preprocessing
+from model.config import PRESETS, Loss, MAEConfig, Preprocessing
 from model.engines.base import Bytes, Indices
 from model.folders import find_images
 from model.graphs import DecoderGraph, EncoderGraph, Standardise
-from model.losses import Loss
 from model.mae import MaskedAutoencoder
 from model.masking import decoder_rows, visible_positions
 from model.pictures import cut, square

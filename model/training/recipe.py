@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.losses import Loss
+from model.config import Loss
 from model.masking import Strategy
 
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
