@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from model import layouts, processors
 from model.config import PRESETS, MAEConfig, Preprocessing
+from model.extras import Extras, is_extra
 from model.mae import MaskedAutoencoder, sincos_positions
 from model.source import (
     METADATA_KEY,
@@ -51,6 +52,7 @@ class Checkpoint:
         layout: who wrote the file.
         tensors: float32, finite, under upstream's key names, exactly those that `config` asks for.
         license: of the weights, if the file or its model card says.
+        extras: classification head and whitening, which only our own format holds.
     """
 
     config: MAEConfig
@@ -58,6 +60,7 @@ class Checkpoint:
     layout: Layout
     tensors: dict[str, Tensor]
     license: str | None = None
+    extras: Extras = field(default_factory=Extras)
 
     def build(self, image_size: int | None = None) -> MaskedAutoencoder:
         """The model in eval mode, without gradients, sharing this checkpoint's memory where it can.
@@ -124,7 +127,13 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}
     _require_finite(tensors)
-    metadata = Metadata(config=checkpoint.config, preprocessing=checkpoint.preprocessing, license=checkpoint.license)
+    tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.extras.arrays().items()}
+    metadata = Metadata(
+        config=checkpoint.config,
+        preprocessing=checkpoint.preprocessing,
+        license=checkpoint.license,
+        head=checkpoint.extras.head and checkpoint.extras.head.facts,
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # not save_file, which leaves the file unreadable to everyone else
@@ -136,10 +145,12 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
 
 def _load_file(path: Path, preset: MAEConfig | None) -> Checkpoint:
     if metadata := read_metadata(path):
-        tensors = _float32(load_file(path))
+        everything = _float32(load_file(path))
+        extras = Extras.of({name: x.numpy() for name, x in everything.items() if is_extra(name)}, metadata)
+        tensors = {name: x for name, x in everything.items() if not is_extra(name)}
         if metadata.config.positions == "sincos" and layouts.kind_of_positions(tensors) != "sincos":
             raise WeightsError("declares sine-cosine positions but holds other ones")
-        return Checkpoint(metadata.config, metadata.preprocessing, "mae-serve", tensors, metadata.license)
+        return Checkpoint(metadata.config, metadata.preprocessing, "mae-serve", tensors, metadata.license, extras)
     tensors, arguments = (_float32(load_file(path)), {}) if is_safetensors(path) else _read_pickle(path)
     config = layouts.infer_config(tensors, preset, readable_name(path))
     config = config.model_copy(update={"norm_pix_loss": bool(arguments.get("norm_pix_loss", False))})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from model.config import PRESETS, MAEConfig, Preprocessing
@@ -21,6 +21,8 @@ DEFAULT_MODEL = "mae_tiny"
 HUB_PREFIX = "hf:"
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
 METADATA_KEY = "mae-serve"
+Pooled = Literal["cls", "mean"]
+"""One vector an image: the cls token, or the mean of the patch tokens."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,15 @@ class Source:
     license: str | None
 
 
+class HeadFacts(BaseModel):
+    """What a classification head is: the pooled vector that it takes and the classes that it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: Pooled
+    classes: tuple[str, ...] = Field(min_length=1)
+
+
 class Metadata(BaseModel):
     """What our own safetensors files say about themselves, as JSON under `METADATA_KEY`."""
 
@@ -55,6 +66,7 @@ class Metadata(BaseModel):
     config: MAEConfig
     preprocessing: Preprocessing
     license: str | None = None
+    head: HeadFacts | None = None
 
 
 def locate(weights: str | None, model: str | None) -> Source:

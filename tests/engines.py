@@ -8,6 +8,7 @@ import numpy as np
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
+from model.extras import Extras
 
 SMALL = MAEConfig(
     name="fake",
@@ -56,6 +57,7 @@ class FakeEngine:
         not_a_number: int | None = None,
     ) -> None:
         self.info = fake_info(lanes=lanes, preferred_batch=preferred_batch)
+        self.extras = Extras()
         self.lanes = lanes
         self.preferred_batch = preferred_batch
         self.batches: list[tuple[str, int, list[int]]] = []

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model.config import MAEConfig, Preprocessing
+from model.extras import Extras
+from model.source import HeadFacts, Pooled
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -61,6 +63,10 @@ class EngineInfo(BaseModel):
     threads_per_lane: int
     preferred_batch: int
     versions: dict[str, str]
+    head: HeadFacts | None = None
+    """Of the classification head, if there is one."""
+    whitening: tuple[Pooled, ...] = ()
+    """The pooled vectors that can be whitened."""
     parity: Parity | None = None
     fallback: str | None = None
     """Why this is not the backend that would have been preferred."""
@@ -75,6 +81,8 @@ class Engine(Protocol):
     """A compiled masked autoencoder. A lane is used by one thread at a time; different lanes run at once."""
 
     info: EngineInfo
+    extras: Extras
+    """What the host does with pooled vectors."""
     lanes: int
     """How many batches may run at once."""
     preferred_batch: int

@@ -22,7 +22,8 @@ from model.engines.base import Engine, EngineBuildError, EngineInfo, Precision
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.convert import ModelFacts, ModelSpec, convert_in_child, read_facts, read_reference
 from model.engines.cpu import available_cpus
-from model.source import Source, locate
+from model.extras import read_extras
+from model.source import Source, locate, speaking_of
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
@@ -67,7 +68,13 @@ def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engin
     if fallback:
         log.warning("serving by %s on %s: %s", backend, device, fallback)
     model = ModelSpec(str(source.path), spec.model, spec.norm_pix_loss, spec.image_size, spec.preprocess)
-    return (_build_openvino if backend == "openvino" else _build_eager)(spec, source, model, device, fallback, progress)
+    make = _build_openvino if backend == "openvino" else _build_eager
+    engine = make(spec, source, model, device, fallback, progress)
+    with speaking_of(source.path):
+        engine.extras = extras = read_extras(source.path)
+    facts = {"head": extras.head and extras.head.facts, "whitening": tuple(extras.whitening)}
+    engine.info = engine.info.model_copy(update=facts)
+    return engine
 
 
 def choose_backend(wanted: Backend) -> tuple[Literal["openvino", "torch"], str, str | None]:

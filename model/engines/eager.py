@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
+from model.extras import Extras
 from model.graphs import DecoderGraph, EncoderGraph
 from model.masking import decoder_rows
 
@@ -27,6 +28,7 @@ class EagerEngine:
     def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
         """Puts the graphs on the device in the precision of `info`."""
         self.info = info
+        self.extras = Extras()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
         self._device = torch.device(info.device)

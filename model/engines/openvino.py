@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
+from model.extras import Extras
 from model.masking import decoder_rows
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class OpenVINOEngine:
     def __init__(self, folder: Path, info: EngineInfo) -> None:
         """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
         self.info = info
+        self.extras = Extras()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
         core = import_openvino().Core()
