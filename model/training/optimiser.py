@@ -31,6 +31,53 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, fused=True)
 
 
+def muon(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for everything else.
+
+    Muon's steps are scaled to AdamW's usual size (Liu et al. 2025, section 2.2), so one learning rate serves both.
+
+    Raises:
+        ValueError: there are no such matrices.
+    """
+    learning = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    hidden = [p for name, p in learning if p.ndim == 2 and "blocks." in name]
+    if not hidden:
+        raise ValueError("the model has no matrices inside its blocks")
+    chosen = {id(p) for p in hidden}
+    groups: list[dict[str, Any]] = [{"params": hidden, "weight_decay": weight_decay, "scale": 1.0}]
+    matrices = torch.optim.Muon(groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
+    return Joint(matrices, adamw(plain_groups([(n, p) for n, p in learning if id(p) not in chosen], weight_decay)))
+
+
+class Joint(torch.optim.Optimizer):
+    """Optimisers of disjoint parameters that step as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        """Of `parts`, whose groups it shares."""
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Steps each part; there is no `closure`."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
 def learning_rate(progress: float, peak: float, floor: float, warmup: float) -> float:
     """Linear warm-up, then half a cosine (Loshchilov and Hutter 2016), at `progress` 0..1 of the run."""
     if progress < warmup:

@@ -23,7 +23,7 @@ from model.pictures import cut, square
 from model.rendering import panel, png, sheet
 from model.source import locate
 from model.training.data import Augmentation, Loader, Photographs
-from model.training.optimiser import adamw, plain_groups
+from model.training.optimiser import adamw, muon, plain_groups
 from model.training.processes import Place
 from model.training.progress import TrainingProgress
 from model.training.recipe import Recipe
@@ -95,7 +95,7 @@ def pretrain(
 
     trainer = Trainer(
         objective,
-        adamw(plain_groups(objective.named_parameters(), recipe.weight_decay)),
+        optimiser_of(recipe, objective),
         recipe,
         place,
         run,
@@ -125,6 +125,20 @@ def pretrain(
         if photographs.broken:
             progress.say(f"{len(photographs.broken)} of {len(images)} images could not be read and were skipped")
     return run.folder / WEIGHTS
+
+
+def optimiser_of(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
+    """What the recipe names, over the parameters that learn.
+
+    Raises:
+        RunError: the model has nothing for it.
+    """
+    if recipe.optimiser == "adamw":
+        return adamw(plain_groups(objective.named_parameters(), recipe.weight_decay))
+    try:
+        return muon(objective.named_parameters(), recipe.weight_decay)
+    except ValueError as error:
+        raise RunError(f"--optimiser muon does not fit: {error}") from error
 
 
 def starting_point(recipe: Recipe, name: str) -> Checkpoint:

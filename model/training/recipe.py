@@ -10,6 +10,7 @@ from model.config import Loss
 from model.masking import Strategy
 
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+OptimiserName = Literal["adamw", "muon"]
 
 
 class Schedule(BaseModel):
@@ -80,6 +81,8 @@ class Recipe(Schedule):
     """Error of a removed patch: mse or cosine."""
     norm_pix_loss: bool = False
     """Whether the target is normalised within each patch."""
+    optimiser: OptimiserName = "adamw"
+    """adamw, or muon for the matrices inside the blocks: more arithmetic a step, fewer steps."""
     crop_scale: float = Field(default=0.2, gt=0, le=1)
     """Least share of an image that a random crop keeps."""
     ema: float = Field(default=0, ge=0, lt=1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from model.config import PRESETS
 from model.mae import MaskedAutoencoder
-from model.training.optimiser import Average, learning_rate, plain_groups
+from model.training.optimiser import Average, learning_rate, muon, plain_groups, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,56 @@ def test_the_average_follows_the_weights() -> None:
         decay = min(0.9, step / (step + 10))
         expected = decay * expected + (1 - decay) * step
     assert average.over(layer.state_dict())["weight"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def orthogonality(step: torch.Tensor) -> float:
+    """Largest singular value over the median one: near 1 for a step of Muon, large for a random matrix."""
+    values = torch.linalg.svdvals(step)
+    return float(values[0] / values.median())
+
+
+def test_muon_turns_the_matrices_of_the_blocks_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(PRESETS["mae_tiny"].model_copy(update={"depth": 1, "decoder_depth": 1}))
+    learning = {name: p for name, p in model.named_parameters() if not name.endswith("pos_embed")}
+    before = {name: p.detach().clone() for name, p in learning.items()}
+    optimiser = muon(learning.items(), weight_decay=0)
+    set_learning_rate(optimiser, 0.01)
+    for p in learning.values():
+        p.grad = torch.randn_like(p).sign()  # AdamW divides by the size of the gradient
+    optimiser.step()
+    for name, p in learning.items():
+        step = p.detach() - before[name]
+        if "blocks." in name and p.ndim == 2:
+            assert orthogonality(step) < 2, name
+            assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.2), name  # Liu et al. 2025
+        else:  # AdamW's first step is the learning rate, whatever the gradient
+            assert torch.allclose(step.abs(), torch.tensor(0.01), rtol=1e-2), name
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    def trained(steps: int, state: tuple[dict[str, torch.Tensor], dict[str, object]] | None) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))})
+        optimiser = muon(model.named_parameters(), weight_decay=0.1)
+        if state is not None:
+            model.load_state_dict(state[0])
+            optimiser.load_state_dict(state[1])
+        for _ in range(steps):
+            set_learning_rate(optimiser, 0.05)
+            optimiser.zero_grad()
+            model["blocks"](torch.ones(3, 4)).square().sum().backward()
+            optimiser.step()
+        kept.append((model.state_dict(), optimiser.state_dict()))
+        return model
+
+    kept: list[tuple[dict[str, torch.Tensor], dict[str, object]]] = []
+    whole = trained(6, None).state_dict()
+    trained(3, None)
+    resumed = trained(3, kept[-1]).state_dict()
+    assert all(tensor.equal(whole[name]) for name, tensor in resumed.items())
+
+
+def test_muon_without_matrices_says_so() -> None:
+    with pytest.raises(ValueError, match="no matrices"):
+        muon(nn.Conv2d(3, 3, 3).named_parameters(), 0)

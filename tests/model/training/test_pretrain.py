@@ -102,6 +102,22 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
+def test_muon_learns_faster_and_is_resumed_to_the_bit(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "muon"
+    choices = (*SMALL, "--optimiser", "muon", "--steps", "40")
+    process = mae(folder, "-o", run, *choices, "--save-minutes", "0.0001")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "state.pt").is_file():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    through("-o", run, "--resume")
+    uninterrupted = tmp_path / "uninterrupted"
+    through(folder, "-o", uninterrupted, *choices)
+    assert losses(run) == losses(uninterrupted)
+    assert np.mean(losses(run)[-5:]) < np.mean(losses(whole)[-5:])
+
+
 def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
