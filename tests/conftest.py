@@ -11,7 +11,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def golden() -> Mapping[str, np.ndarray]:
-    """What the packaged model says about eight photographs, written by another implementation (transformers' ViTMAE).
+    """What the probe model says about eight photographs, written by another implementation (transformers' ViTMAE).
 
     images uint8 [8, 224, 224, 3]; mask uint8 [8, 196], 1 = removed, 49 kept; embed_cls and embed_mean float32 [8, 192]
     of whole images; reconstruction uint8 [8, 224, 224, 3] of all patches; loss float32 [8] over the removed ones.
@@ -21,8 +21,14 @@ def golden() -> Mapping[str, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
+def probe() -> Path:
+    """A small trained model in our own format, the one that the golden numbers are of."""
+    return Path(__file__).parent / "data" / "mae_probe_tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One engine cache for all tests, so that the packaged model is converted once."""
+    """One engine cache for all tests, so that the probe model is converted once."""
     return tmp_path_factory.mktemp("engines")
 
 

@@ -51,4 +51,4 @@ def _text(fact: object) -> str:
         return "-"
     if isinstance(fact, bool):
         return "yes" if fact else "no"
-    return ", ".join(map(str, fact)) if isinstance(fact, list | tuple) else str(fact)
+    return ", ".join(map(str, fact)) or "-" if isinstance(fact, list | tuple) else str(fact)

@@ -95,9 +95,8 @@ class TestOurOwnFormat:
 
 
 class TestFacebookresearch:
-    def test_golden_embeddings(self, tmp_path: Path, golden: Mapping[str, np.ndarray]) -> None:
-        packaged = load_file(locate(None, None).path)
-        loaded = load(torch_file(tmp_path / "mae.pth", {"model": packaged}))
+    def test_golden_embeddings(self, tmp_path: Path, probe: Path, golden: Mapping[str, np.ndarray]) -> None:
+        loaded = load(torch_file(tmp_path / "mae.pth", {"model": load_file(probe)}))
         assert loaded.layout == "facebookresearch"
         assert loaded.config == PRESETS["mae_tiny"].model_copy(update={"name": "mae"})
         graph = EncoderGraph(loaded.build(), loaded.preprocessing)

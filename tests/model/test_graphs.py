@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,12 @@ from model.config import MAEConfig, Preprocessing
 from model.graphs import DecoderGraph, EncoderGraph, Standardise
 from model.mae import MaskedAutoencoder, patchify, unpatchify
 from model.masking import decoder_rows
-from model.source import locate
 
 
 @pytest.fixture(scope="module")
-def graphs() -> tuple[EncoderGraph, DecoderGraph]:
-    """Both graphs of the packaged model."""
-    checkpoint = load(locate(None, None).path)
+def graphs(probe: Path) -> tuple[EncoderGraph, DecoderGraph]:
+    """Both graphs of the probe model."""
+    checkpoint = load(probe)
     model = checkpoint.build()
     return EncoderGraph(model, checkpoint.preprocessing), DecoderGraph(model, checkpoint.preprocessing)
 

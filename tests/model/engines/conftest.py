@@ -1,4 +1,4 @@
-"""The packaged model behind both engines, built once."""
+"""The probe model behind both engines, built once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from model.engines.build import EngineSpec, build
 
 
 @pytest.fixture(scope="session")
-def openvino_engine(engine_cache: Path) -> Engine:
-    return build(EngineSpec(engine_cache, backend="openvino", lanes=2))
+def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
+    return build(EngineSpec(engine_cache, str(probe), backend="openvino", lanes=2))
 
 
 @pytest.fixture(scope="session")
-def torch_engine(engine_cache: Path) -> Engine:
-    return build(EngineSpec(engine_cache, backend="torch"))
+def torch_engine(engine_cache: Path, probe: Path) -> Engine:
+    return build(EngineSpec(engine_cache, str(probe), backend="torch"))
 
 
 @pytest.fixture(scope="session", params=["openvino", "torch"])

@@ -27,7 +27,7 @@ from model.engines.cpu import available_cpus
 from model.engines.openvino import OpenVINOEngine
 from model.engines.parity import ParityError
 from model.mae import MaskedAutoencoder
-from model.source import WeightsError, locate
+from model.source import WeightsError
 
 NARROW = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -55,8 +55,13 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 # --- what an engine says of itself
 
 
-def test_the_packaged_model_passes_the_gate(engine: Engine) -> None:
-    found = engine.info.parity
+@pytest.fixture(scope="module", params=["openvino", "torch"])
+def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
+    return build(EngineSpec(engine_cache, backend=request.param))
+
+
+def test_the_packaged_model_passes_the_gate(packaged: Engine) -> None:
+    found = packaged.info.parity
     assert found is not None
     assert found.cosine > 0.999999
     assert found.psnr_db is not None
@@ -65,10 +70,9 @@ def test_the_packaged_model_passes_the_gate(engine: Engine) -> None:
     assert found.loss_difference < 1e-3
 
 
-def test_an_engine_says_what_it_is(engine: Engine) -> None:
+def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
     info = engine.info
-    weights = locate(None, None)
-    assert info.weights == hashlib.sha256(weights.path.read_bytes()).hexdigest()
+    assert info.weights == hashlib.sha256(probe.read_bytes()).hexdigest()
     assert info.model_id == f"mae_tiny@{info.weights[:12]}"
     assert (info.device, info.precision, info.fallback, info.layout) == ("cpu", "fp32", None, "mae-serve")
     assert info.lanes == engine.lanes
@@ -202,18 +206,18 @@ def test_a_smaller_image_is_served_by_openvino_as_by_torch(engine_cache: Path) -
 # --- the gate
 
 
-def vector_of(name: str) -> np.ndarray:
-    """A one-dimensional weight of the packaged model, which OpenVINO keeps as it is."""
-    tensors = checkpoint.load(locate(None, None).path).tensors
+def vector_of(probe: Path, name: str) -> np.ndarray:
+    """A one-dimensional weight of the probe model, which OpenVINO keeps as it is."""
+    tensors = checkpoint.load(probe).tensors
     return tensors[name].numpy()
 
 
-def alter(cache: Path, graph: str, weight: str, change: Callable[[np.ndarray], None]) -> Path:
+def alter(cache: Path, probe: Path, graph: str, weight: str, change: Callable[[np.ndarray], None]) -> Path:
     """Changes a weight inside the compiled graph of a cache's only entry, which then looks whole."""
     (entry,) = cache.glob("openvino-*")
     path = entry / f"{graph}.bin"
     content = path.read_bytes()
-    found = vector_of(weight)
+    found = vector_of(probe, weight)
     assert content.count(found.tobytes()) == 1
     changed = found.copy()
     change(changed)
@@ -226,11 +230,12 @@ def alter(cache: Path, graph: str, weight: str, change: Callable[[np.ndarray], N
 
 
 @pytest.fixture
-def packaged_cache(openvino_engine: Engine, engine_cache: Path, tmp_path: Path) -> Path:
-    """A copy of the cache with the packaged model's entry alone."""
+def probe_cache(openvino_engine: Engine, engine_cache: Path, probe: Path, tmp_path: Path) -> Path:
+    """A copy of the cache with the probe model's entry alone."""
     for entry in engine_cache.glob("openvino-*"):
         facts = json.loads((entry / "model.json").read_text())
-        if facts["config"]["name"] == "mae_tiny" and facts["config"]["image_size"] == 224:
+        holds = vector_of(probe, "norm.bias").tobytes() in (entry / "encoder.bin").read_bytes()
+        if holds and facts["config"]["image_size"] == 224:
             shutil.copytree(entry, tmp_path / "cache" / entry.name)
     return tmp_path / "cache"
 
@@ -254,15 +259,17 @@ def add(index: int, amount: float) -> Callable[[np.ndarray], None]:
     ],
 )
 def test_one_weight_that_was_changed_keeps_the_engine_from_serving(
-    packaged_cache: Path, graph: str, weight: str, index: int, amount: float, message: str
+    probe_cache: Path, probe: Path, graph: str, weight: str, index: int, amount: float, message: str
 ) -> None:
-    alter(packaged_cache, graph, weight, add(index, amount))
+    alter(probe_cache, probe, graph, weight, add(index, amount))
     with pytest.raises(ParityError, match=message):
-        build(EngineSpec(packaged_cache, backend="openvino"))
+        build(EngineSpec(probe_cache, str(probe), backend="openvino"))
 
 
-def test_plain_cosine_would_have_let_a_changed_weight_pass(openvino_engine: Engine, packaged_cache: Path) -> None:
-    entry = alter(packaged_cache, "encoder", "blocks.2.mlp.fc1.bias", add(5, 1.0))
+def test_plain_cosine_would_have_let_a_changed_weight_pass(
+    openvino_engine: Engine, probe: Path, probe_cache: Path
+) -> None:
+    entry = alter(probe_cache, probe, "encoder", "blocks.2.mlp.fc1.bias", add(5, 1.0))
     found, expected = parity.answers(OpenVINOEngine(entry, openvino_engine.info)), read_reference(entry)
     a, b = found.whole.astype(np.float64), expected.whole.astype(np.float64)
     plain = ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min()
@@ -271,9 +278,11 @@ def test_plain_cosine_would_have_let_a_changed_weight_pass(openvino_engine: Engi
     assert parity.measure(found, expected, openvino_engine.info.config).cosine < 0.9999 < bar
 
 
-def test_an_entry_that_was_damaged_is_converted_again(packaged_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (entry,) = packaged_cache.glob("openvino-*")
-    good = shutil.copytree(entry, packaged_cache.parent / "good")
+def test_an_entry_that_was_damaged_is_converted_again(
+    probe: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = probe_cache.glob("openvino-*")
+    good = shutil.copytree(entry, probe_cache.parent / "good")
     os.truncate(entry / "encoder.bin", 1000)
     converted = []
 
@@ -284,7 +293,7 @@ def test_an_entry_that_was_damaged_is_converted_again(packaged_cache: Path, monk
 
     monkeypatch.setattr(module, "convert_in_child", convert)
     for _ in range(2):
-        assert build(EngineSpec(packaged_cache, backend="openvino")).info.parity is not None
+        assert build(EngineSpec(probe_cache, str(probe), backend="openvino")).info.parity is not None
     assert len(converted) == 1
 
 

@@ -99,9 +99,9 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Start) -> LiveServer:
-    """The packaged model with default settings."""
-    return start_server()
+def server(start_server: Start, probe: Path) -> LiveServer:
+    """The probe model with default settings."""
+    return start_server(weights=probe)
 
 
 @pytest.fixture

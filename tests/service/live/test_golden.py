@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-import model
 from tests.service.live.conftest import Start
 
 
@@ -76,10 +75,9 @@ def test_a_mask_image_removes_the_same_patches(client: httpx.Client, golden) -> 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_a_facebookresearch_checkpoint_serves_the_same_numbers(
-    start_server: Start, golden, tmp_path: Path, backend: str
+    start_server: Start, golden, probe: Path, tmp_path: Path, backend: str
 ) -> None:
-    weights = Path(model.__file__).parent / "weights" / "mae_tiny.safetensors"
-    torch.save({"model": safetensors.torch.load_file(weights)}, tmp_path / "probe.pth")
+    torch.save({"model": safetensors.torch.load_file(probe)}, tmp_path / "probe.pth")
     server = start_server(weights=tmp_path / "probe.pth", backend=backend)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         info = client.get("/info").json()["engine"]
