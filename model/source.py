@@ -21,6 +21,8 @@ DEFAULT_MODEL = "mae_tiny"
 HUB_PREFIX = "hf:"
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
 METADATA_KEY = "mae-serve"
+PACKAGED = Path(__file__).parent / "weights"
+"""Folder of the weights that come with the package."""
 Pooled = Literal["cls", "mean"]
 """One vector an image: the cls token, or the mean of the patch tokens."""
 
@@ -185,12 +187,11 @@ def _of_run(path: Path) -> Path:
 
 
 def _packaged(model: str) -> Path:
-    folder = Path(__file__).parent / "weights"
-    path = folder / f"{model}.safetensors"
+    path = PACKAGED / f"{model}.safetensors"
     if model not in PRESETS:
         raise WeightsError(f"there is no preset {model!r}: the presets are {', '.join(PRESETS)}")
     if not path.is_file():
-        packaged = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
+        packaged = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.safetensors")))
         raise WeightsError(f"no weights of {model} are packaged, only those of {packaged}: pass {model}'s as WEIGHTS")
     return path
 

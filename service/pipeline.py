@@ -171,9 +171,3 @@ class Pipeline:
         rows = await ticket.rows()
         stages.queue, stages.infer = ticket.timing.queue, ticket.timing.infer
         return rows
-
-
-def normalized(vectors: Floats) -> Floats:
-    """`vectors` [..., D], each scaled to length 1."""
-    lengths: Floats = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / lengths

@@ -22,6 +22,7 @@ class EmbedParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     pool: Pool = Field("mean", description="mean of the patch tokens, the cls token, or all patch tokens")
+    whiten: bool = Field(False, description="whiten with what the model holds for the pool, before normalize")
     normalize: bool = Field(False, description="scale each vector to length 1")
     keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
     seed: Seed | None = Field(None, description="which patches, for keep below 1")
@@ -53,6 +54,7 @@ class Embeddings(BaseModel):
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches, for tokens")
     positions: list[int] | None = Field(None, description="row-major places of the tokens, for keep below 1")
     seed: int | None = Field(None, description="for keep below 1")
+    whitened: bool | None = Field(None, description="true for whiten=true, else absent")
 
 
 class Reconstructed(BaseModel):

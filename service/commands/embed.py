@@ -20,8 +20,9 @@ from service.commands.running import build_engine, pipeline_of, said_of
 from service.commands.store import Store
 from service.commands.vectors import Row, VectorSpace
 from service.errors import EngineLost, ServiceError
+from service.finishing import Finishing
 from service.masks import choose_kept
-from service.pipeline import Stages, normalized
+from service.pipeline import Stages
 from service.schemas import EmbedParameters
 from service.settings import Settings
 
@@ -49,7 +50,7 @@ def embed(
 
     An output that exists is added to: images whose path is in it are not embedded again. Until a run is through, its
     work is kept in the folder OUTPUT.partial; the same command goes on from there after an interruption. Vectors of
-    another model, pool, share or preprocessing are never mixed in.
+    another model, pool, whitening, share or preprocessing are never mixed in.
 
     Exit code: 0 if every image was embedded; 1 if some were skipped, with the reasons on standard error; 2 if the
     command was wrong or could not go on; 130 if it was interrupted.
@@ -63,14 +64,16 @@ def embed(
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
         seed, positions = choose_kept(engine.info.config, parameters)
-        store.begin(VectorSpace.of(engine.info, parameters, seed, positions))
+        finishing = Finishing.of(engine.extras, parameters)
+        dim = finishing.dim(engine.info.config)
+        store.begin(VectorSpace.of(engine.info, parameters, seed, positions, dim))
         new = [image for image in images if image not in store.paths]
         there = len(images) - len(new)
         with Report(len(images) + len(refused), there) as report:
             for path, reason in refused:
                 report.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, engine, settings, parameters, positions, store, report))
+                asyncio.run(_embed(new, engine, settings, parameters, positions, finishing, store, report))
                 store.finish()
             except KeyboardInterrupt:
                 report.say(f"interrupted: {report.done} embedded so far; the same command goes on from there")
@@ -85,6 +88,7 @@ async def _embed(
     settings: Settings,
     parameters: EmbedParameters,
     positions: Indices,
+    finishing: Finishing,
     store: Store,
     report: Report,
 ) -> None:
@@ -96,12 +100,13 @@ async def _embed(
             """The vector, or why there is none."""
             try:
                 data = await pipeline.decoder.run(Path(path).read_bytes)
-                [vector] = await pipeline.embed([data], parameters.pool, positions, Stages())
+                rows = await pipeline.embed([data], parameters.pool, positions, Stages())
             except EngineLost:
                 raise
             except (OSError, ServiceError) as error:
                 return said_of(path, error)
-            return normalized(vector) if parameters.normalize else vector
+            finished: Floats = finishing.apply(rows)[0]
+            return finished
 
         async with aclosing(_in_order(attempt, images, most)) as results:
             async for path, result in results:

@@ -14,15 +14,25 @@ from rich.text import Text
 class Report:
     """A progress bar, where there is a terminal to see it, and lines that pass it by; use as a context manager."""
 
-    def __init__(self, total: int, there: int) -> None:
-        """Of `total` images, `there` are done already."""
+    def __init__(self, total: int, there: int = 0, doing: str = "embedding") -> None:
+        """Of `total` images, `there` are done already; `doing` says what happens to them."""
         self.done = 0
         self.skipped = 0
         self._console = Console(stderr=True)
-        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
         # Not the console's own idea of a terminal, which environment variables can change.
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=total, completed=there)
+        self._task = self._bar.add_task(doing, total=total, completed=there)
+
+    def stage(self, doing: str) -> None:
+        """Says what happens from now on."""
+        self._bar.update(self._task, description=doing)
 
     def advance(self) -> None:
         """One more is done."""

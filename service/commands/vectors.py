@@ -38,6 +38,7 @@ class VectorSpace(BaseModel):
     image_size: int
     preprocessing: Preprocessing
     pool: Pool
+    whiten: bool = False
     normalize: bool
     keep: float
     seed: int | None = None
@@ -49,8 +50,8 @@ class VectorSpace(BaseModel):
     """Row-major places of the tokens, for keep below 1."""
 
     @classmethod
-    def of(cls, info: EngineInfo, parameters: EmbedParameters, seed: int | None, positions: Indices) -> Self:
-        """The space that an engine makes with these parameters."""
+    def of(cls, info: EngineInfo, parameters: EmbedParameters, seed: int | None, positions: Indices, dim: int) -> Self:
+        """The space that an engine makes with these parameters, of vectors `dim` long."""
         some_tokens = parameters.pool == "tokens" and seed is not None
         return cls(
             model=info.model_id,
@@ -58,10 +59,11 @@ class VectorSpace(BaseModel):
             image_size=info.config.image_size,
             preprocessing=info.preprocessing,
             pool=parameters.pool,
+            whiten=parameters.whiten,
             normalize=parameters.normalize,
             keep=parameters.keep,
             seed=seed,
-            dim=info.config.embed_dim,
+            dim=dim,
             grid=(info.config.grid, info.config.grid),
             positions=tuple(positions.tolist()) if some_tokens else None,
         )

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from model.engines.base import EngineInfo, Floats, Indices
+from service.finishing import Finishing
 from service.masks import choose_kept
-from service.pipeline import normalized
 from service.responses import JSON, json_bytes, preferred_type
 from service.routes.intake import Intake, authorised
 from service.schemas import Embeddings, EmbedParameters, error_answers, request_body
@@ -39,20 +39,20 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     intake = Intake(request)
     pipeline = intake.pipeline
     seed, positions = choose_kept(pipeline.info.config, parameters)
+    finishing = Finishing.of(pipeline.batcher.engine.extras, parameters)
     payload = await intake.payload()
     rows = await intake.attended(
         pipeline.embed(payload.images, parameters.pool, positions, intake.record.stages, intake.deadline)
     )
-    vectors = np.stack(rows)
-    if parameters.normalize:
-        vectors = normalized(vectors)
 
     def answer() -> bytes:
+        vectors = finishing.apply(rows)
         if media_type == NPY:
             return npy(vectors)
         return json_bytes(_content(pipeline.info, parameters, vectors, positions, seed))
 
-    body = await pipeline.render(answer, intake.record.stages) if vectors.size > LARGE else answer()
+    large = len(rows) * rows[0].size > LARGE
+    body = await pipeline.render(answer, intake.record.stages) if large else answer()
     headers = {"x-mae-model": pipeline.info.model_id} | ({} if seed is None else {"x-mae-seed": str(seed)})
     return Response(body, headers=headers, media_type=media_type)
 
@@ -80,6 +80,8 @@ def _content(
             content["positions"] = positions
     if seed is not None:
         content["seed"] = seed
+    if parameters.whiten:
+        content["whitened"] = True
     return content
 
 

@@ -1,0 +1,49 @@
+"""Whitening into a file of weights. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import safe_open
+
+from model.checkpoint import load, save
+from model.extras import Whitening, is_extra
+from model.source import Pooled, Source, is_safetensors
+
+
+def store_whitening(
+    source: Source,
+    output: Path,
+    whitening: Mapping[Pooled, Whitening],
+    model: str | None = None,
+    norm_pix_loss: bool | None = None,
+) -> None:
+    """Writes weights in our own format with whitening beside them; what else lies there stays.
+
+    Args:
+        source: weights of any layout.
+        output: the file to make or replace, which may be that of the source.
+        whitening: to store, instead of what there was.
+        model: as for `model.checkpoint.load`.
+        norm_pix_loss: the same.
+
+    Raises:
+        WeightsError: the weights cannot be read.
+    """
+    checkpoint = load(source.path, model, norm_pix_loss)
+    checkpoint = replace(
+        checkpoint,
+        extras=replace(checkpoint.extras, whitening=dict(whitening)),
+        license=checkpoint.license or source.license,
+    )
+    save(output, checkpoint, half=_is_half(source.path))
+
+
+def _is_half(path: Path) -> bool:
+    """Whether the model's tensors in a file are float16, all of them."""
+    if path.is_dir() or not is_safetensors(path):
+        return False
+    with safe_open(path, framework="numpy") as file:
+        return all(file.get_slice(name).get_dtype() == "F16" for name in file.keys() if not is_extra(name))  # noqa: SIM118
