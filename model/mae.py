@@ -115,6 +115,12 @@ class MaskedAutoencoder(nn.Module):
                     nn.init.trunc_normal_(parameter, std=0.02)
 
 
+def let_learn(model: MaskedAutoencoder) -> None:
+    """Makes every parameter learn but sine-cosine tables, which never do."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(model.config.positions == "learned" or not name.endswith("pos_embed"))
+
+
 class PatchEmbed(nn.Module):
     """A linear map of each patch, its weight held in upstream's convolution layout [D, 3, p, p]."""
 

@@ -17,11 +17,11 @@ from service.errors import ServiceError
 from service.lifecycle import BuildEngine, Service
 from service.middleware import BodyLimit, Observe
 from service.responses import error_response, json_response
-from service.routes import embed, ops, reconstruct
+from service.routes import classify, embed, ops, reconstruct
 from service.schemas import refusal
 from service.settings import Settings, load_settings
 
-DESCRIPTION = """Masked autoencoders: images in, embeddings and reconstructions out.
+DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
 
 Images come as `multipart/form-data` (every file part is one), as a raw body, or as JSON with base64."""
 
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, build_engine: BuildEngine = bui
         lifespan=lifespan,
     )
     app.state.service = service
-    for routes in (embed, reconstruct, ops):
+    for routes in (embed, classify, reconstruct, ops):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, service=service)
     app.add_middleware(Observe, service=service)  # the last one added is the outermost

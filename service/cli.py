@@ -14,11 +14,12 @@ from pydantic.fields import FieldInfo
 from model.engines.base import EngineBuildError
 from model.evaluation.choices import Choices
 from model.source import WeightsError
-from model.training.recipe import Recipe
+from model.training.recipe import FinetuningRecipe, Recipe
 from service.commands.convert import convert
 from service.commands.embed import embed
 from service.commands.errors import CommandError
 from service.commands.evaluate import evaluate
+from service.commands.finetune import finetune
 from service.commands.info import info
 from service.commands.options import ENGINE_OPTIONS, with_options
 from service.commands.pretrain import pretrain
@@ -81,3 +82,4 @@ _add(info, ENGINE_OPTIONS)
 _add(convert, {})
 _add(pretrain, Recipe.model_fields)
 _add(evaluate, {**Choices.model_fields, **ENGINE_OPTIONS})
+_add(finetune, FinetuningRecipe.model_fields)

@@ -2,7 +2,7 @@
 
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400
-      Unauthorized 401         NoDecoder 404
+      Unauthorized 401         NoDecoder 404            NoHead 404
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
       UnsupportedType 415      NotAcceptable 406        InvalidParameter 422
       QueueFull 429            MemoryFull 429
@@ -80,6 +80,12 @@ class NoDecoder(ServiceError):
     """The model can embed but has nothing to reconstruct with."""
 
     status, code = 404, "no_decoder"
+
+
+class NoHead(ServiceError):
+    """The model can embed but has nothing to classify with."""
+
+    status, code = 404, "no_head"
 
 
 class NotAcceptable(ServiceError):

@@ -111,7 +111,7 @@ class Service:
         decoder = Decoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
         batcher = Batcher(engine, self.metrics, s.queue_images, s.max_delay_ms / 1000, self._engine_lost)
         batcher.start()
-        self._pipeline = Pipeline(info, decoder, batcher, self.metrics)
+        self._pipeline = Pipeline(info, engine.extras, decoder, batcher, self.metrics)
         self.metrics.describe_engine(info)
         if self.state == "loading":
             self.state = "ready"

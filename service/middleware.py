@@ -19,7 +19,7 @@ from service.pipeline import Stages
 
 log = logging.getLogger("service.access")
 REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-INFERENCE = frozenset({"/embed", "/reconstruct"})
+INFERENCE = frozenset({"/embed", "/classify", "/reconstruct"})
 DISCARD_S = 2.0
 
 

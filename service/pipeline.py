@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
+from model.extras import Extras, Head
+from model.masking import every_position
 from service.batcher import Batcher, Ticket
-from service.errors import NoDecoder
+from service.errors import NoDecoder, NoHead
 from service.images import Decoded, Decoder
 from service.lane import Operation
 from service.metrics import Metrics
@@ -63,12 +65,24 @@ class Reconstruction:
 class Pipeline:
     """Decodes in the pool, queues in the batcher, waits for the rows."""
 
-    def __init__(self, info: EngineInfo, decoder: Decoder, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, info: EngineInfo, extras: Extras, decoder: Decoder, batcher: Batcher, metrics: Metrics) -> None:
         """For one engine."""
         self.info = info
+        self.extras = extras
         self.decoder = decoder
         self.batcher = batcher
         self._metrics = metrics
+
+    @property
+    def head(self) -> Head:
+        """The model's classification head.
+
+        Raises:
+            NoHead: it has none.
+        """
+        if self.extras.head is None:
+            raise NoHead(f"{self.info.model} has no classification head: mae finetune trains one")
+        return self.extras.head
 
     async def embed(
         self, images: list[bytes], pool: Pool, positions: Indices, stages: Stages, deadline: float = math.inf
@@ -99,6 +113,25 @@ class Pipeline:
             await self._feed(feed, len(images))
             rows = await self._rows(ticket, stages)
         return rows if pool == "tokens" else [row[0 if pool == "cls" else 1] for row in rows]
+
+    async def classify(self, images: list[bytes], stages: Stages, deadline: float = math.inf) -> list[Floats]:
+        """Probabilities of the head's classes for `images`, float32 [C] each, in the order of the head's facts.
+
+        The whole image is embedded, in batches with whoever else embeds; the head runs here, image by image, so that
+        the bits are the same whatever else a request brings.
+
+        Args:
+            images: encoded images.
+            stages: filled with the time it took.
+            deadline: of time.monotonic(); later than that nothing enters a batch.
+
+        Raises:
+            NoHead: the model has no classification head.
+            ServiceError: an image is refused, the queue is full, or the engine has failed.
+        """
+        head, whole = self.head, every_position(self.info.config.num_patches)
+        vectors = await self.embed(images, head.facts.pool, whole, stages, deadline)
+        return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], stages)
 
     async def reconstruct(
         self, images: list[bytes], place: Place, stages: Stages, deadline: float = math.inf

@@ -29,6 +29,14 @@ class EmbedParameters(BaseModel):
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
 
 
+class ClassifyParameters(BaseModel):
+    """The query of POST /classify."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int = Field(5, ge=1, description="how many classes to name, the likeliest first; all, if there are fewer")
+
+
 class ReconstructParameters(BaseModel):
     """The query of POST /reconstruct."""
 
@@ -55,6 +63,27 @@ class Embeddings(BaseModel):
     positions: list[int] | None = Field(None, description="row-major places of the tokens, for keep below 1")
     seed: int | None = Field(None, description="for keep below 1")
     whitened: bool | None = Field(None, description="true for whiten=true, else absent")
+
+
+class ClassProbability(BaseModel):
+    """One class that an image may be of."""
+
+    label: str = Field(description="its name, as /info lists it under engine.head.classes")
+    probability: float = Field(description="softmax over all classes of the head, 0 to 1")
+
+
+class Classified(BaseModel):
+    """One image in the answer of POST /classify."""
+
+    classes: list[ClassProbability] = Field(description="the likeliest first")
+
+
+class Classifications(BaseModel):
+    """The answer of POST /classify."""
+
+    model: str = Field(description="name@weights-hash")
+    count: int
+    classifications: list[Classified] = Field(description="one an image, in the order of the images")
 
 
 class Reconstructed(BaseModel):

@@ -26,9 +26,9 @@ def plain_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: f
     ]
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2017) with the betas of the paper; the learning rate is set at every step."""
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, fused=True)
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float] = BETAS) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2017), with the betas of pretraining; the learning rate is set at every step."""
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
 
 
 def muon(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> torch.optim.Optimizer:

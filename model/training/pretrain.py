@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,22 +16,21 @@ from model.config import PRESETS, Loss, MAEConfig, Preprocessing
 from model.engines.base import Bytes, Indices
 from model.folders import find_images
 from model.graphs import DecoderGraph, EncoderGraph, Standardise
-from model.mae import MaskedAutoencoder
+from model.mae import MaskedAutoencoder, let_learn
 from model.masking import decoder_rows, visible_positions
 from model.pictures import cut, square
 from model.rendering import panel, png, sheet
 from model.source import locate
 from model.training.data import Augmentation, Loader, Photographs
 from model.training.optimiser import adamw, muon, plain_groups
-from model.training.processes import Place
+from model.training.processes import Place, require_divisible
 from model.training.progress import TrainingProgress
 from model.training.recipe import Recipe
+from model.training.resume import facts_of, require_same_images, said_recipe
 from model.training.run import WEIGHTS, Run, RunError
 from model.training.trainer import Trainer, resumed
 
 log = logging.getLogger(__name__)
-# What changes neither data order, schedule nor arithmetic may differ when a run is resumed.
-FREE = {"threads", "workers", "log_steps", "save_minutes", "preview_minutes", "preview_images", "compile"}
 
 
 class Pretraining(nn.Module):
@@ -84,8 +82,8 @@ def pretrain(
     run = Run(folder)
     if place.leads and not resume:
         run.begin(recipe, facts_of(images, folders))
-    model = start.build().requires_grad_(True)
-    freeze_positions(model)
+    model = start.build()
+    let_learn(model)
     objective = Pretraining(model, start.preprocessing, recipe.loss)
     objective.to(place.device).train()
 
@@ -188,26 +186,6 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
     return Checkpoint(fresh.config, found.preprocessing, "mae-serve", tensors, recipe.license or found.license)
 
 
-def freeze_positions(model: MaskedAutoencoder) -> None:
-    """Sine-cosine tables do not learn."""
-    if model.config.positions == "sincos":
-        for name, parameter in model.named_parameters():
-            if name.endswith("pos_embed"):
-                parameter.requires_grad_(False)
-
-
-def facts_of(images: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
-    """What a resumed run must find again: the same files, in the same order."""
-    names = hashlib.sha256("\0".join(images).encode()).hexdigest()
-    return {"folders": [str(path.absolute()) for path in folders], "images": len(images), "names": names}
-
-
-def require_divisible(batch_size: int, place: Place) -> None:
-    """Raises RunError unless every process gets the same number of images."""
-    if batch_size % place.size:
-        raise RunError(f"--batch-size {batch_size} cannot be shared evenly by {place.size} processes")
-
-
 class Preview:
     """A few fixed images through fixed masks, as the model in training reconstructs them."""
 
@@ -246,14 +224,7 @@ def resumable(
     Raises:
         RunError: there is no run, a choice would change it, or the images are not those of before.
     """
-    said, data = Run(folder).recipe()
-    before = Recipe(**said)
-    changed = [name for name in sorted(given - FREE) if getattr(recipe, name) != getattr(before, name)]
-    if changed:
-        name = changed[0]
-        raise RunError(f"{folder} was begun with {name} {getattr(before, name)}: it cannot go on with another one")
+    before, data = said_recipe(folder, recipe, given)
     paths = [Path(path) for path in data["folders"]] if not folders else list(folders)
-    if facts_of(find_images(paths)[0], paths)["names"] != data["names"]:
-        raise RunError(f"{folder} was begun with {data['images']} images; those found now are not the same")
-    free = {name: getattr(recipe, name) for name in given & FREE}
-    return before.model_copy(update=free), paths
+    require_same_images(folder, data, facts_of(find_images(paths)[0], paths))
+    return before, paths

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from model.engines.cpu import available_cpus
+from model.training.run import RunError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,12 @@ class Place:
             value = value.clone()
             distributed.all_reduce(value)
         return float(value) / self.size
+
+
+def require_divisible(batch_size: int, place: Place) -> None:
+    """Raises RunError unless every process gets the same number of images."""
+    if batch_size % place.size:
+        raise RunError(f"--batch-size {batch_size} cannot be shared evenly by {place.size} processes")
 
 
 @contextmanager

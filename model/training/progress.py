@@ -18,6 +18,8 @@ class TrainingProgress:
 
     def __init__(self, quiet: bool) -> None:
         """`quiet` for all processes but one."""
+        self.note = ""
+        """What was measured last, for the line."""
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._terminal = sys.stderr.isatty() and not quiet
@@ -41,7 +43,8 @@ class TrainingProgress:
             rate: images per second.
             left: seconds to go.
         """
-        said = f"step {step}  loss {loss:.4f}  {rate:.1f} images/s  {duration(left)} left"
+        note = f"  {self.note}" if self.note else ""
+        said = f"step {step}  loss {loss:.4f}{note}  {rate:.1f} images/s  {duration(left)} left"
         self._bar.update(self._task, completed=progress, said=said)
         if not self._terminal and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()

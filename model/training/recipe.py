@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.config import Loss
 from model.masking import Strategy
+from model.source import Pooled
 
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 OptimiserName = Literal["adamw", "muon"]
@@ -91,3 +92,32 @@ class Recipe(Schedule):
     """Minutes from one sheet of reconstructions to the next."""
     preview_images: int = Field(default=6, ge=0)
     """Images on the sheet."""
+
+
+class FinetuningRecipe(Schedule):
+    """A fine-tuning run or a linear probe (He et al. 2021, appendix A.1 and A.2)."""
+
+    weights: str | None = None
+    """Weights to start from: any checkpoint that can be served; by default the packaged ones."""
+    name: str | None = None
+    """Name to serve the model under; by default that of the run's folder."""
+    license: str | None = None
+    """Licence of the weights, kept in their file; by default that of the weights to start from."""
+    image_size: int | None = Field(default=None, gt=0)
+    """Side of the square in pixels; by default that of the weights."""
+    frozen: bool = False
+    """Whether the head alone learns (linear probing); the encoder and a decoder then stay as they are."""
+    pool: Pooled = "mean"
+    """What the head sees: the mean of the patch tokens, or the cls token."""
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Learning rate of a block, as a share of that of the block above it."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
+    mixup: float = Field(default=0, ge=0)
+    """Images are mixed in pairs, by shares from Beta(mixup, mixup); 0 for none."""
+    crop_scale: float = Field(default=0.2, gt=0, le=1)
+    """Least share of an image that a random crop keeps."""
+    validation_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each class that is held out to measure accuracy on, unless a folder is given for that; 0 for none."""
+    validation_minutes: float = Field(default=5, gt=0)
+    """Minutes from one measurement to the next; there is one at the end too."""

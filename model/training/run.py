@@ -26,9 +26,11 @@ class RunError(ValueError):
 class Run:
     """Files of one run; each is replaced whole or not at all, but for metrics.csv, which grows."""
 
-    def __init__(self, folder: Path) -> None:
-        """The folder is made by `begin`."""
+    def __init__(self, folder: Path, measures: Sequence[str] = ()) -> None:
+        """The folder is made by `begin`; metrics.csv has columns for `measures` too, which are logged now and then."""
         self.folder = folder
+        self._measures = measures
+        self._columns: Sequence[str] = ()
         self._board: SummaryWriter | None = None
         self._rows: Any = None
 
@@ -87,7 +89,8 @@ class Run:
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
+        self._columns = (*columns, *self._measures)
+        writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(kept)
         replace(path, text.getvalue().encode())
@@ -95,8 +98,8 @@ class Run:
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def log(self, row: Mapping[str, float]) -> None:
-        """One row of metrics.csv, and its scalars for TensorBoard."""
-        csv.DictWriter(self._rows, list(row)).writerow(row)
+        """One row of metrics.csv, empty where `row` says nothing, and its scalars for TensorBoard."""
+        csv.DictWriter(self._rows, self._columns).writerow(row)
         self._rows.flush()
         if self._board is not None:
             for name, value in row.items():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from model.training.recipe import Recipe
 from service.commands.errors import CommandError
+from service.commands.training import absolute_weights, ending_well, recipe_of, require_bound
 
 
 def pretrain(
@@ -36,37 +35,21 @@ def pretrain(
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     folders = [folder.absolute() for folder in folders or ()]  # a run may be resumed from elsewhere
     chosen = {name: value for name, value in given.items() if value is not None}
-    from model.training.data import NoImages
+    if "init" in chosen:
+        chosen["init"] = absolute_weights(chosen["init"])
     from model.training.pretrain import pretrain as train
     from model.training.pretrain import resumable
     from model.training.processes import joined
     from model.training.progress import TrainingProgress
-    from model.training.run import RunError
-    from model.training.trainer import Interrupted
 
-    try:
+    with ending_well():
+        recipe = recipe_of(Recipe, chosen)
         if resume:
-            recipe, folders = resumable(output, _recipe(chosen), set(chosen), folders)
+            recipe, folders = resumable(output, recipe, set(chosen), folders)
         else:
-            recipe = _recipe(chosen)
-            if (recipe.epochs, recipe.steps, recipe.minutes) == (None, None, None):
-                raise CommandError("nothing says how long to train: give --epochs, --steps or --minutes")
+            require_bound(recipe)
         if not folders:
             raise CommandError("no images are given: name a folder")
         with joined() as place, TrainingProgress(quiet=not place.leads) as progress:
             weights = train(folders, output, recipe, place, progress, resume)
             progress.say(f"done: {weights}")
-    except (RunError, NoImages) as error:
-        raise CommandError(str(error)) from error
-    except Interrupted as error:
-        print(f"mae: {error}")
-        raise typer.Exit(128 + error.number) from None
-
-
-def _recipe(chosen: Mapping[str, Any]) -> Recipe:
-    try:
-        return Recipe(**chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        raise CommandError(name + first["msg"].removeprefix("Value error, ")) from error

@@ -44,7 +44,7 @@ async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> A
     batcher = Batcher(engine, metrics, most_images)
     batcher.start()
     try:
-        yield Pipeline(engine.info, decoder, batcher, metrics)
+        yield Pipeline(engine.info, engine.extras, decoder, batcher, metrics)
     finally:
         batcher.stop()
         decoder.close()

@@ -17,7 +17,7 @@ def test_the_contracts_statuses() -> None:
     assert by_status == {
         400: {"undecodable_image", "malformed_body", "no_images"},
         401: {"unauthorized"},
-        404: {"no_decoder"},
+        404: {"no_decoder", "no_head"},
         406: {"not_acceptable"},
         413: {"body_too_large", "too_many_pixels", "too_many_images"},
         415: {"unsupported_media_type"},

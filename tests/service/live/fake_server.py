@@ -8,6 +8,7 @@ import numpy as np
 
 from model.config import PRESETS
 from model.engines.base import FatalEngineError
+from model.extras import Extras
 from service.app import create_app
 from service.server import serve
 from service.settings import load_settings
@@ -22,6 +23,7 @@ class FakeEngine:
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
         self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
+        self.extras = Extras()
         self.lanes = 1
         self.preferred_batch = batch
         self._kind = kind

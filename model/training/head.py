@@ -1,0 +1,46 @@
+"""The classification head in training: linear, after a BatchNorm where the encoder is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.extras import Floats
+
+EPS = 1e-6  # facebookresearch/mae, main_linprobe.py
+
+
+class LinearHead(nn.Module):
+    """Pooled vectors [B, D] -> logits [B, C]."""
+
+    def __init__(self, width: int, classes: int, normalised: bool) -> None:
+        """A linear layer that begins near zero.
+
+        Args:
+            width: D.
+            classes: C.
+            normalised: put a BatchNorm without affine before it (He et al. 2021, A.1: features of a frozen encoder
+                have the scale that pretraining left them).
+        """
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, eps=EPS, affine=False) if normalised else nn.Identity()
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01 if normalised else 2e-5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[B, D] -> [B, C]."""
+        logits: Tensor = self.linear(self.norm(vectors))
+        return logits
+
+
+def folded(state: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+    """Weight [C, D] and bias [C] of the one linear layer that a `LinearHead` of this state is in eval mode."""
+    weight, bias = (state[name].double().cpu() for name in ("linear.weight", "linear.bias"))
+    if "norm.running_mean" in state:
+        mean, variance = (state[name].double().cpu() for name in ("norm.running_mean", "norm.running_var"))
+        weight = weight / torch.sqrt(variance + EPS)
+        bias = bias - weight @ mean
+    return weight.float().numpy().copy(), bias.float().numpy().copy()

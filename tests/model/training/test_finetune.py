@@ -1,0 +1,285 @@
+"""Fine-tuning through the command, as a user runs it, and its parts; small images make quick steps."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from sklearn.metrics import accuracy_score, log_loss
+from torch.nn import functional as F
+
+from model.checkpoint import Checkpoint, load
+from model.config import PRESETS, Preprocessing
+from model.extras import Head
+from model.folders import Labelled
+from model.mae import MaskedAutoencoder
+from model.source import HeadFacts, locate
+from model.training.finetune import Finetuning
+from model.training.head import LinearHead
+from model.training.recipe import FinetuningRecipe
+from model.training.validation import Validation
+from service.app import create_app
+from service.cli import main
+from service.settings import Settings
+
+BIN = Path(sys.executable).parent
+SMALL = ("--image-size", "32", "--batch-size", "16", "--threads", "1", "--log-steps", "1")
+CLASSES = ("blue", "green", "stripes")
+
+
+def picture(name: str, draw: np.random.Generator) -> Image.Image:
+    """Noise of a colour, or black and white stripes across, 40 x 40."""
+    pixels = draw.integers(0, 90, (40, 40, 3), dtype=np.uint8)
+    if name == "stripes":
+        pixels[np.arange(40) // 4 % 2 == draw.integers(2)] += 160
+    else:
+        pixels[..., {"blue": 2, "green": 1}[name]] += 150
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen images of each class, and a broken one."""
+    root, draw = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for name in CLASSES:
+        (root / name).mkdir()
+        for number in range(16):
+            picture(name, draw).save(root / name / f"{number:02d}.png")
+    (root / "blue" / "torn.png").write_bytes(b"no image")
+    return root
+
+
+def mae(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Begins in a process of its own."""
+    command = [*launcher, str(BIN / "mae"), "finetune", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def through(*arguments: object, code: int = 0) -> str:
+    """Runs to the end in this process; what was said on standard error."""
+    threads = torch.get_num_threads()
+    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
+        main(["finetune", *map(str, arguments)])
+    torch.set_num_threads(threads)
+    assert (ended.value.code or 0) == code, err.getvalue()
+    return err.getvalue()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(run: Path) -> list[float]:
+    return [float(row["loss"]) for row in rows(run) if row["loss"]]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "signs"
+    err = through(folder, "-o", run, *SMALL, "--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
+    assert "of 12 held-out images right" in err
+    return run
+
+
+def test_accuracy_is_measured_at_the_end(whole: Path) -> None:
+    said = [row for row in rows(whole) if row["val_accuracy"]]
+    assert [row["step"] for row in said] == ["30"]
+    assert float(said[0]["val_accuracy"]) == 1 and float(said[0]["val_loss"]) < 0.4
+    assert len(losses(whole)) == 30 and np.mean(losses(whole)[-5:]) < 0.7 * np.mean(losses(whole)[:5])
+    assert list(whole.glob("events.out.tfevents.*"))
+
+
+def test_served_it_names_the_classes_of_new_images(whole: Path, tmp_path: Path) -> None:
+    app = create_app(Settings(weights=str(whole), backend="torch", engine_cache=tmp_path, lanes=1))
+    draw = np.random.default_rng(1)
+    truth = [name for name in CLASSES for _ in range(4)]
+    files: list[Any] = []
+    for name in truth:
+        picture(name, draw).save(out := io.BytesIO(), "PNG")
+        files.append(("image", (name, out.getvalue())))
+    with TestClient(app) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.02)
+        assert client.get("/info").json()["engine"]["head"] == {"pool": "mean", "classes": list(CLASSES)}
+        answer = client.post("/classify?top_k=2", files=files).json()
+    assert answer["model"].startswith("signs@")
+    assert [found["classes"][0]["label"] for found in answer["classifications"]] == truth
+    assert all(found["classes"][0]["probability"] > 0.6 for found in answer["classifications"])
+    assert {len(found["classes"]) for found in answer["classifications"]} == {2}
+
+
+def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
+    tuned, packaged = load(locate(str(whole), None).path), load(locate(None, None).path)
+    assert (tuned.config.image_size, tuned.config.decoder_depth) == (32, 0)
+    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.bias"):
+        assert not tuned.tensors[name].equal(packaged.tensors[name])
+
+
+def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "signs"
+    choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25", "--save-minutes", "0.0001")
+    process = mae(folder, "-o", run, *SMALL, *choices)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "state.pt").is_file():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and len(losses(run)) < 30
+    through("-o", run, "--resume")
+    assert losses(run) == losses(whole)
+    assert rows(run)[-1]["val_loss"] == rows(whole)[-1]["val_loss"]
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "probe"
+    launcher = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
+    choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
+    out, err = (process := mae(folder, "-o", run, *SMALL, *choices, launcher=launcher)).communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "of 48 held-out images right" in err
+    probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
+    assert probe.config.has_decoder and probe.extras.head is not None
+    assert probe.extras.head.facts == HeadFacts(pool="cls", classes=CLASSES)
+    for name, tensor in probe.tensors.items():
+        assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
+    assert float(rows(run)[-1]["val_accuracy"]) >= 0.95
+
+
+def objective(**choices: Any) -> Finetuning:
+    torch.manual_seed(0)
+    config = PRESETS["mae_tiny"].model_copy(update={"image_size": 32, "depth": 1, "decoder_depth": 0})
+    head = LinearHead(192, 4, normalised=False)
+    torch.nn.init.normal_(head.linear.weight)
+    return Finetuning(MaskedAutoencoder(config), Preprocessing(), head, FinetuningRecipe(**choices))
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = np.random.default_rng(0)
+    patches = torch.from_numpy(draw.integers(0, 256, (6, 4, 768), dtype=np.uint8))
+    return patches, torch.arange(4, dtype=torch.int32).expand(6, -1), torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def logits_of(of: Finetuning, pixels: torch.Tensor, positions: torch.Tensor, row: int) -> torch.Tensor:
+    """By hand: standardised as upstream does, encoded, pooled, classified."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).repeat(256), torch.tensor([0.229, 0.224, 0.225]).repeat(256)
+    latent = of.encoder.model.forward_encoder((pixels / 255 - mean) / std, positions)
+    pooled = latent[:, 0] if row == 0 else latent[:, 1:].mean(dim=1)
+    return pooled @ of.head.linear.weight.T + of.head.linear.bias
+
+
+@pytest.mark.parametrize(("pool", "row"), [("cls", 0), ("mean", 1)])
+def test_without_mixup_the_labels_are_plain(batch: Any, pool: str, row: int) -> None:
+    patches, positions, labels = batch
+    of = objective(pool=pool, label_smoothing=0.2)
+    target = torch.full((6, 4), 0.2 / 4) + 0.8 * torch.eye(4)[labels]
+    logits = logits_of(of, patches.float(), positions, row)
+    expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(of(*batch), expected, rtol=1e-4, atol=1e-5)
+    assert int(of.steps) == 0
+
+
+def test_mixup_mixes_pixels_and_labels_alike(batch: Any) -> None:
+    patches, positions, labels = batch
+    of, again = objective(mixup=0.8, label_smoothing=0), objective(mixup=0.8, label_smoothing=0)
+    shares = [np.random.default_rng((0, 2, step)).beta(0.8, 0.8) for step in range(2)]
+    for share in shares:
+        mixed = share * patches.float() + (1 - share) * patches.float().flip(0)
+        target = share * torch.eye(4)[labels] + (1 - share) * torch.eye(4)[labels.flip(0)]
+        logits = logits_of(of, mixed, positions, 1)
+        torch.testing.assert_close(of(*batch), F.cross_entropy(logits, target.float()), rtol=1e-4, atol=1e-5)
+    again.load_state_dict(of.state_dict())
+    assert again(*batch).equal(of(*batch))  # goes on with the third share
+
+
+def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    labels = [CLASSES.index(Path(path).parent.name) for path in paths]
+    config = PRESETS["mae_tiny"].model_copy(update={"image_size": 32, "depth": 1, "decoder_depth": 0})
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(config).eval()
+    checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
+    weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
+    head = Head(HeadFacts(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
+    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), workers=1)
+    found = validation.measure(checkpoint, head, torch.device("cpu"))
+
+    truth, vectors = [], []
+    for path, label in zip(paths, labels, strict=True):
+        if not path.endswith("torn.png"):
+            pixels = np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
+            x = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+            patches = x.reshape(2, 16, 2, 16, 3).swapaxes(1, 2).reshape(1, 4, 768).astype(np.float32)
+            with torch.no_grad():
+                latent = model.forward_encoder(torch.from_numpy(patches), torch.arange(4)[None])
+            vectors.append(latent[0, 1:].mean(dim=0).numpy())
+            truth.append(label)
+    probabilities = torch.from_numpy(np.stack(vectors) @ weight.T).double().softmax(dim=1).numpy()
+    assert found.images == len(truth) == 48
+    assert found.accuracy == accuracy_score(truth, probabilities.argmax(axis=1))
+    assert found.loss == pytest.approx(log_loss(truth, probabilities, labels=[0, 1, 2]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "nothing says how long to train"),
+        (["--steps", "1", "--layer-decay", "0"], "--layer-decay: Input should be greater than 0"),
+        (["--steps", "1", "--pool", "tokens"], "--pool: Input should be 'cls' or 'mean'"),
+        (["--steps", "1", "--image-size", "33"], "33 is not a multiple of the patch size, 16"),
+        (["--steps", "1", "--frozen", "--batch-size", "1"], "leaves a process one image"),
+        (["--steps", "1", "--validation", ".", "--validation-share", "0.1"], "exclude each other"),
+        (["--steps", "1", "--weights", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["--resume"], "holds no run to resume"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
+    assert sentence in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
+    assert "lies in no class" in through(folder / "blue", "-o", tmp_path / "run", "--steps", "1", code=2)
+    assert "name a folder of classes" in through("-o", tmp_path / "run", "--steps", "1", code=2)
+    other = tmp_path / "other" / "red"
+    other.mkdir(parents=True)
+    (other / "a.png").touch()
+    err = through(folder, "-o", tmp_path / "run", "--steps", "1", "--validation", other.parent, code=2)
+    assert "is of the class 'red', which is not among the 3 known ones" in err
+
+
+def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_path: Path) -> None:
+    before = (whole / "state.pt").stat().st_mtime_ns
+    assert "--resume goes on with it" in through(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
+    assert "was begun with mixup 0.2" in through("-o", whole, "--resume", "--mixup", "0.3", code=2)
+    assert "are not the same" in through(*classes(tmp_path, 3), "-o", whole, "--resume", code=2)
+    assert "other images held out" in through("-o", whole, "--resume", "--validation", folder, code=2)
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained" / "recipe.json").write_text('{"recipe": {"mask_ratio": 0.75}, "data": {}}')
+    assert "a run of another command" in through("-o", tmp_path / "pretrained", "--resume", code=2)
+    assert (whole / "state.pt").stat().st_mtime_ns == before
+
+
+def classes(root: Path, count: int) -> list[Path]:
+    draw = np.random.default_rng(2)
+    for name in CLASSES:
+        (root / "few" / name).mkdir(parents=True)
+        for number in range(count):
+            picture(name, draw).save(root / "few" / name / f"{number}.png")
+    return [root / "few"]
