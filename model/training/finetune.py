@@ -137,13 +137,15 @@ def finetune(
     if resume:
         resumed(run, trainer, output)
     workers = recipe.workers or (place.cpus if place.device.type == "cuda" else 1)
-    measured = None
+    measured, last = None, 0
     if place.leads and examples.validation:
         measured = Validation(examples.validation, start.config, start.preprocessing, workers)
 
     def validate() -> None:
-        if measured is None or not trainer.step:
+        nonlocal last
+        if measured is None or trainer.step == last:
             return
+        last = trainer.step
         served = trainer.served()
         assert served.extras.head is not None
         found = measured.measure(served, served.extras.head, place.device)
