@@ -13,7 +13,7 @@ import numpy as np
 
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
 from service.batcher import Batcher, Ticket
-from service.errors import NoDecoder
+from service.errors import InvalidParameter, NoDecoder
 from service.images import Decoded, Decoder
 from service.lane import Operation
 from service.metrics import Metrics
@@ -171,6 +171,14 @@ class Pipeline:
         rows = await ticket.rows()
         stages.queue, stages.infer = ticket.timing.queue, ticket.timing.infer
         return rows
+
+
+def require_pool(info: EngineInfo, pool: Pool) -> None:
+    """Raises InvalidParameter if the model has no vectors of this kind."""
+    if pool == "cls" and not info.config.has_cls:
+        raise InvalidParameter(
+            f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
+        )
 
 
 def normalized(vectors: Floats) -> Floats:

@@ -21,7 +21,7 @@ from service.commands.store import Store
 from service.commands.vectors import Row, VectorSpace
 from service.errors import EngineLost, ServiceError
 from service.masks import choose_kept
-from service.pipeline import Stages, normalized
+from service.pipeline import Stages, normalized, require_pool
 from service.schemas import EmbedParameters
 from service.settings import Settings
 
@@ -60,6 +60,7 @@ def embed(
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with Store(output, overwrite) as store:
         engine = build_engine(settings)
+        require_pool(engine.info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
         seed, positions = choose_kept(engine.info.config, parameters)
