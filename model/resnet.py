@@ -46,7 +46,7 @@ class ConvMaskedAutoencoder(Autoencoder):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
             self.decoder_blocks = nn.ModuleList(ResidualBlock(width, width, 1, eps) for _ in range(c.decoder_depth))
             self.decoder_ups = nn.ModuleList(
-                Upsampling(width // 2**step, width // 2 ** (step + 1), eps) for step in range(len(c.stages) - 1)
+                Upsampling(width // 2**step, width // 2 ** (step + 1)) for step in range(len(c.stages) - 1)
             )
             self.decoder_pred = nn.Conv2d(width // 2 ** (len(c.stages) - 1), STEM_STRIDE**2 * 3, kernel_size=1)
         self._initialize_weights()
@@ -86,7 +86,7 @@ class ConvMaskedAutoencoder(Autoencoder):
     def _initialize_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
@@ -94,6 +94,7 @@ class ConvMaskedAutoencoder(Autoencoder):
                 nn.init.zeros_(module.bias)
         if self.config.has_decoder:
             nn.init.normal_(self.mask_token, std=0.02)
+            nn.init.normal_(self.decoder_pred.weight, std=0.02)
 
 
 class ResidualBlock(nn.Module):
@@ -118,17 +119,19 @@ class ResidualBlock(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Twice the resolution: nearest neighbours, then a 3 x 3 convolution (Odena et al. 2016)."""
+    """Twice the resolution: nearest neighbours, then a 3 x 3 convolution (Odena et al. 2016).
 
-    def __init__(self, inner: int, outer: int, eps: float) -> None:
+    Without a norm, which over so few channels would take the brightness of each place away.
+    """
+
+    def __init__(self, inner: int, outer: int) -> None:
         """From `inner` channels to `outer`."""
         super().__init__()
-        self.conv = nn.Conv2d(inner, outer, kernel_size=3, padding=1, bias=False)
-        self.norm = ChannelNorm(outer, eps)
+        self.conv = nn.Conv2d(inner, outer, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inner, H, W] -> [B, outer, 2 H, 2 W]."""
-        return F.relu(self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
+        return F.relu(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 
 class ChannelNorm(nn.LayerNorm):
