@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import layouts, processors
+from model.autoencoder import Autoencoder
 from model.config import PRESETS, MAEConfig, Preprocessing
 from model.extras import Extras, is_extra
-from model.mae import MaskedAutoencoder, sincos_positions
+from model.families import autoencoder
+from model.mae import sincos_positions
 from model.source import (
     METADATA_KEY,
     Metadata,
@@ -62,12 +64,13 @@ class Checkpoint:
     license: str | None = None
     extras: Extras = field(default_factory=Extras)
 
-    def build(self, image_size: int | None = None) -> MaskedAutoencoder:
+    def build(self, image_size: int | None = None) -> Autoencoder:
         """The model in eval mode, without gradients, sharing this checkpoint's memory where it can.
 
         Args:
             image_size: side of the square to serve, if not the one trained on: fixed sine-cosine positions are computed
-                for the new grid, learned ones interpolated (bicubic), as fine-tuning at another size does.
+                for the new grid, learned ones interpolated (bicubic), as fine-tuning at another size does; a
+                convolutional model has none.
 
         Raises:
             ValueError: `image_size` is not a multiple of the patch size.
@@ -80,7 +83,7 @@ class Checkpoint:
             tables = {name: _regrid(tensors[name], config) for name in layouts.POSITION_TABLES if name in tensors}
             tensors = tensors | tables
         with torch.device("meta"):  # every weight is about to be assigned: initialising them would be wasted
-            model = MaskedAutoencoder(config)
+            model = autoencoder(config)
         model.load_state_dict(tensors, assign=True)
         return model.requires_grad_(False).eval()
 
@@ -225,7 +228,7 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _require_exact(tensors: dict[str, Tensor], config: MAEConfig) -> None:
     """Raises unless the names and shapes are those of the model, and every number is finite."""
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in MaskedAutoencoder(config).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in autoencoder(config).state_dict().items()}
     if missing := expected.keys() - tensors.keys():
         raise WeightsError(f"lacks {_few(missing)}, which a masked autoencoder of its size has")
     if unexpected := tensors.keys() - expected.keys():

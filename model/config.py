@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Loss = Literal["mse", "cosine"]
+Family = Literal["vit", "resnet"]
 Positive = Annotated[int, Field(gt=0)]
 Colour = tuple[float, float, float]
+STEM_STRIDE = 4
+"""Pixels to one place of the first feature map of a residual encoder, along each side."""
 
 
 class MAEConfig(BaseModel):
@@ -18,16 +21,23 @@ class MAEConfig(BaseModel):
 
     `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct. `name` travels with
     the weights and is what users see.
+
+    A `resnet` has `stages`, a width and a number of blocks each, and no heads; each stage but the first halves the
+    resolution. Then `depth` counts the blocks of all stages, `embed_dim` is the width of the last one, and
+    `decoder_depth` counts the blocks before the upsampling; the ratios of perceptrons, `qkv_bias` and `positions` mean
+    nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "mae"
+    family: Family = "vit"
     image_size: Positive = 224
     patch_size: Positive = 16
     embed_dim: Positive
     depth: Positive
-    num_heads: Positive
+    num_heads: int = Field(default=0, ge=0)
+    stages: tuple[tuple[Positive, Positive], ...] = ()
     mlp_ratio: float = Field(default=4.0, gt=0)
     decoder_embed_dim: Positive = 512
     decoder_depth: int = Field(default=8, ge=0)
@@ -42,21 +52,51 @@ class MAEConfig(BaseModel):
     def _divides(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        for width, heads, whose in self._attentions():
-            if width % heads:
+        if self.family == "vit":
+            self._require_heads()
+        else:
+            self._require_stages()
+        return self
+
+    def _require_heads(self) -> None:
+        if self.stages:
+            raise ValueError("a vit has no stages")
+        attentions = [(self.embed_dim, self.num_heads, "encoder")]
+        if self.has_decoder:
+            attentions.append((self.decoder_embed_dim, self.decoder_num_heads, "decoder"))
+        for width, heads, whose in attentions:
+            if heads < 1 or width % heads:
                 raise ValueError(f"the {whose}'s width {width} is not a multiple of its {heads} heads")
             if self.positions == "sincos" and width % 4:
                 raise ValueError(f"sine-cosine positions need the {whose}'s width ({width}) to be a multiple of 4")
-        return self
 
-    def _attentions(self) -> list[tuple[int, int, str]]:
-        encoder = (self.embed_dim, self.num_heads, "encoder")
-        return [encoder, (self.decoder_embed_dim, self.decoder_num_heads, "decoder")] if self.has_decoder else [encoder]
+    def _require_stages(self) -> None:
+        if not self.stages:
+            raise ValueError("a resnet needs stages: the width and the number of blocks of each")
+        if self.num_heads:
+            raise ValueError("a resnet has no attention: num_heads means nothing to it")
+        halvings = len(self.stages) - 1
+        stride, blocks, width = STEM_STRIDE << halvings, sum(count for _, count in self.stages), self.stages[-1][0]
+        if self.patch_size != stride:
+            raise ValueError(f"patch_size {self.patch_size} is not the stride of {halvings + 1} stages, {stride}")
+        if self.embed_dim != width:
+            raise ValueError(f"embed_dim {self.embed_dim} is not the width of the last stage, {width}")
+        if self.depth != blocks:
+            raise ValueError(f"depth {self.depth} is not the number of blocks in all stages, {blocks}")
+        if self.has_decoder and self.decoder_embed_dim % 2**halvings:
+            raise ValueError(
+                f"the decoder's width {self.decoder_embed_dim} cannot be halved in each of its {halvings} upsamplings"
+            )
 
     @property
     def has_decoder(self) -> bool:
         """Whether the model can reconstruct."""
         return self.decoder_depth > 0
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the encoder has a cls token; a residual one has the mean of its features in that place."""
+        return self.family == "vit"
 
     @property
     def grid(self) -> int:
@@ -126,3 +166,13 @@ PRESETS: dict[str, MAEConfig] = {
         )
     )
 }
+PRESETS["resnet_tiny"] = MAEConfig(
+    name="resnet_tiny",
+    family="resnet",
+    patch_size=32,
+    embed_dim=320,
+    depth=7,
+    stages=((32, 1), (64, 2), (128, 2), (320, 2)),
+    decoder_embed_dim=128,
+    decoder_depth=2,
+)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from model.config import MAEConfig
 from model.source import HeadFacts, Metadata, Pooled, WeightsError, read_metadata
 
 Floats = NDArray[np.float32]
@@ -108,6 +109,11 @@ class Extras:
         if left:
             raise WeightsError(f"holds {min(left)}, which its metadata does not explain")
         return cls(head, whitening)
+
+
+def pools_of(config: MAEConfig) -> tuple[Pooled, ...]:
+    """The pooled vectors of a model: a convolutional one has no cls token."""
+    return tuple(pool for pool in ROWS if pool != "cls" or config.has_cls)
 
 
 def read_extras(path: Path) -> Extras:

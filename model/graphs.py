@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.autoencoder import Autoencoder
 from model.config import Preprocessing
 from model.losses import patch_loss, patch_statistics
-from model.mae import MaskedAutoencoder
 
 
 class Standardise(nn.Module):
@@ -38,9 +38,12 @@ class Standardise(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Uint8 [B, K, P], int32 [B, K] -> pooled [B, 2, D] (cls, mean of the patch tokens), latent [B, 1 + K, D]."""
+    """Uint8 [B, K, P], int32 [B, K] -> pooled [B, 2, D] (cls, mean of the patch tokens), latent [B, 1 + K, D].
 
-    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing) -> None:
+    A model without a cls token has the mean twice.
+    """
+
+    def __init__(self, model: Autoencoder, preprocessing: Preprocessing) -> None:
         """Wraps the encoder of `model`."""
         super().__init__()
         self.model = model
@@ -58,7 +61,7 @@ class DecoderGraph(nn.Module):
     `to_bytes` False leaves the pixels as whole floats, for a compiler without a conversion to uint8 (TensorRT).
     """
 
-    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing, to_bytes: bool = True) -> None:
+    def __init__(self, model: Autoencoder, preprocessing: Preprocessing, to_bytes: bool = True) -> None:
         """Wraps the decoder of `model`."""
         super().__init__()
         self.model = model

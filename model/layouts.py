@@ -44,6 +44,7 @@ def infer_config(tensors: Mapping[str, Tensor], preset: MAEConfig | None, name: 
     if grid == 0 or grid**2 + 1 != tokens:
         raise WeightsError(f"has {tokens} positions: expected one for cls and those of a square of patches")
     sizes: dict[str, Any] = {
+        "family": "vit",
         "patch_size": patch,
         "embed_dim": width,
         "depth": _depth(tensors, "blocks"),
@@ -243,7 +244,7 @@ def _usual_heads(sizes: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _require_equal(sizes: Mapping[str, Any], preset: MAEConfig) -> None:
-    compared = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
+    compared = {"family", "stages", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
     if sizes["decoder_depth"]:
         compared |= {"decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio"}
     expected = preset.model_dump()

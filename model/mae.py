@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import Loss, MAEConfig
-from model.losses import masked_loss
+from model.autoencoder import Autoencoder, looked_up
+from model.config import MAEConfig
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Autoencoder):
     """Encoder over the visible patches, light decoder over all of them.
 
     Patches go in as rows of P = p * p * 3 numbers (row, column, channel), so that the encoder touches nothing but what
@@ -22,8 +22,8 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, config: MAEConfig) -> None:
         """Builds the model with upstream's initialisation; the decoder only if the config has one."""
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.patch_embed = PatchEmbed(c.patch_size, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim))
         self._register_positions("pos_embed", c.embed_dim)
@@ -44,26 +44,6 @@ class MaskedAutoencoder(nn.Module):
             self.decoder_pred = nn.Linear(width, c.patch_dim)
         self._initialize_weights()
 
-    def forward(self, patches: Tensor, positions: Tensor, loss: Loss = "mse") -> tuple[Tensor, Tensor, Tensor]:
-        """Masks, encodes, decodes and compares.
-
-        Args:
-            patches: standardised pixels, [B, N, P].
-            positions: indices of the visible patches, int [B, K].
-            loss: `mse` or `cosine`; per-patch pixel normalisation as the config says.
-
-        Returns:
-            The loss (a scalar), the prediction [B, N, P] and the mask [B, N] (1 = removed).
-        """
-        index = positions.long()
-        visible = torch.take_along_dim(patches, index[..., None], dim=1)  # [B, K, P]
-        latent = self.forward_encoder(visible, positions)
-        rows = torch.zeros(patches.shape[:2], dtype=torch.long, device=patches.device)
-        rows = rows.scatter(1, index, torch.arange(2, index.shape[1] + 2, device=index.device).expand_as(index))
-        pred = self.forward_decoder(latent, rows)
-        mask = (rows == 0).to(pred.dtype)
-        return masked_loss(pred, patches, mask, loss, self.config.norm_pix_loss), pred, mask
-
     def forward_encoder(self, visible: Tensor, positions: Tensor) -> Tensor:
         """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first."""
         x = self.patch_embed(visible) + F.embedding(positions, self.pos_embed[0, 1:])  # [B, K, D]
@@ -77,15 +57,11 @@ class MaskedAutoencoder(nn.Module):
     def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
         """Latent [B, 1 + K, D] -> pixels of every patch [B, N, P].
 
-        `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch. They are
-        looked up in the flattened rows `[mask token, cls, visible…]` by `F.embedding`, the one gather that every
-        compiler takes with dynamic shapes.
+        `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch.
         """
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
-        batch, count, width = x.shape
-        table = torch.cat([self.mask_token.expand(batch, -1, -1), x], dim=1).reshape(-1, width)  # [B (2 + K), Dd]
-        start = torch.arange(batch, device=rows.device, dtype=rows.dtype) * (count + 1)
-        x = torch.cat([x[:, :1], F.embedding(rows + start[:, None], table)], dim=1)  # [B, 1 + N, Dd]
+        table = torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 2 + K, Dd]
+        x = torch.cat([x[:, :1], looked_up(table, rows)], dim=1)  # [B, 1 + N, Dd]
         x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
@@ -113,12 +89,6 @@ class MaskedAutoencoder(nn.Module):
             for name, parameter in self.named_parameters():
                 if name.endswith("pos_embed"):
                     nn.init.trunc_normal_(parameter, std=0.02)
-
-
-def let_learn(model: MaskedAutoencoder) -> None:
-    """Makes every parameter learn but sine-cosine tables, which never do."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(model.config.positions == "learned" or not name.endswith("pos_embed"))
 
 
 class PatchEmbed(nn.Module):

@@ -15,7 +15,7 @@ from model.engines.base import Bytes, EngineInfo, Floats, Indices
 from model.extras import Extras, Head
 from model.masking import every_position
 from service.batcher import Batcher, Ticket
-from service.errors import NoDecoder, NoHead
+from service.errors import InvalidParameter, NoDecoder, NoHead
 from service.images import Decoded, Decoder
 from service.lane import Operation
 from service.metrics import Metrics
@@ -204,3 +204,11 @@ class Pipeline:
         rows = await ticket.rows()
         stages.queue, stages.infer = ticket.timing.queue, ticket.timing.infer
         return rows
+
+
+def require_pool(info: EngineInfo, pool: Pool) -> None:
+    """Raises InvalidParameter if the model has no vectors of this kind."""
+    if pool == "cls" and not info.config.has_cls:
+        raise InvalidParameter(
+            f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
+        )

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     model: str | None = None
-    """Preset (mae_tiny … mae_huge): which packaged weights to serve, or what a checkpoint without a config is."""
+    """Preset (mae_tiny … mae_huge, resnet_tiny): which packaged weights to serve, or what a foreign checkpoint is."""
     weights: str | None = None
     """Checkpoint file or folder, or hf:ORG/NAME; the packaged model if none."""
     norm_pix_loss: bool | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
+from model.config import Family
 from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
 from model.extras import Extras
 from model.graphs import DecoderGraph, EncoderGraph
@@ -19,6 +20,8 @@ from model.masking import decoder_rows
 # With fewer rows MKL takes other kernels, which round differently. So on a processor such a batch is filled with copies
 # of its last image, and the bits of an image do not depend on who shares its batch.
 LEAST_ROWS = 48
+# The same for convolutions: a single image gets other kernels than several.
+LEAST_IMAGES: dict[Family, int] = {"vit": 1, "resnet": 2}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,7 +68,8 @@ class EagerEngine:
 
     def _filled(self, patches: Bytes, positions: Indices) -> tuple[Bytes, Indices]:
         count, visible = positions.shape
-        least = math.ceil(LEAST_ROWS / visible) if self._device.type == "cpu" else 1
+        family = self.info.config.family
+        least = max(math.ceil(LEAST_ROWS / visible), LEAST_IMAGES[family]) if self._device.type == "cpu" else 1
         if count >= least:
             return patches, positions
         places = np.minimum(np.arange(least), count - 1)

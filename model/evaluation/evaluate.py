@@ -162,7 +162,7 @@ class _Judge:
     def all(self, questions: Questions, train: Answers, found: Answers) -> tuple[Classification, ...]:
         rows = [
             self._row(pool, keep, train.vectors[:, place, ROWS[pool]], found.vectors[:, place, ROWS[pool]])
-            for pool in ROWS
+            for pool in questions.pools
             for place, keep in enumerate(questions.keeps)
         ]
         return (*rows, self._row("thumbnail", 1.0, train.thumbnails, found.thumbnails))

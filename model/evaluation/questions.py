@@ -7,7 +7,9 @@ from typing import NamedTuple, Self
 
 from model.config import MAEConfig
 from model.engines.base import Indices
+from model.extras import pools_of
 from model.masking import Strategy, kept_share, visible_count, visible_positions
+from model.source import Pooled
 
 KEEPS = (1.0, 0.5, 0.25)
 """Shares of the patches that are embedded."""
@@ -31,6 +33,7 @@ class Questions:
 
     grid: int
     seed: int
+    pools: tuple[Pooled, ...]
     keeps: tuple[float, ...] = ()
     masks: tuple[Mask, ...] = ()
 
@@ -39,7 +42,7 @@ class Questions:
         """All of them, but for shares that would leave none or all of a small grid's patches."""
         n = config.num_patches
         masks = [mask for mask in MASKS if reconstructs and 0 < visible_count(n, mask.ratio) < n]
-        return cls(config.grid, seed, tuple(keep for keep in KEEPS if int(n * keep)), tuple(masks))
+        return cls(config.grid, seed, pools_of(config), tuple(keep for keep in KEEPS if int(n * keep)), tuple(masks))
 
     def kept(self, keep: float, number: int) -> Indices:
         """The patches of image `number` to embed, int32 [K]."""

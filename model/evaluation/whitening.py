@@ -9,7 +9,7 @@ import numpy as np
 from model.engines.base import Engine, Floats
 from model.evaluation.passes import Progress, Read, ask
 from model.evaluation.questions import Questions
-from model.extras import ROWS, Whitening
+from model.extras import ROWS, Whitening, pools_of
 from model.source import Pooled
 
 LEAST_VARIANCE = 1e-6
@@ -58,7 +58,9 @@ def fit_pools(
         WhiteningError: fewer than two images can be used, or all are the same.
         EngineError: the engine cannot run a batch.
     """
-    found = ask(engine, read, paths, numbers, Questions(engine.info.config.grid, seed=0, keeps=(1.0,)), progress)
+    pools = pools_of(engine.info.config)
+    questions = Questions(engine.info.config.grid, seed=0, pools=pools, keeps=(1.0,))
+    found = ask(engine, read, paths, numbers, questions, progress)
     if found is None:
         raise WhiteningError("none of the images can be used")
-    return {pool: fit_whitening(found.vectors[:, 0, row]) for pool, row in ROWS.items()}, len(found.numbers)
+    return {pool: fit_whitening(found.vectors[:, 0, ROWS[pool]]) for pool in pools}, len(found.numbers)

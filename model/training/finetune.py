@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.autoencoder import Autoencoder, let_learn
 from model.checkpoint import Checkpoint, load
 from model.config import Preprocessing
-from model.extras import ROWS, Extras, Head
+from model.extras import ROWS, Extras, Head, pools_of
 from model.graphs import EncoderGraph
-from model.mae import MaskedAutoencoder, let_learn
 from model.source import HeadFacts, locate
 from model.training.data import Augmentation, Loader, Photographs
 from model.training.examples import find_examples
@@ -42,7 +42,7 @@ class Finetuning(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, model: MaskedAutoencoder, preprocessing: Preprocessing, head: LinearHead, recipe: FinetuningRecipe
+        self, model: Autoencoder, preprocessing: Preprocessing, head: LinearHead, recipe: FinetuningRecipe
     ) -> None:
         """Around an encoder whose parameters learn or do not, as they say themselves."""
         super().__init__()
@@ -113,6 +113,8 @@ def finetune(
     examples = find_examples(folder, validation, recipe.validation_share, recipe.seed)
     source = locate(recipe.weights, None)
     start = starting_point(load(source.path), recipe, recipe.name or output.absolute().name)
+    if recipe.pool not in pools_of(start.config):
+        raise RunError(f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean")
     run = Run(output, MEASURES if examples.validation else ())
     if place.leads and not resume:
         run.begin(recipe, examples.facts | {"weights": source.digest})

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.autoencoder import Autoencoder, let_learn
 from model.checkpoint import Checkpoint, load
 from model.config import PRESETS, Loss, MAEConfig, Preprocessing
 from model.engines.base import Bytes, Indices
+from model.families import autoencoder
 from model.folders import find_images
 from model.graphs import DecoderGraph, EncoderGraph, Standardise
-from model.mae import MaskedAutoencoder, let_learn
 from model.masking import decoder_rows, visible_positions
 from model.pictures import cut, square
 from model.rendering import panel, png, sheet
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class Pretraining(nn.Module):
     """The objective: uint8 patches [B, N, P] and positions [B, K] -> the masked loss."""
 
-    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing, loss: Loss) -> None:
+    def __init__(self, model: Autoencoder, preprocessing: Preprocessing, loss: Loss) -> None:
         """Around `model`, whose names stay its own."""
         super().__init__()
         self.model = model
@@ -143,7 +144,7 @@ def starting_point(recipe: Recipe, name: str) -> Checkpoint:
     """The model before its first step: upstream's initialisation, or the weights that `init` names."""
     config = preset_of(recipe)
     if recipe.init is None:
-        fresh = MaskedAutoencoder(config.model_copy(update={"name": name}))
+        fresh = autoencoder(config.model_copy(update={"name": name}))
         return Checkpoint(fresh.config, Preprocessing(), "mae-serve", dict(fresh.state_dict()), recipe.license)
     found = load(locate(recipe.init, None).path)
     return warm_start(found, config, recipe, name)
@@ -179,7 +180,7 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
     if fresh_decoder:
         merged |= {key: getattr(config, key) for key in decoder}
         log.warning("%s: the decoder is made anew", recipe.init)
-    fresh = MaskedAutoencoder(MAEConfig(**merged))
+    fresh = autoencoder(MAEConfig(**merged))
     tensors = dict(fresh.state_dict())
     kept = found.build(size).state_dict()
     tensors |= {n: x for n, x in kept.items() if not (fresh_decoder and n.startswith(("decoder", "mask_token")))}

@@ -73,7 +73,7 @@ class Recipe(Schedule):
     image_size: int | None = Field(default=None, gt=0)
     """Side of the square in pixels; the preset's if none."""
     decoder_depth: int | None = Field(default=None, gt=0)
-    """Blocks of the decoder; the preset's if none."""
+    """Blocks of the decoder, of a resnet's those before the upsampling; the preset's if none."""
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that is removed."""
     strategy: Strategy = "random"

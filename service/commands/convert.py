@@ -68,16 +68,21 @@ def _described(checkpoint: Checkpoint) -> str:
     decoder = "no decoder"
     if config.has_decoder:
         target = "normalised pixels" if config.norm_pix_loss else "pixels"
-        sizes = _sizes(config.decoder_embed_dim, config.decoder_depth, config.decoder_num_heads)
-        decoder = f"decoder of {sizes} that predicts {target}"
+        heads = config.decoder_num_heads if config.family == "vit" else None
+        decoder = f"decoder of {_sizes(config.decoder_embed_dim, config.decoder_depth, heads)} that predicts {target}"
+    if config.family == "vit":
+        encoder = f"encoder of {_sizes(config.embed_dim, config.depth, config.num_heads)}"
+        positions = f"{config.positions} positions, "
+    else:
+        stages = ", ".join(_sizes(width, count) for width, count in config.stages)
+        encoder, positions = f"residual encoder of {stages}", ""
     millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
     return (
         f"layout {checkpoint.layout}, {config.image_size} x {config.image_size} pixels in patches of "
-        f"{config.patch_size} x {config.patch_size}, encoder of "
-        f"{_sizes(config.embed_dim, config.depth, config.num_heads)}, {decoder}, {config.positions} positions, "
+        f"{config.patch_size} x {config.patch_size}, {encoder}, {decoder}, {positions}"
         f"{millions:.1f} million parameters, licence {checkpoint.license or 'not said'}"
     )
 
 
-def _sizes(width: int, depth: int, heads: int) -> str:
-    return f"{depth} blocks {width} wide with {heads} heads"
+def _sizes(width: int, depth: int, heads: int | None = None) -> str:
+    return f"{depth} blocks {width} wide" + (f" with {heads} heads" if heads else "")

@@ -22,7 +22,7 @@ from service.commands.vectors import Row, VectorSpace
 from service.errors import EngineLost, ServiceError
 from service.finishing import Finishing
 from service.masks import choose_kept
-from service.pipeline import Stages
+from service.pipeline import Stages, require_pool
 from service.schemas import EmbedParameters
 from service.settings import Settings
 
@@ -61,6 +61,7 @@ def embed(
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with Store(output, overwrite) as store:
         engine = build_engine(settings)
+        require_pool(engine.info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
         seed, positions = choose_kept(engine.info.config, parameters)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from model.engines.base import EngineInfo, Floats, Indices
 from service.finishing import Finishing
 from service.masks import choose_kept
+from service.pipeline import require_pool
 from service.responses import JSON, json_bytes, preferred_type
 from service.routes.intake import Intake, authorised
 from service.schemas import Embeddings, EmbedParameters, error_answers, request_body
@@ -38,6 +39,7 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
     intake = Intake(request)
     pipeline = intake.pipeline
+    require_pool(pipeline.info, parameters.pool)
     seed, positions = choose_kept(pipeline.info.config, parameters)
     finishing = Finishing.of(pipeline.batcher.engine.extras, parameters)
     payload = await intake.payload()

@@ -32,6 +32,7 @@ def test_presets_are_the_published_sizes(name: str, patch: int, encoder: tuple, 
     ("wrong", "message"),
     [
         ({"image_size": 225}, "not a multiple of patch_size 16"),
+        ({"num_heads": 0}, "the encoder's width 64 is not a multiple of its 0 heads"),
         ({"num_heads": 5}, "the encoder's width 64 is not a multiple of its 5 heads"),
         ({"decoder_num_heads": 7}, "the decoder's width 512 is not a multiple of its 7 heads"),
         ({"embed_dim": 66, "num_heads": 2}, "sine-cosine positions need the encoder's width"),
@@ -42,6 +43,28 @@ def test_presets_are_the_published_sizes(name: str, patch: int, encoder: tuple, 
 def test_sizes_that_cannot_be_are_refused(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MAEConfig.model_validate({"embed_dim": 64, "depth": 1, "num_heads": 2} | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"stages": ()}, "a resnet needs stages"),
+        ({"num_heads": 2}, "num_heads means nothing to it"),
+        ({"patch_size": 32}, "patch_size 32 is not the stride of 3 stages, 16"),
+        ({"embed_dim": 64}, "embed_dim 64 is not the width of the last stage, 32"),
+        ({"depth": 3}, "depth 3 is not the number of blocks in all stages, 4"),
+        ({"decoder_embed_dim": 6}, "the decoder's width 6 cannot be halved in each of its 2 upsamplings"),
+        ({"image_size": 40}, "not a multiple of patch_size 16"),
+        ({"stages": ((8, 1), (16, 0), (32, 1))}, "greater than 0"),
+        ({"family": "vit", "num_heads": 2}, "a vit has no stages"),
+        ({"family": "mixer"}, "'vit' or 'resnet'"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:
+    stages = {"family": "resnet", "embed_dim": 32, "depth": 4, "stages": ((8, 1), (16, 2), (32, 1))}
+    assert not MAEConfig.model_validate(stages).has_cls
+    with pytest.raises(ValidationError, match=message):
+        MAEConfig.model_validate(stages | wrong)
 
 
 def test_learned_positions_may_be_of_any_width() -> None:
