@@ -31,9 +31,7 @@ def tables_of(found: Evaluation) -> Iterator[RenderableType]:
 
 
 def _classification(found: Evaluation) -> Table:
-    table = Table(
-        title=f"Share of images told right by {found.neighbours} neighbours (k-NN) and by linear probe", **LOOK
-    )
+    table = Table(title=f"Images told right by {found.neighbours} neighbours (k-NN) and by linear probe", **LOOK)
     table.add_column("vectors")
     for name in ("patches", "k-NN raw", "centred", "whitened", "probe", "iterations"):
         table.add_column(name, justify="right")

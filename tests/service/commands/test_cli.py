@@ -11,7 +11,7 @@ from service.cli import app
 from service.settings import Settings
 from tests.service.commands.conftest import SCRIPT, Mae
 
-HEAVY = ("torch", "openvino", "fastapi", "starlette", "pyarrow", "safetensors.torch")
+HEAVY = ("torch", "openvino", "fastapi", "starlette", "pyarrow", "safetensors.torch", "sklearn", "scipy")
 
 
 def help_of(*command: str) -> str:
@@ -40,7 +40,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
     assert "[default: (" not in said
 
 
-@pytest.mark.parametrize("command", ["embed", "reconstruct", "info"])
+@pytest.mark.parametrize("command", ["embed", "reconstruct", "info", "evaluate"])
 def test_commands_take_the_engines_options_and_no_others(command: str) -> None:
     said = help_of(command)
     assert "--weights <text>" in said and "--max-pixels <int>" in said
