@@ -180,7 +180,10 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
     if fresh_decoder:
         merged |= {key: getattr(config, key) for key in decoder}
         log.warning("%s: the decoder is made anew", recipe.init)
-    fresh = autoencoder(MAEConfig(**merged))
+    try:
+        fresh = autoencoder(MAEConfig(**merged))
+    except ValueError as error:
+        raise RunError(f"{recipe.init} cannot be like this: {error}") from error
     tensors = dict(fresh.state_dict())
     kept = found.build(size).state_dict()
     tensors |= {n: x for n, x in kept.items() if not (fresh_decoder and n.startswith(("decoder", "mask_token")))}

@@ -1,13 +1,17 @@
-"""The probe model behind both engines, built once."""
+"""The probe model and a convolutional one behind both engines, built once."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from model.checkpoint import Checkpoint, save
+from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import EngineSpec, build
+from model.families import autoencoder
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,22 @@ def torch_engine(engine_cache: Path, probe: Path) -> Engine:
 def engine(request: pytest.FixtureRequest) -> Engine:
     found: Engine = request.getfixturevalue(f"{request.param}_engine")
     return found
+
+
+@pytest.fixture(scope="session")
+def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh resnet_tiny."""
+    torch.manual_seed(0)
+    model = autoencoder(PRESETS["resnet_tiny"])
+    path = tmp_path_factory.mktemp("resnet") / "resnet.safetensors"
+    save(path, Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict())))
+    return path
+
+
+@pytest.fixture(scope="session", params=["openvino", "torch"])
+def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
+    lanes = 2 if request.param == "openvino" else 1
+    return build(EngineSpec(engine_cache, weights=str(resnet_weights), backend=request.param, lanes=lanes))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from PIL import Image
 
 from model.checkpoint import load
 from model.source import locate
+from model.training.pretrain import starting_point
+from model.training.recipe import Recipe
 
 BIN = Path(sys.executable).parent
 SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
@@ -156,6 +158,7 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
         (["--steps", "3", "--epochs", "2"], "epochs, steps and minutes exclude each other"),
         (["--steps", "0"], "--steps: Input should be greater than 0"),
         (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),
+        (["--model", "resnet_tiny", "--image-size", "48", "--steps", "1"], "not a multiple of patch_size 32"),
         (["--image-size", "33", "--steps", "1"], "not a multiple of patch_size 16"),
         (["--resume"], "holds no run to resume"),
         ([], "nothing says how long to train"),
@@ -172,6 +175,37 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None
     assert "it cannot go on with another one" in through("-o", whole, "--resume", "--lr", "0.5", code=2)
     os.sync()
     assert (whole / "state.pt").stat().st_mtime_ns == before
+
+
+def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path) -> None:
+    folder, whole, run = tmp_path / "colours", tmp_path / "whole", tmp_path / "resumed"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(8):  # of one colour each, so that what is removed can be told from what is not
+        Image.new("RGB", (100, 100), tuple(draw.integers(0, 256, 3).tolist())).save(folder / f"{number}.png")
+    small = ("--model", "resnet_tiny", "--image-size", "96", "--decoder-depth", "1", "--lr", "2e-3", *SMALL[2:])
+    through(folder, "-o", whole, *small, "--steps", "25")
+    said = losses(whole)
+    assert np.mean(said[-3:]) < 0.7 * np.mean(said[:3])
+    with Image.open(whole / "previews" / "step-0000025.png") as sheet:
+        assert sheet.size == (4 * 96 + 3 * 8, 6 * 96 + 5 * 8)
+    config = load(locate(str(whole), None).path).config
+    assert (config.family, config.image_size, config.decoder_depth) == ("resnet", 96, 1)
+    process = mae(folder, "-o", run, *small, "--steps", "25", "--save-minutes", "0.0001")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "state.pt").is_file():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    through("-o", run, "--resume")
+    assert losses(run) == said
+    changes = {"model": "resnet_tiny", "init": str(whole), "image_size": 160, "steps": 1}
+    start = starting_point(Recipe(**changes), "warm")
+    assert all(tensor.equal(start.tensors[name]) for name, tensor in load(whole / "model.safetensors").tensors.items())
+    assert (start.config.image_size, start.config.decoder_depth) == (160, 1)
+    deeper = starting_point(Recipe(**changes, decoder_depth=3), "deeper")
+    assert deeper.config.decoder_depth == 3
+    assert deeper.tensors["stem.weight"].equal(start.tensors["stem.weight"])
 
 
 def test_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> None:
