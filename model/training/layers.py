@@ -11,7 +11,7 @@ from torch import nn
 from model.training.optimiser import plain_groups
 
 BLOCK = re.compile(r"\bblocks\.(\d+)\.")
-EMBEDDING = re.compile(r"\b(patch_embed|cls_token|pos_embed)\b")
+EMBEDDING = re.compile(r"\b(patch_embed|cls_token|pos_embed|stem|stem_norm)\b")
 
 
 def layered_groups(

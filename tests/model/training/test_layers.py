@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from model.autoencoder import let_learn
 from model.config import PRESETS
-from model.mae import MaskedAutoencoder, let_learn
-from model.training.layers import layered_groups
+from model.mae import MaskedAutoencoder
+from model.training.layers import layer_of, layered_groups
 
 CONFIG = PRESETS["mae_tiny"].model_copy(update={"image_size": 32, "depth": 3, "decoder_depth": 0})
 
@@ -39,3 +40,17 @@ def test_what_does_not_learn_is_in_no_group() -> None:
     parts = nn.ModuleDict({"model": model, "head": nn.Linear(192, 5)})
     groups = [g for g in layered_groups(parts.named_parameters(), 0.05, 3, 0.75) if g["params"]]
     assert [(len(g["params"]), g["scale"]) for g in groups] == [(1, pytest.approx(1)), (1, pytest.approx(1))]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("encoder.model.stem.weight", 0),
+        ("encoder.model.stem_norm.weight", 0),
+        ("encoder.model.blocks.6.conv1.weight", 7),
+        ("encoder.model.norm.weight", 8),
+        ("head.weight", 8),
+    ],
+)
+def test_a_stem_is_the_first_layer(name: str, layer: int) -> None:
+    assert layer_of(name, PRESETS["resnet_tiny"].depth) == layer
