@@ -12,7 +12,7 @@ from model.evaluation.questions import Questions
 from model.extras import ROWS, Whitening, pools_of
 from model.source import Pooled
 
-LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE = 1e-8
 """Of an axis that is kept, as a share of the largest variance. Below lies the rounding of float32; there is always such
 an axis, since the last layer norm takes the mean out of the tokens."""
 

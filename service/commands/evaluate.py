@@ -29,6 +29,9 @@ from service.errors import ServiceError
 from service.images import Decoder
 from service.settings import Settings
 
+ENOUGH = 5
+"""Images for each number of a vector, below which variances are guesses."""
+
 
 def evaluate(
     data: Annotated[
@@ -136,6 +139,8 @@ def _fit(folder: Path, choices: Choices, settings: Settings, output: Path | None
     print(f"{target}: whitening of {said}, fitted on {count} images")
     if report.skipped:
         report.say(f"{report.skipped} images could not be used")
+    if count < ENOUGH * engine.info.config.embed_dim:
+        report.say(f"{count} images are few for whitening of {engine.info.config.embed_dim} numbers: fit on more")
 
 
 def _target(engine: Engine, settings: Settings, output: Path | None) -> Path:

@@ -172,6 +172,7 @@ def test_whitening_is_fitted_stored_and_applied(mae: Mae, colours: None, half: b
     before = load_file("small.safetensors")
     result = mae("evaluate", "--fit", "--weights", "small.safetensors", *ENGINE, "--data", "train")
     assert result.code == 0 and "fitted on 36 images" in result.out
+    assert "36 images are few for whitening of 16 numbers" in result.err
     after = load_file("small.safetensors")
     assert {name: x.dtype for name, x in after.items() if name in before} == {n: x.dtype for n, x in before.items()}
     assert all(torch.equal(after[name], x) for name, x in before.items())
