@@ -62,7 +62,7 @@ def losses(run: Path) -> list[float]:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    err = through(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0")
+    err = through(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
     assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
@@ -89,7 +89,8 @@ def test_reconstructions_and_scalars_are_kept(whole: Path) -> None:
 
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    process = mae(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0", "--save-minutes", "0.0001")
+    choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
+    process = mae(folder, "-o", run, *choices, "--save-minutes", "0.0001")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run / "state.pt").is_file():
         time.sleep(0.02)

@@ -238,7 +238,8 @@ def test_foreign_weights_need_an_output(mae: Mae, colours: None) -> None:
     assert ours.layout == "mae-serve" and set(ours.extras.whitening) == {"cls", "mean"}
 
 
-def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None) -> None:
+def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAE_WEIGHTS")
     packaged = mae("evaluate", "--fit", "--data", "train")
     assert packaged.code == 2 and "pass -o OUT.safetensors" in packaged.err
     assert mae("evaluate", "--fit", "--data", "train", "-o", "mine.safetensors").code == 0
