@@ -101,6 +101,11 @@ def locate(weights: str | None, model: str | None) -> Source:
     return source
 
 
+def named(weights: str | None) -> Source:
+    """As `locate`, where a preset's name stands for its packaged weights."""
+    return locate(None, weights) if weights in PRESETS else locate(weights, None)
+
+
 @contextmanager
 def speaking_of(path: Path) -> Iterator[None]:
     """Makes whatever is wrong with the weights at `path` a WeightsError: one sentence, with the path as its subject.

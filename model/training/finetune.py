@@ -17,7 +17,7 @@ from model.checkpoint import Checkpoint, load
 from model.config import Preprocessing
 from model.extras import ROWS, Extras, Head, pools_of
 from model.graphs import EncoderGraph
-from model.source import HeadFacts, locate
+from model.source import HeadFacts, locate, named
 from model.training.data import Augmentation, Loader, Photographs
 from model.training.examples import find_examples
 from model.training.head import LinearHead, folded
@@ -111,7 +111,7 @@ def finetune(
     if recipe.frozen and recipe.batch_size // place.size < 2:
         raise RunError("--batch-size leaves a process one image, of which --frozen cannot take mean and variance")
     examples = find_examples(folder, validation, recipe.validation_share, recipe.seed)
-    source = locate(recipe.weights, None)
+    source = named(recipe.weights)
     start = starting_point(load(source.path), recipe, recipe.name or output.absolute().name)
     if recipe.pool not in pools_of(start.config):
         raise RunError(f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean")

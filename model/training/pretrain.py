@@ -21,7 +21,7 @@ from model.graphs import DecoderGraph, EncoderGraph, Standardise
 from model.masking import decoder_rows, visible_positions
 from model.pictures import cut, square
 from model.rendering import panel, png, sheet
-from model.source import locate
+from model.source import named
 from model.training.data import Augmentation, Loader, Photographs
 from model.training.optimiser import adamw, muon, plain_groups
 from model.training.processes import Place, require_divisible
@@ -146,7 +146,7 @@ def starting_point(recipe: Recipe, name: str) -> Checkpoint:
     if recipe.init is None:
         fresh = autoencoder(config.model_copy(update={"name": name}))
         return Checkpoint(fresh.config, Preprocessing(), "mae-serve", dict(fresh.state_dict()), recipe.license)
-    found = load(locate(recipe.init, None).path)
+    found = load(named(recipe.init).path)
     return warm_start(found, config, recipe, name)
 
 

@@ -65,7 +65,8 @@ class Recipe(Schedule):
     model: str = "mae_tiny"
     """Preset of the model to train."""
     init: str | None = None
-    """Weights to start from: any checkpoint that can be served; what it lacks of a decoder is made anew."""
+    """Weights to start from: mae_tiny (the packaged ones) or any checkpoint that can be served; a decoder
+    that it lacks is made anew."""
     name: str | None = None
     """Name to serve the model under; by default that of the run's folder."""
     license: str | None = None

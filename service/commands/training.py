@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import typer
 from pydantic import ValidationError
 
+from model.config import PRESETS
 from model.source import HUB_PREFIX
 from model.training.recipe import Schedule
 from service.commands.errors import CommandError
@@ -38,7 +39,9 @@ def require_bound(schedule: Schedule) -> None:
 
 
 def absolute_weights(weights: str) -> str:
-    """A name of weights that means the same wherever a run is resumed from."""
+    """A name of weights, or of a preset, that means the same wherever a run is resumed from."""
+    if weights in PRESETS:
+        return weights
     return weights if weights.startswith(HUB_PREFIX) else str(Path(weights).expanduser().absolute())
 
 

@@ -213,3 +213,10 @@ def test_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> Non
     run = tmp_path / "warm"
     through(folder, "-o", run, *SMALL, "--steps", "2", "--init", whole, "--warmup", "0", "--lr", "1e-5")
     assert losses(run)[0] < 0.9 * losses(whole)[0]
+
+
+def test_the_packaged_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "packaged"
+    through(folder, "-o", run, *SMALL, "--steps", "2", "--init", "mae_tiny", "--warmup", "0", "--lr", "1e-5")
+    assert losses(run)[0] < 0.9 * losses(whole)[0]
+    through("-o", run, "--resume", "--init", "mae_tiny")
