@@ -31,10 +31,10 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float] = BETAS) -> t
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
 
 
-def muon(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> torch.optim.Optimizer:
+def muon(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, scale: float) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for everything else.
 
-    Muon's steps are scaled to AdamW's usual size (Liu et al. 2025, section 2.2), so one learning rate serves both.
+    Muon's steps are scaled to AdamW's usual size (Liu et al. 2025, section 2.2), and then multiplied by `scale`.
 
     Raises:
         ValueError: there are no such matrices.
@@ -44,7 +44,7 @@ def muon(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) ->
     if not hidden:
         raise ValueError("the model has no matrices inside its blocks")
     chosen = {id(p) for p in hidden}
-    groups: list[dict[str, Any]] = [{"params": hidden, "weight_decay": weight_decay, "scale": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": hidden, "weight_decay": weight_decay, "scale": scale}]
     matrices = torch.optim.Muon(groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
     return Joint(matrices, adamw(plain_groups([(n, p) for n, p in learning if id(p) not in chosen], weight_decay)))
 

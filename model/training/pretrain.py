@@ -135,7 +135,7 @@ def optimiser_of(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimiser == "adamw":
         return adamw(plain_groups(objective.named_parameters(), recipe.weight_decay))
     try:
-        return muon(objective.named_parameters(), recipe.weight_decay)
+        return muon(objective.named_parameters(), recipe.weight_decay, recipe.muon_scale)
     except ValueError as error:
         raise RunError(f"--optimiser muon does not fit: {error}") from error
 

@@ -85,6 +85,8 @@ class Recipe(Schedule):
     """Whether the target is normalised within each patch."""
     optimiser: OptimiserName = "adamw"
     """adamw, or muon for the matrices inside the blocks: more arithmetic a step, fewer steps."""
+    muon_scale: float = Field(default=2.0, gt=0)
+    """Learning rate of the matrices that muon takes, in multiples of that of the rest."""
     crop_scale: float = Field(default=0.2, gt=0, le=1)
     """Least share of an image that a random crop keeps."""
     ema: float = Field(default=0, ge=0, lt=1)

@@ -54,7 +54,7 @@ def test_muon_turns_the_matrices_of_the_blocks_and_leaves_the_rest_to_adamw() ->
     model = MaskedAutoencoder(PRESETS["mae_tiny"].model_copy(update={"depth": 1, "decoder_depth": 1}))
     learning = {name: p for name, p in model.named_parameters() if not name.endswith("pos_embed")}
     before = {name: p.detach().clone() for name, p in learning.items()}
-    optimiser = muon(learning.items(), weight_decay=0)
+    optimiser = muon(learning.items(), weight_decay=0, scale=3)
     set_learning_rate(optimiser, 0.01)
     for p in learning.values():
         p.grad = torch.randn_like(p).sign()  # AdamW divides by the size of the gradient
@@ -63,7 +63,7 @@ def test_muon_turns_the_matrices_of_the_blocks_and_leaves_the_rest_to_adamw() ->
         step = p.detach() - before[name]
         if "blocks." in name and p.ndim == 2:
             assert orthogonality(step) < 2, name
-            assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.2), name  # Liu et al. 2025
+            assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * 3 * 0.01, rel=0.2), name  # Liu et al. 2025
         else:  # AdamW's first step is the learning rate, whatever the gradient
             assert torch.allclose(step.abs(), torch.tensor(0.01), rtol=1e-2), name
 
@@ -72,7 +72,7 @@ def test_muon_goes_on_from_its_state() -> None:
     def trained(steps: int, state: tuple[dict[str, torch.Tensor], dict[str, object]] | None) -> nn.Module:
         torch.manual_seed(0)
         model = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))})
-        optimiser = muon(model.named_parameters(), weight_decay=0.1)
+        optimiser = muon(model.named_parameters(), weight_decay=0.1, scale=2)
         if state is not None:
             model.load_state_dict(state[0])
             optimiser.load_state_dict(state[1])
@@ -93,4 +93,4 @@ def test_muon_goes_on_from_its_state() -> None:
 
 def test_muon_without_matrices_says_so() -> None:
     with pytest.raises(ValueError, match="no matrices"):
-        muon(nn.Conv2d(3, 3, 3).named_parameters(), 0)
+        muon(nn.Conv2d(3, 3, 3).named_parameters(), 0, 1)
