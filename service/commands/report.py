@@ -31,8 +31,10 @@ class Report:
         self._task = self._bar.add_task(doing, total=total, completed=there)
 
     def stage(self, doing: str) -> None:
-        """Says what happens from now on."""
+        """Says what happens from now on: in front of the bar, or in a line of its own where there is none."""
         self._bar.update(self._task, description=doing)
+        if self._bar.disable:
+            self.say(doing)
 
     def advance(self) -> None:
         """One more is done."""
