@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
-from model.extras import Extras, Head
+from model.extras import ROWS, Extras, Head
 from model.masking import every_position
 from service.batcher import Batcher, Ticket
 from service.errors import InvalidParameter, NoDecoder, NoHead
@@ -112,7 +112,7 @@ class Pipeline:
 
             await self._feed(feed, len(images))
             rows = await self._rows(ticket, stages)
-        return rows if pool == "tokens" else [row[0 if pool == "cls" else 1] for row in rows]
+        return rows if pool == "tokens" else [row[ROWS[pool]] for row in rows]
 
     async def classify(self, images: list[bytes], stages: Stages, deadline: float = math.inf) -> list[Floats]:
         """Probabilities of the head's classes for `images`, float32 [C] each, in the order of the head's facts.

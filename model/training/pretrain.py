@@ -80,13 +80,14 @@ def pretrain(
     photographs = Photographs(images)
     start = starting_point(recipe, recipe.name or folder.absolute().name)
     require_divisible(recipe.batch_size, place)
-    run = Run(folder)
-    if place.leads and not resume:
-        run.begin(recipe, facts_of(images, folders))
     model = start.build()
     let_learn(model)
     objective = Pretraining(model, start.preprocessing, recipe.loss)
     objective.to(place.device).train()
+    optimiser = optimiser_of(recipe, objective)
+    run = Run(folder)
+    if place.leads and not resume:  # last, so that what cannot be leaves no run behind
+        run.begin(recipe, facts_of(images, folders))
 
     def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
         tensors = {name.removeprefix("model."): x.float().cpu() for name, x in state.items() if name[:6] == "model."}
@@ -94,7 +95,7 @@ def pretrain(
 
     trainer = Trainer(
         objective,
-        optimiser_of(recipe, objective),
+        optimiser,
         recipe,
         place,
         run,

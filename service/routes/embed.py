@@ -41,7 +41,7 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     pipeline = intake.pipeline
     require_pool(pipeline.info, parameters.pool)
     seed, positions = choose_kept(pipeline.info.config, parameters)
-    finishing = Finishing.of(pipeline.batcher.engine.extras, parameters)
+    finishing = Finishing.of(pipeline.extras, parameters)
     payload = await intake.payload()
     rows = await intake.attended(
         pipeline.embed(payload.images, parameters.pool, positions, intake.record.stages, intake.deadline)

@@ -162,6 +162,7 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
         (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),
         (["--model", "resnet_tiny", "--image-size", "48", "--steps", "1"], "not a multiple of patch_size 32"),
         (["--image-size", "33", "--steps", "1"], "not a multiple of patch_size 16"),
+        (["--model", "resnet_tiny", "--optimiser", "muon", "--steps", "1"], "the model has no matrices"),
         (["--resume"], "holds no run to resume"),
         ([], "nothing says how long to train"),
     ],
@@ -169,6 +170,7 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
     assert sentence in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None:
