@@ -33,7 +33,9 @@ RUN python3 -m venv /opt/venv \
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # Where packages come from: empty means pip's own choice. None of it reaches the last stage, neither its environment nor
 # its history. An address that holds a password belongs in a secret: --secret id=pip.conf,src=$HOME/.config/pip/pip.conf
-ARG PIP_INDEX_URL="" PIP_EXTRA_INDEX_URL="" PIP_FIND_LINKS=""
+ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_FIND_LINKS=""
 COPY --from=requirements /requirements/build.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --requirement /requirements/build.txt
@@ -111,7 +113,9 @@ COPY --from=engine --chown=10001:10001 /cache /cache
 COPY --from=app /opt/mae /opt/mae
 VOLUME ["/cache"]
 USER 10001:10001
-ARG VERSION=0.1.0 REVISION="" SOURCE=""
+ARG VERSION=0.1.0
+ARG REVISION=""
+ARG SOURCE=""
 LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}"
@@ -124,7 +128,9 @@ COPY --from=app /opt/mae /opt/mae
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 VOLUME ["/cache"]
 USER 10001:10001
-ARG VERSION=0.1.0 REVISION="" SOURCE=""
+ARG VERSION=0.1.0
+ARG REVISION=""
+ARG SOURCE=""
 LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}"

@@ -50,8 +50,8 @@ is() { [[ $2 == "$3" ]] || fail "$1: expected '$3', found '$2'"; ok "$1: $2"; }
 now() { date +%s.%N; }
 since() { python3 -c 'import sys; print(f"{float(sys.argv[2]) - float(sys.argv[1]):.1f} s")' "$1" "$(now)"; }
 inspect() { "$TOOL" image inspect --format "$1" "$IMAGE"; }
-# Python inside the image: `inside CODE`.
-inside() { "${RUN[@]}" --rm "$IMAGE" python -c "$1"; }
+# Python inside the image: `inside CODE [FLAG…]`.
+inside() { "${RUN[@]}" --rm "${@:2}" "$IMAGE" python -c "$1"; }
 
 build() { # build CONTEXT
     local arguments=(--build-arg "REVISION=$REVISION")
@@ -101,7 +101,6 @@ ok "size: $(inspect '{{.Size}}' | python3 -c 'print(f"{int(input()) / 1e6:.0f} M
 is "user" "$(inspect '{{.Config.User}}')" 10001:10001
 label() { inspect "{{index .Config.Labels \"org.opencontainers.image.$1\"}}"; }
 is "label version" "$(label version)" "$(python3 -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')"
-is "label revision" "$(label revision)" "$REVISION"
 is "label licenses" "$(label licenses)" Apache-2.0
 inspect '{{json .Config.Env}}' | grep -q 'PIP_' && fail "pip's configuration is in the image's environment"
 ok "nothing of pip in the environment"
@@ -116,7 +115,7 @@ found += [path for path in ("/root/.cache", "/cache/.cache", "/src", "/requireme
 found += [path for path in pathlib.Path("/opt/mae").rglob("*") if path.name in ("tests", ".git", "Dockerfile")]
 weights = {path for suffix in ("safetensors", "pth", "pt") for path in pathlib.Path("/opt/mae").rglob(f"*.{suffix}")}
 found += weights - {pathlib.Path("/opt/mae/model/weights/mae_tiny.safetensors")}
-print(*found or ["none"])')" none
+print(*found or ["none"])' --user 0)" none
 is "the root file system is read-only" "$(inside '
 try:
     open("/opt/mae/x", "w")
@@ -130,7 +129,7 @@ ok "ready after $STARTED"
 start --env MAE_ENGINE_CACHE=/cache/anew
 is "conversions at a restart on the same volume" "$(converted)" 0
 ok "ready after $STARTED"
-"$TOOL" rm --force "$NAME" >/dev/null
+"$TOOL" rm --force "$NAME" >/dev/null 2>&1
 "$TOOL" volume rm "$VOLUME" >/dev/null
 start
 is "conversions at the first start, by the engine that is built in" "$(converted)" 0
@@ -176,7 +175,7 @@ print(image.format, len(image.getcolors(1 << 24)) > 100)' <"$WORK/panel.png")" "
 
 echo "== SIGTERM under load"
 cat >"$WORK/load.py" <<'END'
-"""Six clients send requests of 16 images one after another until the server is gone, 60 s at most.
+"""Six clients send requests of 16 images one after another until they are refused, 60 s at most.
 
 Prints, for each request, when it began, when it ended, and its status or the error's name.
 """
@@ -203,11 +202,9 @@ def client() -> None:
             said = str(answer.status)
         except (OSError, http.client.HTTPException) as error:
             said = type(error).__name__
-        print(began, time.time(), said, flush=True)
-        if said == "ConnectionRefusedError":
-            return
+        sys.stdout.write(f"{began} {time.time()} {said}\n")
         if said != "200":
-            time.sleep(0.05)
+            return
 
 
 threads = [threading.Thread(target=client) for _ in range(6)]
@@ -220,7 +217,7 @@ python3 "$WORK/load.py" "$PORT" "$WORK/photo.jpg" >"$WORK/load.txt" &
 load=$!
 sleep 4
 signalled=$(now)
-"$TOOL" stop --time 40 "$NAME" >/dev/null
+"$TOOL" stop --time 40 "$NAME" >/dev/null 2>&1
 stopped=$(since "$signalled")
 wait "$load"
 is "exit code" "$("$TOOL" inspect --format '{{.State.ExitCode}}' "$NAME")" 0
@@ -244,9 +241,12 @@ git ls-files -z | xargs -0 cp --archive --parents --target-directory "$WORK/cont
 layers() { inspect '{{range .RootFS.Layers}}{{println .}}{{end}}' | grep .; }
 layers >"$WORK/before.txt"
 echo '# changed' >>"$WORK/context/service/app.py"
+REVISION+=-changed
 began=$(now)
 build "$WORK/context"
 ok "rebuilt in $(since "$began"), with $(grep -cE 'Using cache|CACHED' "$WORK/build.log" || true) steps from the cache"
 layers >"$WORK/after.txt"
 is "layers made anew, of $(wc -l <"$WORK/after.txt")" "$(diff "$WORK/before.txt" "$WORK/after.txt" | grep -c '^>')" 1
+# Not asked of the first build: podman 4.3 takes a LABEL from its cache whatever the argument in it says.
+is "label revision" "$(label revision)" "$REVISION"
 echo "passed"
