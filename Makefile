@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format build clean
+.PHONY: help serve test lint format build check-image clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,10 +23,11 @@ serve: $(BIN)/mae  ## serve the packaged model on port 8000
 test: $(VENV)/.dev  ## the whole suite
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: $(VENV)/.dev  ## ruff and mypy
+lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.dev  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
@@ -34,6 +35,9 @@ format: $(VENV)/.dev  ## let ruff rewrite
 
 build: $(VENV)/.dev  ## the wheel, into dist/
 	$(BIN)/python -m build --wheel
+
+check-image:  ## build the cpu image and try all that README.md says of it
+	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info

@@ -129,6 +129,9 @@ ok "ready after $STARTED"
 start --env MAE_ENGINE_CACHE=/cache/anew
 is "conversions at a restart on the same volume" "$(converted)" 0
 ok "ready after $STARTED"
+start --volume "$PWD/tests/data:/weights:ro" --env MAE_WEIGHTS=/weights/mae_probe_tiny.safetensors
+is "conversions at the first start with weights of one's own" "$(converted)" 1
+ok "ready after $STARTED"
 "$TOOL" rm --force "$NAME" >/dev/null 2>&1
 "$TOOL" volume rm "$VOLUME" >/dev/null
 start
