@@ -83,10 +83,9 @@ converted() { "$TOOL" logs "$NAME" 2>&1 | grep -c 'converting' || true; }
 if [[ ${BASE:-} == debootstrap ]]; then
     BASE=localhost/mae-serve-base:bookworm
     if ! "$TOOL" image inspect "$BASE" >/dev/null 2>&1; then
-        mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d | sort | uniq -c |
-            sort -rn | awk 'NR == 1 {print $2}')
+        mirror=$(grep -rhoE --include='*.list' --include='*.sources' 'https?://[^ ]+/debian/?( |$)' /etc/apt | tr -d ' ' | head -1)
         debootstrap --variant=minbase --include=python3,python3-pip,python3-venv,ca-certificates bookworm \
-            "$WORK/root" "${mirror:?no mirror of Debian in the sources of apt}" >"$WORK/debootstrap.log"
+            "$WORK/root" "$mirror" >"$WORK/debootstrap.log"
         tar -C "$WORK/root" -c . | "$TOOL" import - "$BASE" >/dev/null
         rm -rf "$WORK/root"
     fi
