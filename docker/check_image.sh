@@ -86,7 +86,7 @@ if [[ ${BASE:-} == debootstrap ]]; then
         mirror=$(grep -rhoE --include='*.list' --include='*.sources' 'https?://[^ ]+/debian/?( |$)' /etc/apt | tr -d ' ' | head -1)
         debootstrap --variant=minbase --include=python3,python3-pip,python3-venv,ca-certificates bookworm \
             "$WORK/root" "$mirror" >"$WORK/debootstrap.log"
-        tar -C "$WORK/root" -c . | "$TOOL" import - "$BASE" >/dev/null
+        tar -C "$WORK/root" -c . | "$TOOL" import - "$BASE" >"$WORK/import.log" 2>&1 || fail "$(cat "$WORK/import.log")"
         rm -rf "$WORK/root"
     fi
 fi
