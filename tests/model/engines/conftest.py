@@ -1,6 +1,6 @@
 """The probe model and a convolutional one behind both engines, built once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,10 @@ def golden_patches(golden: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.cuda, as far as we use it, on the processor."""
     pretend_cuda(monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for operations so small, a second thread costs more than it does
+    yield
+    torch.set_num_threads(threads)
