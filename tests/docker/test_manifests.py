@@ -123,6 +123,13 @@ def test_the_autoscaler_follows_the_queue_and_owns_the_replicas() -> None:
     assert "replicas" not in deployment["spec"]
 
 
+def test_the_disruption_budget_and_the_spread_mean_these_pods() -> None:
+    [labels] = read("base/kustomization.yaml")["labels"]
+    [spread] = pod()["topologySpreadConstraints"]
+    assert read("base/disruption.yaml")["spec"]["selector"]["matchLabels"] == labels["pairs"]
+    assert spread["labelSelector"]["matchLabels"] == labels["pairs"]
+
+
 def test_prometheus_finds_the_pods() -> None:
     monitor = read("components/prometheus-operator/service-monitor.yaml")
     [labels] = read("base/kustomization.yaml")["labels"]
