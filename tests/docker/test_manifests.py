@@ -1,9 +1,11 @@
 """What compose.yaml and the Kubernetes manifests say agrees with what the service does.
 
-docker/check_manifests.sh holds them to their schemas.
+docker/check_manifests.sh holds those of Kubernetes to their schemas.
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ def pod() -> Any:
 def container() -> Any:
     [found] = pod()["containers"]
     return found
+
+
+def test_compose_fits_the_schema_of_the_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_profile_starts_its_own_variant_and_the_monitoring() -> None:
