@@ -49,6 +49,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics.read_at_scrape(self.metrics.ready, lambda: self.state == "ready")
         self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.inflight)
+        self.metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -67,6 +67,8 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        for kind in ("raised", "not_finite"):
+            self.engine_failures.labels(kind)  # there from 0: increase() cannot see a counter that begins at 1
         self.queue_images = Gauge("mae_queue_images", "Images waiting for a batch.", registry=registry)
         self.admitted_images = Gauge(
             "mae_admitted_images", "Images waiting or being decoded: what QUEUE_IMAGES bounds.", registry=registry
@@ -82,6 +84,13 @@ class Metrics:
             registry=registry,
         )
         self.lanes = Gauge("mae_lanes", "Batches that can run at once.", registry=registry)
+        self.queue_limit = Gauge("mae_queue_limit_images", "QUEUE_IMAGES.", registry=registry)
+        self.inflight_limit = Gauge("mae_inflight_limit_bytes", "MAX_INFLIGHT_MB in bytes.", registry=registry)
+
+    def describe_limits(self, queue_images: int, inflight_bytes: int) -> None:
+        """Sets the bounds that a queue or a body's bytes are near to or far from."""
+        self.queue_limit.set(queue_images)
+        self.inflight_limit.set(inflight_bytes)
 
     def describe_engine(self, info: EngineInfo) -> None:
         """Sets what is known once an engine is there."""
