@@ -73,6 +73,8 @@ class EngineInfo(BaseModel):
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
     parity: Parity | None = None
+    entry: str | None = None
+    """Its name in the engine cache; none for torch, which compiles nothing."""
     fallback: str | None = None
     """Why this is not the backend that would have been preferred."""
 

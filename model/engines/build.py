@@ -190,7 +190,7 @@ def _build_openvino(plan: Plan) -> Engine:
     batch = spec.max_batch or openvino_engine.PREFERRED_BATCH
     precision = "fp32" if spec.precision == "auto" else spec.precision
     threads = max(1, available_cpus() // lanes)
-    info = _info(source, read_facts(folder), plan.choice, precision, lanes, threads, batch)
+    info = _info(source, read_facts(folder), plan.choice, precision, lanes, threads, batch, folder.name)
     plan.progress(f"compiling {source.name} for this processor")
     return _gated(openvino_engine.OpenVINOEngine(folder, info), read_reference(folder), plan)
 
@@ -209,7 +209,7 @@ def _build_tensorrt(plan: Plan) -> Engine:
         plan.model, source.digest, precision, most, card, distribution, runtime.__version__
     )
     folder = _obtain(plan, f"tensorrt-{fingerprint(ingredients)}", Job(plan.model, "tensorrt", precision, most))
-    info = _info(source, read_facts(folder), plan.choice, precision, lanes, 1, most)
+    info = _info(source, read_facts(folder), plan.choice, precision, lanes, 1, most, folder.name)
     libraries = {distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver}
     info = info.model_copy(update={"versions": info.versions | libraries})
     plan.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
@@ -284,6 +284,7 @@ def _info(
     lanes: int,
     threads: int,
     batch: int,
+    entry: str | None = None,
 ) -> EngineInfo:
     return EngineInfo(
         backend=choice.backend,
@@ -299,14 +300,15 @@ def _info(
         threads_per_lane=threads,
         preferred_batch=batch,
         versions={name: version(name) for name in ("mae-serve", "numpy", *filter(find_spec, ("openvino", "torch")))},
+        entry=entry,
         fallback=choice.fallback,
     )
 
 
 def _code_digest() -> str:
-    """Over the model's own source: graphs made by other code are other graphs."""
-    root = Path(__file__).parent.parent
+    """Over the source of the model and of the engines: graphs made by other code are other graphs."""
+    engines = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*engines.parent.glob("*.py"), *engines.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -115,6 +115,13 @@ def test_batches_of_every_size_get_what_the_reference_gives(engine: DeviceEngine
         same(error, squared, 1e-3)
 
 
+def test_a_batch_that_is_filled_up_reads_nothing_of_an_earlier_one(engine: DeviceEngine, model: Model) -> None:
+    """What six images with three patches each left where the fourth of four is: places that lie beyond four images."""
+    engine.reconstruct(0, images(6), places(3, 6))
+    patches, positions = images(3, seed=1), places(4, 3)
+    same(engine.reconstruct(0, patches, positions)[0], model.reference.reconstruct(0, patches, positions)[0], 1)
+
+
 def test_answers_are_not_overwritten_by_the_next_batch(engine: DeviceEngine) -> None:
     positions = places(4, 2)
     first = engine.reconstruct(0, images(2), positions)
