@@ -45,6 +45,14 @@ class Peak(Frozen):
     bytes_per_s: float
     """Read and written together."""
 
+    def better(self, other: Peak) -> Peak:
+        """The higher figure of each."""
+        flops, moved = (max(pair) for pair in zip(self._rates(), other._rates(), strict=True))
+        return self.model_copy(update={"flops_per_s": flops, "bytes_per_s": moved})
+
+    def _rates(self) -> tuple[float, float]:
+        return self.flops_per_s, self.bytes_per_s
+
 
 class Work(Frozen):
     """What one graph has to do."""
