@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 
 from model.engines.build import NVIDIA_DEVICES
@@ -78,6 +77,8 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs() -> Mapping[str, Image.Image]:
     """Photographs that scikit-image ships, in the public domain or CC0, by name."""
+    import skimage.data  # here: tests on a GPU run where it may be missing
+
     return {
         name: Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
     }

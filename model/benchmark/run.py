@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from model.benchmark.timing import Contender, Figures, measure, sizes_of
+from model.benchmark.timing import Contender, Figures, Size, measure, run_once, sizes_of
 from model.engines.base import Engine, EngineInfo
 
 TURNS = 5
@@ -30,6 +30,8 @@ class Benchmark(BaseModel):
     """Of a large copy, read and written together."""
     flops_per_image: dict[str, int] = {}
     """Of the graphs, by operation and visible patches ("embed 196"); a multiply-add is two."""
+    left_out: dict[str, str] = {}
+    """Rivals that do not run here, and why: torch.compile needs a C compiler, which an image may lack."""
     figures: tuple[Figures, ...]
 
 
@@ -73,9 +75,15 @@ def benchmark(
     before = measure_peak(info.device, info.precision)
     checkpoint = load(weights, norm_pix_loss=info.config.norm_pix_loss)
     alone = [size for size in sizes if size.lanes == 1]
-    for name, compiled in (("torch eager", False), ("torch.compile", True)):
+    left_out = {}
+    for kind, compiled in (("torch eager", False), ("torch.compile", True)):
         rival = Rival(checkpoint, info, compiled)
-        contenders.append(Contender(f"{name} {rival.info.precision}", rival, alone))
+        name = f"{kind} {rival.info.precision}"
+        progress(f"trying {name}")
+        if compiled and (reason := _trouble(rival, alone)):
+            left_out[name] = reason
+        else:
+            contenders.append(Contender(name, rival, alone))
     works = {
         (size.operation, size.visible): works_of(
             info.config, size.visible, info.precision, size.operation == "reconstruct"
@@ -97,5 +105,17 @@ def benchmark(
         peak_flops_per_s=peak.flops_per_s,
         peak_bytes_per_s=peak.bytes_per_s,
         flops_per_image={f"{o} {k}": sum(work.flops for work in parts) for (o, k), parts in works.items()},
+        left_out=left_out,
         figures=tuple(figures),
     )
+
+
+def _trouble(rival: Engine, sizes: Sequence[Size]) -> str | None:
+    """Why `rival` cannot run the smallest batch of each operation, None if it can."""
+    try:
+        for operation in dict.fromkeys(size.operation for size in sizes):
+            size = next(size for size in sizes if size.operation == operation)
+            run_once(rival, size)
+    except Exception as error:  # a compiler fails in every way there is, and the figures of the others still count
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None

@@ -128,10 +128,19 @@ def inputs(config: MAEConfig, size: Size) -> tuple[Bytes, Indices]:
     return (patches if size.operation == "reconstruct" else gather_visible(patches, positions)), positions
 
 
+def run_once(engine: Engine, size: Size) -> None:
+    """One batch on the first lane."""
+    _call(engine, size.operation)(0, *inputs(engine.info.config, size))
+
+
+def _call(engine: Engine, operation: Operation) -> Callable[[int, Bytes, Indices], object]:
+    return engine.embed if operation == "embed" else engine.reconstruct
+
+
 def _run(engine: Engine, size: Size, seconds: float) -> Iterator[tuple[float, list[float]]]:
     """Of each lane, all of them at once: images a second, and the seconds of each batch."""
     patches, positions = inputs(engine.info.config, size)
-    call = engine.embed if size.operation == "embed" else engine.reconstruct
+    call = _call(engine, size.operation)
     start_line = threading.Barrier(size.lanes)
 
     def warm(lane: int) -> None:  # a graph is captured, a shape is set: not what is measured

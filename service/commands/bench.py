@@ -137,6 +137,7 @@ def _shown(found: Benchmark) -> Sequence[Text | Table]:
             f"{(found.peak_bytes_per_s or 0) / 1e9:.3g} GB/s in a large copy",
             f"GFLOP an image (torch's counter): {work}",
         ]
+    lines += [f"{name} left out: {reason}" for name, reason in found.left_out.items()]
     table = Table(box=SIMPLE_HEAD)
     table.add_column("operation")
     table.add_column("K", justify="right")
