@@ -40,6 +40,7 @@ def benchmark(
     weights: Path,
     seconds: float,
     *,
+    preset: str | None = None,
     random_weights: bool = False,
     compare: bool = False,
     turns: int = TURNS,
@@ -51,6 +52,7 @@ def benchmark(
         engine: one that has passed the gate.
         weights: the checkpoint that it was built from, which rivals load.
         seconds: to spend on each figure.
+        preset: what a foreign checkpoint is, as the engine was told.
         random_weights: to be told in the result.
         compare: measure torch's own ways with the same graphs too, and the device's peak.
         turns: see `measure`.
@@ -73,7 +75,7 @@ def benchmark(
 
     progress("measuring the device's peak")
     before = measure_peak(info.device, info.precision)
-    checkpoint = load(weights, norm_pix_loss=info.config.norm_pix_loss)
+    checkpoint = load(weights, preset, norm_pix_loss=info.config.norm_pix_loss)
     alone = [size for size in sizes if size.lanes == 1]
     left_out = {}
     for kind, compiled in (("torch eager", False), ("torch.compile", True)):
@@ -111,10 +113,9 @@ def benchmark(
 
 
 def _trouble(rival: Engine, sizes: Sequence[Size]) -> str | None:
-    """Why `rival` cannot run the smallest batch of each operation, None if it can."""
+    """Why `rival` cannot run a batch of each size, None if it can: before a figure is taken, it is compiled for all."""
     try:
-        for operation in dict.fromkeys(size.operation for size in sizes):
-            size = next(size for size in sizes if size.operation == operation)
+        for size in sizes:
             run_once(rival, size)
     except Exception as error:  # a compiler fails in every way there is, and the figures of the others still count
         return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -109,7 +109,13 @@ def _benchmark(settings: Settings, random: bool, seconds: float, compare: bool) 
         status.start()
     try:
         return benchmark(
-            engine, weights, seconds, random_weights=random, compare=compare, progress=lambda said: status.update(said)
+            engine,
+            weights,
+            seconds,
+            preset=settings.model,
+            random_weights=random,
+            compare=compare,
+            progress=status.update,
         )
     except EngineError as error:
         raise CommandError(f"the engine failed: {error}") from error
