@@ -96,6 +96,7 @@ class Service:
         if self._pipeline is not None:
             self._pipeline.batcher.stop()
             self._pipeline.decoder.close()
+        self.metrics.close()
 
     async def _load(self) -> None:
         try:

@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from model.engines.base import EngineInfo
+from service.gpu import GPUCollector
 
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 POWERS_OF_TWO = tuple(2**n for n in range(11))
@@ -28,11 +29,13 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        """Registers them all, with those of the process."""
+        """Registers them all, with those of the process and, where there are any, of the GPUs."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        self._gpus = GPUCollector()
+        registry.register(self._gpus)
         self.requests = Counter(
             "mae_requests",
             "Requests answered; code 499 is a client that left.",
@@ -109,5 +112,9 @@ class Metrics:
         gauge.set_function(read)
 
     def render(self) -> bytes:
-        """The exposition in Prometheus' text format."""
+        """The exposition in Prometheus' text format. Asks the GPUs' driver: call it in a thread."""
         return generate_latest(self.registry)
+
+    def close(self) -> None:
+        """Lets go of the GPUs' driver."""
+        self._gpus.close()

@@ -5,8 +5,50 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
+
+from model.engines.build import NVIDIA_DEVICES
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gpu", "tests marked gpu")
+    group.addoption(
+        "--gpu-backend",
+        choices=("cuda", "openvino", "torch"),
+        help="what they run on: the GPU (default), or an engine on the processor, to prove the tests themselves",
+    )
+    group.addoption("--gpu-batches", type=int, default=10_000, help="batches over which memory must stay flat")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    there = bool(marked) and (config.getoption("--gpu-backend") is not None or _gpu_works())
+    for item in marked:
+        # compilers of engines warn of their own future; a first run on a new card should fail for numbers alone
+        item.add_marker(pytest.mark.filterwarnings("default"))
+        if not there:
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+def _gpu_works() -> bool:
+    """Without importing torch where there is no device at all."""
+    if not any(path.exists() for path in NVIDIA_DEVICES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    """What tests marked gpu run on."""
+    return str(request.config.getoption("--gpu-backend") or "cuda")
+
+
+@pytest.fixture(scope="session")
+def gpu_batches(request: pytest.FixtureRequest) -> int:
+    """How many batches a test of endurance runs."""
+    return int(request.config.getoption("--gpu-batches"))
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +77,8 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs() -> Mapping[str, Image.Image]:
     """Photographs that scikit-image ships, in the public domain or CC0, by name."""
+    import skimage.data  # here: tests on a GPU run where it may be missing
+
     return {
         name: Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
     }

@@ -1,5 +1,6 @@
 """What Prometheus reads, by prometheus-client's own parser."""
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.lifecycle import Service
@@ -24,7 +25,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return samples(metrics)[name, frozenset(labels.items())]
 
 
-def test_the_names_that_dashboards_are_built_on() -> None:
+def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # those of GPUs are in test_gpu.py
     found = families(Metrics())
     kinds = {
         "mae_requests": "counter",
