@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.engines.build import NVIDIA_DEVICES
+from model.engines import gpu
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,21 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    there = bool(marked) and (config.getoption("--gpu-backend") is not None or _gpu_works())
+    # torch is imported only where there is a device
+    there = bool(marked) and (config.getoption("--gpu-backend") or (gpu.nvidia_device() and gpu.cuda_works()))
     for item in marked:
         # compilers of engines warn of their own future; a first run on a new card should fail for numbers alone
         item.add_marker(pytest.mark.filterwarnings("default"))
         if not there:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
-
-
-def _gpu_works() -> bool:
-    """Without importing torch where there is no device at all."""
-    if not any(path.exists() for path in NVIDIA_DEVICES):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
