@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from model.engines import build as module
 from model.engines import parity
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import EngineSpec, build
-from model.engines.convert import read_reference
+from model.engines.convert import Job, ModelSpec, read_reference
 from model.engines.cpu import available_cpus
 from model.engines.openvino import OpenVINOEngine
 from model.engines.parity import ParityError
@@ -346,6 +347,35 @@ def test_a_child_that_dies_without_a_word(
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(EngineBuildError, match=message):
         build(EngineSpec(tmp_path / "cache", narrow, backend="openvino"))
+
+
+def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
+    """Its lock is gone by then: it must not go on beside the next one's."""
+    script = """
+        import time
+        from model.engines import convert
+
+        def endless(job, folder, progress):
+            progress("begun")
+            time.sleep(600)
+
+        convert._convert = endless
+        convert.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        job = Job(ModelSpec("weights.safetensors"), "openvino")
+        child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline()) == {"progress": "begun"}
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        child.stdin.close()  # as it is when the process at its other end dies
+        try:
+            assert child.wait(20) == 1
+        finally:
+            child.kill()
 
 
 def test_a_warm_start_imports_no_torch(openvino_engine: Engine, engine_cache: Path) -> None:
