@@ -58,7 +58,8 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """Latent [B, 1 + K, D], int32 rows [B, N], uint8 patches [B, N, P] -> pixels [B, N, P], squared error [B, N].
 
-    `to_bytes` False leaves the pixels as whole floats, for a compiler without a conversion to uint8 (TensorRT).
+    `to_bytes` False gives the pixels as half floats, in which whole numbers to 255 are exact, for a compiler without a
+    conversion to uint8 (TensorRT).
     """
 
     def __init__(self, model: Autoencoder, preprocessing: Preprocessing, to_bytes: bool = True) -> None:
@@ -77,4 +78,4 @@ class DecoderGraph(nn.Module):
             mean, std = patch_statistics(target)
             pred = pred * std + mean
         pixels = self.standardise.pixels(pred)
-        return pixels.to(torch.uint8) if self.to_bytes else pixels, error
+        return pixels.to(torch.uint8 if self.to_bytes else torch.float16), error

@@ -15,6 +15,8 @@ from model.engines.base import EngineBuildError
 from model.evaluation.choices import Choices
 from model.source import WeightsError
 from model.training.recipe import FinetuningRecipe, Recipe
+from service.commands.bench import bench
+from service.commands.compile import compile_engine
 from service.commands.convert import convert
 from service.commands.embed import embed
 from service.commands.errors import CommandError
@@ -36,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+BENCH_OWN = ("model", "decode_threads", "max_pixels")  # its own, or of images that it never sees
 EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name != "encoding"}
 
 
@@ -69,16 +72,18 @@ def _root(
     """Masked autoencoders: serve them, embed and reconstruct images."""
 
 
-def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo]) -> None:
+def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo], name: str | None = None) -> None:
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(help=unwrapped)(with_options(command, fields))
+    app.command(name, help=unwrapped)(with_options(command, fields))
 
 
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
 _add(reconstruct, {**ReconstructParameters.model_fields, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
+_add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name not in BENCH_OWN})
+_add(compile_engine, ENGINE_OPTIONS, name="compile")
 _add(convert, {})
 _add(pretrain, Recipe.model_fields)
 _add(evaluate, {**Choices.model_fields, **ENGINE_OPTIONS})

@@ -49,6 +49,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics.read_at_scrape(self.metrics.ready, lambda: self.state == "ready")
         self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.inflight)
+        self.metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -95,6 +96,7 @@ class Service:
         if self._pipeline is not None:
             self._pipeline.batcher.stop()
             self._pipeline.decoder.close()
+        self.metrics.close()
 
     async def _load(self) -> None:
         try:

@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from model.engines.base import EngineInfo
+from service.gpu import GPUCollector
 
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 POWERS_OF_TWO = tuple(2**n for n in range(11))
@@ -28,11 +29,13 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        """Registers them all, with those of the process."""
+        """Registers them all, with those of the process and, where there are any, of the GPUs."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        self._gpus = GPUCollector()
+        registry.register(self._gpus)
         self.requests = Counter(
             "mae_requests",
             "Requests answered; code 499 is a client that left.",
@@ -67,6 +70,8 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        for kind in ("raised", "not_finite"):
+            self.engine_failures.labels(kind)  # there from 0: increase() cannot see a counter that begins at 1
         self.queue_images = Gauge("mae_queue_images", "Images waiting for a batch.", registry=registry)
         self.admitted_images = Gauge(
             "mae_admitted_images", "Images waiting or being decoded: what QUEUE_IMAGES bounds.", registry=registry
@@ -82,6 +87,13 @@ class Metrics:
             registry=registry,
         )
         self.lanes = Gauge("mae_lanes", "Batches that can run at once.", registry=registry)
+        self.queue_limit = Gauge("mae_queue_limit_images", "QUEUE_IMAGES.", registry=registry)
+        self.inflight_limit = Gauge("mae_inflight_limit_bytes", "MAX_INFLIGHT_MB in bytes.", registry=registry)
+
+    def describe_limits(self, queue_images: int, inflight_bytes: int) -> None:
+        """Sets the bounds that a queue or a body's bytes are near to or far from."""
+        self.queue_limit.set(queue_images)
+        self.inflight_limit.set(inflight_bytes)
 
     def describe_engine(self, info: EngineInfo) -> None:
         """Sets what is known once an engine is there."""
@@ -100,5 +112,9 @@ class Metrics:
         gauge.set_function(read)
 
     def render(self) -> bytes:
-        """The exposition in Prometheus' text format."""
+        """The exposition in Prometheus' text format. Asks the GPUs' driver: call it in a thread."""
         return generate_latest(self.registry)
+
+    def close(self) -> None:
+        """Lets go of the GPUs' driver."""
+        self._gpus.close()

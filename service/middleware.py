@@ -96,6 +96,8 @@ class Observe:
         seconds, metrics = time.monotonic() - record.started, self._service.metrics
         metrics.requests.labels(record.endpoint, str(record.status)).inc()
         metrics.request_duration.labels(record.endpoint).observe(seconds)
+        if record.read:
+            metrics.stage_duration.labels("read").observe(record.read)
         if record.error:
             metrics.rejected.labels(record.error).inc()
         if record.status == 200:

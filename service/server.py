@@ -59,8 +59,9 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     """Serves until the end; returns the exit code."""
     Server(app, host, port).run()
     service: Service = app.state.service
-    if any(thread.daemon for thread in threading.enumerate()):
+    if service.exit_code or any(thread.daemon for thread in threading.enumerate()):
         # A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath can crash.
+        # So can whatever gives memory back to a device that is lost.
         logging.shutdown()
         os._exit(service.exit_code)
     return service.exit_code

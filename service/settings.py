@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.engines.base import Precision
-from model.engines.build import Backend, EngineSpec
+from model.engines.build import EngineSpec
+from model.engines.choice import Backend
 from model.engines.cpu import available_cpus
 
 PREFIX = "MAE_"
@@ -55,13 +56,21 @@ class Settings(BaseSettings):
     preprocess: Annotated[dict[str, Any] | None, NoDecode] = None
     """JSON that replaces parts of the model's preprocessing: resize, crop_fraction, filter, mean, std."""
     backend: Backend = "auto"
-    """Engine: auto, openvino or torch."""
+    """Engine: auto, tensorrt, openvino or torch."""
     precision: Precision | Literal["auto"] = "auto"
     """Arithmetic: auto, fp32, bf16 or fp16."""
     lanes: int | None = Field(default=None, gt=0)
-    """Batches that run at once; by default one a processor for openvino."""
+    """Batches that run at once; by default one a processor for openvino, two on a GPU."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)
-    """Most images in one batch; by default what the engine likes best."""
+    """Most images in one batch; by default what the engine likes best, which is 64 on a GPU."""
+    cuda_graphs: bool = False
+    """Record the usual batches as CUDA graphs, and fill others up to the next power of two; GPUs only."""
+    parity_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """Least centred cosine of embeddings against eager float32; by default 0.999999 in fp32 and 0.999 below."""
+    parity_psnr_db: float | None = Field(default=None, ge=0, le=99)
+    """Least PSNR of reconstructions against eager float32; by default 60 dB in fp32 and 40 dB below."""
+    parity_loss: float | None = Field(default=None, ge=0)
+    """Largest relative difference of the loss from eager float32; by default 0.001 in fp32 and 0.02 below."""
     max_delay_ms: float = Field(default=0, ge=0, le=10_000)
     """How long a free lane waits for a batch to fill, counted from its oldest image."""
     queue_images: int = Field(default=512, gt=0)
@@ -131,6 +140,10 @@ class Settings(BaseSettings):
             precision=self.precision,
             lanes=self.lanes,
             max_batch=self.max_batch,
+            cuda_graphs=self.cuda_graphs,
+            parity_cosine=self.parity_cosine,
+            parity_psnr_db=self.parity_psnr_db,
+            parity_loss=self.parity_loss,
         )
 
 

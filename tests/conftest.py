@@ -5,8 +5,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
+
+from model.engines import gpu
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gpu", "tests marked gpu")
+    group.addoption(
+        "--gpu-backend",
+        choices=("cuda", "openvino", "torch"),
+        help="what they run on: the GPU (default), or an engine on the processor, to prove the tests themselves",
+    )
+    group.addoption("--gpu-batches", type=int, default=10_000, help="batches over which memory must stay flat")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    # torch is imported only where there is a device
+    there = bool(marked) and (config.getoption("--gpu-backend") or (gpu.nvidia_device() and gpu.cuda_works()))
+    for item in marked:
+        # compilers of engines warn of their own future; a first run on a new card should fail for numbers alone
+        item.add_marker(pytest.mark.filterwarnings("default"))
+        if not there:
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(scope="session")
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    """What tests marked gpu run on."""
+    return str(request.config.getoption("--gpu-backend") or "cuda")
+
+
+@pytest.fixture(scope="session")
+def gpu_batches(request: pytest.FixtureRequest) -> int:
+    """How many batches a test of endurance runs."""
+    return int(request.config.getoption("--gpu-batches"))
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +69,8 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs() -> Mapping[str, Image.Image]:
     """Photographs that scikit-image ships, in the public domain or CC0, by name."""
+    import skimage.data  # here: tests on a GPU run where it may be missing
+
     return {
         name: Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
     }

@@ -16,6 +16,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int32]
 Precision = Literal["fp32", "bf16", "fp16"]
+BackendName = Literal["tensorrt", "openvino", "torch"]
 
 
 class EngineError(Exception):
@@ -28,6 +29,10 @@ class FatalEngineError(EngineError):
 
 class EngineBuildError(Exception):
     """An engine that cannot be made or must not serve; the message says why."""
+
+
+class TensorRTError(EngineBuildError):
+    """TensorRT cannot be imported, or cannot build or load this model; another backend may."""
 
 
 class Parity(BaseModel):
@@ -48,7 +53,7 @@ class EngineInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    backend: Literal["torch", "openvino"]
+    backend: BackendName
     precision: Precision
     device: str
     model: str
@@ -68,6 +73,8 @@ class EngineInfo(BaseModel):
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
     parity: Parity | None = None
+    entry: str | None = None
+    """Its name in the engine cache; none for torch, which compiles nothing."""
     fallback: str | None = None
     """Why this is not the backend that would have been preferred."""
 

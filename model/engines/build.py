@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from model.config import MAEConfig, Preprocessing
+from model.engines import gpu, parity
 from model.engines import openvino as openvino_engine
-from model.engines import parity
-from model.engines.base import Engine, EngineBuildError, EngineInfo, Precision
+from model.engines.base import Engine, EngineBuildError, EngineError, EngineInfo, Precision, TensorRTError
 from model.engines.cache import EngineCache, fingerprint
-from model.engines.convert import ModelFacts, ModelSpec, convert_in_child, read_facts, read_reference
+from model.engines.choice import Backend, Choice, choose_backend
+from model.engines.convert import Job, ModelFacts, ModelSpec, convert_in_child, read_facts, read_reference
 from model.engines.cpu import available_cpus
 from model.extras import read_extras
 from model.source import Source, locate, speaking_of
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from model.engines.eager import EagerEngine
 
 log = logging.getLogger(__name__)
-Backend = Literal["auto", "openvino", "torch"]
 EAGER_BATCH = 8
-NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+GPU_BATCH, GPU_LANES = 64, 2
+"""Two lanes, so that one's copies overlap the other's computing."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,32 @@ class EngineSpec:
     precision: Precision | Literal["auto"] = "auto"
     lanes: int | None = None
     max_batch: int | None = None
+    cuda_graphs: bool = False
+    parity_cosine: float | None = None
+    parity_psnr_db: float | None = None
+    parity_loss: float | None = None
+
+    def bar(self, precision: Precision) -> parity.Bar:
+        """What an engine of that precision must reach."""
+        return parity.bar_for(precision, self.parity_cosine, self.parity_psnr_db, self.parity_loss)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built, where, and who is told."""
+
+    spec: EngineSpec
+    source: Source
+    model: ModelSpec
+    choice: Choice
+    progress: Callable[[str], None]
 
 
 def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engine:
     """Loads or makes the engine, warms it up and compares it with eager float32.
+
+    Where `spec.backend` is `auto` and TensorRT cannot build or load the model, torch serves on the GPU instead, and
+    `EngineInfo.fallback` says why. An engine that computes something else is never replaced by another in silence.
 
     Args:
         spec: what to build.
@@ -64,37 +87,20 @@ def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engin
         ParityError: it can, but it does not compute what the model computes.
     """
     source = locate(spec.weights, spec.model)
-    backend, device, fallback = choose_backend(spec.backend)
-    if fallback:
-        log.warning("serving by %s on %s: %s", backend, device, fallback)
     model = ModelSpec(str(source.path), spec.model, spec.norm_pix_loss, spec.image_size, spec.preprocess)
-    make = _build_openvino if backend == "openvino" else _build_eager
-    engine = make(spec, source, model, device, fallback, progress)
+    plan = Plan(spec, source, model, _announced(choose_backend(spec.backend)), progress)
+    try:
+        engine = _build(plan)
+    except TensorRTError as error:
+        if spec.backend != "auto":
+            raise
+        choice = _announced(Choice("torch", "cuda", f"TensorRT has failed: {error}"))
+        engine = _build(Plan(spec, source, model, choice, progress))
     with speaking_of(source.path):
         engine.extras = extras = read_extras(source.path)
     facts = {"head": extras.head and extras.head.facts, "whitening": tuple(extras.whitening)}
     engine.info = engine.info.model_copy(update=facts)
     return engine
-
-
-def choose_backend(wanted: Backend) -> tuple[Literal["openvino", "torch"], str, str | None]:
-    """Backend, device, and why it is not the preferred one (None if it is).
-
-    torch is imported only where there is an NVIDIA device, or nothing but torch to serve with.
-    """
-    if wanted == "openvino":
-        if not find_spec("openvino"):
-            raise EngineBuildError("BACKEND=openvino, but the package openvino is not installed")
-        return "openvino", "cpu", None
-    nvidia = any(path.exists() for path in NVIDIA_DEVICES)
-    if nvidia and _cuda_works():
-        return "torch", "cuda", None
-    idle = "there is an NVIDIA device, but torch cannot use it" if nvidia else None
-    if wanted == "torch":
-        return "torch", "cpu", idle
-    if find_spec("openvino"):
-        return "openvino", "cpu", idle
-    return "torch", "cpu", "the package openvino is not installed"
 
 
 def load_model(spec: ModelSpec) -> tuple[Checkpoint, ModelFacts]:
@@ -122,67 +128,133 @@ def reference_engine(checkpoint: Checkpoint, facts: ModelFacts) -> EagerEngine:
     from model.engines.eager import EagerEngine
 
     source = Source(Path(), "", facts.config.name, facts.license)
-    return EagerEngine(checkpoint, _info(source, facts, "torch", "fp32", "cpu", 1, available_cpus(), EAGER_BATCH))
+    info = _info(source, facts, Choice("torch", "cpu"), "fp32", 1, available_cpus(), EAGER_BATCH)
+    return EagerEngine(checkpoint, info)
 
 
-def _build_openvino(
-    spec: EngineSpec,
-    source: Source,
-    model: ModelSpec,
-    device: str,
-    fallback: str | None,
-    progress: Callable[[str], None],
-) -> Engine:
-    def convert(folder: Path) -> None:
-        progress(f"converting {source.name} for OpenVINO")
-        convert_in_child(model, folder)
+def tensorrt_ingredients(
+    model: ModelSpec, digest: str, precision: Precision, most: int, card: gpu.Gpu, distribution: str, runtime: str
+) -> dict[str, object]:
+    """All that an engine of TensorRT is made of, for its fingerprint.
 
-    ingredients = {
+    The config is what the weights and the operator's words (`model`) say; graphs and profiles are the code's, and the
+    largest batch.
+
+    Args:
+        model: which model, and what the operator says of it.
+        digest: SHA-256 of the weights.
+        precision: of the products of matrices.
+        most: the largest batch.
+        card: the GPU.
+        distribution: the package that builds.
+        runtime: version of the module that runs.
+    """
+    return {
         **asdict(model),
+        "path": digest,
+        "code": _code_digest(),
+        "precision": precision,
+        "most": most,
+        "gpu": asdict(card),
+        "distribution": distribution,
+        "versions": {name: version(name) for name in ("torch", distribution)} | {"tensorrt": runtime},
+    }
+
+
+def _announced(choice: Choice) -> Choice:
+    if choice.fallback:
+        log.warning("serving by %s on %s: %s", choice.backend, choice.device, choice.fallback)
+    return choice
+
+
+def _build(plan: Plan) -> Engine:
+    if plan.choice.backend == "openvino":
+        return _build_openvino(plan)
+    if plan.choice.backend == "tensorrt":
+        return _build_tensorrt(plan)
+    return _build_torch(plan)
+
+
+def _build_openvino(plan: Plan) -> Engine:
+    spec, source = plan.spec, plan.source
+    ingredients = {
+        **asdict(plan.model),
         "path": source.digest,
         "code": _code_digest(),
         "versions": {name: version(name) for name in ("openvino", "torch")},
         "machine": platform.machine(),
     }
-    folder, _ = EngineCache(spec.cache).obtain(f"openvino-{fingerprint(ingredients)}", convert)
-    facts = read_facts(folder)
+    job = Job(plan.model, "openvino")
+    folder = _obtain(plan, f"openvino-{fingerprint(ingredients)}", job)
     lanes = spec.lanes or available_cpus()
-    threads = max(1, available_cpus() // lanes)
     batch = spec.max_batch or openvino_engine.PREFERRED_BATCH
     precision = "fp32" if spec.precision == "auto" else spec.precision
-    info = _info(source, facts, "openvino", precision, device, lanes, threads, batch, fallback)
-    progress(f"compiling {source.name} for this processor")
-    engine = openvino_engine.OpenVINOEngine(folder, info)
-    return _gated(engine, read_reference(folder), progress)
+    threads = max(1, available_cpus() // lanes)
+    info = _info(source, read_facts(folder), plan.choice, precision, lanes, threads, batch, folder.name)
+    plan.progress(f"compiling {source.name} for this processor")
+    return _gated(openvino_engine.OpenVINOEngine(folder, info), read_reference(folder), plan)
 
 
-def _build_eager(
-    spec: EngineSpec,
-    source: Source,
-    model: ModelSpec,
-    device: str,
-    fallback: str | None,
-    progress: Callable[[str], None],
-) -> Engine:
-    from model.engines.eager import EagerEngine
+def _build_tensorrt(plan: Plan) -> Engine:
+    from model.engines.device import DeviceEngine
+    from model.engines.tensorrt import TensorRTKernels
 
-    progress(f"loading {source.name} into torch")
-    checkpoint, facts = load_model(model)
-    auto: Precision = "fp16" if device == "cuda" else "fp32"
-    lanes = spec.lanes or 1
-    info = _info(
-        source,
-        facts,
-        "torch",
-        auto if spec.precision == "auto" else spec.precision,
-        device,
-        lanes,
-        max(1, available_cpus() // lanes),
-        spec.max_batch or EAGER_BATCH,
-        fallback,
+    spec, source = plan.spec, plan.source
+    distribution = gpu.installed_distribution()
+    assert distribution is not None, "choose_backend has looked"
+    runtime, card = gpu.tensorrt_runtime(distribution), gpu.this_gpu()
+    precision = "fp16" if spec.precision == "auto" else spec.precision
+    most, lanes = spec.max_batch or GPU_BATCH, spec.lanes or GPU_LANES
+    ingredients = tensorrt_ingredients(
+        plan.model, source.digest, precision, most, card, distribution, runtime.__version__
     )
+    folder = _obtain(plan, f"tensorrt-{fingerprint(ingredients)}", Job(plan.model, "tensorrt", precision, most))
+    info = _info(source, read_facts(folder), plan.choice, precision, lanes, 1, most, folder.name)
+    libraries = {distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver}
+    info = info.model_copy(update={"versions": info.versions | libraries})
+    plan.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
+    try:
+        engine = DeviceEngine(TensorRTKernels(folder, info, runtime), info, spec.cuda_graphs)
+        return _gated(engine, read_reference(folder), plan, (1, most))
+    except EngineError as error:
+        raise TensorRTError(str(error)) from error
+
+
+def _build_torch(plan: Plan) -> Engine:
+    from model.engines.device import DeviceEngine
+    from model.engines.eager import EagerEngine, TorchKernels
+
+    spec, source = plan.spec, plan.source
+    plan.progress(f"loading {source.name} into torch")
+    checkpoint, facts = load_model(plan.model)
+    on_gpu = plan.choice.device == "cuda"
+    auto: Precision = "fp16" if on_gpu else "fp32"
+    precision = auto if spec.precision == "auto" else spec.precision
     reference = parity.answers(reference_engine(checkpoint, facts))  # first: both set torch's number of threads
-    return _gated(EagerEngine(checkpoint, info), reference, progress)
+    if on_gpu:
+        most = spec.max_batch or GPU_BATCH
+        info = _info(source, facts, plan.choice, precision, spec.lanes or GPU_LANES, 1, most)
+        try:
+            engine = DeviceEngine(TorchKernels(checkpoint, info), info, spec.cuda_graphs)
+            return _gated(engine, reference, plan, (1, most))
+        except EngineError as error:
+            raise EngineBuildError(str(error)) from error
+    lanes = spec.lanes or 1
+    threads = max(1, available_cpus() // lanes)
+    info = _info(source, facts, plan.choice, precision, lanes, threads, spec.max_batch or EAGER_BATCH)
+    return _gated(EagerEngine(checkpoint, info), reference, plan)
+
+
+def _obtain(plan: Plan, name: str, job: Job) -> Path:
+    """The cache's entry of that name, made in a child process if need be."""
+
+    def make(folder: Path) -> None:
+        plan.progress(f"making the engine of {plan.source.name} for {job.target}")
+        convert_in_child(job, folder, plan.progress)
+
+    folder, was_there = EngineCache(plan.spec.cache).obtain(name, make)
+    log.info("engine cache entry %s: %s", folder, "found" if was_there else "made")
+    return folder
 
 
 @contextmanager
@@ -197,29 +269,27 @@ def _speaking_of(setting: str) -> Iterator[None]:
         raise EngineBuildError(f"the model cannot be served like this: {where}: {message}") from error
 
 
-def _gated(engine: Engine, reference: parity.Answers, progress: Callable[[str], None]) -> Engine:
-    progress("comparing the engine with eager float32")
-    info = engine.info
-    found = parity.check(parity.answers(engine), reference, info.config, info.precision)
-    engine.info = info.model_copy(update={"parity": found})
+def _gated(engine: Engine, reference: parity.Answers, plan: Plan, sizes: tuple[int | None, ...] = (None,)) -> Engine:
+    plan.progress("comparing the engine with eager float32")
+    found = parity.gate(engine, reference, plan.spec.bar(engine.info.precision), sizes)
+    engine.info = engine.info.model_copy(update={"parity": found})
     return engine
 
 
 def _info(
     source: Source,
     facts: ModelFacts,
-    backend: Literal["openvino", "torch"],
+    choice: Choice,
     precision: Precision,
-    device: str,
     lanes: int,
     threads: int,
     batch: int,
-    fallback: str | None = None,
+    entry: str | None = None,
 ) -> EngineInfo:
     return EngineInfo(
-        backend=backend,
+        backend=choice.backend,
         precision=precision,
-        device=device,
+        device=choice.device,
         model=source.name,
         weights=source.digest,
         layout=facts.layout,
@@ -230,20 +300,15 @@ def _info(
         threads_per_lane=threads,
         preferred_batch=batch,
         versions={name: version(name) for name in ("mae-serve", "numpy", *filter(find_spec, ("openvino", "torch")))},
-        fallback=fallback,
+        entry=entry,
+        fallback=choice.fallback,
     )
 
 
-def _cuda_works() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _code_digest() -> str:
-    """Over the model's own source: graphs made by other code are other graphs."""
-    root = Path(__file__).parent.parent
+    """Over the source of the model and of the engines: graphs made by other code are other graphs."""
+    engines = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*engines.parent.glob("*.py"), *engines.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

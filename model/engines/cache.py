@@ -53,7 +53,7 @@ class EngineCache:
             try:
                 fresh.mkdir()
                 make(fresh)
-                (fresh / MANIFEST).write_text(json.dumps(_digests(fresh), indent=1))
+                (fresh / MANIFEST).write_text(json.dumps({"name": name, "files": _digests(fresh)}, indent=1))
                 _remove(folder)
                 os.replace(fresh, folder)
             except OSError as error:
@@ -66,8 +66,9 @@ class EngineCache:
         if not folder.is_dir():
             return False
         try:
-            expected = json.loads((folder / MANIFEST).read_text())
-            intact = bool(expected) and expected == _digests(folder)
+            # The name too: an entry of another model or another machine, copied here, is whole and still foreign.
+            expected = {"name": folder.name, "files": _digests(folder)}
+            intact = bool(expected["files"]) and expected == json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
             log.warning("engine cache entry %s cannot be read (%s)", folder, error)
             intact = False

@@ -1,26 +1,35 @@
-"""Makes what an OpenVINO engine is loaded from: run as a process of its own, so that torch never enters the server.
+"""Makes what an engine is loaded from, in a process of its own.
 
-`python -m model.engines.convert FOLDER < spec.json`; a failure is one line of JSON on standard output and exit code 1.
+So torch never enters an OpenVINO server, and what a compiler takes of memory, the GPU's included, is given back whole.
+`python -m model.engines.convert FOLDER`, with a job as one line of JSON on standard input, which stays open as long as
+whoever asked is there. Each line of standard output is JSON as well: what is being done, or what went wrong.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import EngineBuildError
+from model.engines.base import EngineBuildError, Precision, TensorRTError
 from model.engines.parity import Answers
 from model.source import WeightsError
 
+log = logging.getLogger(__name__)
 FACTS, REFERENCE = "model.json", "reference.npz"
+FAILURES: dict[str, type[Exception]] = {"weights": WeightsError, "tensorrt": TensorRTError, "build": EngineBuildError}
+"""What the child process names, the narrower ones first."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +54,55 @@ class ModelFacts:
     license: str | None
 
 
-def convert_in_child(spec: ModelSpec, folder: Path) -> None:
-    """Fills `folder` with graphs, facts and the parity reference.
+@dataclass(frozen=True)
+class Job:
+    """What to make of a model."""
+
+    model: ModelSpec
+    target: Literal["openvino", "tensorrt"]
+    precision: Precision = "fp32"
+    """Of the graphs; OpenVINO chooses its own when they are loaded."""
+    most: int = 0
+    """The largest batch that TensorRT builds for."""
+
+
+def convert_in_child(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
+    """Fills `folder` with graphs or engines, facts and the parity reference; `progress` is told what is being done.
 
     Raises:
         WeightsError: the weights cannot be read.
+        TensorRTError: TensorRT cannot build the engines, or has ended the process.
         EngineBuildError: anything else that the child process says.
     """
-    child = subprocess.run(
-        # -P: without it, a folder named "model" where the server was started would be run in place of this package
-        [sys.executable, "-P", "-m", "model.engines.convert", str(folder)],
-        input=json.dumps(asdict(spec)).encode(),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
+    # -P: without it, a folder named "model" where the server was started would be run in place of this package
+    command = [sys.executable, "-P", "-m", "model.engines.convert", str(folder)]
+    failure = None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin and child.stdout
+        try:
+            child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended before it listened: its exit code says how
+        for line in child.stdout:
+            try:
+                said = json.loads(line)
+            except ValueError:
+                log.warning("the conversion says: %s", line)
+                continue
+            if "progress" in said:
+                progress(said["progress"])
+            else:
+                failure = FAILURES[said["failure"]](said["message"])
+        child.wait()  # before its standard input is closed, which would end it
+    if failure is not None:
+        raise failure
+    silent = TensorRTError if job.target == "tensorrt" else EngineBuildError
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
-        raise EngineBuildError(f"the conversion was ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}")
+        raise silent(f"the conversion was ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}")
     if child.returncode:
-        try:
-            said = json.loads(child.stdout.splitlines()[-1])
-        except (IndexError, ValueError):
-            raise EngineBuildError(f"the conversion ended with exit code {child.returncode}") from None
-        raise (WeightsError if said["weights"] else EngineBuildError)(said["message"])
+        raise silent(f"the conversion ended with exit code {child.returncode}")
 
 
 def read_facts(folder: Path) -> ModelFacts:
@@ -86,21 +121,45 @@ def read_reference(folder: Path) -> Answers:
 
 def main() -> None:
     """The child process."""
-    spec = ModelSpec(**json.load(sys.stdin))
+    # What libraries print goes to the log; standard output is ours alone.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _convert(spec, Path(sys.argv[1]))
+        _convert(
+            Job(**{**job, "model": ModelSpec(**job["model"])}),
+            Path(sys.argv[1]),
+            lambda words: print(json.dumps({"progress": words}), file=answers),
+        )
     except (WeightsError, EngineBuildError) as error:
-        print(json.dumps({"weights": isinstance(error, WeightsError), "message": str(error)}))
+        name = next(name for name, kind in FAILURES.items() if isinstance(error, kind))
+        print(json.dumps({"failure": name, "message": str(error)}), file=answers)
         sys.exit(1)
 
 
-def _convert(spec: ModelSpec, folder: Path) -> None:
+def _end_with_parent() -> None:
+    """Without whoever asked, nobody waits for the result, and its lock is gone: another may be making the same."""
+    os.read(0, 1)  # not sys.stdin, which would be locked while the interpreter ends
+    os._exit(1)
+
+
+def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
     from model.engines.build import load_model, reference_engine
-    from model.engines.openvino import convert
     from model.engines.parity import answers
 
-    checkpoint, facts = load_model(spec)
-    convert(checkpoint, facts.config, facts.preprocessing, folder)
+    checkpoint, facts = load_model(job.model)
+    if job.target == "openvino":
+        from model.engines.openvino import convert
+
+        progress(f"converting {facts.config.name} for OpenVINO")
+        convert(checkpoint, facts.config, facts.preprocessing, folder)
+    else:
+        from model.engines.tensorrt_build import build_engines
+
+        build_engines(checkpoint, facts.config, facts.preprocessing, job.precision, job.most, folder, progress)
+    progress(f"asking eager float32 about {facts.config.name}")
     arrays: dict[str, Any] = answers(reference_engine(checkpoint, facts)).arrays()
     np.savez(folder / REFERENCE, **arrays)
     (folder / FACTS).write_text(

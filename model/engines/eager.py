@@ -1,20 +1,18 @@
-"""The model run by torch itself: the reference for every other engine, and their visible fallback."""
+"""The model run by torch itself: on a processor the reference for all engines, on a GPU their visible fallback."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint
 from model.config import Family
 from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
+from model.engines.programs import DECODER, ENCODER, graphs_of
 from model.extras import Extras
-from model.graphs import DecoderGraph, EncoderGraph
 from model.masking import decoder_rows
 
 # With fewer rows MKL takes other kernels, which round differently. So on a processor such a batch is filled with copies
@@ -22,74 +20,75 @@ from model.masking import decoder_rows
 LEAST_ROWS = 48
 # The same for convolutions: a single image gets other kernels than several.
 LEAST_IMAGES: dict[Family, int] = {"vit": 1, "resnet": 2}
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EagerEngine:
-    """The two graphs, uncompiled, on the device that `info` names."""
+    """The two graphs, uncompiled, on the processor."""
 
     def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
-        """Puts the graphs on the device in the precision of `info`."""
+        """Loads the graphs in the precision of `info`."""
         self.info = info
         self.extras = Extras()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
-        self._device = torch.device(info.device)
-        if self._device.type == "cpu":
-            torch.set_num_threads(info.threads_per_lane)
-        model = checkpoint.build(info.config.image_size)
-        self._half = HALVES.get(info.precision)
-        self._encoder = EncoderGraph(model, info.preprocessing).eval().to(self._device)
-        self._decoder = (
-            DecoderGraph(model, info.preprocessing).eval().to(self._device) if info.config.has_decoder else None
-        )
+        torch.set_num_threads(info.threads_per_lane)
+        self._graphs = graphs_of(checkpoint, info.config, info.preprocessing, info.precision)
 
     def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
         """See `Engine.embed`."""
         pooled, _ = self._encode(*self._filled(patches, positions))
-        return _host(pooled)[: len(patches)]
+        return pooled.numpy()[: len(patches)]
 
     def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
         """See `Engine.tokens`."""
         _, latent = self._encode(*self._filled(patches, positions))
-        return _host(latent[:, 1:])[: len(patches)]
+        return latent[:, 1:].numpy()[: len(patches)]
 
     def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
-        if self._decoder is None:
+        if DECODER not in self._graphs:
             raise EngineError("the model has no decoder")
         count = len(patches)
         patches, positions = self._filled(patches, positions)
         _, latent = self._encode(gather_visible(patches, positions), positions)
         rows = decoder_rows(positions, self.info.config.num_patches)
-        with self._inference():
-            pixels, error = self._decoder(latent, self._send(rows), self._send(patches))
-        return pixels.cpu().numpy()[:count], _host(error)[:count]
+        with torch.inference_mode():
+            pixels, error = self._graphs[DECODER](latent, torch.from_numpy(rows), torch.from_numpy(patches))
+        return pixels.numpy()[:count], error.numpy()[:count]
 
     def _filled(self, patches: Bytes, positions: Indices) -> tuple[Bytes, Indices]:
         count, visible = positions.shape
-        family = self.info.config.family
-        least = max(math.ceil(LEAST_ROWS / visible), LEAST_IMAGES[family]) if self._device.type == "cpu" else 1
+        least = max(math.ceil(LEAST_ROWS / visible), LEAST_IMAGES[self.info.config.family])
         if count >= least:
             return patches, positions
         places = np.minimum(np.arange(least), count - 1)
         return patches[places], positions[places]
 
     def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
-        with self._inference():
-            pooled, latent = self._encoder(self._send(patches), self._send(positions))
+        with torch.inference_mode():
+            pooled, latent = self._graphs[ENCODER](torch.from_numpy(patches), torch.from_numpy(positions))
         return pooled, latent
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        # Half precision in the products alone: with positions and residuals in bfloat16 too, the gate refuses.
-        half = torch.autocast(self._device.type, self._half or torch.bfloat16, enabled=self._half is not None)
-        with torch.inference_mode(), half:
-            yield
 
-    def _send(self, array: Bytes | Indices) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+class TorchKernels:
+    """The two graphs, uncompiled, for a `DeviceEngine`."""
 
+    def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
+        """Puts the graphs on the device of `info`, in its precision."""
+        graphs = graphs_of(checkpoint, info.config, info.preprocessing, info.precision)
+        self._graphs: dict[str, nn.Module] = {name: graph.to(info.device) for name, graph in graphs.items()}
 
-def _host(tensor: Tensor) -> Floats:
-    return np.asarray(tensor.float().cpu().numpy(), dtype=np.float32)
+    def encode(self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor) -> None:
+        """See `Kernels.encode`."""
+        found = self._graphs[ENCODER](patches, positions)
+        pooled.copy_(found[0])
+        latent.copy_(found[1])
+
+    def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
+        """See `Kernels.decode`."""
+        found = self._graphs[DECODER](latent, rows, patches)
+        pixels.copy_(found[0])
+        error.copy_(found[1])
+
+    def set_apart(self, lane: int, batch: int, visible: int) -> None:
+        """Nothing to do: torch keeps no state between calls."""

@@ -7,7 +7,6 @@ encoder's output tensor to the decoder's input without a copy.
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,41 +74,13 @@ class OpenVINOEngine:
 
 def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
     """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
-    import torch
-
-    from model.graphs import DecoderGraph, EncoderGraph
+    from model.engines.programs import export_programs, graphs_of, torchs_own_deprecation
 
     openvino = import_openvino()
-    model = checkpoint.build(config.image_size)
-    n = config.num_patches
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    if n > 2:
-        k: Any = torch.export.Dim("k", min=1, max=n)
-        latents: Any = torch.export.Dim("latents", min=2, max=n + 1)
-        seen = n // 2
-    else:
-        k = latents = torch.export.Dim.AUTO
-        seen = n
-    patches = torch.zeros(3, n, config.patch_dim, dtype=torch.uint8)
-    positions = torch.arange(seen, dtype=torch.int32).repeat(3, 1)
-    latent = torch.zeros(3, seen + 1, config.embed_dim)
-    rows = torch.zeros(3, n, dtype=torch.int32)
-    graphs: list[tuple[str, torch.nn.Module, tuple[Any, ...], tuple[Any, ...]]] = [
-        (
-            ENCODER,
-            EncoderGraph(model, preprocessing),
-            (patches[:, :seen].contiguous(), positions),
-            ({0: batch, 1: k}, {0: batch, 1: k}),
-        )
-    ]
-    if config.has_decoder:
-        decoder = DecoderGraph(model, preprocessing)
-        graphs.append((DECODER, decoder, (latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})))
-    for name, graph, example, dynamic in graphs:
-        with warnings.catch_warnings():  # torch 2.13 stumbles over a deprecation of its own
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            converted = openvino.convert_model(torch.export.export(graph.eval(), example, dynamic_shapes=dynamic))
-        openvino.save_model(converted, str(folder / name), compress_to_fp16=False)
+    for name, program in export_programs(graphs_of(checkpoint, config, preprocessing), config).items():
+        with torchs_own_deprecation():
+            converted = openvino.convert_model(program)
+        openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
 
 
 def import_openvino() -> Any:

@@ -6,6 +6,7 @@ visibly wrong engine still scores 0.999999. So the mean over the images is subtr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ MASK_RATIO = 0.75
 
 @dataclass(frozen=True)
 class Bar:
-    """The least that an engine must reach."""
+    """The least that an engine must reach, and the most that its loss may differ: see `Parity`."""
 
     cosine: float
     psnr_db: float
@@ -36,68 +37,111 @@ BARS: dict[Precision, Bar] = {
 }
 
 
+def bar_for(
+    precision: Precision, cosine: float | None = None, psnr_db: float | None = None, loss: float | None = None
+) -> Bar:
+    """The bar of a precision, with what the operator has set in its place."""
+    own = BARS[precision]
+    return Bar(
+        own.cosine if cosine is None else cosine,
+        own.psnr_db if psnr_db is None else psnr_db,
+        own.loss_difference if loss is None else loss,
+    )
+
+
 class ParityError(EngineBuildError):
     """The engine's numbers are not the model's: it must not serve."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an engine says of the fixed images."""
+    """What an engine says of the fixed images, R rows of them: see `answers`."""
 
     whole: Floats
-    """[IMAGES, 2, D], every patch seen."""
+    """[R, 2, D], every patch seen."""
     masked: Floats
-    """[IMAGES, 2, D], a quarter of the patches seen."""
+    """[R, 2, D], a quarter of the patches seen."""
     pixels: Bytes | None
-    """[IMAGES, N, P]."""
+    """[R, N, P]."""
     error: Floats | None
-    """[IMAGES, N]."""
+    """[R, N]."""
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """By name, those that there are."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def answers(engine: Engine) -> Answers:
-    """Runs the fixed images through `engine`, spread over all its lanes in batches of its preferred size."""
+def answers(engine: Engine, size: int | None = None) -> Answers:
+    """Runs the fixed images through `engine` in batches of `size`, spread over all its lanes.
+
+    Rows are the fixed images in order, over and over where batches or lanes are more than there are images.
+
+    Args:
+        engine: what to ask.
+        size: images in a batch; by default what the engine prefers, at most all of them at once.
+    """
     config = engine.info.config
+    size = size or max(1, min(engine.preferred_batch, IMAGES // engine.lanes))
+    order = np.arange(max(IMAGES, size * engine.lanes)) % IMAGES
     patches, visible = fixed_patches(config), _visible(config)
     everything = np.repeat(every_position(config.num_patches)[None], IMAGES, axis=0)
     seen = np.take_along_axis(patches, visible[..., None], axis=1)
-    whole, masked = np.empty((2, IMAGES, 2, config.embed_dim), dtype=np.float32)
     decodes = config.has_decoder
-    pixels = np.empty_like(patches) if decodes else None
-    error = np.empty(patches.shape[:2], dtype=np.float32) if decodes else None
-    size = max(1, min(engine.preferred_batch, IMAGES // engine.lanes))
-    for turn, start in enumerate(range(0, IMAGES, size)):
-        lane, part = turn % engine.lanes, slice(start, start + size)
-        whole[part] = engine.embed(lane, patches[part], everything[part])
-        masked[part] = engine.embed(lane, seen[part], visible[part])
-        if pixels is not None and error is not None:
-            pixels[part], error[part] = engine.reconstruct(lane, patches[part], visible[part])
-    return Answers(whole, masked, pixels, error)
+    whole, masked, pixels, error = [], [], [], []
+    for turn, start in enumerate(range(0, len(order), size)):
+        lane, part = turn % engine.lanes, order[start : start + size]
+        whole.append(engine.embed(lane, patches[part], everything[part]))
+        masked.append(engine.embed(lane, seen[part], visible[part]))
+        if decodes:
+            painted, squared = engine.reconstruct(lane, patches[part], visible[part])
+            pixels.append(painted)
+            error.append(squared)
+    return Answers(
+        np.concatenate(whole),
+        np.concatenate(masked),
+        np.concatenate(pixels) if decodes else None,
+        np.concatenate(error) if decodes else None,
+    )
 
 
-def check(found: Answers, expected: Answers, config: MAEConfig, precision: Precision) -> Parity:
-    """Compares `found` with `expected` (eager float32).
+def gate(engine: Engine, expected: Answers, bar: Bar, sizes: Sequence[int | None] = (None,)) -> Parity:
+    """Compares `engine` with eager float32 in batches of each of `sizes`, and returns the worst of each figure.
 
     Raises:
         ParityError: a figure under its bar, or not a number.
     """
-    bar = BARS[precision]
+    found = [check(answers(engine, size), expected, engine.info.config, bar, size) for size in sizes]
+    psnr = [parity.psnr_db for parity in found if parity.psnr_db is not None]
+    loss = [parity.loss_difference for parity in found if parity.loss_difference is not None]
+    return Parity(
+        cosine=min(parity.cosine for parity in found),
+        psnr_db=min(psnr, default=None),
+        loss_difference=max(loss, default=None),
+    )
+
+
+def check(found: Answers, expected: Answers, config: MAEConfig, bar: Bar, size: int | None = None) -> Parity:
+    """Compares `found` with `expected` (eager float32); `size` is the batch, for the message.
+
+    Raises:
+        ParityError: a figure under its bar, or not a number.
+    """
     parity = measure(found, expected, config)
+    batches = "" if size is None else f" in batches of {size}"
     if not parity.cosine >= bar.cosine:
         raise ParityError(
-            f"embeddings differ from eager float32: centred cosine {parity.cosine:.6f}, at least {bar.cosine} is needed"
+            f"embeddings{batches} differ from eager float32: centred cosine {parity.cosine:.6f}, "
+            f"at least {bar.cosine} is needed (PARITY_COSINE)"
         )
     if parity.psnr_db is not None and not parity.psnr_db >= bar.psnr_db:
         raise ParityError(
-            f"reconstructions differ from eager float32: PSNR {parity.psnr_db:.1f} dB, at least {bar.psnr_db} is needed"
+            f"reconstructions{batches} differ from eager float32: PSNR {parity.psnr_db:.1f} dB, "
+            f"at least {bar.psnr_db} is needed (PARITY_PSNR_DB)"
         )
     if parity.loss_difference is not None and not parity.loss_difference <= bar.loss_difference:
         raise ParityError(
-            f"the reconstruction loss differs from eager float32 by {parity.loss_difference:.2%}, "
-            f"at most {bar.loss_difference:.2%} is allowed"
+            f"the reconstruction loss{batches} differs from eager float32 by {parity.loss_difference:.2%}, "
+            f"at most {bar.loss_difference:.2%} is allowed (PARITY_LOSS)"
         )
     return parity
 
@@ -105,14 +149,18 @@ def check(found: Answers, expected: Answers, config: MAEConfig, precision: Preci
 @np.errstate(invalid="ignore")  # infinities become NaN here, and NaN passes no bar
 def measure(found: Answers, expected: Answers, config: MAEConfig) -> Parity:
     """The figures of `check`, without the bar."""
+    order = np.arange(len(found.whole)) % IMAGES
     pairs = ((found.whole, expected.whole), (found.masked, expected.masked))
-    cosine = float(np.min([_centred_cosine(a, b) for a, b in pairs]))  # unlike min, np.min lets NaN through
+    # unlike min, np.min lets NaN through
+    cosine = float(np.min([_centred_cosine(a, b[order], b.mean(axis=0, dtype=np.float64)) for a, b in pairs]))
     if found.pixels is None or found.error is None or expected.pixels is None or expected.error is None:
         return Parity(cosine=cosine)
-    squared = np.square(found.pixels.astype(np.float64) - expected.pixels).mean(axis=(1, 2))
+    # One image at a time: a large batch of them in double precision would take gigabytes.
+    pairs_of_pixels = zip(found.pixels, expected.pixels[order], strict=True)
+    squared = np.array([np.square(ours.astype(np.float64) - theirs).mean() for ours, theirs in pairs_of_pixels])
     psnr = np.minimum(99.0, 10 * np.log10(255**2 / np.maximum(squared, 1e-9))).min()
     removed = np.stack([removed_flags(row, config.num_patches) for row in _visible(config)])
-    ours, theirs = ((error * removed).sum(axis=1) for error in (found.error, expected.error))
+    ours, theirs = ((error * removed[order]).sum(axis=1) for error in (found.error, expected.error[order]))
     return Parity(
         cosine=cosine, psnr_db=float(psnr), loss_difference=float(np.abs(ours / np.maximum(theirs, 1e-12) - 1).max())
     )
@@ -146,12 +194,12 @@ def _visible(config: MAEConfig) -> Indices:
     return np.stack([visible_positions("random", config.grid, ratio, seed) for seed in range(IMAGES)])
 
 
-def _centred_cosine(found: Floats, expected: Floats) -> float:
-    """Worst cosine over images and poolings of [IMAGES, 2, D] after subtracting the mean over the images.
+def _centred_cosine(found: Floats, expected: Floats, mean: NDArray[np.float64]) -> float:
+    """Worst cosine over images and poolings of [R, 2, D] after `mean` [2, D] is subtracted from both.
 
     It is the expected vectors' mean that is subtracted from both: an engine whose vectors are all shifted by the same
     amount must not pass.
     """
-    a, b = (x.astype(np.float64) - expected.astype(np.float64).mean(axis=0) for x in (found, expected))
+    a, b = (x.astype(np.float64) - mean for x in (found, expected))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(((a * b).sum(axis=-1) / np.maximum(norms, 1e-30)).min())

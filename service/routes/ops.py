@@ -37,7 +37,7 @@ async def info(request: Request) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
+def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    service = service_of(request)
+    service = service_of(request)  # not async, so in a thread: a GPU's driver may take its time
     return Response(service.metrics.render(), media_type=service.metrics.content_type)

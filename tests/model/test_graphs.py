@@ -85,7 +85,7 @@ def test_a_perfect_prediction_gives_the_image_back(norm_pix_loss: bool, to_bytes
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     graph = DecoderGraph(oracle(norm_pix_loss, target), PREPROCESSING, to_bytes)
     pixels, error = graph(torch.zeros(2, 2, 16), torch.zeros(2, 16, dtype=torch.int32), patches)
-    assert pixels.dtype == (torch.uint8 if to_bytes else torch.float32)
+    assert pixels.dtype == (torch.uint8 if to_bytes else torch.float16)
     assert torch.equal(pixels.to(torch.uint8), patches)
     assert error.shape == (2, 16)
     assert error.max() < 1e-6

@@ -1,8 +1,11 @@
 """What Prometheus reads, by prometheus-client's own parser."""
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.lifecycle import Service
 from service.metrics import Metrics
+from service.settings import Settings
 from tests.engines import fake_info
 
 
@@ -22,7 +25,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return samples(metrics)[name, frozenset(labels.items())]
 
 
-def test_the_names_that_dashboards_are_built_on() -> None:
+def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # those of GPUs are in test_gpu.py
     found = families(Metrics())
     kinds = {
         "mae_requests": "counter",
@@ -41,11 +45,22 @@ def test_the_names_that_dashboards_are_built_on() -> None:
         "mae_ready": "gauge",
         "mae_engine_info": "gauge",
         "mae_lanes": "gauge",
+        "mae_queue_limit_images": "gauge",
+        "mae_inflight_limit_bytes": "gauge",
     }
-    assert {name: family.type for name, family in found.items() if name.startswith("mae_")} == kinds  # type: ignore[attr-defined]
+    ours = {name for name in found if name.startswith("mae_") and not name.endswith("_created")}
+    assert {name: found[name].type for name in ours} == kinds  # type: ignore[attr-defined]
     assert all(family.documentation for family in found.values())  # type: ignore[attr-defined]
     assert "process_resident_memory_bytes" in found
     assert "python_info" in found
+
+
+def test_alerts_can_see_the_first_failure_and_how_near_a_bound_is() -> None:
+    metrics = Service(Settings(queue_images=7, max_inflight_mb=64)).metrics
+    assert value(metrics, "mae_engine_failures_total", kind="raised") == 0
+    assert value(metrics, "mae_engine_failures_total", kind="not_finite") == 0
+    assert value(metrics, "mae_queue_limit_images") == 7
+    assert value(metrics, "mae_inflight_limit_bytes") == 64e6
 
 
 def test_two_services_in_one_process_do_not_mix() -> None:

@@ -274,6 +274,18 @@ def test_requests_for_inference_are_counted() -> None:
     assert gauge(of, "mae_inflight_requests") == 0
 
 
+def test_reading_a_body_is_a_stage_and_what_was_refused_before_is_not() -> None:
+    of = service()
+    run(Client(Observe(app_of(answer), of)).run())
+
+    async def refuse(request: Request) -> Response:
+        return Response(status_code=401)
+
+    run(Client(Observe(app_of(refuse), of)).run())
+    assert gauge(of, "mae_stage_duration_seconds_count", stage="read") == 1
+    assert gauge(of, "mae_stage_duration_seconds_sum", stage="read") == 0.0015
+
+
 def test_a_path_below_a_prefix_is_the_same_endpoint() -> None:
     of = service()
     run(Client(Observe(app_of(answer), of), path="/mae/embed", root_path="/mae").run())

@@ -1,6 +1,6 @@
 """The probe model and a convolutional one behind both engines, built once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import EngineSpec, build
 from model.families import autoencoder
+from tests.model.engines.pretend_cuda import pretend_cuda
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,13 @@ def golden_patches(golden: Mapping[str, np.ndarray]) -> np.ndarray:
     """The golden photographs cut up, uint8 [8, 196, 768]."""
     squares = golden["images"].reshape(8, 14, 16, 14, 16, 3)
     return np.ascontiguousarray(squares.transpose(0, 1, 3, 2, 4, 5)).reshape(8, 196, 768)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.cuda, as far as we use it, on the processor."""
+    pretend_cuda(monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for operations so small, a second thread costs more than it does
+    yield
+    torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from model.config import MAEConfig, Preprocessing
 from model.engines import build as module
 from model.engines import parity
 from model.engines.base import Engine, EngineBuildError, EngineError
-from model.engines.build import EngineSpec, build, choose_backend
-from model.engines.convert import read_reference
+from model.engines.build import EngineSpec, build
+from model.engines.convert import Job, ModelSpec, read_reference
 from model.engines.cpu import available_cpus
 from model.engines.openvino import OpenVINOEngine
 from model.engines.parity import ParityError
@@ -79,66 +80,6 @@ def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
     assert info.preferred_batch == engine.preferred_batch
     assert {"mae-serve", "numpy", "torch", "openvino"} <= info.versions.keys()
     assert info.versions["numpy"] == np.__version__
-
-
-# --- which backend
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    def pretend(nvidia: bool = False, cuda: bool = False, openvino: bool = True) -> None:
-        monkeypatch.setattr(module, "NVIDIA_DEVICES", (tmp_path if nvidia else tmp_path / "none",))
-        monkeypatch.setattr(module, "_cuda_works", lambda: cuda)
-        monkeypatch.setattr(module, "find_spec", lambda name: object() if openvino or name != "openvino" else None)
-
-    return pretend
-
-
-def test_without_a_gpu_openvino_serves(machine: Callable[..., None]) -> None:
-    machine()
-    assert choose_backend("auto") == ("openvino", "cpu", None)
-    assert choose_backend("openvino") == ("openvino", "cpu", None)
-    assert choose_backend("torch") == ("torch", "cpu", None)
-
-
-def test_a_gpu_is_used_if_torch_can(machine: Callable[..., None]) -> None:
-    machine(nvidia=True, cuda=True)
-    assert choose_backend("auto")[:2] == ("torch", "cuda")
-    assert choose_backend("torch")[:2] == ("torch", "cuda")
-    assert choose_backend("openvino") == ("openvino", "cpu", None)
-
-
-def test_a_gpu_that_lies_idle_is_told_of(machine: Callable[..., None]) -> None:
-    machine(nvidia=True, cuda=False)
-    for wanted, serves in (("auto", "openvino"), ("torch", "torch")):
-        backend, device, fallback = choose_backend(wanted)  # type: ignore[arg-type]
-        assert (backend, device) == (serves, "cpu")
-        assert fallback is not None
-        assert "NVIDIA" in fallback
-
-
-def test_without_openvino_torch_serves_and_says_why(machine: Callable[..., None]) -> None:
-    machine(openvino=False)
-    assert choose_backend("auto") == ("torch", "cpu", "the package openvino is not installed")
-    with pytest.raises(EngineBuildError, match="BACKEND=openvino, but"):
-        choose_backend("openvino")
-
-
-def test_torch_is_asked_about_a_gpu_only_where_there_is_one(
-    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine()
-    monkeypatch.setattr(module, "_cuda_works", lambda: pytest.fail("importing torch takes seconds"))
-    assert choose_backend("auto")[0] == "openvino"
-
-
-def test_a_fallback_is_in_the_engines_info(
-    machine: Callable[..., None], tmp_path: Path, narrow: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    machine(openvino=False)
-    engine = build(EngineSpec(tmp_path, narrow))
-    assert (engine.info.backend, engine.info.fallback) == ("torch", "the package openvino is not installed")
-    assert "serving by torch on cpu: the package openvino is not installed" in caplog.text
 
 
 # --- what the operator says
@@ -224,7 +165,7 @@ def alter(cache: Path, probe: Path, graph: str, weight: str, change: Callable[[n
     path.write_bytes(content.replace(found.tobytes(), changed.tobytes()))
     manifest = entry / "manifest.json"
     digests = json.loads(manifest.read_text())
-    digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    digests["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(digests))
     return entry
 
@@ -286,8 +227,8 @@ def test_an_entry_that_was_damaged_is_converted_again(
     os.truncate(entry / "encoder.bin", 1000)
     converted = []
 
-    def convert(spec: Any, folder: Path) -> None:
-        converted.append(spec)
+    def convert(job: Any, folder: Path, progress: Any) -> None:
+        converted.append(job)
         shutil.copytree(good, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
 
@@ -306,7 +247,7 @@ class Converted(Exception):
 
 @pytest.fixture
 def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    def convert(spec: Any, folder: Path) -> None:
+    def convert(job: Any, folder: Path, progress: Any) -> None:
         raise Converted(folder.name.rpartition("-")[0])
 
     def entry(**spec: Any) -> str:
@@ -406,6 +347,35 @@ def test_a_child_that_dies_without_a_word(
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(EngineBuildError, match=message):
         build(EngineSpec(tmp_path / "cache", narrow, backend="openvino"))
+
+
+def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
+    """Its lock is gone by then: it must not go on beside the next one's."""
+    script = """
+        import time
+        from model.engines import convert
+
+        def endless(job, folder, progress):
+            progress("begun")
+            time.sleep(600)
+
+        convert._convert = endless
+        convert.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        job = Job(ModelSpec("weights.safetensors"), "openvino")
+        child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline()) == {"progress": "begun"}
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        child.stdin.close()  # as it is when the process at its other end dies
+        try:
+            assert child.wait(20) == 1
+        finally:
+            child.kill()
 
 
 def test_a_warm_start_imports_no_torch(openvino_engine: Engine, engine_cache: Path) -> None:

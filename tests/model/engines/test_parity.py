@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from model.config import MAEConfig
-from model.engines.parity import IMAGES, Answers, ParityError, answers, check, fixed_patches, measure
+from model.engines.base import Precision
+from model.engines.parity import (
+    BARS,
+    IMAGES,
+    Answers,
+    ParityError,
+    answers,
+    bar_for,
+    check,
+    fixed_patches,
+    gate,
+    measure,
+)
 from model.masking import removed_flags, visible_positions
 from tests.engines import SMALL, FakeEngine
 
@@ -30,7 +42,7 @@ def plain_cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_an_engine_equals_itself(expected: Answers) -> None:
-    parity = check(expected, expected, SMALL, "fp32")
+    parity = check(expected, expected, SMALL, BARS["fp32"])
     assert parity.cosine == pytest.approx(1, abs=1e-12)
     assert (parity.psnr_db, parity.loss_difference) == (99, 0)
 
@@ -40,7 +52,7 @@ def test_plain_cosine_does_not_see_what_the_centred_one_sees(expected: Answers) 
     found = replace(expected, whole=(expected.whole + 0.05 * noise).astype(np.float32))
     assert plain_cosine(found.whole, expected.whole) > 0.999999, "the bar of the gate itself"
     with pytest.raises(ParityError, match="embeddings differ"):
-        check(found, expected, SMALL, "fp32")
+        check(found, expected, SMALL, BARS["fp32"])
 
 
 def test_the_centred_cosine_is_that_of_an_angle() -> None:
@@ -77,7 +89,7 @@ def test_wrong_vectors_do_not_pass(expected: Answers, which: str, pooling: int, 
     found = replace(expected, **{which: vectors})
     for config in (SMALL, ENCODER):
         with pytest.raises(ParityError, match="embeddings differ from eager float32: centred cosine"):
-            check(found, expected, config, "fp32")
+            check(found, expected, config, BARS["fp32"])
 
 
 def test_psnr_is_that_of_the_worst_image(expected: Answers) -> None:
@@ -88,8 +100,8 @@ def test_psnr_is_that_of_the_worst_image(expected: Answers) -> None:
     parity = measure(replace(expected, pixels=pixels), expected, SMALL)
     assert parity.psnr_db == pytest.approx(20 * np.log10(255) - 10 * np.log10(2))
     with pytest.raises(ParityError, match=r"reconstructions differ .*PSNR 45\.1 dB, at least 60\.0 is needed"):
-        check(replace(expected, pixels=pixels), expected, SMALL, "fp32")
-    check(replace(expected, pixels=pixels), expected, SMALL, "bf16")
+        check(replace(expected, pixels=pixels), expected, SMALL, BARS["fp32"])
+    check(replace(expected, pixels=pixels), expected, SMALL, BARS["bf16"])
 
 
 def test_the_loss_is_that_of_the_removed_patches(expected: Answers) -> None:
@@ -99,11 +111,11 @@ def test_the_loss_is_that_of_the_removed_patches(expected: Answers) -> None:
     found = replace(expected, error=error)
     assert measure(found, expected, SMALL).loss_difference == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ParityError, match=r"loss differs from eager float32 by 1\.00%"):
-        check(found, expected, SMALL, "fp32")
-    check(found, expected, SMALL, "fp16")
+        check(found, expected, SMALL, BARS["fp32"])
+    check(found, expected, SMALL, BARS["fp16"])
     less = replace(expected, error=expected.error * np.float32(0.5))
     with pytest.raises(ParityError, match=r"by 50\.00%"):
-        check(less, expected, SMALL, "fp16")
+        check(less, expected, SMALL, BARS["fp16"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -112,12 +124,12 @@ def test_an_error_that_is_no_number_does_not_pass(expected: Answers, value: floa
     error = expected.error.copy()
     error[4] = value
     with pytest.raises(ParityError, match="loss differs"):
-        check(replace(expected, error=error), expected, SMALL, "bf16")
+        check(replace(expected, error=error), expected, SMALL, BARS["bf16"])
 
 
 def test_without_a_decoder_there_are_no_figures_of_one(expected: Answers) -> None:
     encoder = replace(expected, pixels=None, error=None)
-    parity = check(encoder, encoder, ENCODER, "fp32")
+    parity = check(encoder, encoder, ENCODER, BARS["fp32"])
     assert (parity.psnr_db, parity.loss_difference) == (None, None)
     assert set(encoder.arrays()) == {"whole", "masked"}
 
@@ -132,19 +144,57 @@ def test_the_fixed_images_are_always_the_same_and_all_different(image_size: int,
     assert images.std(axis=(1, 2)).min() > 20, "no image is plain"
 
 
-@pytest.mark.parametrize(("lanes", "preferred"), [(1, 32), (1, 3), (3, 4), (2, 1), (16, 4)])
-def test_every_lane_is_asked_in_batches_of_its_size(lanes: int, preferred: int) -> None:
+@pytest.mark.parametrize(
+    ("lanes", "preferred", "size"),
+    [(1, 32, None), (1, 3, None), (3, 4, None), (2, 1, None), (16, 4, None), (2, 32, 20)],
+)
+def test_every_lane_is_asked_in_batches_of_its_size(lanes: int, preferred: int, size: int | None) -> None:
     asked: dict[int, int] = {}
 
     class Counting(FakeEngine):
         def embed(self, lane: int, patches: np.ndarray, positions: np.ndarray) -> np.ndarray:
             asked[lane] = asked.get(lane, 0) + len(patches)
-            assert len(patches) <= preferred
+            assert len(patches) == size or (size is None and len(patches) <= preferred)
             return super().embed(lane, patches, positions)
 
-    found = answers(Counting(preferred, lanes))
-    first = fixed_patches(SMALL)[:, 0, 0].astype(np.float32)
-    assert np.array_equal(found.whole[:, 0, 0], first)
-    assert np.array_equal(found.pixels, fixed_patches(SMALL))
-    assert sum(asked.values()) == 2 * IMAGES
-    assert set(asked) == set(range(min(lanes, IMAGES)))
+    found = answers(Counting(preferred, lanes), size)
+    rows = max(IMAGES, lanes * (size or 1))
+    images = fixed_patches(SMALL)[np.arange(rows) % IMAGES]
+    assert np.array_equal(found.whole[:, 0, 0], images[:, 0, 0])
+    assert np.array_equal(found.pixels, images)
+    assert sum(asked.values()) == 2 * rows
+    assert set(asked) == set(range(lanes))
+
+
+def test_a_row_that_is_wrong_in_a_large_batch_alone_is_found(expected: Answers) -> None:
+    order = np.arange(5 * IMAGES) % IMAGES
+    found = Answers(*(array[order] for array in expected.arrays().values()))  # type: ignore[arg-type]
+    assert check(found, expected, SMALL, BARS["fp32"]).cosine == pytest.approx(1)
+    found.whole[33] = expected.whole[0]
+    with pytest.raises(ParityError, match=r"embeddings in batches of 20 differ .*PARITY_COSINE"):
+        check(found, expected, SMALL, BARS["fp32"], 20)
+
+
+def test_the_gate_takes_the_worst_of_all_sizes() -> None:
+    class Rough(FakeEngine):
+        def reconstruct(self, lane: int, patches: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pixels, error = super().reconstruct(lane, patches, positions)
+            return pixels ^ (1 if len(patches) == 8 else 0), error * (1.01 if len(patches) == 8 else 1)
+
+    expected = answers(FakeEngine())
+    bar = bar_for("bf16")
+    found = gate(Rough(), expected, bar, (1, 8, 4))
+    assert found.psnr_db == pytest.approx(20 * np.log10(255))  # every byte off by one
+    assert found.loss_difference == pytest.approx(0.01, rel=1e-4)
+    with pytest.raises(ParityError, match=r"reconstructions in batches of 8 .* 48.1 dB, at least 60.0"):
+        gate(Rough(), expected, bar_for("fp32"), (1, 8, 4))
+    assert gate(Rough(), expected, bar_for("fp32", psnr_db=48, loss=0.02), (1, 8)).psnr_db == found.psnr_db
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_operator_sets_bars_one_by_one(precision: Precision) -> None:
+    own = BARS[precision]
+    assert bar_for(precision) == own
+    assert bar_for(precision, cosine=0.5) == replace(own, cosine=0.5)
+    assert bar_for(precision, psnr_db=0) == replace(own, psnr_db=0)
+    assert bar_for(precision, loss=0.3) == replace(own, loss_difference=0.3)

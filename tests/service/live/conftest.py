@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-MAE = str(Path(sys.executable).with_name("mae"))
+BESIDE = Path(sys.executable).with_name("mae")
+MAE = str(BESIDE) if BESIDE.exists() else shutil.which("mae") or "mae"  # an image keeps it elsewhere
 
 
 class LiveServer:
@@ -75,15 +77,19 @@ Start = Callable[..., LiveServer]
 def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts servers with settings given as keywords, and ends them after the tests.
 
-    `fake` serves an engine of `fake_server.py` with these variables; `ready=False` waits for the listener alone.
+    `fake` serves an engine of `fake_server.py` with these variables; `module` runs another server in place of `mae
+    serve`; `ready=False` waits for the listener alone.
     """
     servers: list[LiveServer] = []
 
-    def start(fake: dict[str, str] | None = None, ready: bool = True, **settings: object) -> LiveServer:
+    def start(
+        fake: dict[str, str] | None = None, ready: bool = True, module: str | None = None, **settings: object
+    ) -> LiveServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
         given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, **settings}
         environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
-        command = [MAE, "serve"] if fake is None else [sys.executable, "-m", "tests.service.live.fake_server"]
+        module = module or (None if fake is None else "tests.service.live.fake_server")
+        command = [MAE, "serve"] if module is None else [sys.executable, "-m", module]
         server = LiveServer(command, environment | (fake or {}), tmp_path_factory.mktemp("server") / "log")
         servers.append(server)
         server.wait_until_listening()

@@ -1,0 +1,1 @@
+"""How fast an engine is, beside torch and beside what its device could do."""

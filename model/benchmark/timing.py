@@ -1,0 +1,174 @@
+"""Batches a second and milliseconds a batch of engines, measured in turns.
+
+Clocks, heat and neighbours drift while one measures. So every figure is made of several short turns, each of which
+goes through all engines and sizes once, every other time backwards: drift then meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from model.config import MAEConfig
+from model.engines.base import Bytes, Engine, Indices, gather_visible
+
+Operation = Literal["embed", "reconstruct"]
+OPERATIONS: tuple[Operation, ...] = ("embed", "reconstruct")
+
+
+class Size(NamedTuple):
+    """What an engine is asked to do at once: on each of `lanes` lanes, batches of `batch` images."""
+
+    operation: Operation
+    visible: int
+    batch: int
+    lanes: int
+
+
+class Figures(BaseModel):
+    """How fast one engine did one size."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: str
+    operation: Operation
+    visible: int
+    """K, the visible patches of an image."""
+    batch: int
+    lanes: int
+    images_per_s: float
+    """Of all lanes together: the median of the turns."""
+    p50_ms: float
+    """Half of the batches took less, from the host's bytes to the host's numbers."""
+    p99_ms: float
+    batches: int
+    """How many were timed."""
+    floor_images_per_s: float | None = None
+    """What the device could do at the most (see `model.benchmark.floor`)."""
+    times_floor: float | None = None
+    """How many times as long as that it took."""
+
+
+@dataclass
+class Contender:
+    """An engine under a name, and the sizes it is measured at."""
+
+    name: str
+    engine: Engine
+    sizes: Sequence[Size]
+
+
+@dataclass
+class _Record:
+    rates: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def sizes_of(engine: Engine) -> list[Size]:
+    """Both operations, whole images and a quarter of the patches, batches and lanes doubled up to the engine's most."""
+    config = engine.info.config
+    return [
+        Size(operation, visible, batch, lanes)
+        for operation in OPERATIONS[: 1 + config.has_decoder]
+        for visible in dict.fromkeys((config.num_patches, max(1, config.num_patches // 4)))
+        for batch in doublings(engine.preferred_batch)
+        for lanes in doublings(engine.lanes)
+    ]
+
+
+def doublings(most: int) -> list[int]:
+    """1, 2, 4, … and `most`."""
+    return [*(2**n for n in range((most - 1).bit_length())), most]
+
+
+def measure(
+    contenders: Sequence[Contender],
+    seconds: float,
+    turns: int,
+    progress: Callable[[str], None] = lambda said: None,
+) -> list[Figures]:
+    """The figures of every contender at each of its sizes; sizes that several share stand together.
+
+    Args:
+        contenders: who is measured.
+        seconds: for one figure, spread over the turns; each turn times one batch at least.
+        turns: how often.
+        progress: told in words what is being measured.
+
+    Raises:
+        EngineError: an engine cannot run a batch.
+    """
+    order = list(dict.fromkeys(size for contender in contenders for size in contender.sizes))
+    jobs = [(contender, size) for size in order for contender in contenders if size in contender.sizes]
+    records = {(contender.name, size): _Record() for contender, size in jobs}
+    for turn in range(turns):
+        for done, (contender, size) in enumerate(jobs if turn % 2 == 0 else reversed(jobs)):
+            progress(f"turn {turn + 1} of {turns}, figure {done + 1} of {len(jobs)}: {contender.name}")
+            record = records[contender.name, size]
+            for count, whole in _run(contender.engine, size, seconds / turns):
+                record.seconds += whole
+                record.rates.append(count)
+    return [_figures(contender.name, size, records[contender.name, size], turns) for contender, size in jobs]
+
+
+def inputs(config: MAEConfig, size: Size) -> tuple[Bytes, Indices]:
+    """Noise for one batch of `size`: how long an engine takes does not depend on what it sees."""
+    generator = np.random.default_rng(0)
+    n = config.num_patches
+    patches = generator.integers(0, 256, (size.batch, n, config.patch_dim), dtype=np.uint8)
+    places = [np.sort(generator.permutation(n)[: size.visible]) for _ in range(size.batch)]
+    positions = np.stack(places).astype(np.int32)
+    return (patches if size.operation == "reconstruct" else gather_visible(patches, positions)), positions
+
+
+def run_once(engine: Engine, size: Size) -> None:
+    """One batch on the first lane."""
+    _call(engine, size.operation)(0, *inputs(engine.info.config, size))
+
+
+def _call(engine: Engine, operation: Operation) -> Callable[[int, Bytes, Indices], object]:
+    return engine.embed if operation == "embed" else engine.reconstruct
+
+
+def _run(engine: Engine, size: Size, seconds: float) -> Iterator[tuple[float, list[float]]]:
+    """Of each lane, all of them at once: images a second, and the seconds of each batch."""
+    patches, positions = inputs(engine.info.config, size)
+    call = _call(engine, size.operation)
+    start_line = threading.Barrier(size.lanes)
+
+    def warm(lane: int) -> None:  # a graph is captured, a shape is set: not what is measured
+        call(lane, patches, positions)
+
+    def work(lane: int) -> tuple[float, list[float]]:
+        taken: list[float] = []
+        start_line.wait()
+        start = now = time.perf_counter()
+        while now - start < seconds or not taken:
+            call(lane, patches, positions)
+            before, now = now, time.perf_counter()
+            taken.append(now - before)
+        return len(taken) * size.batch / (now - start), taken
+
+    with ThreadPoolExecutor(size.lanes) as pool:
+        list(pool.map(warm, range(size.lanes)))
+        yield from pool.map(work, range(size.lanes))
+
+
+def _figures(name: str, size: Size, record: _Record, turns: int) -> Figures:
+    rates = np.array(record.rates).reshape(turns, size.lanes).sum(axis=1)
+    p50, p99 = 1000 * np.percentile(record.seconds, (50, 99))
+    return Figures(
+        engine=name,
+        **size._asdict(),
+        images_per_s=float(np.median(rates)),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        batches=len(record.seconds),
+    )

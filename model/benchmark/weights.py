@@ -1,0 +1,22 @@
+"""Weights for a preset of which there are none: random ones do as long as nothing but time is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import Checkpoint, save
+from model.config import PRESETS, Preprocessing
+from model.families import autoencoder
+
+
+def write_random_weights(preset: str, folder: Path) -> Path:
+    """A fresh model of `preset` in `folder`, the same bytes every time, so that its engines are found again."""
+    config = PRESETS[preset]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = autoencoder(config)
+    path = folder / f"{preset}.safetensors"
+    save(path, Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict())))
+    return path

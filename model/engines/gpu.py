@@ -1,0 +1,84 @@
+"""What an engine built for one GPU must not be moved away from: the card, its driver, and the libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from model.engines.base import EngineBuildError, TensorRTError
+
+DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Where the driver shows itself, on Linux and under Windows' subsystem for it."""
+DISTRIBUTIONS = {"torch-tensorrt": "tensorrt", "torch-tensorrt-rtx": "tensorrt_rtx"}
+"""The packages that build engines, and the modules that run them."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card, as its driver names it."""
+
+    name: str
+    capability: str
+    """Compute capability, as in 9.0."""
+    driver: str
+    """Version of the driver."""
+
+
+def nvidia_device() -> bool:
+    """Whether a driver is there; asks no library, so that torch is not imported where there is none."""
+    return any(path.exists() for path in DEVICES)
+
+
+def cuda_works() -> bool:
+    """Whether torch can use the device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def this_gpu() -> Gpu:
+    """The one that torch uses.
+
+    Raises:
+        EngineBuildError: the driver does not answer.
+    """
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            driver = str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise EngineBuildError(f"the driver's version cannot be read: {error}") from error
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}", driver)
+
+
+def installed_distribution() -> str | None:
+    """Which package builds engines here, `torch-tensorrt` or `torch-tensorrt-rtx`; None if there is none."""
+    for name in DISTRIBUTIONS:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return None
+
+
+def tensorrt_runtime(distribution: str) -> Any:
+    """The module that runs the engines of `distribution`.
+
+    Raises:
+        TensorRTError: it is installed, but cannot be imported.
+    """
+    name = DISTRIBUTIONS[distribution]
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a library that is missing or of another version
+        raise TensorRTError(f"{distribution} is installed, but {name} cannot be imported: {error}") from error

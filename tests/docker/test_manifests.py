@@ -1,0 +1,149 @@
+"""What compose.yaml and the Kubernetes manifests say agrees with what the service does.
+
+docker/check_manifests.sh holds those of Kubernetes to their schemas.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.batcher import LAST_BATCH_S
+from service.settings import Settings
+
+DOCKER = Path(__file__).parents[2] / "docker"
+KUBERNETES = DOCKER / "kubernetes"
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+DRAIN_S = Settings.model_fields["drain_timeout_s"].default + LAST_BATCH_S
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((KUBERNETES / path).read_text())
+
+
+def pod() -> Any:
+    return read("base/deployment.yaml")["spec"]["template"]["spec"]
+
+
+def container() -> Any:
+    [found] = pod()["containers"]
+    return found
+
+
+def test_compose_fits_the_schema_of_the_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_profile_starts_its_own_variant_and_the_monitoring() -> None:
+    started = {
+        profile: {name for name, service in COMPOSE["services"].items() if profile in service["profiles"]}
+        for profile in ("gpu", "cpu")
+    }
+    assert started == {"gpu": {"mae", "prometheus", "grafana"}, "cpu": {"mae-cpu", "prometheus", "grafana"}}
+    for name, target in (("mae", "gpu"), ("mae-cpu", "cpu")):
+        assert COMPOSE["services"][name]["build"]["target"] == target
+
+
+def test_only_the_gpu_variant_asks_for_a_gpu() -> None:
+    [device] = COMPOSE["services"]["mae"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "deploy" not in COMPOSE["services"]["mae-cpu"]
+
+
+def test_containers_can_change_nothing_but_their_volumes() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_images_of_others_are_pinned_and_only_the_service_is_open_to_the_network() -> None:
+    for name in ("prometheus", "grafana"):
+        service = COMPOSE["services"][name]
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"])
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_there_is_time_for_the_drain() -> None:
+    for name in ("mae", "mae-cpu"):
+        assert int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s")) > DRAIN_S
+    sleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert sleep > 0
+    assert pod()["terminationGracePeriodSeconds"] > sleep + DRAIN_S
+
+
+def test_probes_ask_what_they_should() -> None:
+    probes = {name: container()[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    assert {name: probe["httpGet"]["path"] for name, probe in probes.items()} == {
+        "startup": "/readyz",
+        "liveness": "/livez",
+        "readiness": "/readyz",
+    }
+    [gpu] = read("overlays/gpu/gpu.yaml")["spec"]["template"]["spec"]["containers"]
+    thresholds = probes["startup"]["failureThreshold"], gpu["startupProbe"]["failureThreshold"]
+    assert [count * probes["startup"]["periodSeconds"] for count in thresholds] == [600, 1800]
+
+
+def test_pods_have_no_rights_that_they_do_not_need() -> None:
+    security = pod()["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001)
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod()["automountServiceAccountToken"] is False
+    [engines] = read("overlays/cpu/resources.yaml")["spec"]["template"]["spec"]["initContainers"]
+    for one in (container(), engines):
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_what_is_mounted_is_there() -> None:
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert mounts == {"cache": "/cache", "tmp": "/tmp", "weights": "/weights"}
+    assert [volume["name"] for volume in pod()["volumes"]] == list(mounts)
+
+
+def test_settings_are_settings() -> None:
+    """One that is none would stop the start."""
+    [settings] = read("base/kustomization.yaml")["configMapGenerator"]
+    given = dict(literal.split("=") for literal in settings["literals"])
+    given |= {variable["name"]: "" for variable in container()["env"]}
+    assert {name.removeprefix("MAE_").lower() for name in given} <= set(Settings.model_fields)
+
+
+def test_the_autoscaler_follows_the_queue_and_owns_the_replicas() -> None:
+    base = read("components/autoscaling/autoscaler.yaml")["spec"]
+    gpu = read("overlays/gpu/autoscaler.yaml")["spec"]
+    [rule] = read("components/autoscaling/adapter-rule.yaml")["rules"]["custom"]
+    for spec in (base, gpu):
+        [metric] = spec["metrics"]
+        assert metric["type"] == "Pods"
+        assert rule["seriesQuery"].startswith(metric["pods"]["metric"]["name"] + "{")
+        assert 0 < spec["minReplicas"] < spec["maxReplicas"]
+    deployment = read("base/deployment.yaml")
+    assert base["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+
+
+def test_the_disruption_budget_and_the_spread_mean_these_pods() -> None:
+    [labels] = read("base/kustomization.yaml")["labels"]
+    [spread] = pod()["topologySpreadConstraints"]
+    assert read("base/disruption.yaml")["spec"]["selector"]["matchLabels"] == labels["pairs"]
+    assert spread["labelSelector"]["matchLabels"] == labels["pairs"]
+
+
+def test_prometheus_finds_the_pods() -> None:
+    monitor = read("components/prometheus-operator/service-monitor.yaml")
+    [labels] = read("base/kustomization.yaml")["labels"]
+    [port] = read("base/service.yaml")["spec"]["ports"]
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert monitor["spec"]["selector"]["matchLabels"] == labels["pairs"]
+    assert labels["pairs"][monitor["spec"]["jobLabel"]] == "mae"  # the job of rules.yml
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    assert port["targetPort"] in {one["name"] for one in container()["ports"]}

@@ -1,0 +1,45 @@
+"""A whole benchmark, of an engine in name only beside torch itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.benchmark import floor
+from model.benchmark.run import benchmark
+from model.checkpoint import load
+from tests.engines import FakeEngine
+
+
+@pytest.fixture
+def engine(probe: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    monkeypatch.setattr(floor, "PEAK_SECONDS", 0.01)
+    monkeypatch.setitem(floor.MATRIX, "cpu", 256)
+    monkeypatch.setitem(floor.COPIED_BYTES, "cpu", 1 << 20)
+    checkpoint = load(probe)
+    found = FakeEngine(preferred_batch=1, lanes=2)
+    facts = {"config": checkpoint.config, "preprocessing": checkpoint.preprocessing}
+    found.info = found.info.model_copy(update=facts)
+    return found
+
+
+def test_a_compiler_that_does_not_work_is_named_and_the_others_are_measured(
+    engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_nothing(graph, **options):
+        def run(*arguments):
+            raise RuntimeError("Failed to find C compiler\nand a page of advice")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    found = benchmark(engine, probe, 0.01, compare=True, turns=1)
+    assert found.left_out == {"torch.compile fp32": "Failed to find C compiler"}
+    assert {figure.engine for figure in found.figures} == {"torch fp32", "torch eager fp32"}
+    assert len(found.figures) == 4 * 2 + 4, "the rival has one lane"
+
+
+def test_alone_there_is_no_floor(engine: FakeEngine, probe: Path) -> None:
+    found = benchmark(engine, probe, 0.01, turns=1)
+    assert found.peak_flops_per_s is None and found.flops_per_image == {}
+    assert [figure.times_floor for figure in found.figures] == [None] * 8

@@ -1,0 +1,103 @@
+"""`mae bench`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.benchmark.weights import write_random_weights
+from model.config import PRESETS
+from tests.service.commands.conftest import Mae
+
+QUICK = ("--seconds", "0.01")
+
+
+def test_every_size_of_the_engine_that_would_serve(mae: Mae, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    result = mae("bench", *QUICK, "--lanes", "2", "--max-batch", "1", "--json", file)
+    assert (result.code, result.err) == (0, "")
+    [found] = json.loads(file.read_text())["benchmarks"]
+    assert (found["engine"]["backend"], found["engine"]["preferred_batch"], found["random_weights"]) == (
+        "openvino",
+        1,
+        False,
+    )
+    assert found["engine"]["parity"]["cosine"] > 0.999999
+    sizes = {(f["operation"], f["visible"], f["batch"], f["lanes"]) for f in found["figures"]}
+    assert sizes == {(o, k, b, n) for o in ("embed", "reconstruct") for k in (196, 49) for b in (1,) for n in (1, 2)}
+    for figure in found["figures"]:
+        assert figure["engine"] == "openvino fp32" and figure["batches"] >= 5 * figure["lanes"]
+        assert 0 < figure["p50_ms"] <= figure["p99_ms"] and figure["images_per_s"] > 0
+        assert figure["floor_images_per_s"] is None
+    rows = [line.split() for line in result.out.splitlines() if "openvino fp32 " in line and line.startswith("  ")]
+    assert [(row[0], *map(int, row[1:4])) for row in rows] == [
+        (f["operation"], f["visible"], f["batch"], f["lanes"]) for f in found["figures"]
+    ]
+    shown = [float(row[6]) for row in rows]
+    assert shown == pytest.approx([figure["images_per_s"] for figure in found["figures"]], rel=0.01)
+
+
+def test_beside_torch_and_the_floor(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile without its code generator, which takes a minute: the rest of it is real."""
+    import torch
+
+    real = torch.compile
+    asked = []
+
+    def compile_without_code(graph, **options):
+        asked.append(options)
+        return real(graph, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_without_code)
+    monkeypatch.setattr("model.benchmark.floor.PEAK_SECONDS", 0.05)
+    result = mae("bench", *QUICK, "--lanes", "1", "--max-batch", "1", "--compare", "--json", "-")
+    assert result.code == 0, result.err
+    assert "x floor" in result.err and "TFLOP/s" in result.err
+    [found] = json.loads(result.out)["benchmarks"]
+    assert len(asked) == 2 and all(options["fullgraph"] for options in asked)
+    engines = [figure["engine"] for figure in found["figures"]]
+    assert engines == ["openvino fp32", "torch eager fp32", "torch.compile fp32"] * 4
+    assert found["flops_per_image"]["embed 196"] == 2_506_982_400
+    for figure in found["figures"]:
+        flops = found["flops_per_image"][f"{figure['operation']} {figure['visible']}"]
+        assert figure["floor_images_per_s"] <= found["peak_flops_per_s"] / flops * (1 + 1e-9)
+        assert figure["times_floor"] == pytest.approx(figure["floor_images_per_s"] / figure["images_per_s"])
+        assert figure["times_floor"] > 0.3, "nothing beats the floor by so much that it is no floor"
+
+
+def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MAE_WEIGHTS")
+    for name in ("mae_tiny", "mae_small"):
+        small = {"depth": 1, "decoder_depth": 1, "image_size": 64}
+        monkeypatch.setitem(PRESETS, name, PRESETS[name].model_copy(update=small))
+    write_random_weights("mae_tiny", tmp_path)
+    for module in ("model.source", "service.commands.bench"):
+        monkeypatch.setattr(f"{module}.PACKAGED", tmp_path)
+    options = ("--backend", "torch", "--max-batch", "1", "--model", "mae_small", "--model", "mae_tiny")
+    result = mae("bench", *QUICK, *options, "--json", "-")
+    assert result.code == 0, result.err
+    assert "mae_small (random weights" in result.err and "mae_tiny (random weights" not in result.err
+    small_found, tiny = json.loads(result.out)["benchmarks"]
+    assert (small_found["engine"]["model"], small_found["random_weights"]) == ("mae_small", True)
+    assert (tiny["engine"]["model"], tiny["random_weights"]) == ("mae_tiny", False)
+    assert {figure["visible"] for figure in small_found["figures"]} == {16, 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--seconds", "0"), "--seconds is more than 0"),
+        (("--model", "mae_tiny", "--model", "mae_base"), "--weights are of one model"),
+        (("--json", "nowhere/bench.json"), "there is no folder nowhere"),
+        (("--backend", "nonsense"), "BACKEND"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_built(mae: Mae, arguments: tuple[str, ...], said: str) -> None:
+    result = mae("bench", *arguments)
+    assert result.code == 2 and said in result.err
+
+
+def test_an_unknown_preset_is_refused(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAE_WEIGHTS")
+    result = mae("bench", "--model", "mae_vast")
+    assert result.code == 2 and "there is no preset 'mae_vast'" in result.err

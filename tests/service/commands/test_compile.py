@@ -1,0 +1,44 @@
+"""`mae compile`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.service.commands.conftest import Mae
+
+
+def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAE_IMAGE_SIZE", "32")  # quickly converted
+    monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
+    first = mae("compile", "--json", "--max-batch", "3")
+    facts = json.loads(first.out)
+    assert first.code == 0
+    assert (facts["made"], facts["backend"], facts["precision"], facts["max_batch"]) == ("now", "openvino", "fp32", 3)
+    assert facts["centred_cosine"] >= 0.999999
+    assert facts["psnr_db"] >= 60
+    assert "converting mae_tiny for OpenVINO" in first.err, "progress is said while it is made"
+    entry = Path(facts["entry"])
+    assert entry.parent == tmp_path / "cache"
+    assert facts["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
+    assert {"encoder.bin", "decoder.bin"} <= facts["files"].keys()
+
+    again = mae("compile")
+    rows = dict(line.split(maxsplit=1) for line in again.out.splitlines() if not line.startswith(" "))
+    assert rows["made"].strip() == "before"
+    assert rows["encoder.bin"].strip().endswith(" MB")
+    assert json.loads(mae("info", "--json").out)["engine"]["entry"] == entry.name
+    assert list((tmp_path / "cache").glob("openvino-*")) == [entry]
+
+
+def test_torch_has_nothing_to_build(mae: Mae) -> None:
+    result = mae("compile", "--backend", "torch", "--image-size", "32")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.splitlines()[-1] == "mae: torch runs the model as it is: there is nothing to build ahead"
+
+
+def test_tensorrt_by_name_needs_a_gpu(mae: Mae) -> None:
+    result = mae("compile", "--backend", "tensorrt")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "mae: BACKEND=tensorrt, but there is no NVIDIA device\n"
