@@ -82,14 +82,16 @@ class Observe:
         if not record.endpoint:
             await self._app(scope, receive, send_with_headers)
             return
-        self._service.inflight += 1
+        # What a drain refuses must not prolong it, or clients that try again and again could for all its time.
+        counts = self._service.state != "draining"
+        self._service.inflight += counts
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             record.status = 500
             raise
         finally:
-            self._service.inflight -= 1
+            self._service.inflight -= counts
             self._write_down(scope, record, headers)
 
     def _write_down(self, scope: Scope, record: Record, headers: Headers) -> None:

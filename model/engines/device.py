@@ -36,8 +36,8 @@ class Kernels(Protocol):
     def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
         """Float32 [B, 1 + K, D], int32 [B, N], uint8 [B, N, P] -> into uint8 [B, N, P], float32 [B, N]."""
 
-    def set_apart(self, lane: int, batch: int, visible: int) -> None:
-        """What runs batches of this size must not change from now on: it is going to be recorded."""
+    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
+        """What encodes, and perhaps decodes, batches of this size must not change from now on: it will be recorded."""
 
 
 class DeviceEngine:
@@ -141,7 +141,7 @@ class DeviceEngine:
         for lane in self._lanes:
             for work, visible in works:
                 for size in _sizes(self.preferred_batch):
-                    self._kernels.set_apart(lane.number, size, visible)
+                    self._kernels.set_apart(lane.number, size, visible, work == "reconstruct")
                     with self._at_work(lane):
                         for _ in range(WARM_UPS):
                             self._launch(lane, work, size, visible)

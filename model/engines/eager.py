@@ -90,5 +90,5 @@ class TorchKernels:
         pixels.copy_(found[0])
         error.copy_(found[1])
 
-    def set_apart(self, lane: int, batch: int, visible: int) -> None:
+    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
         """Nothing to do: torch keeps no state between calls."""

@@ -77,10 +77,10 @@ class TensorRTKernels:
         self._run(lane, DECODER, len(rows), latent.shape[1] - 1, inputs, {"pixels": halves, "error": error})
         pixels.copy_(halves)  # whole numbers from 0 to 255; TensorRT has no conversion to uint8
 
-    def set_apart(self, lane: int, batch: int, visible: int) -> None:
+    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
         """See `Kernels.set_apart`: a recording is void once the context that it was made from changes."""
-        for name, profiles in self._profiles.items():
-            context = self._context(lane, name, _index(profiles, batch, visible))
+        for name in (ENCODER, DECODER) if decodes else (ENCODER,):
+            context = self._context(lane, name, _index(self._profiles[name], batch, visible))
             self._recorded.append(context)
             self._apart[lane, name, batch, visible] = context
 

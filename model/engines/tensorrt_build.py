@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import pwd
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +73,7 @@ def build_engine(name: str, program: ExportedProgram, config: MAEConfig, precisi
     Raises:
         TensorRTError: TensorRT cannot build it whole.
     """
-    import torch_tensorrt
-
+    torch_tensorrt = _torch_tensorrt()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             serialized: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
@@ -92,10 +94,22 @@ def build_engine(name: str, program: ExportedProgram, config: MAEConfig, precisi
     return bytes(serialized)
 
 
+def _torch_tensorrt() -> Any:
+    """The package. It looks up its user's name when it is imported, and in a container a user may have none."""
+    user = os.getuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        nobody = pwd.struct_passwd((str(user), "x", user, os.getgid(), "", tempfile.gettempdir(), "/bin/false"))
+        pwd.getpwuid = lambda uid: nobody
+    try:
+        return import_module("torch_tensorrt")
+    except (ImportError, OSError) as error:  # OSError: a library that is missing or of another version
+        raise TensorRTError(f"torch_tensorrt cannot be imported: {error}") from error
+
+
 def _inputs(name: str, config: MAEConfig, most: int) -> list[Any]:
     """What TensorRT is told of each input: its type, and its shapes under each profile."""
-    from torch_tensorrt import Input
-
     n, p, d = config.num_patches, config.patch_dim, config.embed_dim
     dims: tuple[tuple[torch.dtype, tuple[int | str, ...]], ...]
     if name == ENCODER:
@@ -104,4 +118,5 @@ def _inputs(name: str, config: MAEConfig, most: int) -> list[Any]:
     else:
         profiles = decoder_profiles(config, most)
         dims = ((torch.float32, ("B", "1+K", d)), (torch.int32, ("B", n)), (torch.uint8, ("B", n, p)))
-    return [Input(profiles=[profile.shapes(*dim) for profile in profiles], dtype=dtype) for dtype, dim in dims]
+    tell = _torch_tensorrt().Input
+    return [tell(profiles=[profile.shapes(*dim) for profile in profiles], dtype=dtype) for dtype, dim in dims]

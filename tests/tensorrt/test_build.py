@@ -1,5 +1,7 @@
 """The engines of every graph, really built by TensorRT, and looked at before they are serialised."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -196,6 +198,24 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
     _, facts = load_model(spec)
     assert convert.read_facts(folder) == facts
     assert np.isfinite(convert.read_reference(folder).whole).all()
+
+
+@pytest.mark.parametrize(
+    ("code", "works"),
+    [
+        ("from model.engines.tensorrt_build import _torch_tensorrt; _torch_tensorrt()", True),
+        ("import torch_tensorrt", False),  # else there would be nothing to do
+    ],
+)
+def test_a_user_without_a_name_can_build(code: str, works: bool) -> None:
+    """As in a container that is run with --user."""
+    before = (
+        "import os, torch; os.getuid = lambda: 54321; torch.cuda.get_device_capability = lambda *of: (9, 0); "
+        "torch.cuda.current_device = lambda: 0"
+    )
+    child = subprocess.run([sys.executable, "-c", f"{before}; {code}"], capture_output=True, text=True)
+    assert (child.returncode == 0) is works, child.stderr
+    assert works or "uid not found: 54321" in child.stderr
 
 
 def test_the_real_runtime_is_spoken_to_in_its_own_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

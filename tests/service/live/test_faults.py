@@ -174,6 +174,29 @@ def test_sigterm_when_idle_and_drain_timeout(start_server: Start) -> None:
     assert "cut off" in slow.text()
 
 
+def test_clients_that_try_again_and_again_do_not_prolong_the_drain(start_server: Start) -> None:
+    server = start_server({}, drain_timeout_s=30)
+    end = time.monotonic() + 15
+
+    async def insist(client: httpx.AsyncClient) -> None:
+        while server.process.poll() is None:
+            assert time.monotonic() < end, "still draining, with nothing to finish"
+            try:
+                await client.post("/embed", content=grey(1))
+            except httpx.TransportError:  # it has gone, or is going
+                await asyncio.sleep(0.01)
+
+    async def clients() -> None:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            tasks = [asyncio.create_task(insist(client)) for _ in range(12)]
+            await asyncio.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(clients())
+    assert server.process.returncode == 0
+
+
 def test_vectors_of_the_fake_engine_are_means(start_server: Start) -> None:
     """The fake engine itself: so that what the tests above compare is known."""
     server = start_server({})
