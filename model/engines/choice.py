@@ -9,7 +9,7 @@ from typing import Literal
 from model.engines import gpu
 from model.engines.base import BackendName, EngineBuildError
 
-Backend = Literal["auto"] | BackendName
+Backend = Literal["auto", "tensorrt", "openvino", "torch"]
 NO_TENSORRT = f"neither {' nor '.join(gpu.DISTRIBUTIONS)} is installed"
 
 

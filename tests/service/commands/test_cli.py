@@ -34,7 +34,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
     said = help_of("serve")
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')} " in said and str(field.description) in said
-    assert "auto|openvino|torch Engine: auto, openvino or torch. [default: auto]" in said
+    assert "auto|tensorrt|openvino|torch Engine: auto, tensorrt, openvino or torch. [default: auto]" in said
     assert "--port <int>" in said and "--max-delay-ms <float>" in said and "--engine-cache <path>" in said
     assert "--norm-pix-loss --no-norm-pix-loss <bool>" in said
     assert "[default: (" not in said
@@ -48,7 +48,7 @@ def test_commands_take_the_engines_options_and_no_others(command: str) -> None:
 
 
 def test_environment_and_options_are_checked_alike(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
-    sentence = "mae: BACKEND: Input should be 'auto', 'openvino' or 'torch' (given: 'abacus')\n"
+    sentence = "mae: BACKEND: Input should be 'auto', 'tensorrt', 'openvino' or 'torch' (given: 'abacus')\n"
     assert mae("info", "--backend", "abacus") == (2, "", sentence)
     monkeypatch.setenv("MAE_BACKEND", "abacus")
     assert mae("info") == (2, "", sentence)
