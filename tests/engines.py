@@ -23,6 +23,19 @@ SMALL = MAEConfig(
 )
 """Four patches of 16 x 16."""
 
+NARROW = MAEConfig(
+    name="narrow",
+    image_size=32,
+    patch_size=8,
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+)
+"""16 patches of 8 x 8: small, and still with heads and blocks to get wrong."""
+
 
 def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 32) -> EngineInfo:
     return EngineInfo(

@@ -12,7 +12,7 @@ import torch
 
 from model import checkpoint
 from model.checkpoint import Checkpoint
-from model.config import MAEConfig, Preprocessing
+from model.config import Preprocessing
 from model.engines import build as module
 from model.engines import convert, gpu, tensorrt_build
 from model.engines.base import EngineBuildError, TensorRTError
@@ -26,19 +26,9 @@ from model.engines.profiles import decoder_profiles, encoder_profiles
 from model.engines.programs import graphs_of
 from model.mae import MaskedAutoencoder
 from model.source import WeightsError
+from tests.engines import NARROW
 from tests.model.engines import pretend_tensorrt
 
-NARROW = MAEConfig(
-    name="narrow",
-    image_size=32,
-    patch_size=8,
-    embed_dim=32,
-    depth=2,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
 CARD = Gpu("Pretend 9000", "9.0", "580.65")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.checkpoint import Checkpoint
-from model.config import MAEConfig, Preprocessing
+from model.config import Preprocessing
 from model.engines.base import Engine, EngineError, EngineInfo, FatalEngineError, gather_visible
 from model.engines.build import ModelFacts, reference_engine
 from model.engines.device import DeviceEngine
@@ -22,22 +22,10 @@ from model.engines.profiles import decoder_profiles, encoder_profiles
 from model.engines.programs import DECODER, ENCODER, graphs_of
 from model.engines.tensorrt import TensorRTKernels
 from model.mae import MaskedAutoencoder
-from tests.engines import fake_info
+from tests.engines import NARROW, fake_info
 from tests.model.engines import pretend_tensorrt
 
 MOST = 6
-NARROW = MAEConfig(
-    name="narrow",
-    image_size=32,
-    patch_size=8,
-    embed_dim=32,
-    depth=2,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
-"""16 patches of 8 x 8."""
 
 
 @dataclass
