@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.engines.base import Bytes, Floats, Indices
 from model.masking import removed_flags
+from model.png import png
 
 View = Literal["composite", "reconstruction", "masked", "panel", "error"]
 GREY = 128
 GAP = 8
 ERROR_SCALE = 2.0
-# At Pillow's default of 6 writing a PNG costs more than a small model's reconstruction, for files hardly smaller.
-COMPRESS_LEVEL = 1
 # Black, purple, orange, pale yellow: evenly brighter, so that it also reads in grey (after matplotlib's inferno).
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
@@ -61,13 +58,6 @@ def picture(patches: Bytes) -> NDArray[np.uint8]:
     """Patches [N, P] of a square -> pixels [S, S, 3]."""
     grid, p = round(len(patches) ** 0.5), round((patches.shape[1] / 3) ** 0.5)
     return patches.reshape(grid, grid, p, p, 3).swapaxes(1, 2).reshape(grid * p, grid * p, 3)
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [H, W, 3] -> a PNG file."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=COMPRESS_LEVEL)
-    return out.getvalue()
 
 
 def heat(error: Floats, patch_dim: int) -> Bytes:

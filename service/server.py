@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,7 @@ class Server(uvicorn.Server):
 
 def serve(app: FastAPI, host: str, port: int) -> int:
     """Serves until the end; returns the exit code."""
+    gc.freeze()  # what was imported stays: the collector need not go through it again and again, on the event loop
     Server(app, host, port).run()
     service: Service = app.state.service
     if service.exit_code or any(thread.daemon for thread in threading.enumerate()):

@@ -20,7 +20,8 @@ from model.folders import find_images
 from model.graphs import DecoderGraph, EncoderGraph, Standardise
 from model.masking import decoder_rows, visible_positions
 from model.pictures import cut, square
-from model.rendering import panel, png, sheet
+from model.png import png
+from model.rendering import panel, sheet
 from model.source import named
 from model.training.data import Augmentation, Loader, Photographs
 from model.training.optimiser import adamw, muon, plain_groups

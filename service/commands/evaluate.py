@@ -17,7 +17,7 @@ from model.evaluation.evaluate import evaluate as run
 from model.evaluation.passes import Read, Unreadable
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.folders import ClassFolderError, find_images, labelled_images
-from model.rendering import png
+from model.png import png
 from model.source import HUB_PREFIX, PACKAGED, locate
 from service.commands.errors import CommandError
 from service.commands.files import require_folder, write_output

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from model.engines.base import Floats
 from service.responses import JSON, json_response, preferred_type
-from service.routes.intake import Intake, authorised
+from service.routes.inference import InferenceRoute
+from service.routes.intake import Intake
 from service.schemas import Classifications, ClassifyParameters, error_answers, request_body
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 
 
 @router.post(
@@ -20,7 +21,6 @@ router = APIRouter(tags=["inference"])
     response_model=Classifications,
     responses=error_answers(400, 401, 404, 406, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=request_body(with_mask=False),
-    dependencies=[Depends(authorised)],
 )
 async def classify(request: Request, parameters: Annotated[ClassifyParameters, Query()]) -> Response:
     """Names the likeliest classes of each image, for a model with a classification head."""

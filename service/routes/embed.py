@@ -7,7 +7,7 @@ import io
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from model.engines.base import EngineInfo, Floats, Indices
@@ -15,10 +15,11 @@ from service.finishing import Finishing
 from service.masks import choose_kept
 from service.pipeline import require_pool
 from service.responses import JSON, json_bytes, preferred_type
-from service.routes.intake import Intake, authorised
+from service.routes.inference import InferenceRoute
+from service.routes.intake import Intake
 from service.schemas import Embeddings, EmbedParameters, error_answers, request_body
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY = "application/x-npy"
 # Above this, writing the answer takes longer than a turn of the event loop may.
 LARGE = 50_000
@@ -32,7 +33,6 @@ LARGE = 50_000
         **error_answers(400, 401, 413, 415, 422, 429, 500, 503, 504),
     },
     openapi_extra=request_body(with_mask=False),
-    dependencies=[Depends(authorised)],
 )
 async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()]) -> Response:
     """Turns each image into a vector (or, with `pool=tokens`, into a vector a patch)."""

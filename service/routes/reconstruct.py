@@ -8,7 +8,7 @@ import zipfile
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from model.engines.base import EngineInfo
 from model.masking import removed_flags
@@ -16,10 +16,11 @@ from model.rendering import View, render
 from service.masks import choose_removed
 from service.pipeline import Reconstruction
 from service.responses import JSON, json_bytes, preferred_type
-from service.routes.intake import Intake, authorised
+from service.routes.inference import InferenceRoute
+from service.routes.intake import Intake
 from service.schemas import Reconstructions, ReconstructParameters, error_answers, request_body
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 PNG, ZIP = "image/png", "application/zip"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -32,7 +33,6 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
         **error_answers(400, 401, 404, 413, 415, 422, 429, 500, 503, 504),
     },
     openapi_extra=request_body(with_mask=True),
-    dependencies=[Depends(authorised)],
 )
 async def reconstruct(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
     """Removes patches of each image and paints them anew: one image as PNG, several as JSON or zip."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.rendering import GAP, GREY, View, heat, png, render
+from model.rendering import GAP, GREY, View, heat, render
 
 SIDE, P = 6, 2  # 3 x 3 patches of 2 x 2 pixels
 VISIBLE = np.array([0, 4, 5], dtype=np.int32)
@@ -89,10 +89,3 @@ def test_more_error_is_brighter_and_no_error_is_dark() -> None:
 
 def test_grey_stands_for_what_is_not_seen() -> None:
     assert GREY == 128
-
-
-@pytest.mark.parametrize("size", [(1, 1), (17, 5), (224, 920)])
-def test_a_png_holds_the_very_pixels(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(png(pixels))) as image:
-        assert np.array_equal(np.asarray(image), pixels)

@@ -1,0 +1,37 @@
+"""Pixels -> a PNG file, for a tenth of what an encoder that looks for the smallest file costs."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BITS, COLOURS = 8, 2  # RGB of eight bits each
+UP = 2  # the filter that writes a byte's difference from the byte above
+# Of ISA-L's levels 0 to 3: 2 is no slower than 0, and 3 makes nothing smaller.
+LEVEL = 2
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels [H, W, 3] -> a PNG file.
+
+    Encoders try five filters on every row, byte by byte, and that costs more than the compression. One filter for all
+    rows is one subtraction of NumPy's, and on photographs the file is as large.
+    """
+    height, width, _ = pixels.shape
+    rows = pixels.reshape(height, -1)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the format wants it
+    header = struct.pack(">IIBBBBB", width, height, BITS, COLOURS, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", isal_zlib.compress(filtered, LEVEL)), (b"IEND", b""))
+    return SIGNATURE + b"".join(_chunk(name, content) for name, content in chunks)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    body = name + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", isal_zlib.crc32(body))
