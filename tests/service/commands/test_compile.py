@@ -4,12 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from model.checkpoint import Checkpoint, save
+from model.config import Preprocessing
+from model.families import autoencoder
+from tests.engines import NARROW
 from tests.service.commands.conftest import Mae
 
 
 def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAE_IMAGE_SIZE", "32")  # quickly converted
+    torch.manual_seed(0)
+    tensors = dict(autoencoder(NARROW).state_dict())  # quickly converted
+    save(tmp_path / "narrow.safetensors", Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
+    monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.safetensors"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
     first = mae("compile", "--json", "--max-batch", "3")
     facts = json.loads(first.out)
@@ -17,7 +25,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     assert (facts["made"], facts["backend"], facts["precision"], facts["max_batch"]) == ("now", "openvino", "fp32", 3)
     assert facts["centred_cosine"] >= 0.999999
     assert facts["psnr_db"] >= 60
-    assert "converting mae_tiny for OpenVINO" in first.err, "progress is said while it is made"
+    assert "converting narrow for OpenVINO" in first.err, "progress is said while it is made"
     entry = Path(facts["entry"])
     assert entry.parent == tmp_path / "cache"
     assert facts["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
