@@ -161,7 +161,7 @@ def _clocks(server: ServerProcess, when: float) -> Clocks:
 
 
 def _ended_children() -> float:
-    """Core-seconds of the processes that were started here and have ended: finer than what /proc tells of a live one."""
+    """Core-seconds of the processes that were started here and have ended: finer than /proc is for a live one."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
