@@ -17,8 +17,6 @@ from model.rendering import View, render
 from service.benchmark.results import StageCost
 from service.benchmark.samples import Sample
 from service.images import Decoder
-from service.responses import json_bytes
-from service.routes.embed import base64_floats, npy
 
 MASK_RATIO = 0.75
 VIEWS: tuple[View, ...] = ("composite", "panel")
@@ -39,6 +37,9 @@ def decoding(
 
 def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]:
     """Results to bytes: one image's vectors in every form, and where there is a decoder its pictures."""
+    from service.responses import json_bytes
+    from service.routes.embed import base64_floats, npy  # here: `mae --help` needs no web framework
+
     config = info.config
     vector = np.random.default_rng(0).standard_normal((1, config.embed_dim), dtype=np.float32)
     tokens = np.random.default_rng(0).standard_normal((1, config.num_patches, config.embed_dim), dtype=np.float32)
