@@ -38,7 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-BENCH_OWN = ("model", "decode_threads", "max_pixels")  # its own, or of images that it never sees
 EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name != "encoding"}
 
 
@@ -82,7 +81,7 @@ _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
 _add(reconstruct, {**ReconstructParameters.model_fields, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
-_add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name not in BENCH_OWN})
+_add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "model"})
 _add(compile_engine, ENGINE_OPTIONS, name="compile")
 _add(convert, {})
 _add(pretrain, Recipe.model_fields)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -48,6 +48,8 @@ class Figures(BaseModel):
     p50_ms: float
     """Half of the batches took less, from the host's bytes to the host's numbers."""
     p99_ms: float
+    core_ms: float
+    """Milliseconds of one processor that an image cost this process, over all its threads: neighbours do not show."""
     batches: int
     """How many were timed."""
     floor_images_per_s: float | None = None
@@ -69,6 +71,7 @@ class Contender:
 class _Record:
     rates: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    core_seconds: float = 0.0
 
 
 def sizes_of(engine: Engine) -> list[Size]:
@@ -112,9 +115,11 @@ def measure(
         for done, (contender, size) in enumerate(jobs if turn % 2 == 0 else reversed(jobs)):
             progress(f"turn {turn + 1} of {turns}, figure {done + 1} of {len(jobs)}: {contender.name}")
             record = records[contender.name, size]
-            for count, whole in _run(contender.engine, size, seconds / turns):
-                record.seconds += whole
-                record.rates.append(count)
+            spent, lanes = _run(contender.engine, size, seconds / turns)
+            record.core_seconds += spent
+            for rate, taken in lanes:
+                record.seconds += taken
+                record.rates.append(rate)
     return [_figures(contender.name, size, records[contender.name, size], turns) for contender, size in jobs]
 
 
@@ -137,8 +142,8 @@ def _call(engine: Engine, operation: Operation) -> Callable[[int, Bytes, Indices
     return engine.embed if operation == "embed" else engine.reconstruct
 
 
-def _run(engine: Engine, size: Size, seconds: float) -> Iterator[tuple[float, list[float]]]:
-    """Of each lane, all of them at once: images a second, and the seconds of each batch."""
+def _run(engine: Engine, size: Size, seconds: float) -> tuple[float, list[tuple[float, list[float]]]]:
+    """Core-seconds of all lanes at once, and of each: images a second, and the seconds of each batch."""
     patches, positions = inputs(engine.info.config, size)
     call = _call(engine, size.operation)
     start_line = threading.Barrier(size.lanes)
@@ -158,7 +163,9 @@ def _run(engine: Engine, size: Size, seconds: float) -> Iterator[tuple[float, li
 
     with ThreadPoolExecutor(size.lanes) as pool:
         list(pool.map(warm, range(size.lanes)))
-        yield from pool.map(work, range(size.lanes))
+        before = time.process_time()
+        lanes = list(pool.map(work, range(size.lanes)))
+        return time.process_time() - before, lanes
 
 
 def _figures(name: str, size: Size, record: _Record, turns: int) -> Figures:
@@ -170,5 +177,6 @@ def _figures(name: str, size: Size, record: _Record, turns: int) -> Figures:
         images_per_s=float(np.median(rates)),
         p50_ms=float(p50),
         p99_ms=float(p99),
+        core_ms=1000 * record.core_seconds / (len(record.seconds) * size.batch),
         batches=len(record.seconds),
     )

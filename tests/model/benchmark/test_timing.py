@@ -16,15 +16,21 @@ from tests.engines import SMALL, FakeEngine
 
 class Clock(threading.local):
     now = 0.0
+    cores = 0.0
+    """Of the whole process, as `time.process_time` tells it."""
+    lock = threading.Lock()
 
     def forward(self, seconds: float) -> None:
         self.now += seconds
+        with self.lock:
+            Clock.cores += seconds / 4
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("model.benchmark.timing.time", SimpleNamespace(perf_counter=lambda: found.now))
+    clocks = SimpleNamespace(perf_counter=lambda: found.now, process_time=lambda: Clock.cores)
+    monkeypatch.setattr("model.benchmark.timing.time", clocks)
     return found
 
 
@@ -68,6 +74,7 @@ def test_rate_and_latency_of_a_known_engine(clock: Clock) -> None:
     for figure in (one, two):
         assert (figure.engine, figure.operation, figure.visible, figure.batch) == ("fake", "embed", 4, 4)
         assert (figure.p50_ms, figure.p99_ms) == (pytest.approx(20), pytest.approx(20))
+        assert figure.core_ms == pytest.approx(20 / 4 / 4), "a quarter of a core, four images a batch"
     assert (one.batches, two.batches) == (20, 40)  # ten in a turn of 195 ms, on each lane
 
 

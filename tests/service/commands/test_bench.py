@@ -1,6 +1,7 @@
 """`mae bench`."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,19 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
         (("--model", "mae_tiny", "--model", "mae_base"), "--weights are of one model"),
         (("--json", "nowhere/bench.json"), "there is no folder nowhere"),
         (("--backend", "nonsense"), "BACKEND"),
+        (("--parts", "engine,wheels"), "--parts are engine, decode, answers, front, service, or all (given: 'wheels')"),
+        (("--connections", "4,0"), "--connections are numbers from 1 to 900"),
+        (("--connections", "many"), "--connections are numbers from 1 to 900"),
+        (("--load-seconds", "nan"), "--load-seconds is more than 0"),
+        (("--parts", "front", "--load-seconds", "60"), "--load-seconds is at most 22.5"),
+        (("--parts", "decode", "--compare"), "--compare is of the engine"),
+        (("--parts", "decode", "--images", "."), "holds no image"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_built(mae: Mae, arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_wrong_is_said_before_anything_is_built(
+    mae: Mae, arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = mae("bench", *arguments)
     assert result.code == 2 and said in result.err
 
@@ -101,3 +112,61 @@ def test_an_unknown_preset_is_refused(mae: Mae, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("MAE_WEIGHTS")
     result = mae("bench", "--model", "mae_vast")
     assert result.code == 2 and "there is no preset 'mae_vast'" in result.err
+
+
+def test_stages_without_the_engine_need_no_load(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = mae("bench", *QUICK, "--parts", "decode,answers", "--images", squares, "--json", "-")
+    assert result.code == 0, result.err
+    [found] = json.loads(result.out)["benchmarks"]
+    assert found["figures"] == [] and found["service"]["front"] is None and found["service"]["limits"] == []
+    stages = {(one["stage"], one["what"]): one for one in found["service"]["stages"]}
+    decoded = stages["decode", "8 of squares"]
+    assert decoded["kilobytes"] == pytest.approx(sum(file.stat().st_size for file in squares.iterdir()) / 8000)
+    assert ("answer", "PNG, composite") in stages
+    assert "8 of squares" in result.err and "no limit: " in result.err and "at most" in result.err
+
+
+@pytest.mark.parametrize("parts", ["all", "front", "engine,service"])
+def test_without_wrk_it_says_what_to_install(mae: Mae, monkeypatch: pytest.MonkeyPatch, parts: str) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = mae("bench", "--parts", parts)
+    assert result.code == 2 and "apt-get install wrk" in result.err
+
+
+def test_the_whole_service_and_its_limit(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it put together; the two servers under load are measured by tests of their own, and pretend here."""
+    from service.benchmark import run
+    from tests.service.benchmark.test_limit import under
+
+    names = ("/embed", "/embed, multipart", "/reconstruct")
+    asked: list[str] = []
+
+    def under_load(server, routes, connections, shares, window_s, progress, what):
+        assert server.core_seconds() > 0 and [route.name for route in routes] == [*names]
+        asked.append(what)
+        speed, core_ms = (200, 10.0) if what == "front end alone" else (50, 35.0)
+        return run.Served(figures=tuple(under(name, speed, core_ms) for name in names))
+
+    monkeypatch.setattr(run, "under_load", under_load)
+    monkeypatch.setattr("service.benchmark.load.wrk_is_there", lambda: True)
+    options = ("--images", squares, "--max-batch", "1", "--lanes", "1")
+    result = mae("bench", *QUICK, "--parts", "all", *options, "--json", "-")
+    assert result.code == 0, result.err
+    assert asked == ["front end alone", "service"]
+    [found] = json.loads(result.out)["benchmarks"]
+    limits = {limit["route"]: limit for limit in found["service"]["limits"]}
+    assert tuple(limits) == names
+    core_ms = {(figure["operation"], figure["visible"]): figure["core_ms"] for figure in found["figures"]}
+    assert limits["/embed"]["core_ms"] == pytest.approx(10 + core_ms["embed", 196])
+    assert limits["/reconstruct"]["core_ms"] == pytest.approx(10 + core_ms["reconstruct", 49])
+    assert "Where the time goes" in result.err and "measured / limit" in result.err
+
+
+def test_a_server_that_fails_is_one_sentence(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.benchmark import processes
+
+    monkeypatch.setattr("service.benchmark.load.wrk_is_there", lambda: True)
+    monkeypatch.setattr(processes, "MAE_SERVE", (sys.executable, "-c", "print('out of memory, say')"))
+    result = mae("bench", *QUICK, "--parts", "service", "--images", squares)
+    assert result.code == 2 and "mae: the server has ended with 0: out of memory, say" in result.err

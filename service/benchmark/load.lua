@@ -1,0 +1,51 @@
+-- For wrk: sends the bodies in turn, and writes down when each request began and ended (CLOCK_MONOTONIC) and its status.
+-- Arguments: file to write, path, content type, mean seconds that a connection pauses (0: none), files with bodies.
+-- The time a request began travels in its X-Request-Id, which the server gives back with the answer.
+local ffi = require("ffi")
+ffi.cdef([[
+struct moment { long seconds; long nanoseconds; };
+int clock_gettime(int clock, struct moment *moment);
+]])
+local MONOTONIC = 1
+local moment = ffi.new("struct moment")
+local path, log, pause
+local bodies, headers, turn = {}, {}, 0
+
+local function now()
+  ffi.C.clock_gettime(MONOTONIC, moment)
+  return tonumber(moment.seconds) + tonumber(moment.nanoseconds) / 1e9
+end
+
+function init(arguments)
+  log = assert(io.open(arguments[1], "w"))
+  path, headers["Content-Type"], pause = arguments[2], arguments[3], tonumber(arguments[4])
+  for number = 5, #arguments do
+    local file = assert(io.open(arguments[number], "rb"))
+    bodies[#bodies + 1] = file:read("*a")
+    file:close()
+  end
+  math.randomseed(1)
+  if pause == 0 then
+    delay = nil -- with it, wrk asks before every request
+  end
+end
+
+-- Pauses that are exponentially distributed make the requests of many connections come at random, one by one.
+function delay()
+  return math.floor(-1000 * pause * math.log(1 - math.random()))
+end
+
+function request()
+  turn = turn % #bodies + 1
+  headers["X-Request-Id"] = string.format("%.6f", now())
+  return wrk.format("POST", path, headers, bodies[turn])
+end
+
+function response(status, answered)
+  log:write(answered["x-request-id"] or "nan", " ", string.format("%.6f", now()), " ", status, "\n")
+end
+
+function done(summary)
+  local errors = summary.errors
+  print(string.format('{"never_answered": %d}', errors.connect + errors.read + errors.write + errors.timeout))
+end

@@ -1,0 +1,66 @@
+"""An engine that answers at once, and the real server around it: what is left is web, decoding and batching.
+
+Run as a program by the benchmark alone (`python null_engine.py INFO.json`): `mae serve` has no way to it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.engines.base import Bytes, EngineInfo, Floats, Indices
+from model.extras import Extras
+
+
+class NullEngine:
+    """Shapes and lanes of another engine, and numbers made beforehand.
+
+    They are noise and not zeros, whose JSON would be shorter; pixels are the image's own, so that a PNG costs as usual.
+    """
+
+    def __init__(self, info: EngineInfo) -> None:
+        """In the form of the engine that `info` is of."""
+        self.info = info
+        self.extras = Extras()
+        self.lanes = info.lanes
+        self.preferred_batch = info.preferred_batch
+        config, noise = info.config, np.random.default_rng(0)
+        self._vectors = noise.standard_normal((self.preferred_batch, 2, config.embed_dim), dtype=np.float32)
+        self._tokens = noise.standard_normal((config.num_patches, config.embed_dim), dtype=np.float32)
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.embed`."""
+        return self._vectors[: len(patches)]
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.tokens`."""
+        return np.broadcast_to(self._tokens[: positions.shape[1]], (*positions.shape, self._tokens.shape[1]))
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """See `Engine.reconstruct`."""
+        return patches, np.ones(patches.shape[:2], np.float32)
+
+
+def main() -> int:
+    """Serves until it is ended."""
+    from service.app import create_app
+    from service.logs import configure_logging
+    from service.server import serve
+    from service.settings import load_settings
+
+    info = EngineInfo.model_validate_json(Path(sys.argv[1]).read_text())
+
+    def build(spec: Any, progress: Callable[[str], None]) -> NullEngine:
+        return NullEngine(info)
+
+    settings = load_settings()
+    configure_logging(settings.log_format)
+    return serve(create_app(settings, build), settings.host, settings.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
