@@ -9,18 +9,21 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from model.engines.base import Engine
-from model.engines.cache import EngineCache
+from model.engines.cache import EngineCache, fingerprint
+from model.engines.cpu import processor
 from model.engines.parity import quarter_seen
 from model.masking import every_position
 
 log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16)
+MATTERING = ("entry", "precision", "lanes", "threads_per_lane", "versions")
 SECONDS = 3.0
 """Measuring stops by then, also where a batch is slow."""
 TURNS = 3
+WARM_SECONDS = 0.5
 WORTH = 1.03
 """A larger batch keeps each image in it waiting: it has to be faster by this."""
 Seconds = Callable[[int], float]
@@ -29,16 +32,18 @@ Seconds = Callable[[int], float]
 class Found(BaseModel):
     """What was measured."""
 
-    batch: int
+    batch: int = Field(gt=0)
     rates: dict[int, float]
     """Images a second of all lanes together, by the batch."""
 
 
-def preferred_batch(engine: Engine, cache: EngineCache, name: str, progress: Callable[[str], None]) -> int:
-    """What the note `name` in `cache` says, or else what is measured now and noted.
+def preferred_batch(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
+    """What was noted in `cache` for this engine on this kind of processor, or else what is measured now and noted.
 
     A note that cannot be read is measured anew; one that cannot be written is named in the log.
     """
+    info = engine.info
+    name = f"batch-{fingerprint({'processor': processor(), **info.model_dump(include=set(MATTERING))})}"
     try:
         return Found.model_validate(cache.read_note(name)).batch
     except ValidationError:  # there is none, or none of ours
@@ -105,7 +110,7 @@ def seconds_of(engine: Engine, size: int) -> float:
         return max(pool.map(work, range(engine.lanes)))
 
 
-def warm(engine: Engine, within: float, clock: Callable[[], float] = time.monotonic) -> None:
+def warm(engine: Engine, within: float = WARM_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
     """Runs batches of 1, 2, … of the usual shapes on all lanes, as far as `within` seconds reach.
 
     The first batch of a shape makes its kernels, which takes longer than a single image does.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import EngineBuildError, Precision, TensorRTError
+from model.engines.base import Engine, EngineBuildError, Precision, TensorRTError
 from model.engines.calibration import Calibration
 from model.engines.parity import Answers
 from model.source import WeightsError
@@ -162,14 +162,15 @@ def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
     from model.engines.parity import answers
 
     checkpoint, facts = load_model(job.model)
+    reference = reference_engine(checkpoint, facts)
     if job.target == "openvino":
-        _convert_for_openvino(checkpoint, facts, job, folder, progress)
+        _convert_for_openvino(checkpoint, facts, reference, job, folder, progress)
     else:
         from model.engines.tensorrt_build import build_engines
 
         build_engines(checkpoint, facts.config, facts.preprocessing, job.precision, job.most, folder, progress)
     progress(f"asking eager float32 about {facts.config.name}")
-    arrays: dict[str, Any] = answers(reference_engine(checkpoint, facts)).arrays()
+    arrays: dict[str, Any] = answers(reference).arrays()
     np.savez(folder / REFERENCE, **arrays)
     (folder / FACTS).write_text(
         json.dumps(
@@ -185,7 +186,12 @@ def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
 
 
 def _convert_for_openvino(
-    checkpoint: Checkpoint, facts: ModelFacts, job: Job, folder: Path, progress: Callable[[str], None]
+    checkpoint: Checkpoint,
+    facts: ModelFacts,
+    reference: Engine,
+    job: Job,
+    folder: Path,
+    progress: Callable[[str], None],
 ) -> None:
     from model.engines.openvino import convert
 
@@ -197,7 +203,7 @@ def _convert_for_openvino(
 
     with tempfile.TemporaryDirectory() as scratch:
         convert(checkpoint, facts.config, facts.preprocessing, Path(scratch))
-        quantise_on(job.photographs, checkpoint, facts, Path(scratch), folder, progress)
+        quantise_on(job.photographs, facts, reference, Path(scratch), folder, progress)
 
 
 if __name__ == "__main__":

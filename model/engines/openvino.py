@@ -24,8 +24,8 @@ PREFERRED_BATCH = 4
 ENCODER, DECODER = "encoder.xml", "decoder.xml"
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """In int8 the graphs themselves say what has eight bits; the rest is float32."""
-KERNELS_KEPT = 1000
-"""Of a lane and graph: about 40 shapes in int8. Clients choose K, and OpenVINO's own 5000 are hundreds of megabytes."""
+KERNELS_KEPT = 250
+"""Of each lane and graph: ten shapes in int8. Clients choose K, and OpenVINO's own 5000 would be gigabytes there."""
 
 
 class OpenVINOEngine:
@@ -51,6 +51,11 @@ class OpenVINOEngine:
         if info.config.has_decoder:
             decoder = core.compile_model(str(folder / DECODER), "CPU", options)
             self._decoders = [decoder.create_infer_request() for _ in range(info.lanes)]
+
+    def prefer(self, batch: int) -> None:
+        """Sets how many images one lane likes best; nothing in the graphs depends on it."""
+        self.preferred_batch = batch
+        self.info = self.info.model_copy(update={"preferred_batch": batch})
 
     def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
         """See `Engine.embed`."""

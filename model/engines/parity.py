@@ -31,8 +31,8 @@ class Bar:
     """Whether the cosine to be reached is the mean over the images, not that of the worst."""
 
 
-# Float32 elsewhere differs by rounding alone, so its bar is close; half precision gets room for its ten bits. Eight bits
-# serve all images but a few very well, and those few, mostly near the mean of all, less so: the average is held to it.
+# Float32 elsewhere differs by rounding alone, so its bar is close; half precision gets room for its ten bits. Eight
+# bits serve all images but a few very well, and those few, near the mean of all, less so: the average is held to it.
 BARS: dict[Precision, Bar] = {
     "fp32": Bar(cosine=0.999999, psnr_db=60.0, loss_difference=1e-3),
     "bf16": Bar(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),

@@ -1,70 +1,39 @@
 """Post-training quantisation: OpenVINO's graphs in eight bits, by NNCF, calibrated on photographs.
 
-On photographs and nothing less: ranges taken from drawn images cut off what only photographs reach, and the fixed images
-of the gate, drawn like them, would not show it. So a third of the photographs plays no part in the calibration, and the
-engine is measured on that third.
+On photographs and nothing less: ranges taken from drawn images cut off what only photographs reach, and the fixed
+images of the gate, drawn like them, would not show it. So a third of the photographs plays no part in the calibration,
+and the engine is measured on that third.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from model.config import MAEConfig, Preprocessing
-from model.engines.base import Bytes, Engine, EngineBuildError, Quantisation
+from model.config import MAEConfig
+from model.engines.base import Bytes, Engine, EngineBuildError, EngineInfo, Quantisation
+from model.engines.calibration import Calibration, read_squares
+from model.engines.openvino import DECODER, ENCODER, OpenVINOEngine, import_openvino
 from model.engines.parity import answers, measure, quarter_seen
-from model.folders import find_images
 from model.masking import decoder_rows, every_position
-from model.pictures import FORMATS, cut, loaded, square
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from model.engines.convert import ModelFacts
+
 QUANTISATION = "quantisation.json"
-LEAST, MOST = 24, 192
 HELD_OUT = 3
 """Every third photograph is held out."""
 FIRST_SEED = 1000
 """Of the masks that are calibrated with; those that are measured with begin at 0."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Photographs to quantise by."""
-
-    paths: tuple[str, ...]
-    digest: str
-    """SHA-256 over their bytes, hexadecimal."""
-
-
-def calibration_in(folder: Path) -> Calibration:
-    """At most MOST of the images in `folder`, at any depth, always the same ones.
-
-    Raises:
-        EngineBuildError: there is no such folder, or there are too few images in it.
-    """
-    try:
-        paths, _ = find_images([folder])
-        random.Random(0).shuffle(paths)
-        chosen = paths[:MOST]
-        digest = hashlib.sha256()
-        for path in chosen:
-            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    except OSError as error:
-        raise EngineBuildError(f"photographs to calibrate on: {error.filename}: {error.strerror}") from error
-    _enough(len(chosen))
-    return Calibration(tuple(chosen), digest.hexdigest())
 
 
 def require_nncf() -> str:
@@ -78,29 +47,52 @@ def require_nncf() -> str:
     return version("nncf")
 
 
-def read_squares(paths: Sequence[str], config: MAEConfig, preprocessing: Preprocessing) -> Bytes:
-    """Photographs as patches uint8 [R, N, P]; those that cannot be read are named in the log and left out.
+def quantise_on(
+    calibration: Calibration,
+    facts: ModelFacts,
+    reference: Engine,
+    source: Path,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> None:
+    """Quantises the graphs in `source` into `folder`, and writes there what that has cost.
+
+    Args:
+        calibration: the photographs.
+        facts: of the model.
+        reference: eager float32.
+        source: holds what `openvino.convert` wrote.
+        folder: exists.
+        progress: told in words what is being done.
 
     Raises:
-        EngineBuildError: too few can be read.
+        EngineBuildError: too few photographs can be read.
     """
-    patches = []
-    for path in paths:
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                upright = loaded(image, preprocessing.resized_short_side(config.image_size))
-            patches.append(cut(np.asarray(square(upright, config, preprocessing)), config.patch_size))
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-            log.warning("not calibrated on: %s: %s", path, error)
-    _enough(len(patches))
-    return np.stack(patches)
+    photographs = read_squares(calibration.paths, facts.config, facts.preprocessing)
+    ours, others = calibrating(photographs), held_out(photographs)
+    progress(f"quantising {facts.config.name} to eight bits on {len(ours)} photographs")
+    quantise(source, folder, ours, facts.config)
+    progress(f"measuring the quantised {facts.config.name} on {len(others)} other photographs")
+    engine = OpenVINOEngine(folder, _info(reference.info))
+    quantisation = Quantisation(
+        photographs=len(ours),
+        held_out=len(others),
+        digest=calibration.digest,
+        nncf=version("nncf"),
+        parity=measure(answers(engine, images=others), answers(reference, images=others), facts.config),
+    )
+    (folder / QUANTISATION).write_text(quantisation.model_dump_json(indent=1))
+
+
+def read_quantisation(folder: Path) -> Quantisation:
+    """What `quantise_on` wrote."""
+    return Quantisation(**json.loads((folder / QUANTISATION).read_text()))
 
 
 def calibrating(photographs: Bytes) -> Bytes:
     """Those that are calibrated on."""
-    return photographs[np.arange(len(photographs)) % HELD_OUT != 0]
+    kept: Bytes = photographs[np.arange(len(photographs)) % HELD_OUT != 0]
+    return kept
 
 
 def held_out(photographs: Bytes) -> Bytes:
@@ -117,8 +109,6 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
         photographs: to calibrate on, uint8 [R, N, P]; each is seen whole, and through a quarter of its patches.
         config: its sizes.
     """
-    from model.engines.openvino import DECODER, ENCODER, import_openvino
-
     openvino = import_openvino()  # first: NNCF would import it with its telemetry
     import nncf
 
@@ -143,29 +133,8 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
         openvino.save_model(quantised, str(folder / name), compress_to_fp16=False)
 
 
-def describe(engine: Engine, reference: Engine, photographs: Bytes, calibration_digest: str) -> Quantisation:
-    """What the quantised `engine` costs on the photographs held out, beside `reference`, which is eager float32."""
-    others = held_out(photographs)
-    expected = answers(reference, images=others)
-    return Quantisation(
-        photographs=len(photographs) - len(others),
-        held_out=len(others),
-        digest=calibration_digest,
-        nncf=version("nncf"),
-        parity=measure(answers(engine, images=others), expected, engine.info.config),
+def _info(reference: EngineInfo) -> EngineInfo:
+    """Of an engine in int8 that is measured here, in the place of `reference`."""
+    return reference.model_copy(
+        update={"backend": "openvino", "precision": "int8", "lanes": reference.threads_per_lane, "threads_per_lane": 1}
     )
-
-
-def write_quantisation(folder: Path, quantisation: Quantisation) -> None:
-    """Beside the graphs."""
-    (folder / QUANTISATION).write_text(quantisation.model_dump_json(indent=1))
-
-
-def read_quantisation(folder: Path) -> Quantisation:
-    """What `write_quantisation` wrote."""
-    return Quantisation(**json.loads((folder / QUANTISATION).read_text()))
-
-
-def _enough(count: int) -> None:
-    if count < LEAST:
-        raise EngineBuildError(f"int8 is calibrated on {LEAST} photographs at least, better {MOST}; there are {count}")
