@@ -85,7 +85,7 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PREPROCESS", "squash"),
         ("PREPROCESS", "[1]"),
         ("BACKEND", "onnx"),
-        ("PRECISION", "int8"),
+        ("PRECISION", "int4"),
         ("LANES", "0"),
         ("MAX_BATCH", "0"),
         ("MAX_BATCH", "4097"),
@@ -195,6 +195,7 @@ def test_the_engine_is_told_what_concerns_it() -> None:
     spec = load_settings(**given).engine_spec()
     assert vars(spec) == {
         "cache": Path("/tmp/engines"),
+        "calibrate": None,
         **{
             name: VALUES[name.upper()][1]
             for name in (
