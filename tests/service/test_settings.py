@@ -43,6 +43,10 @@ VALUES = {
     "PREPROCESS": ('{"resize": "squash"}', {"resize": "squash"}),
     "BACKEND": ("torch", "torch"),
     "PRECISION": ("bf16", "bf16"),
+    "CUDA_GRAPHS": ("true", True),
+    "PARITY_COSINE": ("0.9", 0.9),
+    "PARITY_PSNR_DB": ("35", 35),
+    "PARITY_LOSS": ("0.1", 0.1),
     "LANES": ("3", 3),
     "MAX_BATCH": ("64", 64),
     "MAX_DELAY_MS": ("2.5", 2.5),
@@ -208,6 +212,10 @@ def test_the_engine_is_told_what_concerns_it() -> None:
                 "precision",
                 "lanes",
                 "max_batch",
+                "cuda_graphs",
+                "parity_cosine",
+                "parity_psnr_db",
+                "parity_loss",
             )
         },
     }
