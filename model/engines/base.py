@@ -15,7 +15,7 @@ from model.source import HeadFacts, Pooled
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int32]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
 
 
@@ -36,16 +36,35 @@ class TensorRTError(EngineBuildError):
 
 
 class Parity(BaseModel):
-    """How far an engine lies from eager float32 on the same fixed images (worst image of each figure)."""
+    """How far an engine lies from eager float32 on the same images (worst image of each figure, but for the mean)."""
 
     model_config = ConfigDict(frozen=True)
 
     cosine: float
     """Cosine of embeddings after the mean over the images is subtracted from both."""
+    mean_cosine: float | None = None
+    """The same, averaged over the images: the least of cls and mean, whole and masked."""
     psnr_db: float | None = None
     """Of reconstructed pixels, at most 99; none without a decoder."""
     loss_difference: float | None = None
     """Relative difference of the masked loss; none without a decoder."""
+
+
+class Quantisation(BaseModel):
+    """How graphs came to have eight bits, and what that cost on photographs that played no part in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    photographs: int
+    """How many it was calibrated on."""
+    held_out: int
+    """How many others it was measured on."""
+    digest: str
+    """SHA-256 over all of them, hexadecimal."""
+    nncf: str
+    """Version of the package that quantised."""
+    parity: Parity
+    """On those held out."""
 
 
 class EngineInfo(BaseModel):
@@ -73,6 +92,8 @@ class EngineInfo(BaseModel):
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
     parity: Parity | None = None
+    quantisation: Quantisation | None = None
+    """Of an engine in int8."""
     entry: str | None = None
     """Its name in the engine cache; none for torch, which compiles nothing."""
     fallback: str | None = None

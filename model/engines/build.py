@@ -19,10 +19,13 @@ from model.config import MAEConfig, Preprocessing
 from model.engines import gpu, parity
 from model.engines import openvino as openvino_engine
 from model.engines.base import Engine, EngineBuildError, EngineError, EngineInfo, Precision, TensorRTError
+from model.engines.batch import preferred_batch, warm
 from model.engines.cache import EngineCache, fingerprint
+from model.engines.calibration import calibration_in
 from model.engines.choice import Backend, Choice, choose_backend
 from model.engines.convert import Job, ModelFacts, ModelSpec, convert_in_child, read_facts, read_reference
 from model.engines.cpu import available_cpus
+from model.engines.quantise import read_quantisation, require_nncf
 from model.extras import read_extras
 from model.source import Source, locate, speaking_of
 
@@ -54,6 +57,8 @@ class EngineSpec:
     parity_cosine: float | None = None
     parity_psnr_db: float | None = None
     parity_loss: float | None = None
+    calibrate: Path | None = None
+    """Photographs to quantise by; without it, int8 needs an engine that was made before."""
 
     def bar(self, precision: Precision) -> parity.Bar:
         """What an engine of that precision must reach."""
@@ -168,6 +173,13 @@ def _announced(choice: Choice) -> Choice:
 
 
 def _build(plan: Plan) -> Engine:
+    backend = plan.choice.backend
+    if plan.spec.precision == "int8" and backend != "openvino":
+        raise EngineBuildError(
+            f"PRECISION=int8 is for BACKEND=openvino; {backend} on {plan.choice.device} has fp32, bf16 and fp16"
+        )
+    if plan.spec.calibrate is not None and plan.spec.precision != "int8":
+        raise EngineBuildError("photographs to calibrate on are for PRECISION=int8 alone")
     if plan.choice.backend == "openvino":
         return _build_openvino(plan)
     if plan.choice.backend == "tensorrt":
@@ -184,15 +196,24 @@ def _build_openvino(plan: Plan) -> Engine:
         "versions": {name: version(name) for name in ("openvino", "torch")},
         "machine": platform.machine(),
     }
-    job = Job(plan.model, "openvino")
-    folder = _obtain(plan, f"openvino-{fingerprint(ingredients)}", job)
+    precision = "fp32" if spec.precision == "auto" else spec.precision
+    if precision == "int8":
+        folder = _obtain_int8(plan, ingredients)
+    else:
+        folder = _obtain(plan, f"openvino-{fingerprint(ingredients)}", Job(plan.model, "openvino"))
     lanes = spec.lanes or available_cpus()
     batch = spec.max_batch or openvino_engine.PREFERRED_BATCH
-    precision = "fp32" if spec.precision == "auto" else spec.precision
     threads = max(1, available_cpus() // lanes)
     info = _info(source, read_facts(folder), plan.choice, precision, lanes, threads, batch, folder.name)
+    if precision == "int8":
+        info = info.model_copy(update={"quantisation": read_quantisation(folder)})
     plan.progress(f"compiling {source.name} for this processor")
-    return _gated(openvino_engine.OpenVINOEngine(folder, info), read_reference(folder), plan)
+    engine = openvino_engine.OpenVINOEngine(folder, info)
+    _gated(engine, read_reference(folder), plan)
+    if spec.max_batch is None:
+        engine.prefer(preferred_batch(engine, EngineCache(spec.cache), plan.progress))
+    warm(engine)
+    return engine
 
 
 def _build_tensorrt(plan: Plan) -> Engine:
@@ -255,6 +276,35 @@ def _obtain(plan: Plan, name: str, job: Job) -> Path:
     folder, was_there = EngineCache(plan.spec.cache).obtain(name, make)
     log.info("engine cache entry %s: %s", folder, "found" if was_there else "made")
     return folder
+
+
+def _obtain_int8(plan: Plan, ingredients: dict[str, object]) -> Path:
+    """The quantised entry: made from `spec.calibrate`, or the one that was made last from whatever photographs.
+
+    A note in the cache leads from all ingredients but the photographs to that entry: a server has not got them.
+    """
+    spec, cache = plan.spec, EngineCache(plan.spec.cache)
+    note = f"int8-{fingerprint(ingredients)}"
+    if spec.calibrate is None:
+        said = cache.read_note(note)
+        found = cache.find(str(said["entry"])) if said and "entry" in said else None
+        if found is None:
+            raise EngineBuildError(
+                f"the engine cache {spec.cache} has no intact int8 engine of {plan.source.name} for these options: "
+                "mae compile --precision int8 --calibrate FOLDER makes one from photographs"
+            )
+        _held_out_gate(found, plan)
+        return found
+    nncf, calibration = require_nncf(), calibration_in(spec.calibrate)
+    name = f"openvino-int8-{fingerprint({**ingredients, 'photographs': calibration.digest, 'nncf': nncf})}"
+    folder = _obtain(plan, name, Job(plan.model, "openvino", "int8", photographs=calibration))
+    _held_out_gate(folder, plan)
+    cache.write_note(note, {"entry": name})
+    return folder
+
+
+def _held_out_gate(folder: Path, plan: Plan) -> None:
+    parity.require(read_quantisation(folder).parity, plan.spec.bar("int8"), " of photographs held out")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from model.engines.base import EngineBuildError
 
@@ -61,6 +63,39 @@ class EngineCache:
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             return folder, False
+
+    def find(self, name: str) -> Path | None:
+        """The folder of entry `name` if it is there and intact; nothing is made."""
+        folder = self.root / name
+        return folder if self._intact(folder) else None
+
+    def read_note(self, name: str) -> dict[str, Any] | None:
+        """What `write_note` has kept; None if there is nothing, or nothing that can be read."""
+        path = self.root / f"{name}.json"
+        try:
+            note = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s)", path, error)
+            return None
+        return note if isinstance(note, dict) else None
+
+    def write_note(self, name: str, facts: dict[str, Any]) -> bool:
+        """Keeps a few facts beside the entries, whole or not at all, and says whether it could.
+
+        A cache that cannot be written serves all the same: what it lacks is found out anew each time.
+        """
+        fresh = self.root / f".{name}-{uuid.uuid4().hex}.json"
+        try:
+            fresh.write_text(json.dumps(facts))
+            os.replace(fresh, self.root / f"{name}.json")
+        except OSError as error:
+            log.warning("not kept in the engine cache: %s", error)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            return False
+        return True
 
     def _intact(self, folder: Path) -> bool:
         if not folder.is_dir():

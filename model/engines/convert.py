@@ -13,18 +13,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import EngineBuildError, Precision, TensorRTError
+from model.engines.base import Engine, EngineBuildError, Precision, TensorRTError
+from model.engines.calibration import Calibration
 from model.engines.parity import Answers
 from model.source import WeightsError
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 FACTS, REFERENCE = "model.json", "reference.npz"
@@ -61,9 +66,11 @@ class Job:
     model: ModelSpec
     target: Literal["openvino", "tensorrt"]
     precision: Precision = "fp32"
-    """Of the graphs; OpenVINO chooses its own when they are loaded."""
+    """Of the graphs; OpenVINO chooses its own when they are loaded, but for int8."""
     most: int = 0
     """The largest batch that TensorRT builds for."""
+    photographs: Calibration | None = None
+    """What int8 is calibrated on."""
 
 
 def convert_in_child(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
@@ -129,7 +136,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _convert(
-            Job(**{**job, "model": ModelSpec(**job["model"])}),
+            _job(job),
             Path(sys.argv[1]),
             lambda words: print(json.dumps({"progress": words}), file=answers),
         )
@@ -137,6 +144,11 @@ def main() -> None:
         name = next(name for name, kind in FAILURES.items() if isinstance(error, kind))
         print(json.dumps({"failure": name, "message": str(error)}), file=answers)
         sys.exit(1)
+
+
+def _job(said: dict[str, Any]) -> Job:
+    photographs = said["photographs"] and Calibration(**said["photographs"])
+    return Job(**{**said, "model": ModelSpec(**said["model"]), "photographs": photographs})
 
 
 def _end_with_parent() -> None:
@@ -150,17 +162,15 @@ def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
     from model.engines.parity import answers
 
     checkpoint, facts = load_model(job.model)
+    reference = reference_engine(checkpoint, facts)
     if job.target == "openvino":
-        from model.engines.openvino import convert
-
-        progress(f"converting {facts.config.name} for OpenVINO")
-        convert(checkpoint, facts.config, facts.preprocessing, folder)
+        _convert_for_openvino(checkpoint, facts, reference, job, folder, progress)
     else:
         from model.engines.tensorrt_build import build_engines
 
         build_engines(checkpoint, facts.config, facts.preprocessing, job.precision, job.most, folder, progress)
     progress(f"asking eager float32 about {facts.config.name}")
-    arrays: dict[str, Any] = answers(reference_engine(checkpoint, facts)).arrays()
+    arrays: dict[str, Any] = answers(reference).arrays()
     np.savez(folder / REFERENCE, **arrays)
     (folder / FACTS).write_text(
         json.dumps(
@@ -173,6 +183,27 @@ def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
             indent=1,
         )
     )
+
+
+def _convert_for_openvino(
+    checkpoint: Checkpoint,
+    facts: ModelFacts,
+    reference: Engine,
+    job: Job,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> None:
+    from model.engines.openvino import convert
+
+    progress(f"converting {facts.config.name} for OpenVINO")
+    if job.photographs is None:
+        convert(checkpoint, facts.config, facts.preprocessing, folder)
+        return
+    from model.engines.quantise import quantise_on
+
+    with tempfile.TemporaryDirectory() as scratch:
+        convert(checkpoint, facts.config, facts.preprocessing, Path(scratch))
+        quantise_on(job.photographs, facts, reference, Path(scratch), folder, progress)
 
 
 if __name__ == "__main__":

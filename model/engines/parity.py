@@ -27,13 +27,17 @@ class Bar:
     cosine: float
     psnr_db: float
     loss_difference: float
+    averaged: bool = False
+    """Whether the cosine to be reached is the mean over the images, not that of the worst."""
 
 
-# Float32 elsewhere differs by rounding alone, so its bar is close; half precision gets room for its ten bits.
+# Float32 elsewhere differs by rounding alone, so its bar is close; half precision gets room for its ten bits. Eight
+# bits serve all images but a few very well, and those few, near the mean of all, less so: the average is held to it.
 BARS: dict[Precision, Bar] = {
     "fp32": Bar(cosine=0.999999, psnr_db=60.0, loss_difference=1e-3),
     "bf16": Bar(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
     "fp16": Bar(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
+    "int8": Bar(cosine=0.99, psnr_db=30.0, loss_difference=5e-2, averaged=True),
 }
 
 
@@ -46,6 +50,7 @@ def bar_for(
         own.cosine if cosine is None else cosine,
         own.psnr_db if psnr_db is None else psnr_db,
         own.loss_difference if loss is None else loss,
+        own.averaged,
     )
 
 
@@ -55,7 +60,7 @@ class ParityError(EngineBuildError):
 
 @dataclass(frozen=True)
 class Answers:
-    """What an engine says of the fixed images, R rows of them: see `answers`."""
+    """What an engine says of some images, R rows of them: see `answers`."""
 
     whole: Floats
     """[R, 2, D], every patch seen."""
@@ -71,20 +76,23 @@ class Answers:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def answers(engine: Engine, size: int | None = None) -> Answers:
-    """Runs the fixed images through `engine` in batches of `size`, spread over all its lanes.
+def answers(engine: Engine, size: int | None = None, images: Bytes | None = None) -> Answers:
+    """Runs images through `engine` in batches of `size`, spread over all its lanes.
 
-    Rows are the fixed images in order, over and over where batches or lanes are more than there are images.
+    Rows are the images in order, over and over where batches or lanes are more than there are images.
 
     Args:
         engine: what to ask.
         size: images in a batch; by default what the engine prefers, at most all of them at once.
+        images: uint8 [R, N, P]; the fixed images by default.
     """
     config = engine.info.config
-    size = size or max(1, min(engine.preferred_batch, IMAGES // engine.lanes))
-    order = np.arange(max(IMAGES, size * engine.lanes)) % IMAGES
-    patches, visible = fixed_patches(config), _visible(config)
-    everything = np.repeat(every_position(config.num_patches)[None], IMAGES, axis=0)
+    patches = fixed_patches(config) if images is None else images
+    count = len(patches)
+    size = size or max(1, min(engine.preferred_batch, count // engine.lanes))
+    order = np.arange(max(count, size * engine.lanes)) % count
+    visible = quarter_seen(config, count)
+    everything = np.repeat(every_position(config.num_patches)[None], count, axis=0)
     seen = np.take_along_axis(patches, visible[..., None], axis=1)
     decodes = config.has_decoder
     whole, masked, pixels, error = [], [], [], []
@@ -113,8 +121,10 @@ def gate(engine: Engine, expected: Answers, bar: Bar, sizes: Sequence[int | None
     found = [check(answers(engine, size), expected, engine.info.config, bar, size) for size in sizes]
     psnr = [parity.psnr_db for parity in found if parity.psnr_db is not None]
     loss = [parity.loss_difference for parity in found if parity.loss_difference is not None]
+    means = [parity.mean_cosine for parity in found if parity.mean_cosine is not None]
     return Parity(
         cosine=min(parity.cosine for parity in found),
+        mean_cosine=min(means, default=None),
         psnr_db=min(psnr, default=None),
         loss_difference=max(loss, default=None),
     )
@@ -126,21 +136,30 @@ def check(found: Answers, expected: Answers, config: MAEConfig, bar: Bar, size: 
     Raises:
         ParityError: a figure under its bar, or not a number.
     """
-    parity = measure(found, expected, config)
-    batches = "" if size is None else f" in batches of {size}"
-    if not parity.cosine >= bar.cosine:
+    return require(measure(found, expected, config), bar, "" if size is None else f" in batches of {size}")
+
+
+def require(parity: Parity, bar: Bar, where: str = "") -> Parity:
+    """Holds figures to a bar; `where` says in the message what they are of.
+
+    Raises:
+        ParityError: a figure under its bar, or not a number.
+    """
+    cosine, kind = (parity.mean_cosine, "mean centred cosine") if bar.averaged else (parity.cosine, "centred cosine")
+    if cosine is None or not cosine >= bar.cosine:
+        reached = "unknown" if cosine is None else f"{cosine:.6f}"
         raise ParityError(
-            f"embeddings{batches} differ from eager float32: centred cosine {parity.cosine:.6f}, "
+            f"embeddings{where} differ from eager float32: {kind} {reached}, "
             f"at least {bar.cosine} is needed (PARITY_COSINE)"
         )
     if parity.psnr_db is not None and not parity.psnr_db >= bar.psnr_db:
         raise ParityError(
-            f"reconstructions{batches} differ from eager float32: PSNR {parity.psnr_db:.1f} dB, "
+            f"reconstructions{where} differ from eager float32: PSNR {parity.psnr_db:.1f} dB, "
             f"at least {bar.psnr_db} is needed (PARITY_PSNR_DB)"
         )
     if parity.loss_difference is not None and not parity.loss_difference <= bar.loss_difference:
         raise ParityError(
-            f"the reconstruction loss{batches} differs from eager float32 by {parity.loss_difference:.2%}, "
+            f"the reconstruction loss{where} differs from eager float32 by {parity.loss_difference:.2%}, "
             f"at most {bar.loss_difference:.2%} is allowed (PARITY_LOSS)"
         )
     return parity
@@ -149,20 +168,25 @@ def check(found: Answers, expected: Answers, config: MAEConfig, bar: Bar, size: 
 @np.errstate(invalid="ignore")  # infinities become NaN here, and NaN passes no bar
 def measure(found: Answers, expected: Answers, config: MAEConfig) -> Parity:
     """The figures of `check`, without the bar."""
-    order = np.arange(len(found.whole)) % IMAGES
+    count = len(expected.whole)
+    order = np.arange(len(found.whole)) % count
     pairs = ((found.whole, expected.whole), (found.masked, expected.masked))
+    cosines = np.stack([_centred_cosines(a, b[order], b.mean(axis=0, dtype=np.float64)) for a, b in pairs])
     # unlike min, np.min lets NaN through
-    cosine = float(np.min([_centred_cosine(a, b[order], b.mean(axis=0, dtype=np.float64)) for a, b in pairs]))
+    cosine, mean_cosine = float(np.min(cosines)), float(np.min(cosines.mean(axis=1)))
     if found.pixels is None or found.error is None or expected.pixels is None or expected.error is None:
-        return Parity(cosine=cosine)
+        return Parity(cosine=cosine, mean_cosine=mean_cosine)
     # One image at a time: a large batch of them in double precision would take gigabytes.
     pairs_of_pixels = zip(found.pixels, expected.pixels[order], strict=True)
     squared = np.array([np.square(ours.astype(np.float64) - theirs).mean() for ours, theirs in pairs_of_pixels])
     psnr = np.minimum(99.0, 10 * np.log10(255**2 / np.maximum(squared, 1e-9))).min()
-    removed = np.stack([removed_flags(row, config.num_patches) for row in _visible(config)])
+    removed = np.stack([removed_flags(row, config.num_patches) for row in quarter_seen(config, count)])
     ours, theirs = ((error * removed[order]).sum(axis=1) for error in (found.error, expected.error[order]))
     return Parity(
-        cosine=cosine, psnr_db=float(psnr), loss_difference=float(np.abs(ours / np.maximum(theirs, 1e-12) - 1).max())
+        cosine=cosine,
+        mean_cosine=mean_cosine,
+        psnr_db=float(psnr),
+        loss_difference=float(np.abs(ours / np.maximum(theirs, 1e-12) - 1).max()),
     )
 
 
@@ -186,20 +210,21 @@ def fixed_patches(config: MAEConfig) -> Bytes:
     return np.ascontiguousarray(stacked.transpose(0, 1, 3, 2, 4, 5)).reshape(IMAGES, grid * grid, -1)
 
 
-def _visible(config: MAEConfig) -> Indices:
-    """Where a quarter of the patches of each fixed image is seen, int32 [IMAGES, K]."""
+def quarter_seen(config: MAEConfig, count: int, first_seed: int = 0) -> Indices:
+    """Where a quarter of the patches of each of `count` images is seen, int32 [count, K]."""
     if config.num_patches < 2:
-        return np.zeros((IMAGES, 1), dtype=np.int32)
+        return np.zeros((count, 1), dtype=np.int32)
     ratio = min(MASK_RATIO, 1 - 1 / config.num_patches)
-    return np.stack([visible_positions("random", config.grid, ratio, seed) for seed in range(IMAGES)])
+    return np.stack([visible_positions("random", config.grid, ratio, first_seed + n) for n in range(count)])
 
 
-def _centred_cosine(found: Floats, expected: Floats, mean: NDArray[np.float64]) -> float:
-    """Worst cosine over images and poolings of [R, 2, D] after `mean` [2, D] is subtracted from both.
+def _centred_cosines(found: Floats, expected: Floats, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosines [R, 2] of the vectors of [R, 2, D] after `mean` [2, D] is subtracted from both.
 
     It is the expected vectors' mean that is subtracted from both: an engine whose vectors are all shifted by the same
     amount must not pass.
     """
     a, b = (x.astype(np.float64) - mean for x in (found, expected))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return float(((a * b).sum(axis=-1) / np.maximum(norms, 1e-30)).min())
+    cosines: NDArray[np.float64] = (a * b).sum(axis=-1) / np.maximum(norms, 1e-30)
+    return cosines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.engines.base import EngineInfo
+from model.engines.base import EngineInfo, Quantisation
 from service.commands.errors import CommandError
 from service.commands.options import settings_of
 
 
 def compile_engine(
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="<path>", help="Folder of photographs that --precision int8 is made by."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of a table.")] = False,
     **given: Any,
 ) -> None:
@@ -36,7 +41,7 @@ def compile_engine(
         said.append(words)
         progress.print(f"{time.monotonic() - start:6.1f} s  {words}")
 
-    info = build(settings.engine_spec(), say).info
+    info = build(replace(settings.engine_spec(), calibrate=calibrate), say).info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""
         raise CommandError(f"{info.backend} runs the model as it is: there is nothing to build ahead{reason}")
@@ -69,10 +74,26 @@ def _facts(info: EngineInfo, folder: Path, made: bool, seconds: float) -> dict[s
         "max_batch": info.preferred_batch,
         "versions": info.versions,
         "centred_cosine": parity and parity.cosine,
+        "mean_centred_cosine": parity and parity.mean_cosine,
         "psnr_db": parity and parity.psnr_db,
         "loss_difference": parity and parity.loss_difference,
+        **_quantised(info.quantisation),
         "entry": str(folder),
         "made": "now" if made else "before",
         "seconds": round(seconds, 1),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+
+
+def _quantised(found: Quantisation | None) -> dict[str, Any]:
+    """What int8 costs on photographs that it was not calibrated on."""
+    if found is None:
+        return {}
+    return {
+        "calibrated_on": found.photographs,
+        "held_out": found.held_out,
+        "held_out_mean_centred_cosine": found.parity.mean_cosine,
+        "held_out_centred_cosine": found.parity.cosine,
+        "held_out_psnr_db": found.parity.psnr_db,
+        "held_out_loss_difference": found.parity.loss_difference,
     }

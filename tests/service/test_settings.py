@@ -43,6 +43,10 @@ VALUES = {
     "PREPROCESS": ('{"resize": "squash"}', {"resize": "squash"}),
     "BACKEND": ("torch", "torch"),
     "PRECISION": ("bf16", "bf16"),
+    "CUDA_GRAPHS": ("true", True),
+    "PARITY_COSINE": ("0.9", 0.9),
+    "PARITY_PSNR_DB": ("35", 35),
+    "PARITY_LOSS": ("0.1", 0.1),
     "LANES": ("3", 3),
     "MAX_BATCH": ("64", 64),
     "CUDA_GRAPHS": ("yes", True),
@@ -89,7 +93,7 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PREPROCESS", "squash"),
         ("PREPROCESS", "[1]"),
         ("BACKEND", "onnx"),
-        ("PRECISION", "int8"),
+        ("PRECISION", "int4"),
         ("LANES", "0"),
         ("MAX_BATCH", "0"),
         ("MAX_BATCH", "4097"),
@@ -204,6 +208,7 @@ def test_the_engine_is_told_what_concerns_it() -> None:
     spec = load_settings(**given).engine_spec()
     assert vars(spec) == {
         "cache": Path("/tmp/engines"),
+        "calibrate": None,
         **{
             name: VALUES[name.upper()][1]
             for name in (
