@@ -3,7 +3,8 @@
     PYTHONPATH=. .venv/bin/python tests/benchmarks/ratios.py --clients 128
 
 Behind the batcher is an engine that sleeps 20 ms + 0.1 ms an image, as a GPU would with a small model: what counts is
-how full the batches are. Each client sends its next image as soon as it has an answer; both cases take turns.
+how full the batches are, and whether images with different numbers of visible patches share one. Each client sends its
+next image as soon as it has an answer; the cases take turns.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ PATCHES, PATCH, WIDTH = 196, 768, 192
 class SleepingEngine:
     """Takes `base_s` a batch and `image_s` an image, and counts its batches."""
 
-    def __init__(self, lanes: int, batch: int, base_s: float = 0.020, image_s: float = 0.0001) -> None:
-        self.info: Any = SimpleNamespace(config=SimpleNamespace(num_patches=PATCHES))
+    def __init__(self, lanes: int, batch: int, mixes: bool, base_s: float = 0.020, image_s: float = 0.0001) -> None:
+        self.info: Any = SimpleNamespace(config=SimpleNamespace(num_patches=PATCHES), mixes=mixes)
         self.lanes, self.preferred_batch = lanes, batch
         self.batches = 0
         self._base_s, self._image_s = base_s, image_s
@@ -39,9 +40,9 @@ class SleepingEngine:
         return np.ones((len(patches), 2, WIDTH), np.float32)
 
 
-async def rate(ratios: str, clients: int, lanes: int, batch: int, seconds: float) -> tuple[float, float]:
+async def rate(ratios: str, mixes: bool, clients: int, lanes: int, batch: int, seconds: float) -> tuple[float, float]:
     """Images a second, and images a batch."""
-    engine = SleepingEngine(lanes, batch)
+    engine = SleepingEngine(lanes, batch, mixes)
     batcher = Batcher(engine, Metrics(), queue_images=2 * clients)  # type: ignore[arg-type]
     batcher.start()
     draw = np.random.default_rng(0)
@@ -73,15 +74,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0)
     given = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {"one": [], "random": []}
+    cases = {"one ratio": ("one", False), "random": ("random", False), "random, mixed batches": ("random", True)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for turn in range(5):
-        for ratios in ("one", "random") if turn % 2 == 0 else ("random", "one"):
-            one = asyncio.run(rate(ratios, given.clients, given.lanes, given.batch, given.seconds))
-            found[ratios].append(one)
-    for ratios, figures in found.items():
+        for name in list(cases) if turn % 2 == 0 else reversed(cases):
+            shape = (given.clients, given.lanes, given.batch, given.seconds)
+            found[name].append(asyncio.run(rate(*cases[name], *shape)))
+    for name, figures in found.items():
         images, full = (median(figure[place] for figure in figures) for place in (0, 1))
-        print(f"{ratios:7} {images:8.0f} images/s, {full:5.1f} images a batch")
-    print(f"random / one: {median(b[0] / a[0] for a, b in zip(*found.values(), strict=True)):.2f}")
+        ratio = median(a[0] / b[0] for a, b in zip(figures, found["one ratio"], strict=True))
+        print(f"{name:22} {images:8.0f} images/s, {full:5.1f} images a batch, {ratio:.2f} of one ratio")
 
 
 if __name__ == "__main__":
