@@ -1,4 +1,4 @@
-"""Whether the server's memory stays where it is: resident megabytes after more and more requests with mixed shares.
+"""How soon the server is ready, and whether its memory stays: megabytes after more and more requests of mixed shares.
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/memory.py --requests 20000
 
@@ -40,13 +40,14 @@ def path_of(number: int) -> str:
 def main() -> None:
     """Prints a line at 1,000 requests and whenever another fifth of them is answered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--requests", type=int, default=20_000, help="0: only how soon it is ready")
     given = parser.parse_args()
     files = made("JPEG", 500, 334, 8).files
-    marks = sorted({1000, *(given.requests * fifth // 5 for fifth in range(1, 6))})
+    marks = sorted({1000, *(given.requests * fifth // 5 for fifth in range(1, 6))}) if given.requests else []
     first = 0.0
+    begun = time.monotonic()
     with serving(load_settings()) as server:
-        print(f"ready: {resident_mb(server):.0f} MB", flush=True)
+        print(f"ready after {time.monotonic() - begun:.2f} s: {resident_mb(server):.0f} MB", flush=True)
         numbers = itertools.count()
         host = urlsplit(server.url).netloc
         for start, end in itertools.pairwise([0, *marks]):
