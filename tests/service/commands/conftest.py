@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,15 @@ class Result(NamedTuple):
 
 
 Mae = Callable[..., Result]
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """Runs a command in this process, and what it says and exits with."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
 
 
 @pytest.fixture(scope="session")
@@ -72,15 +82,7 @@ def mae(
 ) -> Mae:
     """Runs a command in this process, and what it says and exits with."""
     monkeypatch.setattr(building, "build", _loaded)
-
-    def run(*arguments: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        code = ended.value.code
-        return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
-
-    return run
+    return partial(run, capfd)
 
 
 @pytest.fixture(scope="session")
