@@ -1,5 +1,6 @@
 """Fixtures that tests of both packages share."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 from PIL import Image
 
 from model.engines import gpu
+
+# Of torch, here and in every process that a test starts: threads that wait for work sleep. By default they spin, and
+# with small models on few cores that takes more than the work does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

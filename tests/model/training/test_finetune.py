@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import io
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +27,12 @@ from model.training.head import LinearHead
 from model.training.recipe import FinetuningRecipe
 from model.training.validation import Validation
 from service.app import create_app
-from service.cli import main
 from service.settings import Settings
+from tests.model.training import running
+from tests.model.training.running import rows
 
-BIN = Path(sys.executable).parent
+through = partial(running.through, "finetune")
+killed_once_saved = partial(running.killed_once_saved, "finetune")
 SMALL = ("--image-size", "32", "--batch-size", "16", "--threads", "1", "--log-steps", "1")
 CLASSES = ("blue", "green", "stripes")
 
@@ -59,27 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture(name, draw).save(root / name / f"{number:02d}.png")
     (root / "blue" / "torn.png").write_bytes(b"no image")
     return root
-
-
-def mae(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Begins in a process of its own."""
-    command = [*launcher, str(BIN / "mae"), "finetune", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def through(*arguments: object, code: int = 0) -> str:
-    """Runs to the end in this process; what was said on standard error."""
-    threads = torch.get_num_threads()
-    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
-        main(["finetune", *map(str, arguments)])
-    torch.set_num_threads(threads)
-    assert (ended.value.code or 0) == code, err.getvalue()
-    return err.getvalue()
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def losses(run: Path) -> list[float]:
@@ -131,15 +108,10 @@ def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
 
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "signs"
-    choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25", "--save-minutes", "0.0001")
-    process = mae(folder, "-o", run, *SMALL, *choices)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "state.pt").is_file():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and len(losses(run)) < 30
-    through("-o", run, "--resume")
+    choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
+    killed_once_saved(run, folder, *SMALL, *choices)
+    assert len(losses(run)) < 30
+    through("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
     assert rows(run)[-1]["val_loss"] == rows(whole)[-1]["val_loss"]
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -147,10 +119,8 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
-    launcher = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    out, err = (process := mae(folder, "-o", run, *SMALL, *choices, launcher=launcher)).communicate(timeout=120)
-    assert process.returncode == 0, out + err
+    err = running.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=running.TWO_PROCESSES)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.extras.head is not None

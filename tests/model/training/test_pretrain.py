@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,11 @@ from model.checkpoint import load
 from model.source import locate
 from model.training.pretrain import starting_point
 from model.training.recipe import Recipe
+from tests.model.training import running
+from tests.model.training.running import rows
 
-BIN = Path(sys.executable).parent
+through = partial(running.through, "pretrain")
+killed_once_saved = partial(running.killed_once_saved, "pretrain")
 SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
 
 
@@ -39,31 +40,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def mae(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [*launcher, str(BIN / "mae"), "pretrain", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def through(*arguments: object, launcher: tuple[str, ...] = (), code: int = 0) -> str:
-    """Runs to the end; what was said on standard error."""
-    process = mae(*arguments, launcher=launcher)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, out + err
-    return err
-
-
 def losses(run: Path) -> list[float]:
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
-    return [float(row["loss"]) for row in rows]
+    said = rows(run)
+    assert [int(row["step"]) for row in said] == list(range(1, len(said) + 1))
+    return [float(row["loss"]) for row in said]
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    err = through(folder, "-o", run, *SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
+    choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
+    err = running.alone("pretrain", folder, "-o", run, *choices)
     assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
@@ -91,15 +79,9 @@ def test_reconstructions_and_scalars_are_kept(whole: Path) -> None:
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
-    process = mae(folder, "-o", run, *choices, "--save-minutes", "0.0001")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "state.pt").is_file():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    killed_once_saved(run, folder, *choices)
     assert len(losses(run)) < 40
-    through("-o", run, "--resume")
+    through("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
     assert (run / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
     one, other = (load(path / "model.safetensors").tensors for path in (run, whole))
@@ -109,13 +91,9 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "muon"
     choices = (*SMALL, "--optimiser", "muon", "--steps", "12")
-    process = mae(folder, "-o", run, *choices, "--save-minutes", "0.0001")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "state.pt").is_file():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    through("-o", run, "--resume")
+    killed_once_saved(run, folder, *choices)
+    assert len(losses(run)) < 12
+    through("-o", run, "--resume", "--save-minutes", "9")
     uninterrupted = tmp_path / "uninterrupted"
     through(folder, "-o", uninterrupted, *choices)
     assert losses(run) == losses(uninterrupted)
@@ -134,7 +112,7 @@ def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
 
 def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "ended"
-    process = mae(folder, "-o", run, *SMALL, "--minutes", "5")
+    process = running.begin("pretrain", folder, "-o", run, *SMALL, "--minutes", "5")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not ((run / "metrics.csv").is_file() and len(losses(run)) > 3):
         time.sleep(0.02)
@@ -147,8 +125,7 @@ def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
 
 def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "shared"
-    launcher = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
-    through(folder, "-o", run, *SMALL, "--steps", "5", launcher=launcher)
+    running.alone("pretrain", folder, "-o", run, *SMALL, "--steps", "5", launcher=running.TWO_PROCESSES)
     alone = tmp_path / "alone"
     through(folder, "-o", alone, *SMALL, "--steps", "5")
     assert np.allclose(losses(run), losses(alone), rtol=1e-4)
@@ -195,13 +172,9 @@ def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path
         assert sheet.size == (4 * 96 + 3 * 8, 6 * 96 + 5 * 8)
     config = load(locate(str(whole), None).path).config
     assert (config.family, config.image_size, config.decoder_depth) == ("resnet", 96, 1)
-    process = mae(folder, "-o", run, *small, "--steps", "25", "--save-minutes", "0.0001")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "state.pt").is_file():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    through("-o", run, "--resume")
+    killed_once_saved(run, folder, *small, "--steps", "25")
+    assert len(losses(run)) < 25
+    through("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == said
     changes = {"model": "resnet_tiny", "init": str(whole), "image_size": 160, "steps": 1}
     start = starting_point(Recipe(**changes), "warm")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.engines import build as building
+from model.engines.base import Engine
+from model.engines.build import EngineSpec
 from service.cli import main
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
@@ -24,6 +28,15 @@ class Result(NamedTuple):
 
 
 Mae = Callable[..., Result]
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """Runs a command in this process, and what it says and exits with."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
 
 
 @pytest.fixture(scope="session")
@@ -45,18 +58,31 @@ def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
     return os.environ
 
 
+@pytest.fixture(scope="session")
+def _loaded(engine_cache: Path, probe: Path) -> Callable[..., Engine]:
+    """`build`, which loads the probe model once for each set of options; nothing else is kept."""
+    real, engines = building.build, dict[str, Engine]()
+
+    def build(spec: EngineSpec, *progress: Callable[[str], None]) -> Engine:
+        if (spec.cache, spec.weights) != (engine_cache, str(probe)):
+            return real(spec, *progress)
+        if repr(spec) not in engines:
+            engines[repr(spec)] = real(spec, *progress)
+        return engines[repr(spec)]
+
+    return build
+
+
 @pytest.fixture
-def mae(environment: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Mae:
+def mae(
+    environment: Mapping[str, str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    _loaded: Callable[..., Engine],
+) -> Mae:
     """Runs a command in this process, and what it says and exits with."""
-
-    def run(*arguments: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        code = ended.value.code
-        return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
-
-    return run
+    monkeypatch.setattr(building, "build", _loaded)
+    return partial(run, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint, save
-from model.config import Preprocessing
 from model.families import autoencoder
 from tests.engines import NARROW
 from tests.service.commands.conftest import Mae
@@ -15,9 +13,11 @@ from tests.service.commands.conftest import Mae
 
 def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    tensors = dict(autoencoder(NARROW).state_dict())  # quickly converted
-    save(tmp_path / "narrow.safetensors", Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
-    monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.safetensors"))
+    # Quickly converted, and of usual widths, so that a file without a config can be read.
+    widths = {"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4}
+    tensors = autoencoder(NARROW.model_copy(update=widths)).state_dict()
+    torch.save({"model": tensors}, tmp_path / "narrow.pth")
+    monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
     first = mae("compile", "--json", "--max-batch", "3")
     facts = json.loads(first.out)
@@ -35,7 +35,8 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     rows = dict(line.split(maxsplit=1) for line in again.out.splitlines() if not line.startswith(" "))
     assert rows["made"].strip() == "before"
     assert rows["encoder.bin"].strip().endswith(" MB")
-    assert json.loads(mae("info", "--json").out)["engine"]["entry"] == entry.name
+    engine = json.loads(mae("info", "--json").out)["engine"]
+    assert (engine["entry"], engine["layout"]) == (entry.name, "facebookresearch")
     assert list((tmp_path / "cache").glob("openvino-*")) == [entry]
 
 

@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment:
 
 
 def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
-    copies(squares, each=24)
+    copies(squares, each=12)
     process = start_and_wait("out.jsonl", environment, rows=10)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
@@ -185,7 +185,7 @@ def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment:
     assert b"interrupted" in said and b"Traceback" not in said
     assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
     assert mae("embed", "many", "-o", "out.jsonl").code == 0
-    assert len(Path("out.jsonl").read_text().splitlines()) == 192
+    assert len(Path("out.jsonl").read_text().splitlines()) == 96
 
 
 def test_two_runs_do_not_write_one_output(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:

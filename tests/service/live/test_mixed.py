@@ -1,9 +1,10 @@
-"""Two hundred different requests at once: each answered as if it had been alone."""
+"""A hundred and twenty different requests at once: each answered as if it had been alone."""
 
 import asyncio
 import base64
 import io
 import random
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from tests.service.live.conftest import LiveServer, Start
 Request = dict[str, Any]
 
 
+@pytest.fixture(scope="module")
 def variants(photographs) -> list[bytes]:
     """Photographs in every format and mode that is served."""
     astronaut, chelsea, coffee, rocket = photographs.values()
@@ -78,14 +80,14 @@ def requests(images: list[bytes], count: int) -> list[Request]:
     return made
 
 
-def test_together_as_alone(server: LiveServer, photographs) -> None:
-    asked = requests(variants(photographs), 200)
+def test_together_as_alone(server: LiveServer, variants: list[bytes]) -> None:
+    asked = requests(variants, 120)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         alone = [client.request(**request) for request in asked]
     batches = server.metric("mae_batch_size_count"), server.metric("mae_batch_size_sum")
 
     async def all_at_once() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=200)
+        limits = httpx.Limits(max_connections=120)
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
             return await asyncio.gather(*(client.request(**request) for request in asked))
 
@@ -101,22 +103,21 @@ def test_together_as_alone(server: LiveServer, photographs) -> None:
     assert server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0
 
 
-def test_a_request_for_each_seed_differs(server: LiveServer, photographs) -> None:
-    body = variants(photographs)[0]
+def test_a_request_for_each_seed_differs(server: LiveServer, variants: list[bytes]) -> None:
+    body = variants[0]
     with httpx.Client(base_url=server.url) as client:
         first, again, other = (client.post("/reconstruct", params={"seed": s}, content=body) for s in (1, 1, 2))
     assert first.content == again.content != other.content
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_the_same_bits_in_a_batch_of_32(start_server: Start, photographs, backend: str) -> None:
+def test_the_same_bits_in_a_batch_of_32(start_server: Start, probe: Path, variants: list[bytes], backend: str) -> None:
     """One lane that takes up to 32: the image is alone first, and then among 31 others of another request."""
-    server = start_server(backend=backend, lanes=1, max_batch=32, max_delay_ms=200)
-    images = variants(photographs)
-    many = [("image", (str(n), images[n % len(images)])) for n in range(32)]
+    server = start_server(weights=probe, backend=backend, lanes=1, max_batch=32, max_delay_ms=200)
+    many = [("image", (str(n), variants[n % len(variants)])) for n in range(32)]
     for route, params in (("/embed", {}), ("/reconstruct", {"seed": 5, "view": "reconstruction"})):
         with httpx.Client(base_url=server.url, timeout=60, headers={"accept": "application/json"}) as client:
-            alone = client.post(route, params=params, content=images[3]).json()
+            alone = client.post(route, params=params, content=variants[3]).json()
             together = client.post(route, params=params, files=many).json()
         key = "embeddings" if route == "/embed" else "reconstructions"
         assert together[key][3] == alone[key][0]

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from PIL import Image
 from model.checkpoint import Checkpoint, load, save
 from model.config import MAEConfig, Preprocessing
 from model.families import autoencoder
-from tests.service.live.conftest import MAE, Start
+from tests.service.commands.conftest import run
+from tests.service.live.conftest import Start
 
 SMALL = MAEConfig(
     name="pebble",
@@ -88,19 +88,18 @@ def test_reconstructions_under_every_mask(resnet: httpx.Client, photograph: byte
     assert one["loss"] == pytest.approx(np.array(one["error"])[removed].mean(), rel=1e-5)
 
 
-def test_mae_embed_says_at_once_that_there_is_no_cls_token(weights: Path, photograph: bytes, tmp_path: Path) -> None:
+def test_mae_embed_says_at_once_that_there_is_no_cls_token(
+    weights: Path, photograph: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "coffee.png").write_bytes(photograph)
-    command = [MAE, "embed", tmp_path / "coffee.png", "-o", tmp_path / "out.npz", "--pool", "cls"]
-    ended = subprocess.run(
-        [*command, "--weights", weights, "--backend", "torch"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert ended.stderr == "mae: pool: pebble is convolutional and has no cls token: take mean or tokens\n"
+    command = ("embed", tmp_path / "coffee.png", "-o", tmp_path / "out.npz", "--pool", "cls")
+    code, _, err = run(capfd, *command, "--weights", weights, "--backend", "torch")
+    assert (code, err) == (2, "mae: pool: pebble is convolutional and has no cls token: take mean or tokens\n")
 
 
-def test_mae_convert_describes_it(weights: Path, tmp_path: Path) -> None:
-    command = [MAE, "convert", weights, "-o", tmp_path / "half.safetensors", "--half"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_mae_convert_describes_it(weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capfd, "convert", weights, "-o", tmp_path / "half.safetensors", "--half")
+    assert code == 0
     assert "residual encoder of 1 blocks 8 wide, 2 blocks 16 wide, 1 blocks 24 wide, decoder of 1 blocks" in said
     assert "heads" not in said and "positions" not in said
     assert load(tmp_path / "half.safetensors").config == SMALL
