@@ -73,8 +73,8 @@ class MeasuredPrecision(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Precision
-    images_per_s: dict[Precision, float]
-    """Of those that passed their gates: a whole image and one seen through a quarter at a time, on all lanes.
+    images_per_core_s: dict[Precision, float]
+    """Images a second of one core, of those that passed their gates: one at a time, whole and through a quarter.
 
     Empty where nothing but float32 could serve.
     """
@@ -84,8 +84,8 @@ class MeasuredPrecision(BaseModel):
     @property
     def reason(self) -> str:
         """All of it in one line."""
-        rates = ", ".join(f"{precision} {rate:.3g}" for precision, rate in self.images_per_s.items())
-        why = f"images a second measured: {rates}" if rates else "there is nothing to compare it with"
+        rates = ", ".join(f"{precision} {rate:.3g}" for precision, rate in self.images_per_core_s.items())
+        why = f"images a core-second: {rates}" if rates else "there is nothing to compare it with"
         return "; ".join([why, *(f"{precision} left out: {reason}" for precision, reason in self.left_out.items())])
 
 

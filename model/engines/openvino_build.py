@@ -11,14 +11,14 @@ from pathlib import Path
 
 from model.engines import parity
 from model.engines.base import EngineBuildError, EngineInfo, MeasuredPrecision, Precision
-from model.engines.batch import preferred_batch, seconds_of, warm
+from model.engines.batch import preferred_batch, warm
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.calibration import calibration_in
 from model.engines.convert import Job, read_facts, read_reference
 from model.engines.cpu import available_cpus, processor
 from model.engines.openvino import PREFERRED_BATCH, OpenVINOEngine, capabilities
 from model.engines.plan import Plan, code_digest, gated, info_of, obtain, versions
-from model.engines.precision import CLOSEST_FIRST, choose, keep_choice, measure, read_choice
+from model.engines.precision import CLOSEST_FIRST, choose, core_seconds_of, keep_choice, measure, read_choice
 from model.engines.quantise import read_quantisation, require_nncf
 
 log = logging.getLogger(__name__)
@@ -130,9 +130,9 @@ def _fastest(plan: Plan, graphs: _Graphs) -> OpenVINOEngine:
         if len(engines) > 1:
             plan.progress(f"measuring which is fastest: {', '.join(engines)}")
             lanes = engines["fp32"].lanes
-            rates = measure({one: partial(seconds_of, engine, 1) for one, engine in engines.items()}, lanes)
+            rates = measure({one: partial(core_seconds_of, engine) for one, engine in engines.items()}, lanes)
         best = choose(rates) if rates else "fp32"
-        found = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_s=rates, left_out=left_out))
+        found = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
         engine = engines[found.precision]
     log.info("PRECISION=auto serves %s: %s", found.precision, found.reason)
     engine.info = engine.info.model_copy(update={"auto": found})

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
-from model.engines.base import MeasuredPrecision, Precision
+from model.engines.base import Engine, MeasuredPrecision, Precision
+from model.engines.batch import seconds_of
 from model.engines.cache import EngineCache
 
 CLOSEST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "int8")
@@ -26,7 +27,7 @@ def choose(rates: Mapping[Precision, float]) -> Precision:
     """The precision to serve in: float32, or what beats all that lie closer to the model by 5 %.
 
     Args:
-        rates: images a second of those that have passed their gates, float32 among them.
+        rates: images a core-second of those that have passed their gates, float32 among them.
     """
     best: Precision = "fp32"
     for precision in CLOSEST_FIRST:
@@ -41,12 +42,12 @@ def measure(
     within: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Precision, float]:
-    """Images a second of each precision: its best of up to ten turns, taken alternately, so that all meet the same.
+    """Images a core-second of each precision: its best of up to ten turns, taken alternately, so all meet the same.
 
     Args:
-        seconds: by precision, what runs `images` images and says how long that took.
+        seconds: by precision, what runs `images` images and says how many core-seconds they took.
         images: of all lanes together.
-        within: seconds for everything; one turn is measured however slow.
+        within: seconds of the clock for everything; one turn is measured however slow.
         clock: tells the time.
     """
     end = clock() + within
@@ -59,6 +60,16 @@ def measure(
         if 2 * clock() - start > end:
             break
     return {precision: images / best[precision] for precision in seconds}
+
+
+def core_seconds_of(engine: Engine) -> float:
+    """Core-seconds of one image on every lane, whole and seen through a quarter.
+
+    Not the clock's: a busy neighbour or a quota that is used up would decide the choice by accident.
+    """
+    before = time.process_time()
+    seconds_of(engine, 1)
+    return time.process_time() - before
 
 
 def read_choice(cache: EngineCache, name: str) -> MeasuredPrecision | None:

@@ -7,9 +7,10 @@ import pytest
 
 from model.engines.base import MeasuredPrecision, Precision
 from model.engines.cache import EngineCache
-from model.engines.precision import TURNS, choose, keep_choice, measure, read_choice
+from model.engines.precision import TURNS, choose, core_seconds_of, keep_choice, measure, read_choice
+from tests.engines import FakeEngine
 
-BF16 = MeasuredPrecision(precision="bf16", images_per_s={"fp32": 10, "bf16": 20}, left_out={})
+BF16 = MeasuredPrecision(precision="bf16", images_per_core_s={"fp32": 10, "bf16": 20}, left_out={})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,12 @@ def test_the_best_turn_counts_for_all_lanes() -> None:
     assert len(clock.asked) == 2 * TURNS
 
 
+def test_every_lane_has_an_image_of_each_kind() -> None:
+    engine = FakeEngine(lanes=2)
+    assert core_seconds_of(engine) > 0
+    assert sorted((visible, len(images)) for _, visible, images in engine.batches) == [(1, 1), (1, 1), (4, 1), (4, 1)]
+
+
 def test_precisions_take_turns_every_other_one_backwards() -> None:
     clock = Clock(fp32=0.02, bf16=0.01, int8=0.01)
     clock.measure()
@@ -95,6 +102,6 @@ def test_whoever_has_measured_first_decides_for_all(tmp_path: Path) -> None:
 
 def test_the_reason_is_one_line() -> None:
     found = BF16.model_copy(update={"left_out": {"int8": "embeddings differ"}})
-    assert found.reason == "images a second measured: fp32 10, bf16 20; int8 left out: embeddings differ"
-    alone = MeasuredPrecision(precision="fp32", images_per_s={}, left_out={})
+    assert found.reason == "images a core-second: fp32 10, bf16 20; int8 left out: embeddings differ"
+    alone = MeasuredPrecision(precision="fp32", images_per_core_s={}, left_out={})
     assert alone.reason == "there is nothing to compare it with"
