@@ -74,7 +74,8 @@ ARG VERSION=0.1.0
 COPY model /opt/mae/model
 WORKDIR /opt/mae/mae_serve.dist-info
 RUN printf 'Metadata-Version: 2.1\nName: mae-serve\nVersion: %s\n' "${VERSION}" > METADATA \
-    && python -c "from pathlib import Path; from model.engines.build import EngineSpec, build; \
+    && python -c "from pathlib import Path; from model.engines.build import build; \
+    from model.engines.plan import EngineSpec; \
     build(EngineSpec(cache=Path('/cache/engines'), backend='openvino'), print)"
 
 

@@ -42,12 +42,18 @@ class Source:
         digest: SHA-256 in hex of what defines the model: the file, or a folder's weights and settings with their names.
         name: what to call the model: its own name if the file carries one, ORG/NAME, or the stem of the file.
         license: as the file's metadata or the model card beside it says.
+        config: the model's, where the file itself says it.
     """
 
     path: Path
     digest: str
     name: str
     license: str | None
+    config: MAEConfig | None = None
+
+    def is_preset(self, preset: str | None) -> bool:
+        """Whether the file says all that `preset` says, sizes and name: to name it then changes nothing."""
+        return preset is not None and self.config is not None and self.config == PRESETS.get(preset)
 
 
 class HeadFacts(BaseModel):
@@ -95,6 +101,7 @@ def locate(weights: str | None, model: str | None) -> Source:
             digest=_folder_digest(path) if path.is_dir() else _file_digest(path),
             name=metadata.config.name if metadata else readable_name(path),
             license=metadata.license if metadata else card_license(path),
+            config=metadata.config if metadata else None,
         )
     if weights is not None and weights.startswith(HUB_PREFIX):
         logger.info("%s is under the licence %s", source.name, source.license or "that its model card does not name")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Literal
 
 from model.engines.base import Engine, EngineBuildError
-from model.engines.build import EngineSpec, build
+from model.engines.build import build
+from model.engines.plan import EngineSpec
 from model.source import WeightsError
 from service.batcher import Batcher
 from service.errors import Draining, EngineLost, NotReady, Unauthorized

@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.engines.base import Precision
-from model.engines.build import EngineSpec
 from model.engines.choice import Backend
 from model.engines.cpu import available_cpus
+from model.engines.plan import EngineSpec
 
 PREFIX = "MAE_"
 # What Kubernetes puts into the environment for every service whose name begins with "mae": MAE_SERVICE_HOST=10.0.0.1,
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     backend: Backend = "auto"
     """Engine: auto, tensorrt, openvino or torch."""
     precision: Precision | Literal["auto"] = "auto"
-    """Arithmetic: auto, fp32, bf16, fp16, or int8 (OpenVINO alone, made by mae compile --calibrate)."""
+    """Arithmetic: fp32, bf16, fp16, int8 (OpenVINO, made by mae compile --calibrate), or auto: measured by OpenVINO."""
     lanes: int | None = Field(default=None, gt=0)
     """Batches that run at once; by default one a processor for openvino, two on a GPU."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)

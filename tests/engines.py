@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +36,21 @@ NARROW = MAEConfig(
     decoder_num_heads=2,
 )
 """16 patches of 8 x 8: small, and still with heads and blocks to get wrong."""
+
+
+def write_narrow(folder: Path) -> Path:
+    """Weights of NARROW, all of them random, biases too."""
+    import torch  # here: other tests do without
+
+    from model.checkpoint import Checkpoint, save
+    from model.families import autoencoder
+
+    torch.manual_seed(0)
+    tensors = dict(autoencoder(NARROW).state_dict())
+    tensors |= {name: 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items() if name.endswith(".bias")}
+    path = folder / "narrow.safetensors"
+    save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
+    return path
 
 
 def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 32) -> EngineInfo:

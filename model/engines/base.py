@@ -67,6 +67,28 @@ class Quantisation(BaseModel):
     """On those held out."""
 
 
+class MeasuredPrecision(BaseModel):
+    """What `PRECISION=auto` came to on this kind of processor, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Precision
+    images_per_core_s: dict[Precision, float]
+    """Images a second of one core, of those that passed their gates: one at a time, whole and through a quarter.
+
+    Empty where nothing but float32 could serve.
+    """
+    left_out: dict[Precision, str]
+    """Those that did not pass, and why."""
+
+    @property
+    def reason(self) -> str:
+        """All of it in one line."""
+        rates = ", ".join(f"{precision} {rate:.3g}" for precision, rate in self.images_per_core_s.items())
+        why = f"images a core-second: {rates}" if rates else "there is nothing to compare it with"
+        return "; ".join([why, *(f"{precision} left out: {reason}" for precision, reason in self.left_out.items())])
+
+
 class EngineInfo(BaseModel):
     """What an engine serves and how: model, precision and preprocessing together name a vector space."""
 
@@ -96,6 +118,8 @@ class EngineInfo(BaseModel):
     parity: Parity | None = None
     quantisation: Quantisation | None = None
     """Of an engine in int8."""
+    auto: MeasuredPrecision | None = None
+    """Where the precision was left to us, and OpenVINO serves."""
     entry: str | None = None
     """Its name in the engine cache; none for torch, which compiles nothing."""
     fallback: str | None = None

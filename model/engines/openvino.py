@@ -92,6 +92,14 @@ def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocess
         openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
 
 
+def capabilities() -> tuple[str, ...]:
+    """What the processor computes in, in OpenVINO's words; BF16 is among them only where it has the instructions.
+
+    OpenVINO also takes the hint where it has not, and then emulates bf16 or stays with float32.
+    """
+    return tuple(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def import_openvino() -> Any:
     """The openvino package, without its telemetry, which otherwise reports every import to its maker."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail: a stub is used

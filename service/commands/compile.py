@@ -20,7 +20,11 @@ from service.commands.options import settings_of
 def compile_engine(
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="<path>", help="Folder of photographs that --precision int8 is made by."),
+        typer.Option(
+            "--calibrate",
+            metavar="<path>",
+            help="Folder of photographs to make int8 by, which --precision auto then measures too.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of a table.")] = False,
     **given: Any,
@@ -54,7 +58,9 @@ def compile_engine(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        if name == "files":
+        if name == "auto":
+            table.add_row("auto", info.auto.reason if info.auto else "-")
+        elif name == "files":
             for file, size in fact.items():
                 table.add_row(file, f"{size / 1e6:.1f} MB")
         elif name == "versions":
@@ -70,6 +76,7 @@ def _facts(info: EngineInfo, folder: Path, made: bool, seconds: float) -> dict[s
         "model": info.model_id,
         "backend": info.backend,
         "precision": info.precision,
+        "auto": info.auto and info.auto.model_dump(),
         "device": info.device,
         "max_batch": info.preferred_batch,
         "versions": info.versions,

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from model.engines.base import Engine, gather_visible
-from model.engines.build import EngineSpec, build, load_model, reference_engine
+from model.engines.build import build, load_model, reference_engine
 from model.engines.convert import ModelSpec
+from model.engines.plan import EngineSpec
 from tests.service.live.conftest import start_server  # noqa: F401  (a fixture)
 
 HALF_BARS = {"cosine": 0.9999, "pixels": 2}

@@ -12,6 +12,7 @@ from model.benchmark.rivals import Rival
 from model.benchmark.weights import write_random_weights
 from model.checkpoint import load
 from model.config import PRESETS
+from model.engines.base import Precision
 from tests.engines import fake_info
 
 
@@ -61,13 +62,14 @@ def test_the_floor_is_whichever_takes_longer_of_each_graph() -> None:
     assert peak.better(other) == Peak(device="x", precision="fp16", flops_per_s=1000, bytes_per_s=150)
 
 
-def test_the_peak_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_peak_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     """Between what no processor is too slow for and what none can do; the threads are put back."""
     monkeypatch.setattr("model.benchmark.floor.PEAK_SECONDS", 0.05)
     monkeypatch.setitem(MATRIX, "cpu", 512)
     monkeypatch.setitem(COPIED_BYTES, "cpu", 16 << 20)
     threads = torch.get_num_threads()
-    peak = measure_peak("cpu", "fp32")
+    peak = measure_peak("cpu", precision)
     assert 1e9 < peak.flops_per_s < 1e14 and 1e8 < peak.bytes_per_s < 1e13
     assert torch.get_num_threads() == threads
 

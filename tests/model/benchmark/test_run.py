@@ -8,6 +8,7 @@ import torch
 from model.benchmark import floor
 from model.benchmark.run import benchmark
 from model.checkpoint import load
+from model.engines.base import Precision
 from tests.engines import FakeEngine
 
 
@@ -37,6 +38,17 @@ def test_a_compiler_that_does_not_work_is_named_and_the_others_are_measured(
     assert found.left_out == {"torch.compile fp32": "Failed to find C compiler"}
     assert {figure.engine for figure in found.figures} == {"torch fp32", "torch eager fp32"}
     assert len(found.figures) == 4 * 2 + 4, "the rival has one lane"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_every_precision_has_a_floor(
+    engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    engine.info = engine.info.model_copy(update={"precision": precision})
+    found = benchmark(engine, probe, 0.01, compare=True, turns=1)
+    assert {figure.engine for figure in found.figures} >= {f"torch {precision}", "torch eager fp32"}
+    assert all(figure.times_floor is not None and figure.times_floor > 0 for figure in found.figures)
 
 
 def test_alone_there_is_no_floor(engine: FakeEngine, probe: Path) -> None:

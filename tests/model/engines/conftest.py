@@ -6,18 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.checkpoint import Checkpoint, save
 from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
-from model.engines.build import EngineSpec, build
+from model.engines.build import build
+from model.engines.plan import EngineSpec
 from model.families import autoencoder
+from tests.engines import write_narrow
 from tests.model.engines.pretend_cuda import pretend_cuda
 
 
 @pytest.fixture(scope="session")
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(EngineSpec(engine_cache, str(probe), backend="openvino", lanes=2))
+    return build(EngineSpec(engine_cache, str(probe), backend="openvino", precision="fp32", lanes=2))
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +47,33 @@ def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=["openvino", "torch"])
 def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
     lanes = 2 if request.param == "openvino" else 1
-    return build(EngineSpec(engine_cache, weights=str(resnet_weights), backend=request.param, lanes=lanes))
+    return build(
+        EngineSpec(engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes)
+    )
+
+
+@pytest.fixture(scope="session")
+def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that is quickly converted."""
+    return write_narrow(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(scope="session")
+def narrow_graphs(engine_cache: Path, narrow_weights: Path) -> Path:
+    """Its entry in the cache, in float32."""
+    spec = EngineSpec(engine_cache, str(narrow_weights), backend="openvino", precision="fp32", lanes=1, max_batch=4)
+    return engine_cache / str(build(spec).info.entry)
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, Image.Image]) -> Path:
+    """Thirty pieces of photographs."""
+    folder = tmp_path_factory.mktemp("crops")
+    for number in range(30):
+        image = list(photographs.values())[number % 4]
+        left, top = 20 * (number // 4), 10 * (number // 4)
+        image.crop((left, top, left + 200, top + 200)).save(folder / f"{number}.jpg")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,16 @@ import torch
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.config import MAEConfig, Preprocessing
-from model.engines import build as module
-from model.engines import parity
+from model.engines import openvino_build, parity, plan
 from model.engines.base import Engine, EngineBuildError, EngineError
-from model.engines.build import EngineSpec, build
+from model.engines.build import build
 from model.engines.convert import Job, ModelSpec, read_reference
 from model.engines.cpu import available_cpus
 from model.engines.openvino import OpenVINOEngine
 from model.engines.parity import ParityError
+from model.engines.plan import EngineSpec
 from model.mae import MaskedAutoencoder
-from model.source import WeightsError
+from model.source import PACKAGED, WeightsError
 
 NARROW = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -58,7 +58,7 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=["openvino", "torch"])
 def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
-    return build(EngineSpec(engine_cache, backend=request.param))
+    return build(EngineSpec(engine_cache, backend=request.param, precision="fp32"))
 
 
 def test_the_packaged_model_passes_the_gate(packaged: Engine) -> None:
@@ -136,7 +136,10 @@ def test_a_larger_image_gives_a_larger_grid(tmp_path: Path) -> None:
 
 
 def test_a_smaller_image_is_served_by_openvino_as_by_torch(engine_cache: Path) -> None:
-    engines = [build(EngineSpec(engine_cache, backend=backend, image_size=96)) for backend in ("openvino", "torch")]
+    engines = [
+        build(EngineSpec(engine_cache, backend=backend, precision="fp32", image_size=96))
+        for backend in ("openvino", "torch")
+    ]
     patches = parity.fixed_patches(engines[0].info.config)
     everywhere = np.tile(np.arange(36, dtype=np.int32), (len(patches), 1))
     vectors, expected = (engine.embed(0, patches, everywhere) for engine in engines)
@@ -204,7 +207,7 @@ def test_one_weight_that_was_changed_keeps_the_engine_from_serving(
 ) -> None:
     alter(probe_cache, probe, graph, weight, add(index, amount))
     with pytest.raises(ParityError, match=message):
-        build(EngineSpec(probe_cache, str(probe), backend="openvino"))
+        build(EngineSpec(probe_cache, str(probe), backend="openvino", precision="fp32"))
 
 
 def test_plain_cosine_would_have_let_a_changed_weight_pass(
@@ -232,9 +235,9 @@ def test_an_entry_that_was_damaged_is_converted_again(
         shutil.copytree(good, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
 
-    monkeypatch.setattr(module, "convert_in_child", convert)
+    monkeypatch.setattr(plan, "convert_in_child", convert)
     for _ in range(2):
-        assert build(EngineSpec(probe_cache, str(probe), backend="openvino")).info.parity is not None
+        assert build(EngineSpec(probe_cache, str(probe), backend="openvino", precision="fp32")).info.parity is not None
     assert len(converted) == 1
 
 
@@ -251,7 +254,7 @@ def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., s
         raise Converted(folder.name.rpartition("-")[0])
 
     def entry(**spec: Any) -> str:
-        monkeypatch.setattr(module, "convert_in_child", convert)
+        monkeypatch.setattr(plan, "convert_in_child", convert)
         with pytest.raises(Converted) as made:
             build(EngineSpec(**{"cache": tmp_path / "cache", "backend": "openvino"} | spec))
         return str(made.value)
@@ -273,9 +276,9 @@ def test_whatever_changes_the_graphs_makes_another_entry(
         entry_of(weights=narrow, norm_pix_loss=False),
         entry_of(weights=narrow, model="mae_tiny"),
     ]
-    for what in ("version", "_code_digest"):
+    for what in ("version", "code_digest"):
         with monkeypatch.context() as changed:
-            changed.setattr(module, what, lambda *name: "another")
+            changed.setattr(openvino_build, what, lambda *name: "another")
             entries.append(entry_of(weights=narrow))
     assert len(set(entries)) == len(entries)
 
@@ -306,7 +309,7 @@ def test_an_encoder_alone_embeds_and_converts_in_silence(
     (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
-    engine = build(EngineSpec(engine_cache, encoder_only, backend="openvino"))
+    engine = build(EngineSpec(engine_cache, encoder_only, backend="openvino", precision="fp32"))
     assert capfd.readouterr() == ("", "")
     assert engine.info.parity is not None
     assert engine.info.parity.psnr_db is None
@@ -378,11 +381,21 @@ def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
             child.kill()
 
 
-def test_a_warm_start_imports_no_torch(openvino_engine: Engine, engine_cache: Path) -> None:
+def test_a_model_named_is_the_same_as_by_default(entry_of: Callable[..., str], tmp_path: Path, narrow: str) -> None:
+    default = PACKAGED / "mae_tiny.safetensors"
+    assert len({entry_of(), entry_of(model="mae_tiny"), entry_of(weights=str(default), model="mae_tiny")}) == 1
+    # these weights are not the preset's: whoever reads them must see that
+    with pytest.raises(WeightsError, match="is not mae_tiny"):
+        build(EngineSpec(tmp_path / "cache", narrow, "mae_tiny", backend="torch"))
+
+
+def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
+    build(EngineSpec(engine_cache, backend="openvino"))
     script = """
         import sys
         from pathlib import Path
-        from model.engines.build import EngineSpec, build
+        from model.engines.build import build
+        from model.engines.plan import EngineSpec
 
         engine = build(EngineSpec(Path(sys.argv[1])), print)
         assert engine.info.backend == "openvino"
@@ -398,4 +411,4 @@ def test_a_warm_start_imports_no_torch(openvino_engine: Engine, engine_cache: Pa
         env={name: value for name, value in os.environ.items() if not name.startswith("MAE_")},
     )
     assert child.returncode == 0, child.stderr
-    assert "converting" not in child.stdout
+    assert "converting" not in child.stdout and "measuring" not in child.stdout

@@ -14,14 +14,15 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.config import Preprocessing
 from model.engines import build as module
-from model.engines import convert, gpu, tensorrt_build
+from model.engines import convert, gpu, plan, tensorrt_build
 from model.engines.base import EngineBuildError, TensorRTError
-from model.engines.build import EngineSpec, build, tensorrt_ingredients
+from model.engines.build import build, tensorrt_ingredients
 from model.engines.cache import fingerprint
 from model.engines.choice import NO_TENSORRT
 from model.engines.convert import Job, ModelSpec
 from model.engines.gpu import Gpu
 from model.engines.parity import ParityError
+from model.engines.plan import EngineSpec
 from model.engines.profiles import decoder_profiles, encoder_profiles, mixed_profiles
 from model.engines.programs import graphs_of
 from model.mae import MaskedAutoencoder
@@ -53,7 +54,7 @@ class Machine:
         self.alter: Callable[[str, torch.nn.Module], torch.nn.Module] = lambda name, graph: graph
         self._graphs: dict[str, torch.nn.Module] = {}
         self._profiles: dict[str, Any] = {}
-        honest = module._info
+        honest = module.info_of
         for owner, name, stand_in in (
             (gpu, "DEVICES", (tmp_path,)),
             (gpu, "cuda_works", lambda: True),
@@ -62,8 +63,8 @@ class Machine:
             (gpu, "this_gpu", lambda: CARD),
             (module, "version", lambda name: "2.14.0" if "tensorrt" in name else version(name)),
             # Everything but the tensors' own device believes in the GPU.
-            (module, "_info", lambda *of: honest(*of).model_copy(update={"device": "cpu"})),
-            (module, "convert_in_child", self._convert),
+            (module, "info_of", lambda *of: honest(*of).model_copy(update={"device": "cpu"})),
+            (plan, "convert_in_child", self._convert),
             (tensorrt_build, "build_engines", self._build_engines),
         ):
             monkeypatch.setattr(owner, name, stand_in)
@@ -288,7 +289,7 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(module, "version", lambda name, changed=package: "2" if name == changed else "1")
         names.append(fingerprint(tensorrt_ingredients(**plain)))
     monkeypatch.setattr(module, "version", lambda name: "1")
-    monkeypatch.setattr(module, "_code_digest", lambda: "other graphs, other profiles")
+    monkeypatch.setattr(module, "code_digest", lambda: "other graphs, other profiles")
     names.append(fingerprint(tensorrt_ingredients(**plain)))
     assert len(set(names)) == len(names)
     moved = fingerprint(tensorrt_ingredients(**plain | {"model": ModelSpec("elsewhere.safetensors")}))

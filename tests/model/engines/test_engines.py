@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from model.engines.base import Engine, gather_visible
+from model.engines.build import build
+from model.engines.plan import EngineSpec
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +18,12 @@ def crowd(golden_patches: np.ndarray) -> np.ndarray:
     """32 different images."""
     flipped = golden_patches[:, ::-1]
     return np.ascontiguousarray(np.concatenate([golden_patches, 255 - golden_patches, flipped, 255 - flipped]))
+
+
+@pytest.fixture(scope="module")
+def bf16_engine(openvino_engine: Engine, engine_cache: Path, probe: Path) -> Engine:
+    """Of the same graphs; whether the processor has the instructions is another matter."""
+    return build(EngineSpec(engine_cache, str(probe), backend="openvino", precision="bf16", lanes=2))
 
 
 def places(visible: int, count: int) -> np.ndarray:
@@ -45,6 +54,12 @@ def test_an_image_gets_the_same_bits_alone_and_in_any_batch(
             for one, many in zip(alone[index], together, strict=True):
                 assert len(one) == 1
                 assert np.array_equal(one[0], many[index]), (size, index)
+
+
+@pytest.mark.parametrize("visible", [7, 49, 196])
+@pytest.mark.parametrize("operation", ["embed", "reconstruct"])
+def test_so_it_does_in_bf16(bf16_engine: Engine, crowd: np.ndarray, operation: str, visible: int) -> None:
+    test_an_image_gets_the_same_bits_alone_and_in_any_batch(bf16_engine, crowd, operation, visible)
 
 
 def test_embeddings_are_the_golden_ones(

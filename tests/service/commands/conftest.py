@@ -43,18 +43,21 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
 def _warm(engine_cache: Path, probe: Path) -> Path:
     """The engine cache with the probe model in it, for converting it is slow and talkative."""
     subprocess.run(
-        [SCRIPT, "info", "--engine-cache", engine_cache, "--weights", probe], check=True, capture_output=True
+        [SCRIPT, "info", "--precision", "fp32", "--engine-cache", engine_cache, "--weights", probe],
+        check=True,
+        capture_output=True,
     )
     return engine_cache
 
 
 @pytest.fixture
 def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
-    """No setting of the developer's own, the probe model, and the engine cache that all tests share."""
+    """No setting of the developer's own, the probe model in float32, and the engine cache that all tests share."""
     for name in [name for name in os.environ if name.startswith("MAE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(_warm))
     monkeypatch.setenv("MAE_WEIGHTS", str(probe))
+    monkeypatch.setenv("MAE_PRECISION", "fp32")  # whatever this processor likes best
     return os.environ
 
 
