@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from model.engines.base import Bytes, Engine, Indices
 from service.errors import EngineLost, QueueFull, ServiceError, TooManyImages
@@ -54,11 +54,21 @@ class Timing:
     infer: float = 0.0
 
 
+class Keeper(Protocol):
+    """Whoever keeps the queue that a ticket is for."""
+
+    def put(self, item: Item) -> None:
+        """Queues an image."""
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Forgets a ticket."""
+
+
 class Ticket:
     """A request's place in the queue, for as many images as it has; use as a context manager, which gives it up."""
 
-    def __init__(self, batcher: Batcher, operation: Operation, count: int, deadline: float) -> None:
-        """Made by `Batcher.admit`."""
+    def __init__(self, keeper: Keeper, operation: Operation, count: int, deadline: float) -> None:
+        """Made by `admit`."""
         self.operation = operation
         self.deadline = deadline
         self.timing = Timing()
@@ -67,7 +77,7 @@ class Ticket:
         self.stamp = 0.0
         self.untaken = count
         self.over = False
-        self._batcher = batcher
+        self._keeper = keeper
         self._rows: list[Row] = [None] * count
         self._missing = count
         self._future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
@@ -78,7 +88,7 @@ class Ticket:
         Raises:
             EngineLost: the engine is beyond help.
         """
-        self._batcher._put(Item(self, index, patches, positions, time.monotonic()))
+        self._keeper.put(Item(self, index, patches, positions, time.monotonic()))
 
     async def rows(self) -> list[Row]:
         """The images' results in order. Waits for good where the deadline has passed: who set it keeps it.
@@ -94,12 +104,26 @@ class Ticket:
         if self._future.done():
             return
         if isinstance(row, ServiceError):
-            self._future.set_exception(row)
+            self.fail(row)
             return
         self._rows[index] = row
         self._missing -= 1
         if not self._missing:
             self._future.set_result(self._rows)
+
+    def fail(self, error: ServiceError) -> None:
+        """Answers the whole request with `error`, unless it is answered. On the event loop."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def take(self) -> Item:
+        """The next image, for a batch. Under the queue's lock."""
+        self.untaken -= 1
+        return self.items.popleft()
+
+    def drop(self) -> None:
+        """Whatever waits will not be taken. Under the queue's lock."""
+        self.items.clear()
 
     def __enter__(self) -> Self:
         """Nothing to do: the place was taken by `admit`."""
@@ -109,9 +133,28 @@ class Ticket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives back what is left of the place; nothing of this request enters a batch any more."""
-        self._batcher._give_up(self)
+        self._keeper.give_up(self)
         if not self._future.cancel() and not self._future.cancelled():
             self._future.exception()  # seen, if nobody asked for it
+
+
+TicketKind = Callable[[Keeper, Operation, int, float], Ticket]
+
+
+def require_possible(count: int, limit: int) -> None:
+    """Raises TooManyImages for a request that a queue of `limit` images can never hold."""
+    if count > limit:
+        raise TooManyImages(f"{count} images in one request, but the queue holds {limit}", limit=limit)
+
+
+def queue_full(admitted: int, count: int, limit: int) -> QueueFull:
+    """The refusal of `count` images more than a queue can hold now."""
+    return QueueFull(f"{admitted} images are waiting and {count} more are too many", limit=limit)
+
+
+def copy_of(error: ServiceError) -> ServiceError:
+    """Another one that says the same: shared by many requests, one would gather their tracebacks."""
+    return type(error)(error.message, **error.details)
 
 
 class Batcher:
@@ -164,7 +207,7 @@ class Batcher:
             self._threads.append(thread)
             thread.start()
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
+    def admit(self, operation: Operation, count: int, deadline: float, kind: TicketKind = Ticket) -> Ticket:
         """Takes a place for `count` images, before anything is paid for them. `deadline` is of time.monotonic().
 
         Raises:
@@ -172,19 +215,14 @@ class Batcher:
             QueueFull: more than it can hold now.
             EngineLost: the engine is beyond help.
         """
-        if count > self._queue_images:
-            raise TooManyImages(
-                f"{count} images in one request, but the queue holds {self._queue_images}", limit=self._queue_images
-            )
+        require_possible(count, self._queue_images)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
             if self._admitted + count > self._queue_images:
-                raise QueueFull(
-                    f"{self._admitted} images are waiting and {count} more are too many", limit=self._queue_images
-                )
+                raise queue_full(self._admitted, count, self._queue_images)
             self._admitted += count
-            ticket = Ticket(self, operation, count, deadline)
+            ticket = kind(self, operation, count, deadline)
             self._open.add(ticket)
         return ticket
 
@@ -193,7 +231,7 @@ class Batcher:
         with self._changed:
             tickets = list(self._open)
         for ticket in tickets:
-            ticket.settle(0, type(error)(error.message, **error.details))  # shared, it would gather their tracebacks
+            ticket.fail(copy_of(error))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; a lane that takes longer than `seconds` is left to itself."""
@@ -206,7 +244,8 @@ class Batcher:
             if thread.is_alive():
                 log.error("%s is still running a batch: leaving it", thread.name)
 
-    def _put(self, item: Item) -> None:
+    def put(self, item: Item) -> None:
+        """For `Ticket.put`."""
         ticket = item.ticket
         with self._changed:
             if self.lost:
@@ -223,7 +262,8 @@ class Batcher:
             self._sizes[group] = self._sizes.get(group, 0) + 1
             self._changed.notify()
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: Ticket) -> None:
+        """For the end of a ticket."""
         with self._changed:
             if ticket.over:
                 return
@@ -242,7 +282,7 @@ class Batcher:
         tickets = self._groups[ticket.group]
         del tickets[ticket]
         self._sizes[ticket.group] -= len(ticket.items)
-        ticket.items.clear()
+        ticket.drop()
         if not tickets:
             del self._groups[ticket.group], self._sizes[ticket.group]
 
@@ -303,8 +343,7 @@ class Batcher:
         served: dict[Ticket, None] = {}
         while turn and len(batch) < self.engine.preferred_batch:
             ticket = turn.popleft()
-            batch.append(ticket.items.popleft())
-            ticket.untaken -= 1
+            batch.append(ticket.take())
             served[ticket] = None
             if ticket.items:
                 turn.append(ticket)

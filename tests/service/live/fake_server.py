@@ -9,8 +9,7 @@ import numpy as np
 from model.config import PRESETS
 from model.engines.base import FatalEngineError
 from model.extras import Extras
-from service.app import create_app
-from service.server import serve
+from service.server import run
 from service.settings import load_settings
 from tests.engines import fake_info
 
@@ -68,5 +67,4 @@ if __name__ == "__main__":
     import logging
 
     logging.basicConfig(level=logging.INFO)
-    settings = load_settings()
-    sys.exit(serve(create_app(settings, build), settings.host, settings.port))
+    sys.exit(run(load_settings(), build))
