@@ -18,6 +18,7 @@ from service.lifecycle import BuildEngine, Service
 from service.middleware import BodyLimit, Observe
 from service.responses import error_response, json_response
 from service.routes import classify, embed, ops, reconstruct
+from service.routes.inference import InferenceShortcut
 from service.schemas import refusal
 from service.settings import Settings, load_settings
 
@@ -51,8 +52,10 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for routes in (embed, classify, reconstruct, ops):
-        app.include_router(routes.router)
+    routers = [routes.router for routes in (embed, classify, reconstruct, ops)]
+    for router in routers:
+        app.include_router(router)
+    app.add_middleware(InferenceShortcut, routers=routers)
     app.add_middleware(BodyLimit, service=service)
     app.add_middleware(Observe, service=service)  # the last one added is the outermost
     app.add_exception_handler(ServiceError, _service_error)

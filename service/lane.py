@@ -98,8 +98,11 @@ class LaneRunner:
 
     def _checked(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
         """Rows of the batch; one with a number that is none becomes a failure of its image alone."""
-        patches = np.stack([item.patches for item in batch])
-        positions = np.stack([item.positions for item in batch])
+        if len(batch) == 1:
+            patches, positions = batch[0].patches[None], batch[0].positions[None]
+        else:
+            patches = np.stack([item.patches for item in batch])
+            positions = np.stack([item.positions for item in batch])
         outputs = self._call(operation, patches, positions)
         finite = _finite_rows(outputs, len(batch))
         results: list[Row | ServiceError] = []

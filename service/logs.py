@@ -13,6 +13,8 @@ def configure_logging(form: Literal["text", "json"]) -> None:
     """One handler for everything, warnings included; uvicorn's own access log stays off."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
+    # No line names threads, processes or tasks: let no request pay for looking them up.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)

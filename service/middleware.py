@@ -10,7 +10,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, MemoryFull
@@ -36,6 +36,8 @@ class Record:
     status: int = 499
     """As long as nothing was answered: a client that left."""
     error: str = ""
+    timing: str = ""
+    """The Server-Timing header, once it is written."""
 
     def server_timing(self) -> str:
         """The Server-Timing header: milliseconds by stage, those that were passed."""
@@ -71,12 +73,11 @@ class Observe:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                out = MutableHeaders(scope=message)
-                out["x-request-id"] = record.id
-                if "traceparent" in headers:
-                    out["traceparent"] = headers["traceparent"]
+                own = {"x-request-id": record.id, "traceparent": headers.get("traceparent")}
                 if record.endpoint:
-                    out["server-timing"] = record.server_timing()
+                    own["server-timing"] = record.timing = record.server_timing()
+                added = [(name.encode(), said.encode("latin-1")) for name, said in own.items() if said]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         if not record.endpoint:
@@ -113,7 +114,7 @@ class Observe:
                 "error": record.error,
                 "images": record.images,
                 "ms": round(1000 * seconds, 1),
-                "timing": record.server_timing(),
+                "timing": record.timing or record.server_timing(),
                 "request_id": record.id,
                 "traceparent": headers.get("traceparent", ""),
                 "client": (scope.get("client") or [""])[0],

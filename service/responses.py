@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ def json_bytes(content: Any) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def preferred_type(accept: str, offered: Sequence[str]) -> str:
+@lru_cache(maxsize=256)  # clients send the same few
+def preferred_type(accept: str, offered: tuple[str, ...]) -> str:
     """Which of `offered` (best first) an Accept header likes best (RFC 9110, section 12.5.1).
 
     Raises:

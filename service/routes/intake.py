@@ -60,19 +60,29 @@ class Intake:
             DeadlinePassed: the time is over.
             ClientGone: nobody waits.
         """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        left, over = False, False
+        limit = asyncio.timeout(self.deadline - time.monotonic())
+
+        def leave(_: object) -> None:
+            nonlocal left
+            if not over:
+                left = True
+                limit.reschedule(0)
+
+        gone = asyncio.ensure_future(self._gone())
         try:
-            await asyncio.wait(
-                (task, gone), timeout=self.deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
-            )
-            if task.done():
-                return task.result()
-            if gone.done():
-                raise ClientGone("the client left while it was waiting")
-            raise DeadlinePassed("the answer was not ready in time")
+            async with limit:
+                gone.add_done_callback(leave)
+                return await work
+        except TimeoutError:
+            if left:
+                raise ClientGone("the client left while it was waiting") from None
+            if limit.expired():
+                raise DeadlinePassed("the answer was not ready in time") from None
+            raise
         finally:
+            over = True
             gone.cancel()
-            task.cancel()
 
     async def _gone(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
