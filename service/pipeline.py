@@ -14,11 +14,11 @@ import numpy as np
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
 from model.extras import ROWS, Extras, Head
 from model.masking import every_position
-from service.batcher import Ticket
 from service.errors import InvalidParameter, NoDecoder, NoHead, ServiceError
 from service.images import Decoded, Decoder
 from service.lane import Operation
 from service.metrics import Metrics
+from service.ticket import Ticket
 
 Pool = Literal["mean", "cls", "tokens"]
 T = TypeVar("T")

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from model.config import MAEConfig
-from service.batcher import Batcher, Item, Keeper, Ticket
+from service.batcher import Batcher
 from service.errors import ServiceError
 from service.lane import Operation, Row
+from service.ticket import Item, Keeper, Ticket
 from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, packed_error
 from service.workers.ledger import Column, Ledger
 from service.workers.slots import Slots

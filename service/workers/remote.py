@@ -7,11 +7,12 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from service.batcher import Item, Ticket, copy_of, queue_full, require_possible
+from service.batcher import copy_of, queue_full, require_possible
 from service.budget import Budget
 from service.errors import EngineLost, ServiceError
 from service.lane import Operation
 from service.metrics import Metrics
+from service.ticket import Item, Ticket
 from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, unpacked_error
 from service.workers.slots import Slots
 

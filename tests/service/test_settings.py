@@ -148,7 +148,7 @@ def test_an_empty_variable_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch
         ("MAE_MAXBATCH", "did you mean MAE_MAX_BATCH?"),
         ("MAE_WEIGHT", "did you mean MAE_WEIGHTS?"),
         ("MAE_API_KEY", "did you mean MAE_API_KEYS?"),
-        ("MAE_HTTP_PORT", "did you mean MAE_PORT?"),
+        ("MAE_PORTS", "did you mean MAE_PORT?"),
         ("MAE_ZZZ", "MAE_ZZZ is no setting"),
     ],
 )
