@@ -113,6 +113,13 @@ class Settings(BaseSettings):
     def _no_service_link(cls, value: object) -> object:
         return DEFAULT_PORT if isinstance(value, str) and SERVICE_ADDRESS.fullmatch(value) else value
 
+    @field_validator("http_workers")
+    @classmethod
+    def _can_share_memory(cls, value: int) -> int:
+        if value and not hasattr(os, "memfd_create"):
+            raise ValueError("only Linux has what workers share")
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_body_mb > self.max_inflight_mb:

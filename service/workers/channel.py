@@ -63,6 +63,10 @@ class Kind(IntEnum):
     """To a worker: answer what there is and end."""
 
 
+KIND_OF = {int(kind): kind for kind in Kind}
+"""By number: a lookup costs less than making a Kind of it, for every image."""
+
+
 def packed_error(error: ServiceError) -> bytes:
     """An error on its way."""
     return orjson.dumps([type(error).__name__, error.message, error.details])
@@ -80,15 +84,22 @@ class Channel(asyncio.Protocol):
     def __init__(self) -> None:
         """Not connected yet."""
         self.gone = asyncio.Event()
+        """Set when the connection has ended, whoever has ended it."""
+        self.hung_up = False
+        """Whether it was this side."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
         self._incoming = bytearray()
 
     async def connect(self, end: socket.socket) -> None:
-        """Speaks over `end` from now on."""
+        """Speaks over `end` from now on, and closes it in the end."""
         end.setblocking(False)
-        await self._loop.create_unix_connection(lambda: self, sock=end)
+        try:
+            await self._loop.create_unix_connection(lambda: self, sock=end)
+        except BaseException:
+            end.close()
+            raise
 
     def send(self, kind: Kind, content: bytes = b"") -> None:
         """Sends a message at the end of this turn of the event loop; into the void if the other side is gone."""
@@ -103,6 +114,7 @@ class Channel(asyncio.Protocol):
 
     def close(self) -> None:
         """Hangs up."""
+        self.hung_up = True
         if self._transport is not None:
             self._transport.close()
 
@@ -127,7 +139,7 @@ class Channel(asyncio.Protocol):
                     break
                 start += HEAD.size + length
                 with view[start - length : start] as content:
-                    self.received(Kind(kind), content)
+                    self.received(KIND_OF[kind], content)
         del self._incoming[:start]
 
     def _flush(self) -> None:

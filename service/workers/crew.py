@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from service.workers.channel import Kind
 from service.workers.desk import Desk, Hear
 from service.workers.ledger import Ledger
 
 log = logging.getLogger(__name__)
-# A worker that dies sooner than this after it was started makes the next one wait twice as long.
-STABLE_S = 10.0
-BACKOFF_S = (0.1, 10.0)
-# So many in a row that never took a connection: the next one would not either.
-STILLBORN = 5
-LEAVE_S = 5.0
+WELL = "exit code 0"
+WORKER = (sys.executable, "-P", "-m", "service.workers")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the crew waits for what, in seconds."""
+
+    arrival: float = 60.0
+    """For a worker that was started to take connections; then it is killed."""
+    first: float = 0.1
+    """Before a dead worker is replaced, and twice as long for each that follows."""
+    longest: float = 10.0
+    """Before any worker is replaced."""
+    stable: float = 10.0
+    """A worker that lived longer than this is replaced as if it were the first that dies."""
+    leave: float = 5.0
+    """For workers that were told to end; then they are killed."""
+    stillborn: int = 5
+    """So many workers a row may end before they take a connection, while no other serves."""
 
 
 class Crew:
     """Keeps one worker in each row of the ledger."""
 
-    def __init__(self, ledger: Ledger, listener: socket.socket, settings: bytes, hear: Hear) -> None:
-        """Nobody is there yet. `settings` is the message that a worker begins with; `hear` is for `Desk`."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        listener: socket.socket,
+        settings: bytes,
+        hear: Hear,
+        command: Sequence[str] = WORKER,
+        patience: Patience = Patience(),
+    ) -> None:
+        """Nobody is there yet.
+
+        Args:
+            ledger: has a row for each worker.
+            listener: where they take connections.
+            settings: the message that a worker begins with, JSON.
+            hear: for `Desk`.
+            command: starts a worker; the file descriptors and its row follow as arguments.
+            patience: with workers.
+        """
         self.desks: dict[int, Desk] = {}
         """Of the living."""
         self.on_arrival: Callable[[Desk], None] = lambda desk: None
@@ -35,11 +68,15 @@ class Crew:
         self.on_death: Callable[[int], None] = lambda row: None
         """Called with its row when a worker is dead and nothing of it is left."""
         self.on_hopeless: Callable[[str], None] = log.critical
-        """Called with the reason when workers die before they take a connection, again and again."""
+        """Called with the reason when no worker serves and those that are started die at once, again and again."""
         self._ledger = ledger
         self._listener = listener
         self._settings = settings
         self._hear = hear
+        self._command = command
+        self._patience = patience
+        self._stillborn = 0
+        """Since a worker was last seen to serve."""
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._leaving = asyncio.Event()
@@ -57,16 +94,16 @@ class Crew:
         for row, desk in self.desks.items():
             desk.send(Kind.EXIT)
             if not desk.arrived:
-                self._processes[row].kill()
-        _, late = await asyncio.wait(self._keepers, timeout=LEAVE_S)
+                _kill(self._processes[row])
+        _, late = await asyncio.wait(self._keepers, timeout=self._patience.leave)
         if late:
             for row, process in self._processes.items():
                 log.error("worker %d (process %d) does not end: killing it", row, process.pid)
-                process.kill()
-            await asyncio.wait(late, timeout=LEAVE_S)
+                _kill(process)
+            await asyncio.wait(late, timeout=self._patience.leave)
 
     async def _keep(self, row: int) -> None:
-        delay, stillborn = BACKOFF_S[0], 0
+        patience, delay = self._patience, self._patience.first
         while not self._leaving.is_set():
             started = time.monotonic()
             try:
@@ -74,13 +111,17 @@ class Crew:
             except OSError as error:  # no memory, no processes or no file descriptors left
                 arrived, cause = False, str(error)
             if self._leaving.is_set():
+                if arrived and cause != WELL:
+                    log.error("worker %d has not ended well: %s", row, cause)
                 return
-            stillborn = 0 if arrived else stillborn + 1
-            if stillborn == STILLBORN:
-                self.on_hopeless(f"{STILLBORN} workers in a row have ended before they took a connection: {cause}")
+            serving = arrived or any(desk.arrived for desk in self.desks.values())
+            self._stillborn = 0 if serving else self._stillborn + 1
+            if self._stillborn >= patience.stillborn * self._ledger.rows:
+                count = self._stillborn
+                self.on_hopeless(f"{count} workers in a row have ended before they took a connection: {cause}")
                 return
             lived = time.monotonic() - started
-            delay = BACKOFF_S[0] if lived > STABLE_S else min(2 * delay, BACKOFF_S[1])
+            delay = patience.first if lived > patience.stable else min(2 * delay, patience.longest)
             log.error("worker %d has died after %.1f s (%s): another one in %.1f s", row, lived, cause, delay)
             try:
                 await asyncio.wait_for(self._leaving.wait(), delay)
@@ -96,27 +137,49 @@ class Crew:
         """A worker from its start until nothing of it is left: whether it took connections, and what it died of."""
         ours, theirs = socket.socketpair()
         slots = os.memfd_create("mae-slots")
-        fds = (theirs.fileno(), self._listener.fileno(), self._ledger.fd, slots)
+        desk = Desk(row, self._ledger, slots, self._hear)
         try:
-            command = [sys.executable, "-P", "-m", "service.workers", *map(str, (*fds, row, self._ledger.rows))]
+            await desk.connect(ours)
+            fds = (theirs.fileno(), self._listener.fileno(), self._ledger.fd, slots)
+            command = [*self._command, *map(str, (*fds, row, self._ledger.rows))]
             process = await asyncio.create_subprocess_exec(*command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL)
             theirs.close()
-            self._processes[row] = process
-            ours.setblocking(False)
-            desk = Desk(row, self._ledger, slots, self._hear)
-            await desk.connect(ours)
-            desk.send(Kind.SETTINGS, self._settings)
-            self.desks[row] = desk
+            try:
+                return await self._served(row, desk, process)
+            finally:
+                _kill(process)  # as good as always dead already
+        finally:
+            desk.close()
+            theirs.close()
+            os.close(slots)
+
+    async def _served(self, row: int, desk: Desk, process: asyncio.subprocess.Process) -> tuple[bool, str]:
+        desk.send(Kind.SETTINGS, self._settings)
+        self.desks[row], self._processes[row] = desk, process
+        late = asyncio.get_running_loop().call_later(self._patience.arrival, self._expect, desk, process)
+        try:
             self.on_arrival(desk)
             if self._leaving.is_set():
-                process.kill()
+                _kill(process)
             code = await process.wait()
             await desk.gone.wait()  # what it said last is heard
+        finally:
+            late.cancel()
             del self.desks[row], self._processes[row]
             desk.end_all()
             self._ledger.clear(row)
             self.on_death(row)
-        finally:
-            theirs.close()
-            os.close(slots)
         return desk.arrived, f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _expect(self, desk: Desk, process: asyncio.subprocess.Process) -> None:
+        if not desk.arrived:
+            seconds = self._patience.arrival
+            log.error(
+                "worker %d (process %d) takes no connections after %g s: killing it", desk.row, process.pid, seconds
+            )
+            _kill(process)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        process.kill()

@@ -68,7 +68,7 @@ class Desk(Channel):
     """The device process's end of a worker's channel. On the event loop, but for `left`."""
 
     def __init__(self, row: int, ledger: Ledger, slots_fd: int, hear: Hear) -> None:
-        """For the worker in `row` of the ledger; `hear` takes every message that is not about an image."""
+        """For the worker in `row` of the ledger; `hear` takes what it says of anything but images and its arrival."""
         super().__init__()
         self.row = row
         self.arrived = False
@@ -113,6 +113,8 @@ class Desk(Channel):
         elif kind is Kind.GIVE_UP:
             if ticket := self._tickets.get(*NUMBER.unpack(content)):
                 self.end(ticket)
+        elif kind is Kind.HELLO:
+            self.arrived = True
         else:
             self._hear(self, kind, content)
 

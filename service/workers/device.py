@@ -127,8 +127,6 @@ class Device:
             scrape = self._loop.create_task(self._scrape(desk, *NUMBER.unpack(content)))
             self._scrapes.add(scrape)
             scrape.add_done_callback(self._scrapes.discard)
-        elif kind is Kind.HELLO:
-            desk.arrived = True
 
     async def _scrape(self, desk: Desk, number: int) -> None:
         """Asks every worker what it has counted, and sends `desk` the sum."""
@@ -138,9 +136,13 @@ class Device:
             other.send(Kind.PULL, NUMBER.pack(pull))
         if pulls:
             await asyncio.wait([self._pulls[pull] for pull in pulls], timeout=PULL_S)
-        for pull in pulls:
-            self._pulls.pop(pull, None)
-        text = await asyncio.to_thread(exposition, self.service.metrics, self._tally.total())
+        if late := [other.row for pull, other in pulls.items() if self._pulls.pop(pull, None)]:
+            log.warning("workers %s have not said within %g s what they have counted", late, PULL_S)
+        try:
+            text = await asyncio.to_thread(exposition, self.service.metrics, self._tally.total())
+        except Exception as error:
+            log.error("the metrics cannot be written", exc_info=error)
+            text = b""  # which tells the worker
         desk.send(Kind.EXPOSITION, NUMBER.pack(number) + text)
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from fastapi import FastAPI
 
@@ -40,6 +42,11 @@ class Door(Server):
         self._ledger = ledger
         self._row = row
         self._opening: set[asyncio.Task[object]] = set()
+
+    @property
+    def dismissed(self) -> bool:
+        """Whether the device process has said that it is over."""
+        return self._front.leaving
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -103,15 +110,22 @@ class Door(Server):
             self._loop.connect_accepted_socket(self._protocol, connection)
         )
         self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        opening.add_done_callback(self._opened)
+
+    def _opened(self, opening: asyncio.Task[object]) -> None:
+        self._opening.discard(opening)
+        if not opening.cancelled() and (error := opening.exception()):
+            log.error("a connection was taken and lost: %s", error)
 
     def _protocol(self) -> asyncio.Protocol:
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def serve_as_worker(app: FastAPI, listener: socket.socket, ledger: Ledger, row: int) -> int:
-    """Serves until the end; returns the exit code."""
-    Door(app, listener, ledger, row).run()
+def serve_as_worker(app: FastAPI, listener: socket.socket, ledger: Ledger, row: int) -> NoReturn:
+    """Serves until the device process says that it is over, and ends the process: with 1 if it ended by itself."""
+    gc.freeze()  # as `service.server.serve` does
+    door = Door(app, listener, ledger, row)
+    door.run()
     logging.shutdown()
-    os._exit(0)  # a decoder that does not end is no reason to stay
+    os._exit(0 if door.dismissed else 1)  # a decoder that does not end is no reason to stay

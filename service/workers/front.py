@@ -16,6 +16,7 @@ import safetensors.numpy
 from model.engines.base import EngineInfo
 from model.extras import ROWS, Extras, Head, Whitening
 from service.budget import Budgets
+from service.errors import ServiceError
 from service.images import Decoder
 from service.lifecycle import Service
 from service.pipeline import Pipeline
@@ -81,7 +82,7 @@ class Link(Channel):
     def connection_lost(self, error: Exception | None) -> None:
         """Without the device process there is nothing to serve: ends at once, and whoever waits sees a reset."""
         super().connection_lost(error)
-        if not self._service.leaving:
+        if not self.hung_up and not self._service.leaving:
             log.critical("the device process has gone: ending")
             logging.shutdown()
             os._exit(1)
@@ -94,6 +95,7 @@ class FrontService(Service):
         """Speaks to the device process over `end`."""
         super().__init__(settings, budgets=budgets_of(settings, ledger, row))
         self.leaving = False
+        """Whether the device process has said that it is over."""
         self._end_of_channel = end
         self._images = images_of(settings, ledger, row)
         self._slots_fd = slots_fd
@@ -113,10 +115,21 @@ class FrontService(Service):
         self._link.send(Kind.HELLO)
 
     def exposition(self) -> bytes:
-        """The metrics of the whole service."""
-        number, future = next(self._numbers), Future[bytes]()
+        """The metrics of the whole service.
+
+        Raises:
+            ServiceError: the device process could not write them, and has logged why.
+            TimeoutError: it does not answer.
+        """
+        number, future = next(self._numbers) & 0xFFFFFFFF, Future[bytes]()
         self._loop.call_soon_threadsafe(self._scrape, number, future)
-        return future.result(SCRAPE_S)
+        try:
+            text = future.result(SCRAPE_S)
+        finally:
+            self._loop.call_soon_threadsafe(self._scrapes.pop, number, None)
+        if not text:
+            raise ServiceError("the metrics cannot be written")
+        return text
 
     def hear(self, kind: Kind, content: memoryview) -> None:
         """Does as the device process says."""
@@ -130,7 +143,8 @@ class FrontService(Service):
         elif kind is Kind.PULL:
             self._link.send(Kind.COUNTERS, content.tobytes() + packed_counters(self.metrics))
         elif kind is Kind.EXPOSITION:
-            self._scrapes.pop(*NUMBER.unpack_from(content)).set_result(bytes(content[NUMBER.size :]))
+            if future := self._scrapes.get(*NUMBER.unpack_from(content)):
+                future.set_result(bytes(content[NUMBER.size :]))
         elif kind is Kind.EXIT:
             self.leaving = True
             self.cut_off()
