@@ -130,7 +130,9 @@ class Desk(Channel):
                 assert isinstance(admitted, ServedTicket)
                 ticket = self._tickets[number] = admitted
                 ticket.visible = visible
-            ticket.slots[index] = slot
+            ticket.slots[index] = slot  # before a lane can have the image
             ticket.put(index, *self.slots.image(slot, OPERATIONS[operation], visible))
-        except ServiceError as error:  # the engine is lost
+        except ServiceError as error:  # the engine is lost; no lane takes any more, so this is the one writer
+            self.left(1)
             self.send(Kind.FAILED, NUMBER.pack(number) + packed_error(error))
+            self.send(Kind.RELEASED, NUMBER.pack(slot))

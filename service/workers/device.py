@@ -92,7 +92,6 @@ class Device:
         self.service.start()
         self._crew.start()
         await self._over.wait()
-        self._tell_all()
         await self._crew.leave()
         self._listener.close()
         for scrape in self._scrapes:

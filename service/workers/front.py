@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 from concurrent.futures import Future
-from typing import Any
 
 import orjson
 import safetensors.numpy
@@ -139,7 +138,7 @@ class FrontService(Service):
         elif kind is Kind.OPEN:
             self._take_engine(bytes(content))
         elif kind is Kind.STATE:
-            self._take_state(orjson.loads(content))
+            self._become(**orjson.loads(content))
         elif kind is Kind.PULL:
             self._link.send(Kind.COUNTERS, content.tobytes() + packed_counters(self.metrics))
         elif kind is Kind.EXPOSITION:
@@ -164,11 +163,6 @@ class FrontService(Service):
         decoder = Decoder(info.config, info.preprocessing, s.max_pixels, threads)
         self._batcher = RemoteBatcher(self._link, Slots(self._slots_fd, info.config, count), self._images, self.metrics)
         self._pipeline = Pipeline(info, extras, decoder, self._batcher, self.metrics)
-
-    def _take_state(self, said: dict[str, Any]) -> None:
-        self._become(said["state"], said["progress"])
-        if self.state == "lost" and self._batcher is not None:
-            self._batcher.lose(self.progress)
 
     def _scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

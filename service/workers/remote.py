@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.batcher import copy_of, queue_full, require_possible
 from service.budget import Budget
-from service.errors import EngineLost, ServiceError
+from service.errors import ServiceError
 from service.lane import Operation
 from service.metrics import Metrics
 from service.ticket import Item, Ticket
@@ -29,11 +29,10 @@ class Request:
 
 
 class RemoteBatcher:
-    """Stands for the `Batcher` of the device process. All of it runs on the event loop."""
+    """Stands for the `Batcher` of the device process, which also says when an engine is lost. On the event loop."""
 
     def __init__(self, channel: Channel, slots: Slots, budget: Budget, metrics: Metrics) -> None:
         """`budget` is QUEUE_IMAGES, of the whole service."""
-        self.lost: str | None = None
         self._channel = channel
         self._slots = slots
         self._budget = budget
@@ -52,8 +51,6 @@ class RemoteBatcher:
         limit = self._budget.limit
         assert limit is not None
         require_possible(count, limit)
-        if self.lost:
-            raise EngineLost(self.lost)
         if not self._budget.take(count):
             raise queue_full(self._budget.used, count, limit)
         ticket = Ticket(self, operation, count, deadline)
@@ -63,8 +60,6 @@ class RemoteBatcher:
 
     def put(self, item: Item) -> None:
         """For `Ticket.put`."""
-        if self.lost:
-            raise EngineLost(self.lost)
         if item.ticket.over:
             return
         visible, request = len(item.positions), self._requests[item.ticket]
@@ -92,11 +87,6 @@ class RemoteBatcher:
         """Answers everything that was admitted and is not through with `error`."""
         for ticket in list(self._requests):
             ticket.fail(copy_of(error))
-
-    def lose(self, reason: str) -> None:
-        """The engine is beyond help: fails what there is and everything to come."""
-        self.lost = reason
-        self.fail_all(EngineLost(reason))
 
     def stop(self) -> None:
         """Nothing to end: the lanes are elsewhere."""

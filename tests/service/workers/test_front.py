@@ -7,7 +7,8 @@ import pytest
 from model.extras import Extras, Head, Whitening
 from model.source import HeadFacts
 from service.settings import Settings
-from service.workers.front import packed_engine, unpacked_engine
+from service.workers.front import budgets_of, images_of, packed_engine, unpacked_engine
+from service.workers.ledger import Column, Ledger
 from tests.engines import fake_info
 
 
@@ -42,3 +43,15 @@ def test_an_engine_without_extras() -> None:
     info, extras, slots = unpacked_engine(packed_engine(fake_info(), Extras(), 1))
     assert (info, slots) == (fake_info(), 1)
     assert extras.head is None and not extras.whitening
+
+
+def test_bounds_are_of_all_workers_together() -> None:
+    settings, ledger = Settings(http_workers=2, max_inflight_mb=1, max_body_mb=1, queue_images=4), Ledger.create(2)
+    one, other = (budgets_of(settings, ledger, row) for row in range(2))
+    assert one.bodies.take(600_000) and not other.bodies.take(400_001) and other.bodies.take(400_000)
+    assert one.requests.take(1) and other.requests.take(1) and one.requests.used == 2
+    mine, its = (images_of(settings, ledger, row) for row in range(2))
+    assert mine.take(3) and not its.take(2)
+    ledger.add(0, Column.LEFT, 1)
+    assert its.take(2) and mine.used == 4
+    ledger.close()

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,9 +71,13 @@ def test_processes_that_take_at_once_take_no_more_than_there_is(ledger: Ledger) 
     assert ledger.total(Column.BYTES) == 500
 
 
-def test_a_lock_dies_with_its_holder(ledger: Ledger) -> None:
+def test_who_takes_waits_for_who_is_taking_but_not_for_the_dead(ledger: Ledger) -> None:
     holder = other_process(HOLDER, ledger)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    holder.send_signal(signal.SIGKILL)
+    with ThreadPoolExecutor() as pool:
+        taken = pool.submit(SharedBudget(ledger, 0, Column.BYTES, 10).take, 1)
+        with pytest.raises(TimeoutError):
+            taken.result(0.1)
+        holder.send_signal(signal.SIGKILL)
+        assert taken.result(5)
     holder.communicate()
-    assert SharedBudget(ledger, 0, Column.BYTES, 10).take(1)
