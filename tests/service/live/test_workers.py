@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.service.live.fake_server import POISON
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
+ACCESS = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed status=\d+ [^\n]*client=127.0.0.1")
 STUMBLES = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 
@@ -248,6 +250,9 @@ def test_the_queue_is_one(start_server: Start) -> None:
     asyncio.run(leave())
     server.wait_for(lambda: server.metric("mae_admitted_images") == server.metric("mae_inflight_requests") == 0, 5)
     assert server.metric("mae_requests_total", code="499") >= 2
+    logged = [line for line in server.text().splitlines() if "path=" in line]
+    assert len(logged) == server.metric("mae_requests_total"), "the log has a line for each request, of all workers"
+    assert all(ACCESS.fullmatch(line) for line in logged), "and none in the middle of another"
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
 
