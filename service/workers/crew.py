@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.workers.channel import Kind
+from service.workers.channel import NUMBER, Kind
 from service.workers.desk import Desk, Hear
 from service.workers.ledger import Ledger
 
@@ -27,6 +27,8 @@ class Patience:
 
     arrival: float = 60.0
     """For a worker that was started to take connections; then it is killed."""
+    silence: float = 30.0
+    """For a worker to say anything when it is asked; then it is killed."""
     first: float = 0.1
     """Before a dead worker is replaced, and twice as long for each that follows."""
     longest: float = 10.0
@@ -156,7 +158,7 @@ class Crew:
     async def _served(self, row: int, desk: Desk, process: asyncio.subprocess.Process) -> tuple[bool, str]:
         desk.send(Kind.SETTINGS, self._settings)
         self.desks[row], self._processes[row] = desk, process
-        late = asyncio.get_running_loop().call_later(self._patience.arrival, self._expect, desk, process)
+        watch = asyncio.get_running_loop().create_task(self._watch(desk, process))
         try:
             self.on_arrival(desk)
             if self._leaving.is_set():
@@ -164,20 +166,32 @@ class Crew:
             code = await process.wait()
             await desk.gone.wait()  # what it said last is heard
         finally:
-            late.cancel()
+            watch.cancel()
             del self.desks[row], self._processes[row]
             desk.end_all()
             self._ledger.clear(row)
             self.on_death(row)
         return desk.arrived, f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    def _expect(self, desk: Desk, process: asyncio.subprocess.Process) -> None:
-        if not desk.arrived:
-            seconds = self._patience.arrival
-            log.error(
-                "worker %d (process %d) takes no connections after %g s: killing it", desk.row, process.pid, seconds
-            )
-            _kill(process)
+    async def _watch(self, desk: Desk, process: asyncio.subprocess.Process) -> None:
+        """Kills a worker that does not arrive, or that answers nothing any more."""
+        await _turns(self._patience.arrival, lambda: desk.arrived)
+        problem = "takes no connections"
+        if desk.arrived:
+            problem, asked = "does not answer", desk.messages - 1
+            while desk.messages > asked:
+                asked = desk.messages
+                desk.send(Kind.PULL, NUMBER.pack(0))
+                await _turns(self._patience.silence)
+        log.error("worker %d (process %d) %s: killing it", desk.row, process.pid, problem)
+        _kill(process)
+
+
+async def _turns(seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
+    """Sleeps until it is `enough`, in pieces: however long this process itself stands still, only one of them passes."""
+    for _ in range(10):
+        if not enough():
+            await asyncio.sleep(seconds / 10)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

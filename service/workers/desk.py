@@ -73,6 +73,8 @@ class Desk(Channel):
         self.row = row
         self.arrived = False
         """Whether the worker takes connections."""
+        self.messages = 0
+        """That it has sent."""
         self._ledger = ledger
         self._slots_fd = slots_fd
         self._hear = hear
@@ -108,6 +110,7 @@ class Desk(Channel):
 
     def received(self, kind: Kind, content: memoryview) -> None:
         """Takes images and leaves the rest to others."""
+        self.messages += 1
         if kind is Kind.PUT:
             self._put(*PUT.unpack(content))
         elif kind is Kind.GIVE_UP:

@@ -18,7 +18,7 @@ from service.workers.crew import Crew, Patience
 from service.workers.desk import Desk
 from service.workers.ledger import Column, Ledger
 
-BRIEF = Patience(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.5, stillborn=3)
+BRIEF = Patience(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25, stillborn=3)
 ARRIVES = """
 import socket, sys
 from struct import Struct
@@ -30,8 +30,10 @@ while True:
     if kind == 14:
         break
     channel.recv(length, socket.MSG_WAITALL)
+    if kind == 10:
+        channel.send(head.pack(0, 2))
 """
-"""Says HELLO, and ends when it hears EXIT."""
+"""Says HELLO, and again when it is asked, and ends when it hears EXIT."""
 WORKER = (sys.executable, "-S", "-c", ARRIVES)
 
 
@@ -119,9 +121,12 @@ def test_while_one_serves_the_others_are_tried_again_for_good(tmp_path: Any) -> 
     """The worker of row 0 arrives, that of row 1 never does."""
     code = f"import sys\nif sys.argv[5] == '1': sys.exit(3)\n{ARRIVES}"
 
+    patience = Patience(first=0.02, longest=0.02, stillborn=3)
+
     async def main() -> None:
-        async with crew_of((sys.executable, "-S", "-c", code), rows=2) as watched:
-            await watched.until(lambda: watched.deaths.count(1) >= 8)
+        async with crew_of((sys.executable, "-S", "-c", code), rows=2, patience=patience) as watched:
+            await watched.until(lambda: 0 in watched.crew.desks and watched.crew.desks[0].arrived)
+            await watched.until(lambda: watched.deaths.count(1) >= 7)
             assert not watched.hopeless and watched.crew.desks[0].arrived
 
     run(main())
@@ -136,7 +141,7 @@ def test_one_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureFixtur
             assert "signal 9" in watched.hopeless[0]
 
     run(main())
-    assert "takes no connections after 0.1 s: killing it" in caplog.text
+    assert "takes no connections: killing it" in caplog.text
 
 
 def test_one_that_cannot_be_started_is_no_silence() -> None:
@@ -160,3 +165,19 @@ def test_one_that_does_not_leave_is_killed(caplog: pytest.LogCaptureFixture) -> 
 
     run(main())
     assert "does not end: killing it" in caplog.text
+
+
+def test_one_that_answers_nothing_any_more_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    patience = Patience(arrival=2, silence=0.2, first=0.02, leave=0.2)
+
+    async def main() -> None:
+        async with crew_of(WORKER, rows=2, patience=patience) as watched:
+            await watched.until(lambda: [desk.arrived for desk in watched.crew.desks.values()] == [True, True])
+            await asyncio.sleep(0.5)
+            assert not watched.deaths, "those that answer are left alone"
+            os.kill(watched.processes()[0], signal.SIGSTOP)
+            await watched.until(lambda: watched.deaths)
+            assert len(watched.deaths) == 1
+
+    run(main())
+    assert "does not answer: killing it" in caplog.text
