@@ -188,7 +188,7 @@ class Crew:
 
 
 async def _turns(seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
-    """Sleeps until it is `enough`, in pieces: however long this process itself stands still, only one of them passes."""
+    """Sleeps until it is `enough`, in pieces: however long this process itself stands still, only one passes."""
     for _ in range(10):
         if not enough():
             await asyncio.sleep(seconds / 10)
