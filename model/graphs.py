@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.autoencoder import Autoencoder
 from model.config import Preprocessing
 from model.losses import patch_loss, patch_statistics
+from model.mae import MaskedAutoencoder
 
 
 class Standardise(nn.Module):
@@ -53,6 +54,27 @@ class EncoderGraph(nn.Module):
         """Encodes the visible patches and pools them."""
         latent = self.model.forward_encoder(self.standardise(patches), positions)
         return torch.stack([latent[:, 0], latent[:, 1:].mean(dim=1)], dim=1), latent
+
+
+class MixedEncoderGraph(nn.Module):
+    """An `EncoderGraph` for images with different numbers of visible patches: positions below 0 hold none.
+
+    A graph of its own, so that batches without such images pay for no mask. Tokens at those places mean nothing.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing) -> None:
+        """Wraps the encoder of `model`."""
+        super().__init__()
+        self.model = model
+        self.standardise = Standardise(preprocessing, model.config.patch_size)
+
+    def forward(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes the visible patches and pools them."""
+        present = positions >= 0  # [B, K]
+        latent = self.model.forward_encoder(self.standardise(patches), positions.clamp(min=0), present)
+        weight = present.to(latent.dtype)[..., None]
+        mean = (latent[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)  # [B, D]
+        return torch.stack([latent[:, 0], mean], dim=1), latent
 
 
 class DecoderGraph(nn.Module):

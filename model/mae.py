@@ -44,13 +44,18 @@ class MaskedAutoencoder(Autoencoder):
             self.decoder_pred = nn.Linear(width, c.patch_dim)
         self._initialize_weights()
 
-    def forward_encoder(self, visible: Tensor, positions: Tensor) -> Tensor:
-        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first."""
+    def forward_encoder(self, visible: Tensor, positions: Tensor, present: Tensor | None = None) -> Tensor:
+        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first.
+
+        `present`, bool [B, K], is False where an image has fewer visible patches than others of its batch: nothing
+        attends to those places.
+        """
         x = self.patch_embed(visible) + F.embedding(positions, self.pos_embed[0, 1:])  # [B, K, D]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls, x], dim=1)  # [B, 1 + K, D]
+        keys = None if present is None else F.pad(present, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1 + K]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, keys)
         latent: Tensor = self.norm(x)
         return latent
 
@@ -116,9 +121,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `keys`, bool [B, 1, 1, L], says what may be attended to."""
+        x = x + self.attn(self.norm1(x), keys)
         x = x + self.mlp(self.norm2(x))
         return x
 
@@ -133,12 +138,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `keys`, bool [B, 1, 1, L], says what may be attended to."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, L, D / H] each
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
         return x
 

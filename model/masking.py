@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Strategy = Literal["random", "block", "grid"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MAX_SEED = 2**64 - 1
+ABSENT = -1
+"""No position: fills up the rows of images with fewer visible patches than others of their batch."""
 Positions = NDArray[np.int32]
 
 
@@ -77,10 +79,13 @@ def removed_flags(positions: Positions, num_patches: int) -> NDArray[np.uint8]:
 
 
 def decoder_rows(positions: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
-    """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N]."""
-    rows = np.zeros((len(positions), num_patches), dtype=np.int32)
+    """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N].
+
+    Positions may be `ABSENT`.
+    """
+    rows = np.zeros((len(positions), num_patches + 1), dtype=np.int32)  # the last column is what ABSENT means
     np.put_along_axis(rows, positions, np.arange(2, positions.shape[1] + 2, dtype=np.int32)[None], axis=1)
-    return rows
+    return np.ascontiguousarray(rows[:, :num_patches])
 
 
 def visible_count(num_patches: int, mask_ratio: float) -> int:

@@ -2,8 +2,9 @@
 
 A lane is a thread that takes what waits as soon as it is free; the next batch forms while the lanes are busy, so there
 is no timer unless MAX_DELAY_MS asks for one. Only images of the same operation and the same number of visible patches
-can share a batch: they form a group. Whoever was served longest ago (or came first) goes next, between groups and
-inside them, one image a turn: so no single image waits behind a request of many.
+can share a batch (about the same, where the engine can mix them): they form a group. Whoever was served longest ago (or
+came first) goes next, between groups and inside them, one image a turn: so no single image waits behind a request of
+many.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Batcher:
                 raise EngineLost(self.lost)
             if ticket.over:
                 return
-            group = Group(ticket.operation, len(item.positions))
+            group = Group(ticket.operation, self._most(len(item.positions)))
             if ticket.group not in (None, group):
                 raise ValueError("the images of one ticket must have the same number of visible patches")
             if not ticket.items:
@@ -160,6 +161,17 @@ class Batcher:
                 self._metrics.dropped.labels(reason).inc(ticket.untaken)
             self._admitted -= ticket.untaken
             ticket.untaken = 0
+
+    def _most(self, visible: int) -> int:
+        """With how many visible patches an image may share a batch, if it has `visible` itself.
+
+        All images of a batch cost what the one with most patches costs: so it has at most twice as many as any other,
+        or they are few.
+        """
+        if not self.engine.info.mixes:
+            return visible
+        whole = self.engine.info.config.num_patches
+        return next(most for most in (whole // 4, whole // 2, whole) if visible <= most)
 
     def _leave_group(self, ticket: Ticket) -> None:
         if not ticket.items or ticket.group is None:

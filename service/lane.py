@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.engines.base import Bytes, Engine, FatalEngineError, Indices
+from model.masking import ABSENT
 from service.errors import InferenceFailed, ServiceError
 from service.metrics import Metrics
 
@@ -98,16 +99,15 @@ class LaneRunner:
 
     def _checked(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
         """Rows of the batch; one with a number that is none becomes a failure of its image alone."""
-        if len(batch) == 1:
-            patches, positions = batch[0].patches[None], batch[0].positions[None]
-        else:
-            patches = np.stack([item.patches for item in batch])
-            positions = np.stack([item.positions for item in batch])
+        patches = stacked([item.patches for item in batch], 0)
+        positions = stacked([item.positions for item in batch], ABSENT)
         outputs = self._call(operation, patches, positions)
         finite = _finite_rows(outputs, len(batch))
         results: list[Row | ServiceError] = []
         for row, item in enumerate(batch):
-            if finite[row]:
+            if finite[row] and operation == "tokens":
+                results.append(outputs[0][row, : len(item.positions)])
+            elif finite[row]:
                 results.append(outputs[0][row] if len(outputs) == 1 else tuple(output[row] for output in outputs))
             else:
                 self._metrics.engine_failures.labels("not_finite").inc()
@@ -127,6 +127,19 @@ class LaneRunner:
     def _failed(self, batch: Sequence[Work], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()
         log.error("a batch of %d has failed on lane %d: %s", len(batch), self._lane, error)
+
+
+def stacked(arrays: Sequence[NDArray[Any]], filler: int) -> NDArray[Any]:
+    """Arrays [K, ...] as one, [B, K, ...]; shorter ones are filled up to the longest."""
+    if len(arrays) == 1:
+        return arrays[0][None]
+    lengths = [len(array) for array in arrays]
+    if min(lengths) == max(lengths):
+        return np.stack(arrays)
+    filled = np.full((len(arrays), max(lengths), *arrays[0].shape[1:]), filler, arrays[0].dtype)
+    for row, array in zip(filled, arrays, strict=True):
+        row[: len(array)] = array
+    return filled
 
 
 def _finite_rows(outputs: tuple[NDArray[Any], ...], count: int) -> NDArray[np.bool_]:

@@ -30,7 +30,8 @@ class Group(NamedTuple):
     """What can share a batch."""
 
     operation: Operation
-    visible: int
+    most: int
+    """Visible patches of an image: just as many, or at most, where the engine mixes."""
 
 
 @dataclass

@@ -86,6 +86,8 @@ class EngineInfo(BaseModel):
     lanes: int
     threads_per_lane: int
     preferred_batch: int
+    mixes: bool = False
+    """Whether images of a batch may differ in how many patches are visible; see `Engine`."""
     versions: dict[str, str]
     head: HeadFacts | None = None
     """Of the classification head, if there is one."""
@@ -106,7 +108,11 @@ class EngineInfo(BaseModel):
 
 
 class Engine(Protocol):
-    """A compiled masked autoencoder. A lane is used by one thread at a time; different lanes run at once."""
+    """A compiled masked autoencoder. A lane is used by one thread at a time; different lanes run at once.
+
+    Where `info.mixes`, K is that of the image with most visible patches, and for others the last positions are -1
+    (`model.masking.ABSENT`): what `patches` holds there is ignored, and so are the tokens that come of it.
+    """
 
     info: EngineInfo
     extras: Extras

@@ -232,7 +232,7 @@ def _build_tensorrt(plan: Plan) -> Engine:
     folder = _obtain(plan, f"tensorrt-{fingerprint(ingredients)}", Job(plan.model, "tensorrt", precision, most))
     info = _info(source, read_facts(folder), plan.choice, precision, lanes, 1, most, folder.name)
     libraries = {distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver}
-    info = info.model_copy(update={"versions": info.versions | libraries})
+    info = info.model_copy(update={"versions": info.versions | libraries, "mixes": _mixes(info)})
     plan.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
     try:
         engine = DeviceEngine(TensorRTKernels(folder, info, runtime), info, spec.cuda_graphs)
@@ -255,6 +255,7 @@ def _build_torch(plan: Plan) -> Engine:
     if on_gpu:
         most = spec.max_batch or GPU_BATCH
         info = _info(source, facts, plan.choice, precision, spec.lanes or GPU_LANES, 1, most)
+        info = info.model_copy(update={"mixes": _mixes(info)})
         try:
             engine = DeviceEngine(TorchKernels(checkpoint, info), info, spec.cuda_graphs)
             return _gated(engine, reference, plan, (1, most))
@@ -353,6 +354,14 @@ def _info(
         entry=entry,
         fallback=choice.fallback,
     )
+
+
+def _mixes(info: EngineInfo) -> bool:
+    """Whether this engine's batches may hold images with different numbers of visible patches.
+
+    On a GPU small batches cost nearly as much as full ones; on a processor they do not, and there nothing is gained.
+    """
+    return info.config.family == "vit" and info.preferred_batch > 1
 
 
 def _code_digest() -> str:

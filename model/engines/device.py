@@ -20,7 +20,7 @@ from model.config import MAEConfig
 from model.engines.base import Bytes, EngineError, EngineInfo, FatalEngineError, Floats, Indices
 from model.engines.profiles import usual_visible
 from model.extras import Extras
-from model.masking import decoder_rows
+from model.masking import ABSENT, decoder_rows
 
 Work = Literal["encode", "reconstruct"]
 WARM_UPS = 2
@@ -28,10 +28,12 @@ WARM_UPS = 2
 
 
 class Kernels(Protocol):
-    """The two graphs, compiled. Calls put work on the current stream and do not wait for it."""
+    """The graphs, compiled. Calls put work on the current stream and do not wait for it."""
 
-    def encode(self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor) -> None:
-        """Uint8 [B, K, P], int32 [B, K] -> into float32 [B, 2, D], [B, 1 + K, D]."""
+    def encode(
+        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
+    ) -> None:
+        """Uint8 [B, K, P], int32 [B, K] -> into float32 [B, 2, D], [B, 1 + K, D]; `mixed` if positions are absent."""
 
     def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
         """Float32 [B, 1 + K, D], int32 [B, N], uint8 [B, N, P] -> into uint8 [B, N, P], float32 [B, N]."""
@@ -78,25 +80,27 @@ class DeviceEngine:
         n = self.info.config.num_patches
         batch, visible = positions.shape
         buffers = self._lanes[lane]
+        mixed = self._mixed(positions)
         with self._at_work(buffers):
-            size = self._size(buffers, "reconstruct", batch, visible)
+            size = batch if mixed else self._size(buffers, "reconstruct", batch, visible)
             buffers.send("patches", patches, size)
             buffers.send("positions", positions, size)
             buffers.send("rows", decoder_rows(positions, n), size)
             # Where the visible patches lie among those of all images, so that none is sent twice.
-            buffers.send("places", positions + np.arange(0, batch * n, n, dtype=np.int32)[:, None], size)
-            self._run(buffers, "reconstruct", size, visible)
+            places = np.maximum(positions, 0) + np.arange(0, batch * n, n, dtype=np.int32)[:, None]
+            buffers.send("places", places, size)
+            self._run(buffers, "reconstruct", size, visible, mixed)
             return buffers.receive("pixels", batch), buffers.receive("error", batch)
 
     @contextmanager
     def _encoded(self, lane: int, patches: Bytes, positions: Indices) -> Iterator[Lane]:
         batch, visible = positions.shape
-        buffers = self._lanes[lane]
+        buffers, mixed = self._lanes[lane], self._mixed(positions)
         with self._at_work(buffers):
-            size = self._size(buffers, "encode", batch, visible)
+            size = batch if mixed else self._size(buffers, "encode", batch, visible)
             buffers.send("visible", patches, size)
             buffers.send("positions", positions, size)
-            self._run(buffers, "encode", size, visible)
+            self._run(buffers, "encode", size, visible, mixed)
             yield buffers
 
     @contextmanager
@@ -104,21 +108,28 @@ class DeviceEngine:
         with _device_errors(), torch.inference_mode(), torch.cuda.stream(lane.stream):
             yield
 
+    def _mixed(self, positions: Indices) -> bool:
+        """Whether images of a batch differ in how many patches are visible. All batches come this way."""
+        if len(positions) > self.preferred_batch:
+            raise EngineError(f"{len(positions)} images in one batch: the engine takes {self.preferred_batch}")
+        mixed = bool((positions[:, -1] == ABSENT).any())
+        if mixed and not self.info.mixes:
+            raise EngineError("the engine takes no images with different numbers of visible patches in one batch")
+        return mixed
+
     def _size(self, lane: Lane, work: Work, batch: int, visible: int) -> int:
         """The batch that is run: the least recorded one that holds `batch` images, or just that many."""
-        if batch > self.preferred_batch:
-            raise EngineError(f"{batch} images in one batch: the engine takes {self.preferred_batch}")
         recorded = (size for size in _sizes(self.preferred_batch) if (work, size, visible) in lane.graphs)
         return next((size for size in recorded if size >= batch), batch)
 
-    def _run(self, lane: Lane, work: Work, batch: int, visible: int) -> None:
-        graph = lane.graphs.get((work, batch, visible))
+    def _run(self, lane: Lane, work: Work, batch: int, visible: int, mixed: bool) -> None:
+        graph = None if mixed else lane.graphs.get((work, batch, visible))
         if graph is None:
-            self._launch(lane, work, batch, visible)
+            self._launch(lane, work, batch, visible, mixed)
         else:
             graph.replay()
 
-    def _launch(self, lane: Lane, work: Work, batch: int, visible: int) -> None:
+    def _launch(self, lane: Lane, work: Work, batch: int, visible: int, mixed: bool = False) -> None:
         n, p = self.info.config.num_patches, self.info.config.patch_dim
         seen = lane.on_device("visible", batch, visible)
         latent = lane.on_device("latent", batch, 1 + visible)
@@ -127,7 +138,7 @@ class DeviceEngine:
             places = lane.on_device("places", batch, visible).flatten()
             torch.index_select(patches.view(batch * n, p), 0, places, out=seen.view(batch * visible, p))
         positions = lane.on_device("positions", batch, visible)
-        self._kernels.encode(lane.number, seen, positions, lane.on_device("pooled", batch), latent)
+        self._kernels.encode(lane.number, seen, positions, lane.on_device("pooled", batch), latent, mixed)
         if work == "reconstruct":
             rows, pixels, error = (lane.on_device(name, batch) for name in ("rows", "pixels", "error"))
             self._kernels.decode(lane.number, latent, rows, patches, pixels, error)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.checkpoint import Checkpoint
 from model.config import Family
 from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
-from model.engines.programs import DECODER, ENCODER, graphs_of
+from model.engines.programs import DECODER, ENCODER, MIXED, graphs_of
 from model.extras import Extras
 from model.masking import decoder_rows
 
@@ -75,12 +75,14 @@ class TorchKernels:
 
     def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
         """Puts the graphs on the device of `info`, in its precision."""
-        graphs = graphs_of(checkpoint, info.config, info.preprocessing, info.precision)
+        graphs = graphs_of(checkpoint, info.config, info.preprocessing, info.precision, mixed=info.mixes)
         self._graphs: dict[str, nn.Module] = {name: graph.to(info.device) for name, graph in graphs.items()}
 
-    def encode(self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor) -> None:
+    def encode(
+        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
+    ) -> None:
         """See `Kernels.encode`."""
-        found = self._graphs[ENCODER](patches, positions)
+        found = self._graphs[MIXED if mixed else ENCODER](patches, positions)
         pooled.copy_(found[0])
         latent.copy_(found[1])
 

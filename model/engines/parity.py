@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import MAEConfig
-from model.engines.base import Bytes, Engine, EngineBuildError, Floats, Indices, Parity, Precision
-from model.masking import every_position, removed_flags, visible_positions
+from model.engines.base import Bytes, Engine, EngineBuildError, Floats, Indices, Parity, Precision, gather_visible
+from model.masking import ABSENT, every_position, removed_flags, visible_positions
 
 IMAGES = 8
 MASK_RATIO = 0.75
@@ -112,13 +112,44 @@ def answers(engine: Engine, size: int | None = None, images: Bytes | None = None
     )
 
 
+def mixed_answers(engine: Engine) -> Answers:
+    """The fixed images in pairs that share a batch: one whole, the next seen through a quarter of its patches."""
+    config = engine.info.config
+    patches, visible = fixed_patches(config), quarter_seen(config, IMAGES)
+    padded = np.full((IMAGES, config.num_patches), ABSENT, dtype=np.int32)
+    padded[:, : visible.shape[1]] = visible
+    everything = np.repeat(every_position(config.num_patches)[None], IMAGES, axis=0)
+    whole, masked, pixels, error = [], [], [], []
+    for first in range(IMAGES):
+        second = (first + 1) % IMAGES
+        positions = np.stack([everything[first], padded[second]])
+        pair = patches[[first, second]]
+        pooled = engine.embed(first % engine.lanes, gather_visible(pair, positions), positions)
+        whole.append(pooled[0])
+        masked.append(pooled[1])
+        if config.has_decoder:
+            painted, squared = engine.reconstruct(first % engine.lanes, pair, positions)
+            pixels.append(painted[1])
+            error.append(squared[1])
+    order = np.arange(-1, IMAGES - 1)  # the second of a pair is one further on
+    return Answers(
+        np.stack(whole),
+        np.stack(masked)[order],
+        np.stack(pixels)[order] if pixels else None,
+        np.stack(error)[order] if error else None,
+    )
+
+
 def gate(engine: Engine, expected: Answers, bar: Bar, sizes: Sequence[int | None] = (None,)) -> Parity:
     """Compares `engine` with eager float32 in batches of each of `sizes`, and returns the worst of each figure.
 
     Raises:
         ParityError: a figure under its bar, or not a number.
     """
-    found = [check(answers(engine, size), expected, engine.info.config, bar, size) for size in sizes]
+    config = engine.info.config
+    found = [check(answers(engine, size), expected, config, bar, size) for size in sizes]
+    if engine.info.mixes:
+        found.append(require(measure(mixed_answers(engine), expected, config), bar, " in mixed batches"))
     psnr = [parity.psnr_db for parity in found if parity.psnr_db is not None]
     loss = [parity.loss_difference for parity in found if parity.loss_difference is not None]
     means = [parity.mean_cosine for parity in found if parity.mean_cosine is not None]

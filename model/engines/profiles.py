@@ -44,6 +44,11 @@ def encoder_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
     return batches if most == 1 else (Profile((1, 1, 1), (1, n, n)), *batches)
 
 
+def mixed_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
+    """As `encoder_profiles`; a single image is never mixed with others."""
+    return encoder_profiles(config, most)[-2:]
+
+
 def decoder_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
     """A single image and a batch: the decoder sees all places, so that K counts in its first layer alone."""
     n, quarter = config.num_patches, usual_visible(config)

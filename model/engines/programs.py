@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Precision
-from model.graphs import DecoderGraph, EncoderGraph
-from model.mae import PatchEmbed
+from model.graphs import DecoderGraph, EncoderGraph, MixedEncoderGraph
+from model.mae import MaskedAutoencoder, PatchEmbed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from model.checkpoint import Checkpoint
 
-ENCODER, DECODER = "encoder", "decoder"
+ENCODER, MIXED, DECODER = "encoder", "encoder_mixed", "decoder"
 MOST_IMAGES = 4096
 """The largest batch that a program takes."""
 HALVES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,6 +32,7 @@ def graphs_of(
     preprocessing: Preprocessing,
     precision: Precision = "fp32",
     to_bytes: bool = True,
+    mixed: bool = False,
 ) -> dict[str, nn.Module]:
     """The graphs in eval mode, by name: `ENCODER` (see `EncoderGraph`) and, if there is one, `DECODER`.
 
@@ -41,11 +42,14 @@ def graphs_of(
         preprocessing: what the graphs undo and redo.
         precision: of the products of matrices, as `halve_products` does it.
         to_bytes: whether the decoder ends in uint8 (see `DecoderGraph`).
+        mixed: whether `MIXED` comes with them (see `MixedEncoderGraph`), which no convolutional model has.
     """
     model = checkpoint.build(config.image_size)
     graphs: dict[str, nn.Module] = {ENCODER: EncoderGraph(model, preprocessing)}
     if config.has_decoder:
         graphs[DECODER] = DecoderGraph(model, preprocessing, to_bytes)
+    if mixed and isinstance(model, MaskedAutoencoder):
+        graphs[MIXED] = MixedEncoderGraph(model, preprocessing)
     if precision != "fp32":
         halve_products(model, HALVES[precision])
     return {name: graph.eval() for name, graph in graphs.items()}
@@ -74,7 +78,7 @@ def halve_products(model: nn.Module, dtype: torch.dtype) -> None:
 def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str = "cpu") -> dict[str, ExportedProgram]:
     """Exports what `graphs_of` returns, which must lie on `device`.
 
-    The encoder takes uint8 [B, K, P] and int32 [B, K]; the decoder float32 [B, 1 + K, D], int32 [B, N] and uint8
+    Both encoders take uint8 [B, K, P] and int32 [B, K]; the decoder float32 [B, 1 + K, D], int32 [B, N] and uint8
     [B, N, P], for 1 <= B <= MOST_IMAGES and 1 <= K <= N.
     """
     n = config.num_patches
@@ -89,8 +93,10 @@ def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str
     positions = torch.arange(seen, dtype=torch.int32, device=device).repeat(3, 1)
     latent = torch.zeros(3, seen + 1, config.embed_dim, device=device)
     rows = torch.zeros(3, n, dtype=torch.int32, device=device)
+    encoding = ((patches[:, :seen].contiguous(), positions), ({0: batch, 1: k}, {0: batch, 1: k}))
     examples: dict[str, tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]] = {
-        ENCODER: ((patches[:, :seen].contiguous(), positions), ({0: batch, 1: k}, {0: batch, 1: k})),
+        ENCODER: encoding,
+        MIXED: encoding,
         DECODER: ((latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})),
     }
     programs = {}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from model.engines.base import EngineError, EngineInfo, TensorRTError
-from model.engines.profiles import Profile, decoder_profiles, encoder_profiles
-from model.engines.programs import DECODER, ENCODER
+from model.engines.profiles import Profile, decoder_profiles, encoder_profiles, mixed_profiles
+from model.engines.programs import DECODER, ENCODER, MIXED
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class TensorRTKernels:
         self._log = _logger(runtime)
         most = info.preferred_batch
         self._profiles = {ENCODER: encoder_profiles(info.config, most)}
+        if info.mixes:
+            self._profiles[MIXED] = mixed_profiles(info.config, most)
         if info.config.has_decoder:
             self._profiles[DECODER] = decoder_profiles(info.config, most)
         loader = runtime.Runtime(self._log)
@@ -64,11 +66,13 @@ class TensorRTKernels:
         self._apart: dict[tuple[int, str, int, int], Any] = {}
         self._recorded: list[Any] = []
 
-    def encode(self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor) -> None:
+    def encode(
+        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
+    ) -> None:
         """See `Kernels.encode`."""
         batch, visible = positions.shape
         inputs = {"patches": patches, "positions": positions}
-        self._run(lane, ENCODER, batch, visible, inputs, {"pooled": pooled, "latent": latent})
+        self._run(lane, MIXED if mixed else ENCODER, batch, visible, inputs, {"pooled": pooled, "latent": latent})
 
     def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
         """See `Kernels.decode`."""

@@ -14,8 +14,8 @@ import torch
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Precision, TensorRTError
-from model.engines.profiles import decoder_profiles, encoder_profiles
-from model.engines.programs import ENCODER, export_programs, graphs_of
+from model.engines.profiles import decoder_profiles, encoder_profiles, mixed_profiles
+from model.engines.programs import DECODER, ENCODER, MIXED, export_programs, graphs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-INPUTS = {"encoder": ("patches", "positions"), "decoder": ("latent", "rows", "patches")}
-OUTPUTS = {"encoder": ("pooled", "latent"), "decoder": ("pixels", "error")}
+INPUTS = {
+    ENCODER: ("patches", "positions"),
+    MIXED: ("patches", "positions"),
+    DECODER: ("latent", "rows", "patches"),
+}
+OUTPUTS = {ENCODER: ("pooled", "latent"), MIXED: ("pooled", "latent"), DECODER: ("pixels", "error")}
 
 
 def build_engines(
@@ -54,7 +58,7 @@ def build_engines(
     Raises:
         TensorRTError: TensorRT cannot build a graph whole.
     """
-    graphs = graphs_of(checkpoint, config, preprocessing, precision, to_bytes=False)
+    graphs = graphs_of(checkpoint, config, preprocessing, precision, to_bytes=False, mixed=most > 1)
     programs = export_programs({name: graph.to(device) for name, graph in graphs.items()}, config, device)
     for number, (name, program) in enumerate(programs.items(), start=1):
         progress(
@@ -112,8 +116,8 @@ def _inputs(name: str, config: MAEConfig, most: int) -> list[Any]:
     """What TensorRT is told of each input: its type, and its shapes under each profile."""
     n, p, d = config.num_patches, config.patch_dim, config.embed_dim
     dims: tuple[tuple[torch.dtype, tuple[int | str, ...]], ...]
-    if name == ENCODER:
-        profiles = encoder_profiles(config, most)
+    if name in (ENCODER, MIXED):
+        profiles = encoder_profiles(config, most) if name == ENCODER else mixed_profiles(config, most)
         dims = ((torch.uint8, ("B", "K", p)), (torch.int32, ("B", "K")))
     else:
         profiles = decoder_profiles(config, most)

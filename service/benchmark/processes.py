@@ -46,6 +46,11 @@ class ServerProcess:
         return core_seconds(self._process.pid)
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it is still running."""
         return self._process.poll() is None

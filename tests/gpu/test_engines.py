@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from model.engines.base import Engine
+from model.masking import ABSENT
+from service.lane import stacked
 from tests.gpu.conftest import call, centred_cosine, on_all_lanes, places, require_alike
 
 pytestmark = pytest.mark.gpu
@@ -83,6 +85,21 @@ def test_every_batch_size(
         what = (operation, visible, size)
         require_alike(found, [array[:size] for array in expected], centre, (*what, "oracle"))
         require_alike([array[:1] for array in found], alone, centre, (*what, "alone"))
+
+
+def test_images_with_different_numbers_of_patches_in_one_batch(engine: Engine, crowd: Crowd, centres: Mapping) -> None:
+    """Each gets what it gets alone."""
+    if not engine.info.mixes:
+        pytest.skip("this engine takes none")
+    images, counts = crowd(3), (196, 49, 147)
+    alone = [places(count, 1)[0] for count in counts]
+    positions = stacked(alone, ABSENT)
+    for operation in ("embed", "reconstruct"):
+        found = call(engine, operation, images, positions)
+        for row, where in enumerate(alone):
+            expected = call(engine, operation, images[row : row + 1], where[None])
+            centre = centres.get((operation, len(where)), np.zeros(1))
+            require_alike([array[row : row + 1] for array in found], expected, centre, (operation, len(where)))
 
 
 def test_a_mixed_load_on_all_lanes(engine: Engine, crowd: Crowd, centres: Mapping) -> None:

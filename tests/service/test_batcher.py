@@ -193,6 +193,53 @@ def test_operations_and_numbers_of_visible_patches_never_mix() -> None:
     assert engine.batches[1:] == expected
 
 
+class MixingEngine(FakeEngine):
+    """Takes images with different numbers of visible patches, and keeps what it was given."""
+
+    def __init__(self, before: Callable[[list[int]], None]) -> None:
+        super().__init__(32, before=before)
+        self.info = self.info.model_copy(update={"mixes": True})
+        self.given: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _answer(self, operation: str, patches: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        self.given.append((patches, positions))
+        return super()._answer(operation, patches, positions, shape)
+
+
+@pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
+def test_an_engine_that_mixes_gets_about_the_same_numbers_of_patches_together(operation: str) -> None:
+    gate = Gate()
+    engine = MixingEngine(gate)
+
+    async def main() -> list[Any]:
+        async with serving(engine) as batcher:
+            first = asyncio.create_task(ask(batcher, 255))
+            await gate.wait_until_reached()
+            numbers = [(visible, 10 * visible + turn) for turn in range(2) for visible in (3, 1, 4, 2)]
+            tasks = [
+                asyncio.create_task(ask(batcher, number, operation=operation, visible=visible))
+                for visible, number in numbers
+            ]
+            await settled()
+            gate.opened.set()
+            rows = await asyncio.gather(*tasks)
+            await first
+            return [(visible, number, row) for (visible, number), (row,) in zip(numbers, rows, strict=True)]
+
+    answers = run(main())
+    assert [batch[1:] for batch in engine.batches[1:]] == [(4, [30, 40, 31, 41]), (1, [10, 11]), (2, [20, 21])]
+    patches, positions = engine.given[1]
+    assert positions.tolist() == [[0, 1, 2, -1], [0, 1, 2, 3]] * 2
+    assert (patches[0, :3] == 30).all() and (patches[3] == 41).all()
+    for visible, number, row in answers:
+        if operation == "tokens":
+            assert np.array_equal(row, np.full((visible, 8), number)), "no token of a place without a patch"
+        elif operation == "embed":
+            assert np.array_equal(row, np.full((2, 8), number))
+        else:
+            assert (row[0] == number).all() and (row[1] == number).all()
+
+
 def test_requests_of_a_group_take_turns() -> None:
     gate = Gate()
     engine = FakeEngine(6, before=gate)

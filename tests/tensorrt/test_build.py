@@ -92,9 +92,9 @@ def test_each_graph_is_one_engine_for_every_batch_and_every_k(
     networks.clear()
     said = build(config, "fp16", tmp_path)
     assert [line.partition(" (")[0] for line in said] == [
-        f"building the TensorRT engine of {preset}'s {name}" for name in ("encoder", "decoder")
+        f"building the TensorRT engine of {preset}'s {name}" for name in ("encoder", "decoder", "encoder_mixed")
     ]
-    encoder, decoder = networks
+    encoder, decoder, mixed = networks
     for name, parameters in (("encoder", 12 * config.depth * d**2), ("decoder", 4 * config.decoder_embed_dim**2)):
         size = (tmp_path / f"{name}.engine").stat().st_size
         assert size > 2 * parameters, "the weights are inside, in half precision"
@@ -127,7 +127,9 @@ def test_each_graph_is_one_engine_for_every_batch_and_every_k(
         for least in (1, MOST)
     ]
 
-    for network, depth in ((encoder, config.depth), (decoder, config.decoder_depth)):
+    assert (mixed.inputs, mixed.outputs, mixed.profiles) == (encoder.inputs, encoder.outputs, encoder.profiles[1:])
+
+    for network, depth in ((encoder, config.depth), (mixed, config.depth), (decoder, config.decoder_depth)):
         kinds = trt.LayerType
         assert of_kind(network, kinds.ATTENTION_OUTPUT) == {half: depth}, "one fused layer a block"
         assert of_kind(network, kinds.NORMALIZATION) == {single: 2 * depth + 1}
@@ -191,6 +193,7 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
     convert._convert(Job(spec, "tensorrt", "fp16", 16), folder, lambda words: None)
     assert {path.name for path in folder.iterdir()} == {
         "encoder.engine",
+        "encoder_mixed.engine",
         "decoder.engine",
         convert.FACTS,
         convert.REFERENCE,

@@ -17,13 +17,15 @@ from tests.model.engines.pretend_cuda import Graph
 
 INPUTS = {
     "encoder": {"patches": np.uint8, "positions": np.int32},
+    "encoder_mixed": {"patches": np.uint8, "positions": np.int32},
     "decoder": {"latent": np.float32, "rows": np.int32, "patches": np.uint8},
 }
 OUTPUTS = {
     "encoder": {"pooled": np.float32, "latent": np.float32},
+    "encoder_mixed": {"pooled": np.float32, "latent": np.float32},
     "decoder": {"pixels": np.float16, "error": np.float32},
 }
-MEMORY = {"encoder": 4096, "decoder": 1024}
+MEMORY = {"encoder": 4096, "encoder_mixed": 2048, "decoder": 1024}
 """Bytes that a context needs."""
 
 
@@ -135,5 +137,5 @@ class Context:
 
     def _dims(self, name: str, shape: tuple[int, ...]) -> tuple[int | str, ...]:
         dynamic = {"latent": ("B", "1+K"), "rows": ("B",), "positions": ("B", "K")}
-        first = dynamic.get(name, ("B", "K") if self.engine.name == "encoder" else ("B",))
+        first = dynamic.get(name, ("B", "K") if self.engine.name.startswith("encoder") else ("B",))
         return (*first, *shape[len(first) :])

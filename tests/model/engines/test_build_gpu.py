@@ -22,7 +22,7 @@ from model.engines.choice import NO_TENSORRT
 from model.engines.convert import Job, ModelSpec
 from model.engines.gpu import Gpu
 from model.engines.parity import ParityError
-from model.engines.profiles import decoder_profiles, encoder_profiles
+from model.engines.profiles import decoder_profiles, encoder_profiles, mixed_profiles
 from model.engines.programs import graphs_of
 from model.mae import MaskedAutoencoder
 from model.source import WeightsError
@@ -82,10 +82,14 @@ class Machine:
     ) -> None:
         if self.failure:
             raise self.failure
-        for name, graph in graphs_of(made, config, pre, precision, to_bytes=False).items():
+        for name, graph in graphs_of(made, config, pre, precision, to_bytes=False, mixed=most > 1).items():
             self._graphs[name] = self.alter(name, graph)
             (folder / f"{name}.engine").write_text(self.written(name))
-        self._profiles |= {"encoder": encoder_profiles(config, most), "decoder": decoder_profiles(config, most)}
+        self._profiles |= {
+            "encoder": encoder_profiles(config, most),
+            "encoder_mixed": mixed_profiles(config, most),
+            "decoder": decoder_profiles(config, most),
+        }
 
 
 @pytest.fixture
@@ -109,6 +113,7 @@ def test_tensorrt_serves(machine: Machine, tmp_path: Path, weights: str, backend
     assert info.versions["torch-tensorrt"] == "2.14.0"
     assert (info.versions["tensorrt"], info.versions["driver"]) == ("10.0", "580.65")
     assert info.parity is not None and info.parity.cosine >= 0.999
+    assert info.mixes
     (job,) = machine.jobs
     assert (job.target, job.precision, job.most) == ("tensorrt", "fp16", 12)
     assert said[0] == "making the engine of narrow for tensorrt"
@@ -201,6 +206,7 @@ class Shifted(torch.nn.Module):
         ("encoder", 0.3, 1, r"embeddings in batches of 1 .* centred cosine 0\.\d+, at least 0\.999 .*PARITY_COSINE"),
         ("encoder", 0.3, 12, r"embeddings in batches of 12 .* centred cosine 0\.\d+, at least 0\.999 "),
         ("encoder", float("nan"), 12, r"embeddings in batches of 12 .* centred cosine nan"),
+        ("encoder_mixed", 0.3, 2, r"embeddings in mixed batches .* centred cosine 0\.\d+, at least 0\.999 "),
         ("decoder", 9, 12, r"reconstructions in batches of 12 .* PSNR \d+\.\d dB, at least 40\.0 .*PARITY_PSNR_DB"),
     ],
 )

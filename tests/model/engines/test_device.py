@@ -18,10 +18,13 @@ from model.engines.base import Engine, EngineError, EngineInfo, FatalEngineError
 from model.engines.build import ModelFacts, reference_engine
 from model.engines.device import DeviceEngine
 from model.engines.eager import TorchKernels
-from model.engines.profiles import decoder_profiles, encoder_profiles
-from model.engines.programs import DECODER, ENCODER, graphs_of
+from model.engines.parity import ParityError, answers, bar_for, gate
+from model.engines.profiles import decoder_profiles, encoder_profiles, mixed_profiles
+from model.engines.programs import DECODER, ENCODER, MIXED, graphs_of
 from model.engines.tensorrt import TensorRTKernels
 from model.mae import MaskedAutoencoder
+from model.masking import ABSENT
+from service.lane import stacked
 from tests.engines import NARROW, fake_info
 from tests.model.engines import pretend_tensorrt
 
@@ -46,7 +49,7 @@ def model() -> Model:
             torch.nn.init.normal_(parameter, std=0.5)  # fresh ones are zeros, in which no mistake shows
     checkpoint = Checkpoint(NARROW, Preprocessing(), "mae-serve", dict(made.state_dict()))
     facts = ModelFacts(NARROW, Preprocessing(), "mae-serve", None)
-    info = fake_info(NARROW, lanes=2, preferred_batch=MOST)
+    info = fake_info(NARROW, lanes=2, preferred_batch=MOST).model_copy(update={"mixes": True})
     return Model(checkpoint, info, reference_engine(checkpoint, facts))
 
 
@@ -56,10 +59,14 @@ def torch_kernels(model: Model, folder: Path) -> Any:
 
 def tensorrt_kernels(model: Model, folder: Path) -> Any:
     config = model.info.config
-    graphs = graphs_of(model.checkpoint, config, model.info.preprocessing, to_bytes=False)
+    graphs = graphs_of(model.checkpoint, config, model.info.preprocessing, to_bytes=False, mixed=True)
     for name in graphs:
         (folder / f"{name}.engine").write_text(name)
-    profiles = {ENCODER: encoder_profiles(config, MOST), DECODER: decoder_profiles(config, MOST)}
+    profiles = {
+        ENCODER: encoder_profiles(config, MOST),
+        MIXED: mixed_profiles(config, MOST),
+        DECODER: decoder_profiles(config, MOST),
+    }
     return TensorRTKernels(folder, model.info, pretend_tensorrt.runtime(graphs, profiles))
 
 
@@ -101,6 +108,45 @@ def test_batches_of_every_size_get_what_the_reference_gives(engine: DeviceEngine
         painted, squared = model.reference.reconstruct(0, patches, positions)
         same(pixels, painted, 1)
         same(error, squared, 1e-3)
+
+
+@pytest.mark.parametrize("counts", [(16, 4), (3, 4, 1), (7, 16, 2, 7, 5, 1)])
+def test_images_of_a_mixed_batch_get_what_each_gets_alone(
+    engine: DeviceEngine, model: Model, counts: tuple[int, ...]
+) -> None:
+    patches = images(len(counts), seed=sum(counts))
+    alone = [places(count, 1)[0] for count in counts]
+    positions = stacked(alone, ABSENT)
+    seen = stacked([image[where] for image, where in zip(patches, alone, strict=True)], 255)
+    pooled, tokens = engine.embed(1, seen, positions), engine.tokens(0, seen, positions)
+    pixels, error = engine.reconstruct(1, patches, positions)
+    for row, where in enumerate(alone):
+        one = (patches[row : row + 1, where], where[None])
+        same(pooled[row : row + 1], model.reference.embed(0, *one), 1e-4)
+        same(tokens[row : row + 1, : len(where)], model.reference.tokens(0, *one), 1e-3)
+        painted, squared = model.reference.reconstruct(0, patches[row : row + 1], where[None])
+        same(pixels[row : row + 1], painted, 1)
+        same(error[row : row + 1], squared, 1e-3)
+
+
+def test_the_gate_sees_when_images_of_a_mixed_batch_meet(kernels: Any, model: Model) -> None:
+    engine = DeviceEngine(kernels, model.info)
+    expected = answers(model.reference)
+    assert gate(engine, expected, bar_for("fp32")).cosine > 0.999999
+    right = engine._kernels.encode
+
+    def attending_to_nothing(lane: int, patches: Any, positions: Any, pooled: Any, latent: Any, mixed: bool) -> None:
+        right(lane, patches, positions.clamp_(min=0), pooled, latent, False)
+
+    engine._kernels.encode = attending_to_nothing  # type: ignore[method-assign]
+    with pytest.raises(ParityError, match="embeddings in mixed batches differ"):
+        gate(engine, expected, bar_for("fp32"))
+
+
+def test_mixed_batches_are_refused_where_they_would_be_misread(kernels: Any, model: Model) -> None:
+    engine = DeviceEngine(kernels, model.info.model_copy(update={"mixes": False}))
+    with pytest.raises(EngineError, match="different numbers of visible patches"):
+        engine.embed(0, images(2), stacked([places(16, 1)[0], places(4, 1)[0]], ABSENT))
 
 
 def test_a_batch_that_is_filled_up_reads_nothing_of_an_earlier_one(engine: DeviceEngine, model: Model) -> None:

@@ -11,9 +11,9 @@ from model import checkpoint
 from model.autoencoder import Autoencoder
 from model.checkpoint import Checkpoint
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.engines.programs import DECODER, ENCODER, export_programs, graphs_of
+from model.engines.programs import DECODER, ENCODER, MIXED, export_programs, graphs_of
 from model.families import autoencoder
-from model.masking import decoder_rows
+from model.masking import ABSENT, decoder_rows
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model(made: Any) -> Autoencoder:
 @pytest.fixture(scope="module")
 def programs(made: Any) -> dict[str, torch.nn.Module]:
     """As TensorRT receives them, in float32."""
-    graphs = graphs_of(made, made.config, made.preprocessing, to_bytes=False)
+    graphs = graphs_of(made, made.config, made.preprocessing, to_bytes=False, mixed=True)
     return {name: program.module() for name, program in export_programs(graphs, made.config).items()}
 
 
@@ -53,6 +53,13 @@ def test_the_programs_compute_what_the_model_does(
     assert torch.allclose(latent, expected, rtol=1e-5, atol=1e-5)
     assert torch.allclose(pooled[:, 0], expected[:, 0], rtol=1e-5, atol=1e-5)
     assert torch.allclose(pooled[:, 1], expected[:, 1:].mean(dim=1), rtol=1e-5, atol=1e-5)
+
+    # A place that holds no patch more changes nothing, whatever lies there.
+    padded, nowhere = torch.nn.functional.pad(seen, (0, 0, 0, 2), value=77), torch.full((batch, 2), ABSENT)
+    if visible + 2 <= 196:
+        mixed, latents = programs[MIXED](padded, torch.cat([positions, nowhere.to(torch.int32)], dim=1))
+        assert torch.allclose(latents[:, : 1 + visible], expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(mixed, pooled, rtol=1e-5, atol=1e-5)
 
     pixels, error = programs[DECODER](expected, rows, patches)
     pred = model.forward_decoder(expected, rows)

@@ -1,7 +1,7 @@
 """Routes of inference, beside the same routes as FastAPI calls them."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from service.app import create_app
+from service.errors import QueueFull
+from service.middleware import Record
 from service.responses import json_response
-from service.routes.inference import InferenceRoute
+from service.routes.inference import InferenceRoute, InferenceShortcut
 from service.schemas import ReconstructParameters, refusal
 from service.settings import Settings
 
@@ -75,6 +77,64 @@ def test_described_as_by_fastapi() -> None:
 def test_the_key_comes_first() -> None:
     with pytest.raises(Exception, match="a valid key is needed"):
         asyncio.run(answers("unknown=1", key="wrong"))
+
+
+class Unreachable:
+    """What FastAPI would be."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError(f"{scope['method']} {scope['path']} went FastAPI's way")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/echo?seed=1", 200, None),
+        ("POST", "/echo?seed=x", 422, "invalid_parameter"),
+        ("POST", "/fails", 429, "queue_full"),
+    ],
+)
+def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
+    method: str, path: str, status: int, code: str | None
+) -> None:
+    async def main() -> httpx.Response:
+        transport = httpx.ASGITransport(shortcut())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path)
+
+    response = asyncio.run(main())
+    assert response.status_code == status
+    assert response.json().get("error", {}).get("code") == code
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/echo"), ("POST", "/other"), ("POST", "/echo/")])
+def test_all_else_takes_the_usual_way(method: str, path: str) -> None:
+    async def main() -> None:
+        transport = httpx.ASGITransport(shortcut())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.request(method, path)
+
+    with pytest.raises(LookupError, match=f"{method} {path} went"):
+        asyncio.run(main())
+
+
+async def fails(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
+    raise QueueFull("there is no place")
+
+
+def shortcut() -> Any:
+    """The shortcut with two routes, in front of nothing."""
+    router = APIRouter(route_class=InferenceRoute)
+    router.post("/echo")(echo)
+    router.post("/fails")(fails)
+    inner = InferenceShortcut(Unreachable(), [router])
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = create_app(Settings())
+        scope["state"] = {"record": Record("1", scope["path"])}
+        await inner(scope, receive, send)
+
+    return around
 
 
 async def unkeyed(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
