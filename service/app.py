@@ -27,13 +27,15 @@ DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconst
 Images come as `multipart/form-data` (every file part is one), as a raw body, or as JSON with base64."""
 
 
-def create_app(settings: Settings | None = None, build_engine: BuildEngine = build) -> FastAPI:
-    """The service as an ASGI app; without `settings` they come from the environment.
+def create_app(
+    settings: Settings | None = None, build_engine: BuildEngine = build, service: Service | None = None
+) -> FastAPI:
+    """The service as an ASGI app; without `settings` they come from the environment, and `service` is made of them.
 
     Raises:
         InvalidSettings: a setting that cannot be.
     """
-    service = Service(load_settings() if settings is None else settings, build_engine)
+    service = service or Service(load_settings() if settings is None else settings, build_engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

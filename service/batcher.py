@@ -15,105 +15,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, Self
 
-from model.engines.base import Bytes, Engine, Indices
+from model.engines.base import Engine
 from service.errors import EngineLost, QueueFull, ServiceError, TooManyImages
 from service.lane import LaneRunner, Operation, Row
 from service.metrics import Metrics
+from service.ticket import Group, Item, Ticket, TicketKind
 
 log = logging.getLogger(__name__)
 LAST_BATCH_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image in the queue."""
-
-    ticket: Ticket
-    index: int
-    patches: Bytes
-    positions: Indices
-    since: float
+def require_possible(count: int, limit: int) -> None:
+    """Raises TooManyImages for a request that a queue of `limit` images can never hold."""
+    if count > limit:
+        raise TooManyImages(f"{count} images in one request, but the queue holds {limit}", limit=limit)
 
 
-class Group(NamedTuple):
-    """What can share a batch."""
-
-    operation: Operation
-    most: int
-    """Visible patches of an image: just as many, or at most, where the engine mixes."""
+def queue_full(admitted: int, count: int, limit: int) -> QueueFull:
+    """The refusal of `count` images more than a queue can hold now."""
+    return QueueFull(f"{admitted} images are waiting and {count} more are too many", limit=limit)
 
 
-@dataclass
-class Timing:
-    """Seconds that the slowest image of a request spent waiting, and in its batch."""
-
-    queue: float = 0.0
-    infer: float = 0.0
-
-
-class Ticket:
-    """A request's place in the queue, for as many images as it has; use as a context manager, which gives it up."""
-
-    def __init__(self, batcher: Batcher, operation: Operation, count: int, deadline: float) -> None:
-        """Made by `Batcher.admit`."""
-        self.operation = operation
-        self.deadline = deadline
-        self.timing = Timing()
-        self.items: deque[Item] = deque()
-        self.group: Group | None = None
-        self.stamp = 0.0
-        self.untaken = count
-        self.over = False
-        self._batcher = batcher
-        self._rows: list[Row] = [None] * count
-        self._missing = count
-        self._future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
-
-    def put(self, index: int, patches: Bytes, positions: Indices) -> None:
-        """Queues the image `index`, uint8 [K, P] (all N for reconstruct), int32 [K]: one K for the whole ticket.
-
-        Raises:
-            EngineLost: the engine is beyond help.
-        """
-        self._batcher._put(Item(self, index, patches, positions, time.monotonic()))
-
-    async def rows(self) -> list[Row]:
-        """The images' results in order. Waits for good where the deadline has passed: who set it keeps it.
-
-        Raises:
-            InferenceFailed: the engine failed on one of them.
-            EngineLost: the engine is beyond help.
-        """
-        return await self._future
-
-    def settle(self, index: int, row: Row | ServiceError) -> None:
-        """Takes in one image's result; the first failure is the request's. On the event loop."""
-        if self._future.done():
-            return
-        if isinstance(row, ServiceError):
-            self._future.set_exception(row)
-            return
-        self._rows[index] = row
-        self._missing -= 1
-        if not self._missing:
-            self._future.set_result(self._rows)
-
-    def __enter__(self) -> Self:
-        """Nothing to do: the place was taken by `admit`."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Gives back what is left of the place; nothing of this request enters a batch any more."""
-        self._batcher._give_up(self)
-        if not self._future.cancel() and not self._future.cancelled():
-            self._future.exception()  # seen, if nobody asked for it
+def copy_of(error: ServiceError) -> ServiceError:
+    """Another one that says the same: shared by many requests, one would gather their tracebacks."""
+    return type(error)(error.message, **error.details)
 
 
 class Batcher:
@@ -166,7 +93,7 @@ class Batcher:
             self._threads.append(thread)
             thread.start()
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
+    def admit(self, operation: Operation, count: int, deadline: float, kind: TicketKind = Ticket) -> Ticket:
         """Takes a place for `count` images, before anything is paid for them. `deadline` is of time.monotonic().
 
         Raises:
@@ -174,19 +101,14 @@ class Batcher:
             QueueFull: more than it can hold now.
             EngineLost: the engine is beyond help.
         """
-        if count > self._queue_images:
-            raise TooManyImages(
-                f"{count} images in one request, but the queue holds {self._queue_images}", limit=self._queue_images
-            )
+        require_possible(count, self._queue_images)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
             if self._admitted + count > self._queue_images:
-                raise QueueFull(
-                    f"{self._admitted} images are waiting and {count} more are too many", limit=self._queue_images
-                )
+                raise queue_full(self._admitted, count, self._queue_images)
             self._admitted += count
-            ticket = Ticket(self, operation, count, deadline)
+            ticket = kind(self, operation, count, deadline)
             self._open.add(ticket)
         return ticket
 
@@ -195,7 +117,7 @@ class Batcher:
         with self._changed:
             tickets = list(self._open)
         for ticket in tickets:
-            ticket.settle(0, type(error)(error.message, **error.details))  # shared, it would gather their tracebacks
+            ticket.fail(copy_of(error))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; a lane that takes longer than `seconds` is left to itself."""
@@ -208,7 +130,8 @@ class Batcher:
             if thread.is_alive():
                 log.error("%s is still running a batch: leaving it", thread.name)
 
-    def _put(self, item: Item) -> None:
+    def put(self, item: Item) -> None:
+        """For `Ticket.put`."""
         ticket = item.ticket
         with self._changed:
             if self.lost:
@@ -225,18 +148,8 @@ class Batcher:
             self._sizes[group] = self._sizes.get(group, 0) + 1
             self._changed.notify()
 
-    def _most(self, visible: int) -> int:
-        """With how many visible patches an image may share a batch, if it has `visible` itself.
-
-        All images of a batch cost what the one with most patches costs: so it has at most twice as many as any other,
-        or they are few.
-        """
-        if not self.engine.info.mixes:
-            return visible
-        whole = self.engine.info.config.num_patches
-        return next(most for most in (whole // 4, whole // 2, whole) if visible <= most)
-
-    def _give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: Ticket) -> None:
+        """For the end of a ticket."""
         with self._changed:
             if ticket.over:
                 return
@@ -249,13 +162,24 @@ class Batcher:
             self._admitted -= ticket.untaken
             ticket.untaken = 0
 
+    def _most(self, visible: int) -> int:
+        """With how many visible patches an image may share a batch, if it has `visible` itself.
+
+        All images of a batch cost what the one with most patches costs: so it has at most twice as many as any other,
+        or they are few.
+        """
+        if not self.engine.info.mixes:
+            return visible
+        whole = self.engine.info.config.num_patches
+        return next(most for most in (whole // 4, whole // 2, whole) if visible <= most)
+
     def _leave_group(self, ticket: Ticket) -> None:
         if not ticket.items or ticket.group is None:
             return
         tickets = self._groups[ticket.group]
         del tickets[ticket]
         self._sizes[ticket.group] -= len(ticket.items)
-        ticket.items.clear()
+        ticket.drop()
         if not tickets:
             del self._groups[ticket.group], self._sizes[ticket.group]
 
@@ -316,8 +240,7 @@ class Batcher:
         served: dict[Ticket, None] = {}
         while turn and len(batch) < self.engine.preferred_batch:
             ticket = turn.popleft()
-            batch.append(ticket.items.popleft())
-            ticket.untaken -= 1
+            batch.append(ticket.take())
             served[ticket] = None
             if ticket.items:
                 turn.append(ticket)

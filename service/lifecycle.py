@@ -15,6 +15,7 @@ from model.engines.build import build
 from model.engines.plan import EngineSpec
 from model.source import WeightsError
 from service.batcher import Batcher
+from service.budget import Budgets, LocalBudget
 from service.errors import Draining, EngineLost, NotReady, Unauthorized
 from service.images import Decoder
 from service.metrics import Metrics
@@ -33,23 +34,31 @@ QUIET_S = 0.25
 class Service:
     """What the routes work with, from the first probe to the last answer."""
 
-    def __init__(self, settings: Settings, build_engine: BuildEngine = build) -> None:
-        """Nothing is loaded yet; `build_engine` is `model.engines.build.build`, or stands in for it."""
+    def __init__(self, settings: Settings, build_engine: BuildEngine = build, budgets: Budgets | None = None) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            settings: of the service.
+            build_engine: `model.engines.build.build`, or stands in for it.
+            budgets: what this process shares with others; without any it is alone.
+        """
         self.settings = settings
         self.metrics = Metrics()
         self.state: State = "loading"
         self.progress = "starting"
         self.exit_code = 0
-        self.inflight = 0
-        """Requests for inference that have begun and are not answered."""
+        self.budgets = budgets or Budgets(LocalBudget(settings.max_inflight_bytes), LocalBudget())
         self.on_exit: Callable[[], None] = lambda: None
         """Called when the process should end, with `exit_code` set."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `state` or `progress` is another, in whatever thread."""
         self._build_engine = build_engine
         self._pipeline: Pipeline | None = None
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics.read_at_scrape(self.metrics.ready, lambda: self.state == "ready")
-        self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.inflight)
+        self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.budgets.requests.used)
+        self.metrics.read_at_scrape(self.metrics.inflight_bytes, lambda: self.budgets.bodies.used)
         self.metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     @property
@@ -71,6 +80,10 @@ class Service:
         """Begins to load the engine; probes are answered meanwhile."""
         self._begin(self._load())
 
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format. Call it in a thread."""
+        return self.metrics.render()
+
     def check_key(self, authorization: str, api_key: str) -> None:
         """Compares `Authorization: Bearer KEY` or `X-API-Key: KEY` with the keys that there are.
 
@@ -86,8 +99,8 @@ class Service:
     def terminate(self) -> None:
         """SIGTERM: take no new work, finish what was accepted, end. Call on the event loop."""
         if self.state in ("ready", "loading"):
-            log.info("draining: %d requests to finish", self.inflight)
-            self.state = "draining"
+            log.info("draining: %d requests to finish", self.budgets.requests.used)
+            self._become("draining")
             self._begin(self._drain())
 
     async def close(self) -> None:
@@ -99,25 +112,29 @@ class Service:
             self._pipeline.decoder.close()
         self.metrics.close()
 
+    def cut_off(self) -> None:
+        """The drain is over: answers whatever was accepted and is not through."""
+        if self._pipeline is not None:
+            self._pipeline.batcher.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+
     async def _load(self) -> None:
         try:
             self._open(await self._in_thread(lambda: self._build_engine(self.settings.engine_spec(), self._say)))
         except (WeightsError, EngineBuildError) as error:
-            self._end(f"the engine cannot be loaded: {error}")
+            self.end(f"the engine cannot be loaded: {error}")
         except Exception as error:
             log.critical("the engine cannot be loaded", exc_info=error)
-            self._end(f"the engine cannot be loaded: {error}")
+            self.end(f"the engine cannot be loaded: {error}")
 
     def _open(self, engine: Engine) -> None:
         """Takes work for `engine` from now on."""
         s, info = self.settings, engine.info
         decoder = Decoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
-        batcher = Batcher(engine, self.metrics, s.queue_images, s.max_delay_ms / 1000, self._engine_lost)
+        batcher = Batcher(engine, self.metrics, self._queue_images(), s.max_delay_ms / 1000, self._engine_lost)
         batcher.start()
         self._pipeline = Pipeline(info, engine.extras, decoder, batcher, self.metrics)
         self.metrics.describe_engine(info)
-        if self.state == "loading":
-            self.state = "ready"
+        self._become("ready" if self.state == "loading" else self.state)
         log.info(
             "ready after %.1f s: %s by %s %s on %s, %d lanes, batches of %d, parity %s",
             time.monotonic() - self._started,
@@ -151,38 +168,55 @@ class Service:
         threading.Thread(target=run, name="load", daemon=True).start()
         return future
 
+    def _queue_images(self) -> int:
+        """How many images the queue may hold."""
+        return self.settings.queue_images
+
+    def _become(self, state: State, progress: str | None = None) -> None:
+        self.state = state
+        self.progress = self.progress if progress is None else progress
+        self.on_change()
+
     def _say(self, progress: str) -> None:
         self.progress = progress
+        self.on_change()
         log.info(progress)
 
     def _engine_lost(self, reason: str) -> None:
         self._begin(self._end_soon(reason))
 
     async def _end_soon(self, reason: str) -> None:
-        self.state, self.progress = "lost", reason
+        self._become("lost", reason)
         log.critical("the engine is lost: %s; ending in %g s", reason, LOST_GRACE_S)
         await asyncio.sleep(LOST_GRACE_S)
-        self._end(reason)
+        self.end(reason)
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """Ends the process with 1, and why."""
         log.critical(reason)
-        self.state, self.progress, self.exit_code = "lost", reason, 1
+        self.exit_code = 1
+        self._become("lost", reason)
         self.on_exit()
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + self.settings.drain_timeout_s
         quiet_since = time.monotonic()
         while (now := time.monotonic()) < deadline and now - quiet_since < QUIET_S:
-            if self.inflight:
+            if self.budgets.requests.used:
                 quiet_since = now
             await asyncio.sleep(0.02)
-        if self.inflight:
-            log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", self.inflight)
-            if self._pipeline is not None:
-                self._pipeline.batcher.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+        if left := self.budgets.requests.used:
+            log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", left)
+            self.cut_off()
         self.on_exit()
 
     def _begin(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("what the service does beside requests has failed", exc_info=error)
+            self.end(f"unforeseen: {error}")

@@ -85,14 +85,14 @@ class Observe:
             return
         # What a drain refuses must not prolong it, or clients that try again and again could for all its time.
         counts = self._service.state != "draining"
-        self._service.inflight += counts
+        self._service.budgets.requests.take(counts)
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             record.status = 500
             raise
         finally:
-            self._service.inflight -= counts
+            self._service.budgets.requests.give(counts)
             self._write_down(scope, record, headers)
 
     def _write_down(self, scope: Scope, record: Record, headers: Headers) -> None:
@@ -133,9 +133,7 @@ class BodyLimit:
         """Around `app`."""
         self._app = app
         self._max_body = service.settings.max_body_bytes
-        self._max_inflight = service.settings.max_inflight_bytes
-        self._inflight = 0
-        service.metrics.read_at_scrape(service.metrics.inflight_bytes, lambda: self._inflight)
+        self._budget = service.budgets.bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -151,9 +149,8 @@ class BodyLimit:
             if total > self._max_body:
                 raise BodyTooLarge(f"the body has more than {self._max_body} bytes", limit=self._max_body)
             if total > reserved:
-                if self._inflight + total - reserved > self._max_inflight:
-                    raise MemoryFull("too many bytes are being received at once", limit=self._max_inflight)
-                self._inflight += total - reserved
+                if not self._budget.take(total - reserved):
+                    raise MemoryFull("too many bytes are being received at once", limit=self._budget.limit)
                 reserved = total
 
         async def counted() -> Message:
@@ -184,4 +181,4 @@ class BodyLimit:
         try:
             await self._app(scope, counted, send_after_body)
         finally:
-            self._inflight -= reserved
+            self._budget.give(reserved)

@@ -7,18 +7,18 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from model.engines.base import Bytes, EngineInfo, Floats, Indices
 from model.extras import ROWS, Extras, Head
 from model.masking import every_position
-from service.batcher import Batcher, Ticket
-from service.errors import InvalidParameter, NoDecoder, NoHead
+from service.errors import InvalidParameter, NoDecoder, NoHead, ServiceError
 from service.images import Decoded, Decoder
 from service.lane import Operation
 from service.metrics import Metrics
+from service.ticket import Ticket
 
 Pool = Literal["mean", "cls", "tokens"]
 T = TypeVar("T")
@@ -62,10 +62,23 @@ class Reconstruction:
         return 1 - len(self.positions) / len(self.error)
 
 
+class Queue(Protocol):
+    """The way to the engine: a `Batcher`, or what stands for one in another process."""
+
+    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
+        """As `Batcher.admit`."""
+
+    def fail_all(self, error: ServiceError) -> None:
+        """As `Batcher.fail_all`."""
+
+    def stop(self) -> None:
+        """As `Batcher.stop`."""
+
+
 class Pipeline:
     """Decodes in the pool, queues in the batcher, waits for the rows."""
 
-    def __init__(self, info: EngineInfo, extras: Extras, decoder: Decoder, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, info: EngineInfo, extras: Extras, decoder: Decoder, batcher: Queue, metrics: Metrics) -> None:
         """For one engine."""
         self.info = info
         self.extras = extras

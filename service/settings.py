@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    http_workers: int = Field(default=0, ge=0, le=256)
+    """Processes that read, decode and answer requests for the one that has the engine; 0: one process does it all."""
     model: str | None = None
     """Preset (mae_tiny … mae_huge, resnet_tiny): which packaged weights to serve, or what a foreign checkpoint is."""
     weights: str | None = None
@@ -110,6 +112,13 @@ class Settings(BaseSettings):
     @classmethod
     def _no_service_link(cls, value: object) -> object:
         return DEFAULT_PORT if isinstance(value, str) and SERVICE_ADDRESS.fullmatch(value) else value
+
+    @field_validator("http_workers")
+    @classmethod
+    def _can_share_memory(cls, value: int) -> int:
+        if value and not hasattr(os, "memfd_create"):
+            raise ValueError("only Linux has what workers share")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -47,9 +47,9 @@ class NullEngine:
 
 def main() -> int:
     """Serves until it is ended."""
+    from service import server
     from service.app import create_app
     from service.logs import configure_logging
-    from service.server import serve
     from service.settings import load_settings
 
     info = EngineInfo.model_validate_json(Path(sys.argv[1]).read_text())
@@ -59,7 +59,9 @@ def main() -> int:
 
     settings = load_settings()
     configure_logging(settings.log_format)
-    return serve(create_app(settings, build), settings.host, settings.port)
+    if getattr(settings, "http_workers", 0):  # older code that is measured with this has no such setting
+        return server.run(settings, build)
+    return server.serve(create_app(settings, build), settings.host, settings.port)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from service.commands.options import settings_of
 
 def serve(**given: Any) -> None:
     """Serve a model over HTTP. Every flag is also an environment variable: --max-batch is MAE_MAX_BATCH."""
-    from service.app import create_app
     from service.logs import configure_logging
-    from service.server import serve as run
+    from service.server import run
 
     settings = settings_of(given)
     configure_logging(settings.log_format)
-    raise typer.Exit(run(create_app(settings), settings.host, settings.port))
+    raise typer.Exit(run(settings))

@@ -40,4 +40,4 @@ async def info(request: Request) -> Response:
 def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     service = service_of(request)  # not async, so in a thread: a GPU's driver may take its time
-    return Response(service.metrics.render(), media_type=service.metrics.content_type)
+    return Response(service.exposition(), media_type=service.metrics.content_type)

@@ -1,11 +1,13 @@
 """Two revisions side by side: both serve at once, and the same load goes to one and the other in turns.
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/compare.py main . --route /reconstruct --front
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/compare.py . . --front --setting-b HTTP_WORKERS=2
 
 A revision is anything that git knows, or `.` for this checkout with what is not committed. Whatever drifts meanwhile
 meets both; core-ms, the processor time an image, hardly minds neighbours. With --front an engine that answers at once
 is behind the servers. The load and the engine that is none are always this checkout's, so revisions without `mae
-bench` can be compared too, and settings come from the environment (MAE_…). Needs wrk.
+bench` can be compared too, and settings come from the environment (MAE_…), but for those that one of both is given.
+Needs wrk.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from service.benchmark import load
 from service.benchmark.processes import ServerProcess, serving, serving_nothing
 from service.benchmark.results import LoadFigures
 from service.benchmark.samples import made
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("images_per_s", "p50_ms", "p99_ms", "core_ms")
@@ -47,9 +49,9 @@ def checked_out(revision: str) -> Iterator[Path]:
 
 
 @contextmanager
-def server_of(tree: Path, front: bool) -> Iterator[ServerProcess]:
-    """The server that the code in `tree` makes."""
-    settings = load_settings()
+def server_of(tree: Path, front: bool, given: dict[str, str]) -> Iterator[ServerProcess]:
+    """The server that the code in `tree` makes, with settings of its own."""
+    settings = load_settings(**given)
     if not front:
         with serving(settings, str(tree)) as server:
             yield server
@@ -63,6 +65,14 @@ def server_of(tree: Path, front: bool) -> Iterator[ServerProcess]:
             yield server
 
 
+def setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE, in two."""
+    name, equals, value = text.partition("=")
+    if not equals or name.lower() not in Settings.model_fields:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE of a setting")
+    return name.lower(), value
+
+
 def main() -> None:
     """Prints the medians of both, and the median of the ratios within each turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,6 +84,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of one run, of which the last three quarters count")
+    parser.add_argument("--setting-a", type=setting, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--setting-b", type=setting, action="append", default=[], metavar="NAME=VALUE")
     given = parser.parse_args()
     if not load.wrk_is_there():
         sys.exit(load.MISSING)
@@ -83,7 +95,8 @@ def main() -> None:
     found: tuple[list[LoadFigures], list[LoadFigures]] = ([], [])
     with ExitStack() as stack:
         trees = [stack.enter_context(checked_out(revision)) for revision in revisions]
-        servers = [stack.enter_context(server_of(tree, given.front)) for tree in trees]
+        own = (dict(given.setting_a), dict(given.setting_b))
+        servers = [stack.enter_context(server_of(*one)) for one in zip(trees, (given.front,) * 2, own, strict=True)]
         print(f"at most {2 * given.rounds * given.seconds + 2 * given.seconds} s of load", file=sys.stderr)
         for server in servers:  # what is set up once is not compared
             load.closed(server, routes[given.route], given.connections, given.seconds)

@@ -16,9 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.engines.base import EngineError, FatalEngineError
-from service.batcher import Batcher, Ticket
+from service.batcher import Batcher
 from service.errors import EngineLost, InferenceFailed, QueueFull, ServiceError, TooManyImages
 from service.metrics import Metrics
+from service.ticket import Ticket
 from tests.engines import FakeEngine, costing
 
 ALL_FOUR = np.arange(4, dtype=np.int32)

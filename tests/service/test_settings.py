@@ -29,13 +29,14 @@ def test_every_setting_is_described() -> None:
 def test_the_contract_names_them_all() -> None:
     names = """HOST PORT MODEL WEIGHTS IMAGE_SIZE PREPROCESS BACKEND PRECISION LANES MAX_BATCH MAX_DELAY_MS QUEUE_IMAGES
         MAX_INFLIGHT_MB DECODE_THREADS MAX_BODY_MB MAX_PIXELS MAX_IMAGES REQUEST_TIMEOUT_S DRAIN_TIMEOUT_S ENGINE_CACHE
-        API_KEYS LOG_FORMAT NORM_PIX_LOSS CUDA_GRAPHS PARITY_COSINE PARITY_PSNR_DB PARITY_LOSS"""
+        API_KEYS LOG_FORMAT NORM_PIX_LOSS CUDA_GRAPHS PARITY_COSINE PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS"""
     assert {name.upper() for name in Settings.model_fields} == set(names.split())
 
 
 VALUES = {
     "HOST": ("127.0.0.1", "127.0.0.1"),
     "PORT": ("0", 0),
+    "HTTP_WORKERS": ("2", 2),
     "MODEL": ("mae_base", "mae_base"),
     "WEIGHTS": ("hf:facebook/vit-mae-base", "hf:facebook/vit-mae-base"),
     "NORM_PIX_LOSS": ("true", True),
@@ -147,7 +148,7 @@ def test_an_empty_variable_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch
         ("MAE_MAXBATCH", "did you mean MAE_MAX_BATCH?"),
         ("MAE_WEIGHT", "did you mean MAE_WEIGHTS?"),
         ("MAE_API_KEY", "did you mean MAE_API_KEYS?"),
-        ("MAE_HTTP_PORT", "did you mean MAE_PORT?"),
+        ("MAE_PORTS", "did you mean MAE_PORT?"),
         ("MAE_ZZZ", "MAE_ZZZ is no setting"),
     ],
 )

@@ -9,8 +9,7 @@ import numpy as np
 from model.config import PRESETS
 from model.engines.base import FatalEngineError
 from model.extras import Extras
-from service.app import create_app
-from service.server import serve
+from service.server import run
 from service.settings import load_settings
 from tests.engines import fake_info
 
@@ -19,7 +18,7 @@ POISON = 201
 
 
 class FakeEngine:
-    """Vectors of the patches' mean; costs a given time; stumbles as FAKE says."""
+    """Vectors of the patches' mean, tokens of a patch's and its place; costs a given time; stumbles as FAKE says."""
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
         self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
@@ -45,11 +44,12 @@ class FakeEngine:
         return vectors
 
     def tokens(self, lane, patches, positions):
-        return np.zeros((*positions.shape, 192), np.float32)
+        means = patches.mean(axis=2, dtype=np.float32) + positions.astype(np.float32)
+        return means[..., None] * np.ones(192, np.float32)
 
     def reconstruct(self, lane, patches, positions):
         time.sleep(self._seconds)
-        return patches, np.zeros(patches.shape[:2], np.float32)
+        return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(positions.shape[1])
 
 
 def build(spec, progress):
@@ -68,5 +68,4 @@ if __name__ == "__main__":
     import logging
 
     logging.basicConfig(level=logging.INFO)
-    settings = load_settings()
-    sys.exit(serve(create_app(settings, build), settings.host, settings.port))
+    sys.exit(run(load_settings(), build))

@@ -1,0 +1,112 @@
+"""A worker's queue and its desk in one process: all that crosses between the two crosses a real channel."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.ticket import Ticket
+from service.workers.channel import Channel, Kind
+from service.workers.desk import Desk
+from service.workers.ledger import Column, Ledger, SharedBudget
+from service.workers.remote import RemoteBatcher
+from service.workers.slots import Slots
+from tests.engines import SMALL, FakeEngine
+
+
+class WorkerEnd(Channel):
+    """Hands images' messages to the queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: RemoteBatcher | None = None
+
+    def received(self, kind: Kind, content: memoryview) -> None:
+        assert self.queue is not None
+        self.queue.received(kind, content)
+
+
+@dataclass
+class Pair:
+    """Both sides."""
+
+    remote: RemoteBatcher
+    desk: Desk
+    batcher: Batcher
+    budget: SharedBudget
+    worker_metrics: Metrics
+    device_metrics: Metrics
+
+    async def ask(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> list[Any]:
+        with self.admit(*numbers, operation=operation, visible=visible, deadline=deadline) as ticket:
+            return await ticket.rows()
+
+    def admit(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> Ticket:
+        """A request whose images, of one grey each, are in the queue already."""
+        ticket = self.remote.admit(operation, len(numbers), deadline)
+        positions = np.arange(visible, dtype=np.int32)
+        for index, number in enumerate(numbers):
+            rows = 4 if operation == "reconstruct" else visible
+            ticket.put(index, np.full((rows, 16 * 16 * 3), number, np.uint8), positions)
+        return ticket
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) -> AsyncIterator[Pair]:
+    """A worker and the device process, which must have nothing in the queue in the end."""
+    ledger, fd = Ledger.create(1), os.memfd_create("slots")
+    ours, theirs = socket.socketpair()
+    device_metrics, worker_metrics = Metrics(), Metrics()
+    batcher = Batcher(engine, device_metrics, sys.maxsize)
+    batcher.start()
+    desk, link = Desk(0, ledger, fd, lambda desk, kind, content: None), WorkerEnd()
+    budget = SharedBudget(ledger, 0, Column.ADMITTED, queue_images, less=Column.LEFT)
+    link.queue = RemoteBatcher(link, Slots(fd, SMALL, slots), budget, worker_metrics)
+    desk.open(batcher, SMALL, slots)
+    await desk.connect(ours)
+    await link.connect(theirs)
+    pair = Pair(link.queue, desk, batcher, budget, worker_metrics, device_metrics)
+    try:
+        yield pair
+        await pair.until(lambda: not batcher.waiting and not budget.used)
+    finally:
+        batcher.stop(5)
+        link.close()
+        desk.close()
+        await desk.gone.wait()
+        os.close(fd)
+
+
+def sample(text: bytes, name: str, **labels: str) -> float:
+    """The sum of a sample in an exposition, as Prometheus would read it."""
+    return sum(
+        found.value
+        for family in text_string_to_metric_families(text.decode())
+        for found in family.samples
+        if found.name == name and labels.items() <= found.labels.items()
+    )
+
+
+@pytest.fixture
+def fd() -> Any:
+    """Shared memory, empty."""
+    made = os.memfd_create("test")
+    yield made
+    os.close(made)
