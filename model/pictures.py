@@ -23,9 +23,14 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image of each EXIF orientation upright."""
+RIGHT_TO_LEFT, BOTTOM_UP = (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations in which what is stored last lies on the left or at the top."""
 # A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as this many pixels are left for each one
 # that the resize gives: with 1 the worst pixel of a photograph is 54 levels off, with 2 it is 6.
 DRAFT_GAP = 2
+# In an image's `info`: the box, in its own pixels, that what it was decoded from at a smaller scale really fills. A
+# pixel at the end that is not whole counts as one in its size, which would shift the model's square by half a pixel.
+EXTENT = "extent"
 
 
 def loaded(image: Image.Image, least_side: int) -> Image.Image:
@@ -35,10 +40,17 @@ def loaded(image: Image.Image, least_side: int) -> Image.Image:
         Exception: whatever Pillow's decoders raise for a damaged file.
     """
     orientation = orientation_of(image)
-    image.draft(None, (DRAFT_GAP * least_side, DRAFT_GAP * least_side))
+    drafted = image.draft(None, (DRAFT_GAP * least_side, DRAFT_GAP * least_side))
     image.load()
-    # Pillow turns TIFFs itself
-    return rgb(image if image.format == "TIFF" else turned(image, orientation))
+    if image.format == "TIFF":  # Pillow turns them itself
+        return rgb(image)
+    upright = rgb(turned(image, orientation))
+    if drafted is not None:
+        width, height = drafted[1][2:][::-1] if orientation >= 5 else drafted[1][2:]
+        left = upright.width - width if orientation in RIGHT_TO_LEFT else 0
+        top = upright.height - height if orientation in BOTTOM_UP else 0
+        upright.info[EXTENT] = (left, top, left + width, top + height)
+    return upright
 
 
 def square(
@@ -47,21 +59,28 @@ def square(
     """The model's square of an upright image: scaled and cropped at once, the same pixels as one after the other.
 
     Args:
-        image: any mode.
+        image: any mode; its `EXTENT` counts, if it has one.
         config: for the side.
         preprocessing: which part of the image, and how it is scaled.
         resampling: a filter other than that of `preprocessing`.
     """
     side = config.image_size
     resampling = Image.Resampling[preprocessing.filter.upper()] if resampling is None else resampling
+    start_x, start_y, end_x, end_y = image.info.get(EXTENT, (0, 0, *image.size))
     if preprocessing.resize == "squash":
-        return image.resize((side, side), resampling)
-    width, height = image.size
+        return image.resize((side, side), resampling, box=(start_x, start_y, end_x, end_y))
+    width, height = end_x - start_x, end_y - start_y
     short = preprocessing.resized_short_side(side)
-    resized = (short * width // min(width, height), short * height // min(width, height))
+    # Halves of odd numbers are exact in floating point, so these round down as those of the whole sizes do.
+    resized = (int(short * width // min(width, height)), int(short * height // min(width, height)))
     left, top = (round((length - side) / 2) for length in resized)
     x, y = width / resized[0], height / resized[1]  # source pixels for one resized pixel
-    box = (left * x, top * y, min(width, (left + side) * x), min(height, (top + side) * y))
+    box = (
+        start_x + left * x,
+        start_y + top * y,
+        min(end_x, start_x + (left + side) * x),
+        min(end_y, start_y + (top + side) * y),
+    )
     return image.resize((side, side), resampling, box=box)
 
 

@@ -290,7 +290,7 @@ def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
     assert refusal.value.details == {"image": 3}
 
 
-@pytest.mark.parametrize("size", [(2048, 1366), (1366, 2048), (1800, 1200), (640, 480)])
+@pytest.mark.parametrize("size", [(2048, 1366), (1366, 2048), (1800, 1200), (640, 480), (1999, 1301), (1027, 1283)])
 @pytest.mark.parametrize("crop_fraction", [1.0, 0.875])
 def test_a_jpeg_read_at_a_part_of_its_size_is_close(
     large: Image.Image, size: tuple[int, int], crop_fraction: float
@@ -302,6 +302,18 @@ def test_a_jpeg_read_at_a_part_of_its_size_is_close(
     )
     assert difference.mean() < 0.5
     assert difference.max() <= 10
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_pixel_that_is_not_whole_shifts_nothing_however_the_image_is_turned(
+    large: Image.Image, orientation: int
+) -> None:
+    """Of 1001 x 899 at half the size, the last column and the last row are half ones."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(large.resize((1001, 899), Image.Resampling.LANCZOS), "JPEG", quality=90, exif=exif)
+    whole = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.abs(decoded(data).astype(int) - cropped(whole)).mean() < 0.7
 
 
 # --- turning
