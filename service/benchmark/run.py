@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Literal
 
 from model.benchmark.timing import Figures, sizes_of
 from model.engines.base import Engine, EngineInfo
-from model.engines.cpu import available_cpus
+from model.engines.cpu import available_cpus, processor
 from service.benchmark import load
 from service.benchmark.limit import limits_of
 from service.benchmark.processes import ServerProcess, serving, serving_nothing
@@ -167,14 +166,6 @@ def samples_of(folder: Path | None, settings: Settings) -> list[Sample]:
     from service.benchmark.samples import of_folder
 
     return standard() if folder is None else [of_folder(folder, settings.max_body_bytes)]
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _open_seconds(window_s: float) -> float:
