@@ -34,7 +34,7 @@ def json_bytes(content: Any) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@lru_cache(maxsize=256)  # clients send the same few
+@lru_cache(maxsize=32)  # clients send the same few
 def preferred_type(accept: str, offered: tuple[str, ...]) -> str:
     """Which of `offered` (best first) an Accept header likes best (RFC 9110, section 12.5.1).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from enum import IntEnum
 from struct import Struct
 from typing import Any, cast
@@ -78,7 +79,7 @@ def unpacked_error(data: bytes | memoryview) -> ServiceError:
     return ERRORS[kind](message, **details)
 
 
-class Channel(asyncio.Protocol):
+class Channel(asyncio.Protocol, ABC):
     """One end of the socket."""
 
     def __init__(self) -> None:
@@ -108,9 +109,9 @@ class Channel(asyncio.Protocol):
         self._outgoing.append(HEAD.pack(len(content), kind))
         self._outgoing.append(content)
 
+    @abstractmethod
     def received(self, kind: Kind, content: memoryview) -> None:
         """Takes a message in; `content` is valid for the time of the call."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Hangs up."""

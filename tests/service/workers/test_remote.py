@@ -1,7 +1,6 @@
 """A worker's queue: as the one of a single process, but that its images and results cross in slots."""
 
 import asyncio
-import threading
 import time
 from typing import Any
 
@@ -11,22 +10,8 @@ import pytest
 from model.engines.base import FatalEngineError
 from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
 from tests.engines import FakeEngine
+from tests.service.queueing import Gate, run
 from tests.service.workers.conftest import Pair, connected, sample
-
-
-def run(work: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
-
-
-class Gate:
-    """Holds every batch up until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, images: list[int]) -> None:
-        self.reached.set()
-        assert self.opened.wait(10)
 
 
 async def all_slots_are_back(pair: Pair, count: int) -> None:
