@@ -75,7 +75,7 @@ COPY model /opt/mae/model
 WORKDIR /opt/mae/mae_serve.dist-info
 RUN printf 'Metadata-Version: 2.1\nName: mae-serve\nVersion: %s\n' "${VERSION}" > METADATA \
     && python -c "from pathlib import Path; from model.engines.build import build; \
-    from model.engines.plan import EngineSpec; \
+    from model.engines.spec import EngineSpec; \
     build(EngineSpec(cache=Path('/cache/engines'), backend='openvino'), print)"
 
 

@@ -242,7 +242,7 @@ mkdir "$WORK/context"
 git ls-files -z | xargs -0 cp --archive --parents --target-directory "$WORK/context"
 layers() { inspect '{{range .RootFS.Layers}}{{println .}}{{end}}' | grep .; }
 layers >"$WORK/before.txt"
-echo '# changed' >>"$WORK/context/service/app.py"
+echo '# changed' >>"$WORK/context/service/api/app.py"
 REVISION+=-changed
 began=$(now)
 build "$WORK/context"

@@ -36,7 +36,7 @@ DOCKER = Path(__file__).parent
 SCRAPE_S = 10
 # What Grafana puts for $__rate_interval: four scrapes.
 VARIABLES = {"$__rate_interval": f"{4 * SCRAPE_S}s", "$instance": ".*"}
-# By the names and labels that service/gpu.py has.
+# By the names and labels that service/gpu_metrics.py has.
 GPU = {
     "mae_gpu_memory_used_bytes": 61e9,
     "mae_gpu_memory_total_bytes": 80e9,

@@ -17,19 +17,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import Indices
+
 Strategy = Literal["random", "block", "grid"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MAX_SEED = 2**64 - 1
 ABSENT = -1
 """No position: fills up the rows of images with fewer visible patches than others of their batch."""
-Positions = NDArray[np.int32]
 
 
 class MaskError(ValueError):
     """A mask that cannot be: nothing or everything visible, or a patch that the image does not have."""
 
 
-def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Positions:
+def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Indices:
     """Positions of the K = int(N (1 - mask_ratio)) patches that stay visible, int32 [K].
 
     Raises:
@@ -38,7 +39,7 @@ def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: in
     return _checked(_kept(strategy, grid, visible_count(grid**2, mask_ratio), seed), grid**2)
 
 
-def kept_share(grid: int, keep: float, seed: int) -> Positions:
+def kept_share(grid: int, keep: float, seed: int) -> Indices:
     """Positions of a random K = int(N keep) patches, int32 [K]; all of them for `keep` 1.
 
     Raises:
@@ -52,7 +53,7 @@ def kept_share(grid: int, keep: float, seed: int) -> Positions:
     return _kept("random", grid, count, seed)
 
 
-def explicit_positions(removed: Iterable[int], num_patches: int) -> Positions:
+def explicit_positions(removed: Iterable[int], num_patches: int) -> Indices:
     """Positions left visible when the patches `removed` (row-major indices) are taken away, int32 [K].
 
     Raises:
@@ -66,12 +67,12 @@ def explicit_positions(removed: Iterable[int], num_patches: int) -> Positions:
     return _checked(np.flatnonzero(~mask).astype(np.int32), num_patches)
 
 
-def every_position(num_patches: int) -> Positions:
+def every_position(num_patches: int) -> Indices:
     """Positions 0..N-1, int32 [N]: the whole image."""
     return np.arange(num_patches, dtype=np.int32)
 
 
-def removed_flags(positions: Positions, num_patches: int) -> NDArray[np.uint8]:
+def removed_flags(positions: Indices, num_patches: int) -> NDArray[np.uint8]:
     """The mask as upstream writes it, uint8 [N]: 1 = removed, 0 = kept."""
     mask = np.ones(num_patches, dtype=np.uint8)
     mask[positions] = 0
@@ -81,7 +82,7 @@ def removed_flags(positions: Positions, num_patches: int) -> NDArray[np.uint8]:
 def decoder_rows(positions: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
     """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N].
 
-    Positions may be `ABSENT`.
+    Indices may be `ABSENT`.
     """
     rows = np.zeros((len(positions), num_patches + 1), dtype=np.int32)  # the last column is what ABSENT means
     np.put_along_axis(rows, positions, np.arange(2, positions.shape[1] + 2, dtype=np.int32)[None], axis=1)
@@ -98,7 +99,7 @@ def new_seed() -> int:
     return secrets.randbelow(2**53)
 
 
-def _kept(strategy: Strategy, grid: int, count: int, seed: int) -> Positions:
+def _kept(strategy: Strategy, grid: int, count: int, seed: int) -> Indices:
     bits = np.random.PCG64(seed)
     if strategy == "random":
         order = np.argsort(bits.random_raw(grid**2), kind="stable")
@@ -122,7 +123,7 @@ def _grid_order(bits: np.random.PCG64, grid: int) -> NDArray[np.intp]:
     return np.argsort(np.roll(ranks, (down, right), axis=(0, 1))[:grid, :grid], axis=None, kind="stable")
 
 
-def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Positions:
+def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Indices:
     """What rectangles leave when all but `count` patches are gone: block-wise masking (BEiT, Bao et al. 2021, alg. 1).
 
     A rectangle has 16 patches at least (or what is left to remove), an aspect ratio between 0.3 and 1 / 0.3, and lies
@@ -148,7 +149,7 @@ def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Positions:
     return np.flatnonzero(~removed).astype(np.int32)
 
 
-def _checked(positions: Positions, num_patches: int) -> Positions:
+def _checked(positions: Indices, num_patches: int) -> Indices:
     if len(positions) == 0:
         raise MaskError(f"all {num_patches} patches would be removed: nothing is left to reconstruct from")
     if len(positions) == num_patches:

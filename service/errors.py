@@ -9,7 +9,7 @@
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
-They are raised where the fact is known and become `{"error": {"code", "message", "details"}}` in `service.app`.
+They are raised where the fact is known and become `{"error": {"code", "message", "details"}}` in `service.api.app`.
 """
 
 from __future__ import annotations

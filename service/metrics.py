@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 
 from model.engines.base import EngineInfo
-from service.gpu import GPUCollector
+from service.gpu_metrics import GPUCollector
 
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 POWERS_OF_TWO = tuple(2**n for n in range(11))

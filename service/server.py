@@ -19,9 +19,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from model.engines.build import build
-from service.lifecycle import BuildEngine, Service
-from service.settings import Settings
+from service.service import Service
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,17 +54,6 @@ class Server(uvicorn.Server):
 
     def _exit(self) -> None:
         self.should_exit = True
-
-
-def run(settings: Settings, build_engine: BuildEngine = build) -> int:
-    """Serves, with or without HTTP_WORKERS, until the end; returns the exit code."""
-    if settings.http_workers:
-        from service.workers.device import serve_with_workers  # here, for what only Linux has
-
-        return serve_with_workers(settings, build_engine)
-    from service.app import create_app  # here, because a device process has no app
-
-    return serve(create_app(settings, build_engine), settings.host, settings.port)
 
 
 def serve(app: FastAPI, host: str, port: int) -> int:

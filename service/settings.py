@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.engines.backend import Backend
 from model.engines.base import Precision
-from model.engines.choice import Backend
 from model.engines.cpu import available_cpus
-from model.engines.plan import EngineSpec
+from model.engines.spec import EngineSpec
 
 PREFIX = "MAE_"
 # What Kubernetes puts into the environment for every service whose name begins with "mae": MAE_SERVICE_HOST=10.0.0.1,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.engines import gpu
+from model.engines.cuda import identity
 
 # Of torch, here and in every process that a test starts: threads that wait for work sleep. By default they spin, and
 # with small models on few cores that takes more than the work does.
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     # torch is imported only where there is a device
-    there = bool(marked) and (config.getoption("--gpu-backend") or (gpu.nvidia_device() and gpu.cuda_works()))
+    there = bool(marked) and (config.getoption("--gpu-backend") or (identity.nvidia_device() and identity.cuda_works()))
     for item in marked:
         # compilers of engines warn of their own future; a first run on a new card should fail for numbers alone
         item.add_marker(pytest.mark.filterwarnings("default"))

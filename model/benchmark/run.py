@@ -69,9 +69,9 @@ def benchmark(
         return Benchmark(engine=info, random_weights=random_weights, seconds=seconds, turns=turns, figures=tuple(found))
 
     # torch enters this process for the comparison alone
-    from model.benchmark.floor import floor_seconds, measure_peak, works_of
-    from model.benchmark.rivals import Rival
-    from model.checkpoint import load
+    from model.benchmark.baselines import Rival
+    from model.benchmark.roofline import floor_seconds, measure_peak, works_of
+    from model.checkpoints.checkpoint import load
 
     progress("measuring the device's peak")
     before = measure_peak(info.device, info.precision)

@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from model.arrays import Bytes, Indices
 from model.config import MAEConfig
-from model.engines.base import Bytes, Engine, Indices, gather_visible
+from model.engines.base import Engine, gather_visible
 
 Operation = Literal["embed", "reconstruct"]
 OPERATIONS: tuple[Operation, ...] = ("embed", "reconstruct")
@@ -53,7 +54,7 @@ class Figures(BaseModel):
     batches: int
     """How many were timed."""
     floor_images_per_s: float | None = None
-    """What the device could do at the most (see `model.benchmark.floor`)."""
+    """What the device could do at the most (see `model.benchmark.roofline`)."""
     times_floor: float | None = None
     """How many times as long as that it took."""
 

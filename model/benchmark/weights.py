@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import Checkpoint, save
+from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, Preprocessing
-from model.families import autoencoder
+from model.nn import autoencoder
 
 
 def write_random_weights(preset: str, folder: Path) -> Path:

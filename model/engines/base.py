@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.heads import Extras
+from model.checkpoints.native import HeadFacts, Pooled
 from model.config import MAEConfig, Preprocessing
-from model.extras import Extras
-from model.source import HeadFacts, Pooled
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int32]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
 

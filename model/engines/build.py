@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from model.config import MAEConfig, Preprocessing
-from model.engines import gpu, parity
+from model.checkpoints.errors import speaking_of
+from model.checkpoints.heads import read_extras
+from model.checkpoints.locate import locate
+from model.engines import parity
+from model.engines.backend import Choice, choose_backend
 from model.engines.base import Engine, EngineBuildError, EngineError, EngineInfo, Precision, TensorRTError
 from model.engines.cache import fingerprint
-from model.engines.choice import Choice, choose_backend
-from model.engines.convert import Job, ModelFacts, ModelSpec, read_facts, read_reference
+from model.engines.context import Plan, gated, info_of, obtain
 from model.engines.cpu import available_cpus
-from model.engines.openvino_build import build_openvino
-from model.engines.plan import EngineSpec, Plan, code_digest, gated, info_of, obtain
-from model.extras import read_extras
-from model.source import Source, locate, speaking_of
+from model.engines.cuda import identity
+from model.engines.entry import read_facts, read_reference
+from model.engines.fingerprint import code_digest
+from model.engines.job import Job, ModelSpec
+from model.engines.openvino.build import build_openvino
+from model.engines.reference import EAGER_BATCH, load_model, reference_engine
+from model.engines.spec import EngineSpec
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
-    from model.engines.eager import EagerEngine
+    pass
 
 log = logging.getLogger(__name__)
-EAGER_BATCH = 8
 GPU_BATCH, GPU_LANES = 64, 2
 """Two lanes, so that one's copies overlap the other's computing."""
 
@@ -67,37 +66,8 @@ def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engin
     return engine
 
 
-def load_model(spec: ModelSpec) -> tuple[Checkpoint, ModelFacts]:
-    """Reads the checkpoint and applies what the operator says of it.
-
-    Raises:
-        WeightsError: the file is not what it should be.
-        EngineBuildError: the image size or the preprocessing cannot be.
-    """
-    from model.checkpoint import load
-
-    checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
-    config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    if spec.image_size is not None:
-        with _speaking_of("IMAGE_SIZE"):
-            config = MAEConfig(**{**config.model_dump(), "image_size": spec.image_size})
-    if spec.preprocess is not None:
-        with _speaking_of("PREPROCESS"):
-            preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
-    return checkpoint, ModelFacts(config, preprocessing, checkpoint.layout, checkpoint.license)
-
-
-def reference_engine(checkpoint: Checkpoint, facts: ModelFacts) -> EagerEngine:
-    """Eager float32 on the processor: what every engine is compared with."""
-    from model.engines.eager import EagerEngine
-
-    source = Source(Path(), "", facts.config.name, facts.license)
-    info = info_of(source, facts, Choice("torch", "cpu"), "fp32", 1, available_cpus(), EAGER_BATCH)
-    return EagerEngine(checkpoint, info)
-
-
 def tensorrt_ingredients(
-    model: ModelSpec, digest: str, precision: Precision, most: int, card: gpu.Gpu, distribution: str, runtime: str
+    model: ModelSpec, digest: str, precision: Precision, most: int, card: identity.Gpu, distribution: str, runtime: str
 ) -> dict[str, object]:
     """All that an engine of TensorRT is made of, for its fingerprint.
 
@@ -147,13 +117,13 @@ def _build(plan: Plan) -> Engine:
 
 
 def _build_tensorrt(plan: Plan) -> Engine:
-    from model.engines.device import DeviceEngine
-    from model.engines.tensorrt import TensorRTKernels
+    from model.engines.cuda.engine import DeviceEngine
+    from model.engines.cuda.tensorrt import TensorRTKernels
 
     spec, source = plan.spec, plan.source
-    distribution = gpu.installed_distribution()
+    distribution = identity.installed_distribution()
     assert distribution is not None, "choose_backend has looked"
-    runtime, card = gpu.tensorrt_runtime(distribution), gpu.this_gpu()
+    runtime, card = identity.tensorrt_runtime(distribution), identity.this_gpu()
     precision = "fp16" if spec.precision == "auto" else spec.precision
     most, lanes = spec.max_batch or GPU_BATCH, spec.lanes or GPU_LANES
     ingredients = tensorrt_ingredients(
@@ -172,8 +142,9 @@ def _build_tensorrt(plan: Plan) -> Engine:
 
 
 def _build_torch(plan: Plan) -> Engine:
-    from model.engines.device import DeviceEngine
-    from model.engines.eager import EagerEngine, TorchKernels
+    from model.engines.cuda.engine import DeviceEngine
+    from model.engines.cuda.torch_graphs import TorchKernels
+    from model.engines.eager import EagerEngine
 
     spec, source = plan.spec, plan.source
     plan.progress(f"loading {source.name} into torch")
@@ -195,18 +166,6 @@ def _build_torch(plan: Plan) -> Engine:
     threads = max(1, available_cpus() // lanes)
     info = info_of(source, facts, plan.choice, precision, lanes, threads, spec.max_batch or EAGER_BATCH)
     return gated(EagerEngine(checkpoint, info), reference, plan)
-
-
-@contextmanager
-def _speaking_of(setting: str) -> Iterator[None]:
-    """Makes what pydantic refuses an EngineBuildError that names the setting."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([setting, *map(str, first["loc"])])
-        message = first["msg"].removeprefix("Value error, ")
-        raise EngineBuildError(f"the model cannot be served like this: {where}: {message}") from error
 
 
 def _mixes(info: EngineInfo) -> bool:

@@ -10,120 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from model.config import MAEConfig, Preprocessing
-from model.engines.base import Engine, EngineBuildError, Precision, TensorRTError
-from model.engines.calibration import Calibration
-from model.engines.parity import Answers
-from model.source import WeightsError
+from model.checkpoints.errors import WeightsError
+from model.engines.base import Engine, EngineBuildError
+from model.engines.entry import write_facts, write_reference
+from model.engines.job import FAILURES, Calibration, Job, ModelFacts, ModelSpec
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
+    from model.checkpoints.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-FACTS, REFERENCE = "model.json", "reference.npz"
-FAILURES: dict[str, type[Exception]] = {"weights": WeightsError, "tensorrt": TensorRTError, "build": EngineBuildError}
-"""What the child process names, the narrower ones first."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model: a weights file or folder, and what the operator says about it."""
-
-    path: str
-    preset: str | None = None
-    norm_pix_loss: bool | None = None
-    image_size: int | None = None
-    preprocess: dict[str, Any] | None = None
-    """Fields of `Preprocessing` that replace the checkpoint's own."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a model once its checkpoint has been read."""
-
-    config: MAEConfig
-    preprocessing: Preprocessing
-    layout: str
-    license: str | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to make of a model."""
-
-    model: ModelSpec
-    target: Literal["openvino", "tensorrt"]
-    precision: Precision = "fp32"
-    """Of the graphs; OpenVINO chooses its own when they are loaded, but for int8."""
-    most: int = 0
-    """The largest batch that TensorRT builds for."""
-    photographs: Calibration | None = None
-    """What int8 is calibrated on."""
-
-
-def convert_in_child(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
-    """Fills `folder` with graphs or engines, facts and the parity reference; `progress` is told what is being done.
-
-    Raises:
-        WeightsError: the weights cannot be read.
-        TensorRTError: TensorRT cannot build the engines, or has ended the process.
-        EngineBuildError: anything else that the child process says.
-    """
-    # -P: without it, a folder named "model" where the server was started would be run in place of this package
-    command = [sys.executable, "-P", "-m", "model.engines.convert", str(folder)]
-    failure = None
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdin and child.stdout
-        try:
-            child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended before it listened: its exit code says how
-        for line in child.stdout:
-            try:
-                said = json.loads(line)
-            except ValueError:
-                log.warning("the conversion says: %s", line)
-                continue
-            if "progress" in said:
-                progress(said["progress"])
-            else:
-                failure = FAILURES[said["failure"]](said["message"])
-        child.wait()  # before its standard input is closed, which would end it
-    if failure is not None:
-        raise failure
-    silent = TensorRTError if job.target == "tensorrt" else EngineBuildError
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        raise silent(f"the conversion was ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}")
-    if child.returncode:
-        raise silent(f"the conversion ended with exit code {child.returncode}")
-
-
-def read_facts(folder: Path) -> ModelFacts:
-    """What `convert_in_child` wrote of the model."""
-    facts = json.loads((folder / FACTS).read_text())
-    return ModelFacts(
-        MAEConfig(**facts["config"]), Preprocessing(**facts["preprocessing"]), facts["layout"], facts["license"]
-    )
-
-
-def read_reference(folder: Path) -> Answers:
-    """What eager float32 said of the fixed images."""
-    with np.load(folder / REFERENCE) as arrays:
-        return Answers(arrays["whole"], arrays["masked"], arrays.get("pixels"), arrays.get("error"))
 
 
 def main() -> None:
@@ -158,31 +60,20 @@ def _end_with_parent() -> None:
 
 
 def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
-    from model.engines.build import load_model, reference_engine
     from model.engines.parity import answers
+    from model.engines.reference import load_model, reference_engine
 
     checkpoint, facts = load_model(job.model)
     reference = reference_engine(checkpoint, facts)
     if job.target == "openvino":
         _convert_for_openvino(checkpoint, facts, reference, job, folder, progress)
     else:
-        from model.engines.tensorrt_build import build_engines
+        from model.engines.cuda.tensorrt_build import build_engines
 
         build_engines(checkpoint, facts.config, facts.preprocessing, job.precision, job.most, folder, progress)
     progress(f"asking eager float32 about {facts.config.name}")
-    arrays: dict[str, Any] = answers(reference).arrays()
-    np.savez(folder / REFERENCE, **arrays)
-    (folder / FACTS).write_text(
-        json.dumps(
-            {
-                "config": facts.config.model_dump(),
-                "preprocessing": facts.preprocessing.model_dump(),
-                "layout": facts.layout,
-                "license": facts.license,
-            },
-            indent=1,
-        )
-    )
+    write_reference(folder, answers(reference))
+    write_facts(folder, facts)
 
 
 def _convert_for_openvino(
@@ -193,13 +84,13 @@ def _convert_for_openvino(
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
-    from model.engines.openvino import convert
+    from model.engines.openvino.engine import convert
 
     progress(f"converting {facts.config.name} for OpenVINO")
     if job.photographs is None:
         convert(checkpoint, facts.config, facts.preprocessing, folder)
         return
-    from model.engines.quantise import quantise_on
+    from model.engines.openvino.quantise import quantise_on
 
     with tempfile.TemporaryDirectory() as scratch:
         convert(checkpoint, facts.config, facts.preprocessing, Path(scratch))

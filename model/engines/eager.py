@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.checkpoint import Checkpoint
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.heads import Extras
 from model.config import Family
-from model.engines.base import Bytes, EngineError, EngineInfo, Floats, Indices, gather_visible
-from model.engines.programs import DECODER, ENCODER, MIXED, graphs_of
-from model.extras import Extras
+from model.engines.base import EngineError, EngineInfo, gather_visible
+from model.engines.export import DECODER, ENCODER, graphs_of
 from model.masking import decoder_rows
 
 # With fewer rows MKL takes other kernels, which round differently. So on a processor such a batch is filled with copies
@@ -68,29 +69,3 @@ class EagerEngine:
         with torch.inference_mode():
             pooled, latent = self._graphs[ENCODER](torch.from_numpy(patches), torch.from_numpy(positions))
         return pooled, latent
-
-
-class TorchKernels:
-    """The two graphs, uncompiled, for a `DeviceEngine`."""
-
-    def __init__(self, checkpoint: Checkpoint, info: EngineInfo) -> None:
-        """Puts the graphs on the device of `info`, in its precision."""
-        graphs = graphs_of(checkpoint, info.config, info.preprocessing, info.precision, mixed=info.mixes)
-        self._graphs: dict[str, nn.Module] = {name: graph.to(info.device) for name, graph in graphs.items()}
-
-    def encode(
-        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
-    ) -> None:
-        """See `Kernels.encode`."""
-        found = self._graphs[MIXED if mixed else ENCODER](patches, positions)
-        pooled.copy_(found[0])
-        latent.copy_(found[1])
-
-    def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
-        """See `Kernels.decode`."""
-        found = self._graphs[DECODER](latent, rows, patches)
-        pixels.copy_(found[0])
-        error.copy_(found[1])
-
-    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
-        """Nothing to do: torch keeps no state between calls."""

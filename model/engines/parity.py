@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
-from model.engines.base import Bytes, Engine, EngineBuildError, Floats, Indices, Parity, Precision, gather_visible
+from model.engines.base import Engine, EngineBuildError, Parity, Precision, gather_visible
 from model.masking import ABSENT, every_position, removed_flags, visible_positions
 
 IMAGES = 8

@@ -9,18 +9,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.engines.base import Engine, Floats
-from model.evaluation.choices import Choices
+from model.arrays import Floats
+from model.checkpoints.heads import ROWS
+from model.engines.base import Engine
+from model.evaluation.config import Choices
+from model.evaluation.extract import Answers, Progress, Read, Unreadable, ask
 from model.evaluation.neighbours import Labels, predict
-from model.evaluation.passes import Answers, Progress, Read, Unreadable, ask
-from model.evaluation.probes import probe
-from model.evaluation.questions import SHOWN, Questions
+from model.evaluation.probe import probe
 from model.evaluation.results import Classification, Counts, Evaluation, LinearProbe, Neighbours, Reconstructed
 from model.evaluation.similarity import WINDOW
+from model.evaluation.spec import SHOWN, Questions
 from model.evaluation.whitening import fit_whitening
-from model.extras import ROWS
-from model.folders import Labelled
-from model.rendering import panel, sheet
+from model.images.folders import Labelled
+from model.images.render import panel, sheet
 
 Numbers = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.engines.base import Floats
+from model.arrays import Floats
 
 Labels = NDArray[np.int64]
 ROWS = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.engines.base import Bytes
+from model.arrays import Bytes
 
 SIGMA, RADIUS = 1.5, 5
 WINDOW = 2 * RADIUS + 1

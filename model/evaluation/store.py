@@ -8,9 +8,10 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from model.checkpoint import load, save
-from model.extras import Whitening, is_extra
-from model.source import Pooled, Source, is_safetensors
+from model.checkpoints.checkpoint import load, save
+from model.checkpoints.heads import Whitening, is_extra
+from model.checkpoints.locate import Source
+from model.checkpoints.native import Pooled, is_safetensors
 
 
 def store_whitening(
@@ -26,7 +27,7 @@ def store_whitening(
         source: weights of any layout.
         output: the file to make or replace, which may be that of the source.
         whitening: to store, instead of what there was.
-        model: as for `model.checkpoint.load`.
+        model: as for `model.checkpoints.checkpoint.load`.
         norm_pix_loss: the same.
 
     Raises:

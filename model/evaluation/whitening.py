@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.engines.base import Engine, Floats
-from model.evaluation.passes import Progress, Read, ask
-from model.evaluation.questions import Questions
-from model.extras import ROWS, Whitening, pools_of
-from model.source import Pooled
+from model.arrays import Floats
+from model.checkpoints.heads import ROWS, Whitening, pools_of
+from model.checkpoints.native import Pooled
+from model.engines.base import Engine
+from model.evaluation.extract import Progress, Read, ask
+from model.evaluation.spec import Questions
 
 LEAST_VARIANCE = 1e-8
 """Of an axis that is kept, as a share of the largest variance. Below lies the rounding of float32; there is always such

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.autoencoder import Autoencoder, let_learn
-from model.checkpoint import Checkpoint, load
+from model.checkpoints.checkpoint import Checkpoint, load
+from model.checkpoints.heads import ROWS, Extras, Head, pools_of
+from model.checkpoints.locate import locate, named
+from model.checkpoints.native import HeadFacts
 from model.config import Preprocessing
-from model.extras import ROWS, Extras, Head, pools_of
-from model.graphs import EncoderGraph
-from model.source import HeadFacts, locate, named
-from model.training.data import Augmentation, Loader, Photographs
-from model.training.examples import find_examples
+from model.nn.base import Autoencoder, let_learn
+from model.nn.serving import EncoderGraph
+from model.training.config import FinetuningRecipe
+from model.training.dataset import Augmentation, Loader, Photographs
+from model.training.distributed import Place, require_divisible
 from model.training.head import LinearHead, folded
-from model.training.layers import layered_groups
-from model.training.optimiser import adamw
-from model.training.processes import Place, require_divisible
+from model.training.optimiser import adamw, layered_groups
 from model.training.progress import TrainingProgress
-from model.training.recipe import FinetuningRecipe
 from model.training.resume import require_same_images, said_recipe
 from model.training.run import WEIGHTS, Run, RunError
+from model.training.split import find_examples
 from model.training.trainer import Trainer, resumed
 from model.training.validation import MEASURES, Validation
 

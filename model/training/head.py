@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from model.extras import Floats
+from model.arrays import Floats
 
 EPS = 1e-6  # facebookresearch/mae, main_linprobe.py
 

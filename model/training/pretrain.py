@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.autoencoder import Autoencoder, let_learn
-from model.checkpoint import Checkpoint, load
+from model.arrays import Bytes, Indices
+from model.checkpoints.checkpoint import Checkpoint, load
+from model.checkpoints.locate import named
 from model.config import PRESETS, Loss, MAEConfig, Preprocessing
-from model.engines.base import Bytes, Indices
-from model.families import autoencoder
-from model.folders import find_images
-from model.graphs import DecoderGraph, EncoderGraph, Standardise
+from model.images.folders import find_images
+from model.images.png import png
+from model.images.preprocess import cut, square
+from model.images.render import panel, sheet
 from model.masking import decoder_rows, visible_positions
-from model.pictures import cut, square
-from model.png import png
-from model.rendering import panel, sheet
-from model.source import named
-from model.training.data import Augmentation, Loader, Photographs
+from model.nn import autoencoder
+from model.nn.base import Autoencoder, let_learn
+from model.nn.serving import DecoderGraph, EncoderGraph, Standardise
+from model.training.config import Recipe
+from model.training.dataset import Augmentation, Loader, Photographs
+from model.training.distributed import Place, require_divisible
 from model.training.optimiser import adamw, muon, plain_groups
-from model.training.processes import Place, require_divisible
 from model.training.progress import TrainingProgress
-from model.training.recipe import Recipe
 from model.training.resume import facts_of, require_same_images, said_recipe
 from model.training.run import WEIGHTS, Run, RunError
 from model.training.trainer import Trainer, resumed

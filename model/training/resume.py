@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from model.training.recipe import Schedule
+from model.training.config import Schedule
 from model.training.run import Run, RunError
 
 S = TypeVar("S", bound=Schedule)

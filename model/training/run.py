@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from tensorboardX import SummaryWriter
 
-from model.checkpoint import Checkpoint, save
+from model.checkpoints.checkpoint import Checkpoint, save
 
 RECIPE, STATE, WEIGHTS, METRICS, PREVIEWS = "recipe.json", "state.pt", "model.safetensors", "metrics.csv", "previews"
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoint import Checkpoint
-from model.training.data import Batch, Loader
+from model.checkpoints.checkpoint import Checkpoint
+from model.training.config import Schedule
+from model.training.dataset import Batch, Loader
+from model.training.distributed import Place
 from model.training.optimiser import Average, learning_rate, set_learning_rate
-from model.training.processes import Place
 from model.training.progress import TrainingProgress
-from model.training.recipe import Schedule
 from model.training.run import Run, RunError
 
 COLUMNS = ("step", "epoch", "images", "loss", "lr", "grad_norm", "images_per_s", "seconds")

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.checkpoint import Checkpoint
+from model.arrays import Bytes
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.heads import ROWS, Head
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import Bytes
-from model.extras import ROWS, Head
-from model.folders import Labelled
-from model.graphs import EncoderGraph
+from model.images.folders import Labelled
+from model.images.preprocess import cut, square
 from model.masking import every_position
-from model.pictures import cut, square
-from model.training.data import Photographs
+from model.nn.serving import EncoderGraph
+from model.training.dataset import Photographs
 
 MEASURES = ("val_loss", "val_accuracy")
 """Their names in metrics.csv and TensorBoard."""

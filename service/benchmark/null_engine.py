@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from model.engines.base import Bytes, EngineInfo, Floats, Indices
-from model.extras import Extras
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.heads import Extras
+from model.engines.base import EngineInfo
 
 
 class NullEngine:
@@ -47,8 +48,6 @@ class NullEngine:
 
 def main() -> int:
     """Serves until it is ended."""
-    from service import server
-    from service.app import create_app
     from service.logs import configure_logging
     from service.settings import load_settings
 
@@ -59,9 +58,11 @@ def main() -> int:
 
     settings = load_settings()
     configure_logging(settings.log_format)
-    if getattr(settings, "http_workers", 0):  # older code that is measured with this has no such setting
-        return server.run(settings, build)
-    return server.serve(create_app(settings, build), settings.host, settings.port)
+    try:
+        from service.serving import run
+    except ModuleNotFoundError:  # an older revision that is measured with this
+        from service.server import run  # type: ignore[attr-defined,no-redef]
+    return int(run(settings, build))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from service.settings import PREFIX, Settings
 PROC = Path("/proc")
 LISTENING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 # -P: what lies in the current folder is not imported. The same function as `mae` itself, wherever that script lies.
-MAE_SERVE = (sys.executable, "-P", "-c", "from service.cli import main; main()", "serve")
+MAE_SERVE = (sys.executable, "-P", "-c", "from service.cli.main import main; main()", "serve")
 READY_S = 300.0
 """Within this a server is ready, its engine read from the cache or built."""
 PR_SET_PDEATHSIG = 1

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from model.config import PRESETS
 from model.engines.parity import fixed_patches
-from model.pictures import FORMATS
-from model.rendering import picture
+from model.images.preprocess import FORMATS
+from model.images.render import picture
 
 MOST_FILES = 64
 GRAIN = 5.0

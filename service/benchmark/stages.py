@@ -12,11 +12,11 @@ import numpy as np
 
 from model.engines.base import EngineInfo
 from model.engines.parity import fixed_patches
+from model.images.render import View, render
 from model.masking import visible_positions
-from model.rendering import View, render
 from service.benchmark.results import StageCost
 from service.benchmark.samples import Sample
-from service.images import Decoder
+from service.inference.image_decoder import Decoder
 
 MASK_RATIO = 0.75
 VIEWS: tuple[View, ...] = ("composite", "panel")
@@ -37,8 +37,8 @@ def decoding(
 
 def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]:
     """Results to bytes: one image's vectors in every form, and where there is a decoder its pictures."""
-    from service.responses import json_bytes
-    from service.routes.embed import base64_floats, npy  # here: `mae --help` needs no web framework
+    from service.api.responses import json_bytes
+    from service.api.routes.embed import base64_floats, npy  # here: `mae --help` needs no web framework
 
     config = info.config
     vector = np.random.default_rng(0).standard_normal((1, config.embed_dim), dtype=np.float32)

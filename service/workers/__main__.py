@@ -13,13 +13,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel, listener, ledger_fd, slots_fd, row, rows = map(int, sys.argv[1:])
 
-    from service.app import create_app
+    from service.api.app import create_app
     from service.logs import configure_logging
     from service.settings import Settings
+    from service.workers.acceptor import serve_as_worker
     from service.workers.channel import receive_first
-    from service.workers.door import serve_as_worker
-    from service.workers.front import FrontService
-    from service.workers.ledger import Ledger
+    from service.workers.shared_counters import Ledger
+    from service.workers.worker import FrontService
 
     end = socket.socket(fileno=channel)
     try:

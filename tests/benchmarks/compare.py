@@ -56,7 +56,7 @@ def server_of(tree: Path, front: bool, given: dict[str, str]) -> Iterator[Server
         with serving(settings, str(tree)) as server:
             yield server
         return
-    command = [sys.executable, "-P", "-c", "from service.cli import main; main()", "info", "--json"]
+    command = [sys.executable, "-P", "-c", "from service.cli.main import main; main()", "info", "--json"]
     said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory(prefix="mae-compare-") as folder:
         info = Path(folder) / "info.json"

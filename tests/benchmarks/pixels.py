@@ -20,9 +20,9 @@ from PIL import Image
 
 from model.engines.base import Engine
 from model.engines.build import build
+from model.images.preprocess import cut, rgb
 from model.masking import every_position
-from model.pictures import cut, rgb
-from service.images import Decoder
+from service.inference.image_decoder import Decoder
 from service.settings import load_settings
 
 BATCH = 8

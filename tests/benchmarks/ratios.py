@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from model.engines.base import Bytes, Floats, Indices
-from service.batcher import Batcher
+from model.arrays import Bytes, Floats, Indices
+from service.inference.scheduler import Batcher
 from service.metrics import Metrics
 
 PATCHES, PATCH, WIDTH = 196, 768, 192

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from service.batcher import LAST_BATCH_S
+from service.inference.scheduler import LAST_BATCH_S
 from service.settings import Settings
 
 DOCKER = Path(__file__).parents[2] / "docker"

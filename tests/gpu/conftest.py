@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from model.engines.base import Engine, gather_visible
-from model.engines.build import build, load_model, reference_engine
-from model.engines.convert import ModelSpec
-from model.engines.plan import EngineSpec
-from tests.service.live.conftest import start_server  # noqa: F401  (a fixture)
+from model.engines.build import build
+from model.engines.job import ModelSpec
+from model.engines.reference import load_model, reference_engine
+from model.engines.spec import EngineSpec
+from tests.live.conftest import start_server  # noqa: F401  (a fixture)
 
 HALF_BARS = {"cosine": 0.9999, "pixels": 2}
 """What half precision must keep of an answer, whoever shares the batch."""

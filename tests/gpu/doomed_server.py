@@ -9,7 +9,7 @@ import sys
 
 from model.engines.base import Engine, FatalEngineError
 from model.engines.build import build
-from service.app import create_app
+from service.api.app import create_app
 from service.logs import configure_logging
 from service.server import serve
 from service.settings import load_settings

@@ -9,7 +9,7 @@ import pytest
 
 from model.engines.base import Engine
 from model.masking import ABSENT
-from service.lane import stacked
+from service.inference.executor import stacked
 from tests.gpu.conftest import call, centred_cosine, on_all_lanes, places, require_alike
 
 pytestmark = pytest.mark.gpu

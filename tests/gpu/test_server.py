@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.gpu.conftest import centred_cosine
-from tests.service.live.conftest import LiveServer, Start
+from tests.live.conftest import LiveServer, Start
 
 pytestmark = pytest.mark.gpu
 

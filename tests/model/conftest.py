@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from model.config import MAEConfig
-from model.mae import MaskedAutoencoder, sincos_positions
+from model.nn.vit import MaskedAutoencoder, sincos_positions
 
 
 @pytest.fixture(scope="session")

@@ -72,13 +72,13 @@ def test_a_text_line_is_followed_by_its_traceback() -> None:
 
 def test_everything_goes_to_standard_error_in_the_form_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
-    logging.getLogger("model.source").info("hello")
+    logging.getLogger("model.checkpoints.locate").info("hello")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
     configure_logging("text")
-    logging.getLogger("model.source").info("goodbye")
-    logging.getLogger("model.source").debug("whisper")
+    logging.getLogger("model.checkpoints.locate").info("goodbye")
+    logging.getLogger("model.checkpoints.locate").debug("whisper")
     out, err = capsys.readouterr()
     assert out == ""
     hello, careful, goodbye = err.splitlines()

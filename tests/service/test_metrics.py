@@ -3,10 +3,10 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.lifecycle import Service
 from service.metrics import Metrics
+from service.service import Service
 from service.settings import Settings
-from tests.engines import fake_info
+from tests.support.engines import fake_info
 
 
 def families(metrics: Metrics) -> dict[str, object]:

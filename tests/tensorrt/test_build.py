@@ -14,15 +14,16 @@ import tensorrt_rtx as trt
 import torch
 import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
-from model.checkpoint import Checkpoint, save
+from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.engines import convert, tensorrt_build
+from model.engines import convert
 from model.engines.base import TensorRTError
-from model.engines.build import load_model
-from model.engines.convert import Job, ModelSpec
-from model.engines.tensorrt import TensorRTKernels
-from model.families import autoencoder
-from tests.engines import fake_info
+from model.engines.cuda import tensorrt_build
+from model.engines.cuda.tensorrt import TensorRTKernels
+from model.engines.job import Job, ModelSpec
+from model.engines.reference import load_model
+from model.nn import autoencoder
+from tests.support.engines import fake_info
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch-tensorrt has many of its own
 MOST = 48
@@ -206,7 +207,7 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("code", "works"),
     [
-        ("from model.engines.tensorrt_build import _torch_tensorrt; _torch_tensorrt()", True),
+        ("from model.engines.cuda.tensorrt_build import _torch_tensorrt; _torch_tensorrt()", True),
         ("import torch_tensorrt", False),  # else there would be nothing to do
     ],
 )

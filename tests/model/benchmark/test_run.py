@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.benchmark import floor
+from model.benchmark import roofline
 from model.benchmark.run import benchmark
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.engines.base import Precision
-from tests.engines import FakeEngine
+from tests.support.engines import FakeEngine
 
 
 @pytest.fixture
 def engine(probe: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    monkeypatch.setattr(floor, "PEAK_SECONDS", 0.01)
-    monkeypatch.setitem(floor.MATRIX, "cpu", 256)
-    monkeypatch.setitem(floor.COPIED_BYTES, "cpu", 1 << 20)
+    monkeypatch.setattr(roofline, "PEAK_SECONDS", 0.01)
+    monkeypatch.setitem(roofline.MATRIX, "cpu", 256)
+    monkeypatch.setitem(roofline.COPIED_BYTES, "cpu", 1 << 20)
     checkpoint = load(probe)
     found = FakeEngine(preferred_batch=1, lanes=2)
     facts = {"config": checkpoint.config, "preprocessing": checkpoint.preprocessing}

@@ -11,7 +11,7 @@ import pytest
 from model.benchmark.timing import Contender, Size, doublings, inputs, measure, sizes_of
 from model.config import PRESETS
 from model.engines.base import EngineError
-from tests.engines import SMALL, FakeEngine
+from tests.support.engines import SMALL, FakeEngine
 
 
 class Clock(threading.local):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoint import Checkpoint, save
+from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import build
-from model.engines.plan import EngineSpec
-from model.families import autoencoder
-from tests.engines import write_narrow
-from tests.model.engines.pretend_cuda import pretend_cuda
+from model.engines.spec import EngineSpec
+from model.nn import autoencoder
+from tests.support.engines import write_narrow
+from tests.support.pretend_cuda import pretend_cuda
 
 
 @pytest.fixture(scope="session")

@@ -16,19 +16,22 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.errors import WeightsError
+from model.checkpoints.locate import PACKAGED
 from model.config import MAEConfig, Preprocessing
-from model.engines import openvino_build, parity, plan
+from model.engines import context, parity
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
-from model.engines.convert import Job, ModelSpec, read_reference
 from model.engines.cpu import available_cpus
-from model.engines.openvino import OpenVINOEngine
+from model.engines.entry import read_reference
+from model.engines.job import Job, ModelSpec
+from model.engines.openvino import build as openvino_build
+from model.engines.openvino.engine import OpenVINOEngine
 from model.engines.parity import ParityError
-from model.engines.plan import EngineSpec
-from model.mae import MaskedAutoencoder
-from model.source import PACKAGED, WeightsError
+from model.engines.spec import EngineSpec
+from model.nn.vit import MaskedAutoencoder
 
 NARROW = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -235,7 +238,7 @@ def test_an_entry_that_was_damaged_is_converted_again(
         shutil.copytree(good, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
 
-    monkeypatch.setattr(plan, "convert_in_child", convert)
+    monkeypatch.setattr(context, "convert_in_child", convert)
     for _ in range(2):
         assert build(EngineSpec(probe_cache, str(probe), backend="openvino", precision="fp32")).info.parity is not None
     assert len(converted) == 1
@@ -254,7 +257,7 @@ def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., s
         raise Converted(folder.name.rpartition("-")[0])
 
     def entry(**spec: Any) -> str:
-        monkeypatch.setattr(plan, "convert_in_child", convert)
+        monkeypatch.setattr(context, "convert_in_child", convert)
         with pytest.raises(Converted) as made:
             build(EngineSpec(**{"cache": tmp_path / "cache", "backend": "openvino"} | spec))
         return str(made.value)

@@ -10,7 +10,7 @@ import pytest
 
 from model.engines.base import Engine, gather_visible
 from model.engines.build import build
-from model.engines.plan import EngineSpec
+from model.engines.spec import EngineSpec
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from model.engines.parity import (
     measure,
 )
 from model.masking import removed_flags, visible_positions
-from tests.engines import SMALL, FakeEngine
+from tests.support.engines import SMALL, FakeEngine
 
 N, P, D = SMALL.num_patches, SMALL.patch_dim, 64
 ENCODER = MAEConfig(**{**SMALL.model_dump(), "decoder_depth": 0})

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.engines.base import Engine, gather_visible
-from model.graphs import DecoderGraph, EncoderGraph
-from model.mae import patchify
 from model.masking import decoder_rows
+from model.nn.serving import DecoderGraph, EncoderGraph
+from model.nn.vit import patchify
 
 
 @pytest.fixture(scope="module")

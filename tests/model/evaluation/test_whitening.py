@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from model.engines.base import Floats
+from model.arrays import Floats
 from model.evaluation.whitening import WhiteningError, fit_whitening
 
 

@@ -16,23 +16,24 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 from torch.nn import functional as F
 
-from model.checkpoint import Checkpoint, load
+from model.checkpoints.checkpoint import Checkpoint, load
+from model.checkpoints.heads import Head
+from model.checkpoints.locate import locate
+from model.checkpoints.native import HeadFacts
 from model.config import PRESETS, Preprocessing
-from model.extras import Head
-from model.folders import Labelled
-from model.mae import MaskedAutoencoder
-from model.source import HeadFacts, locate
+from model.images.folders import Labelled
+from model.nn.vit import MaskedAutoencoder
+from model.training.config import FinetuningRecipe
 from model.training.finetune import Finetuning
 from model.training.head import LinearHead
-from model.training.recipe import FinetuningRecipe
 from model.training.validation import Validation
-from service.app import create_app
+from service.api.app import create_app
 from service.settings import Settings
-from tests.model.training import running
-from tests.model.training.running import rows
+from tests.support import training
+from tests.support.training import rows
 
-through = partial(running.through, "finetune")
-killed_once_saved = partial(running.killed_once_saved, "finetune")
+through = partial(training.through, "finetune")
+killed_once_saved = partial(training.killed_once_saved, "finetune")
 SMALL = ("--image-size", "32", "--batch-size", "16", "--threads", "1", "--log-steps", "1")
 CLASSES = ("blue", "green", "stripes")
 
@@ -120,7 +121,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    err = running.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=running.TWO_PROCESSES)
+    err = training.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.extras.head is not None

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from model.extras import Head
-from model.source import HeadFacts
+from model.checkpoints.heads import Head
+from model.checkpoints.native import HeadFacts
 from model.training.head import LinearHead, folded
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.config import PRESETS
-from model.mae import MaskedAutoencoder
+from model.nn.vit import MaskedAutoencoder
 from model.training.optimiser import Average, learning_rate, muon, plain_groups, set_learning_rate
 
 

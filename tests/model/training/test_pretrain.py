@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoint import load
-from model.source import locate
+from model.checkpoints.checkpoint import load
+from model.checkpoints.locate import locate
+from model.training.config import Recipe
 from model.training.pretrain import starting_point
-from model.training.recipe import Recipe
-from tests.model.training import running
-from tests.model.training.running import rows
+from tests.support import training
+from tests.support.training import rows
 
-through = partial(running.through, "pretrain")
-killed_once_saved = partial(running.killed_once_saved, "pretrain")
+through = partial(training.through, "pretrain")
+killed_once_saved = partial(training.killed_once_saved, "pretrain")
 SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
 
 
@@ -51,7 +51,7 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
-    err = running.alone("pretrain", folder, "-o", run, *choices)
+    err = training.alone("pretrain", folder, "-o", run, *choices)
     assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
@@ -112,7 +112,7 @@ def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
 
 def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "ended"
-    process = running.begin("pretrain", folder, "-o", run, *SMALL, "--minutes", "5")
+    process = training.begin("pretrain", folder, "-o", run, *SMALL, "--minutes", "5")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not ((run / "metrics.csv").is_file() and len(losses(run)) > 3):
         time.sleep(0.02)
@@ -125,7 +125,7 @@ def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
 
 def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "shared"
-    running.alone("pretrain", folder, "-o", run, *SMALL, "--steps", "5", launcher=running.TWO_PROCESSES)
+    training.alone("pretrain", folder, "-o", run, *SMALL, "--steps", "5", launcher=training.TWO_PROCESSES)
     alone = tmp_path / "alone"
     through(folder, "-o", alone, *SMALL, "--steps", "5")
     assert np.allclose(losses(run), losses(alone), rtol=1e-4)

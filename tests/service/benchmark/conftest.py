@@ -8,7 +8,7 @@ from model.config import PRESETS
 from model.engines.base import EngineInfo
 from service.benchmark.processes import ServerProcess, serving_nothing
 from service.settings import load_settings
-from tests.engines import fake_info
+from tests.support.engines import fake_info
 
 
 @pytest.fixture(scope="session")

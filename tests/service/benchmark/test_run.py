@@ -10,7 +10,7 @@ from service.benchmark.results import LoadFigures
 from service.benchmark.run import PARTS, Plan, under_load
 from service.benchmark.samples import made
 from service.benchmark.stages import answering, decoding
-from tests.engines import FakeEngine
+from tests.support.engines import FakeEngine
 
 
 def figures(route: str, connections: int, images_per_s: float, asked_per_s: float | None = None) -> LoadFigures:

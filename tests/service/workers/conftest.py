@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.batcher import Batcher
+from service.inference.queue import Ticket
+from service.inference.scheduler import Batcher
 from service.metrics import Metrics
-from service.ticket import Ticket
 from service.workers.channel import Channel, Kind
-from service.workers.desk import Desk
-from service.workers.ledger import Column, Ledger, SharedBudget
-from service.workers.remote import RemoteBatcher
-from service.workers.slots import Slots
-from tests.engines import SMALL, FakeEngine
+from service.workers.scheduler_client import RemoteBatcher
+from service.workers.shared_buffers import Slots
+from service.workers.shared_counters import Column, Ledger, SharedBudget
+from service.workers.worker_connection import Desk
+from tests.support.engines import SMALL, FakeEngine
 
 
 class WorkerEnd(Channel):

@@ -1,0 +1,77 @@
+"""The same graphs run by torch without an engine of ours: eagerly, and by torch.compile. What is to be beaten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.heads import Extras
+from model.engines.base import EngineError, EngineInfo, gather_visible
+from model.engines.cpu import available_cpus
+from model.masking import decoder_rows
+from model.nn.serving import DecoderGraph, EncoderGraph
+
+
+class Rival:
+    """An engine in form, with one lane that has the whole device: autocast to float16 on CUDA, float32 elsewhere."""
+
+    def __init__(self, checkpoint: Checkpoint, info: EngineInfo, compiled: bool) -> None:
+        """Puts the graphs of `checkpoint` onto the device that `info` names."""
+        self._device = torch.device(info.device)
+        self._half = self._device.type == "cuda"
+        if not self._half:
+            torch.set_num_threads(available_cpus())
+        self.info = info.model_copy(
+            update={"backend": "torch", "precision": "fp16" if self._half else "fp32", "lanes": 1, "parity": None}
+        )
+        self.extras = Extras()
+        self.lanes = 1
+        self.preferred_batch = info.preferred_batch
+        model = checkpoint.build(info.config.image_size)
+        self._encoder = self._prepared(EncoderGraph(model, info.preprocessing), compiled)
+        self._decoder = (
+            self._prepared(DecoderGraph(model, info.preprocessing), compiled) if info.config.has_decoder else None
+        )
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.embed`."""
+        return _host(self._encode(patches, positions)[0])
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.tokens`."""
+        return _host(self._encode(patches, positions)[1][:, 1:])
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """See `Engine.reconstruct`."""
+        if self._decoder is None:
+            raise EngineError("the model has no decoder")
+        latent = self._encode(gather_visible(patches, positions), positions)[1]
+        rows = decoder_rows(positions, self.info.config.num_patches)
+        pixels, error = self._run(self._decoder, latent, self._send(rows), self._send(patches))
+        return pixels.cpu().numpy(), _host(error)
+
+    def _prepared(self, graph: nn.Module, compiled: bool) -> Any:
+        graph = graph.eval().to(self._device)
+        # Dynamic, as a server needs it: another graph for each batch size and K would be minutes of compiling. Whole,
+        # because a part left out would run eagerly under the name of the compiler.
+        return torch.compile(graph, fullgraph=True, dynamic=True) if compiled else graph
+
+    def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
+        pooled, latent = self._run(self._encoder, self._send(patches), self._send(positions))
+        return pooled, latent
+
+    def _run(self, graph: Any, *arguments: Tensor) -> Any:
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=self._half):
+            return graph(*arguments)
+
+    def _send(self, array: Bytes | Indices) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _host(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.float().cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Checkpoint files: our own format, published formats, classification heads and whitening."""

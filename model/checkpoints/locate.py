@@ -1,0 +1,181 @@
+"""Where weights come from: the package, a file, a folder, or a repository of the Hugging Face hub. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoints.errors import WeightsError, speaking_of
+from model.checkpoints.native import read_metadata
+from model.config import PRESETS, MAEConfig
+
+DEFAULT_MODEL = "mae_tiny"
+HUB_PREFIX = "hf:"
+HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
+PACKAGED = Path(__file__).parents[1] / "weights"
+"""Folder of the weights that come with the package."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights on this machine.
+
+    Attributes:
+        path: a file or a folder.
+        digest: SHA-256 in hex of what defines the model: the file, or a folder's weights and settings with their names.
+        name: what to call the model: its own name if the file carries one, ORG/NAME, or the stem of the file.
+        license: as the file's metadata or the model card beside it says.
+        config: the model's, where the file itself says it.
+    """
+
+    path: Path
+    digest: str
+    name: str
+    license: str | None
+    config: MAEConfig | None = None
+
+    def is_preset(self, preset: str | None) -> bool:
+        """Whether the file says all that `preset` says, sizes and name: to name it then changes nothing."""
+        return preset is not None and self.config is not None and self.config == PRESETS.get(preset)
+
+
+def locate(weights: str | None, model: str | None) -> Source:
+    """Finds the weights, downloading them only for `hf:ORG/NAME`.
+
+    Args:
+        weights: a path, or `hf:ORG/NAME` with an optional `@revision`; None for the packaged weights of `model`.
+        model: a preset's name; None for the default one.
+
+    Raises:
+        WeightsError: there are none, or they cannot be read.
+    """
+    if weights is None:
+        path = _packaged(DEFAULT_MODEL if model is None else model)
+    elif weights.startswith(HUB_PREFIX):
+        path = _download(weights)
+    else:
+        path = Path(weights).expanduser().absolute()
+    with speaking_of(path):
+        path = _of_run(path)
+        metadata = None if path.is_dir() else read_metadata(path)
+        source = Source(
+            path=path,
+            digest=_folder_digest(path) if path.is_dir() else _file_digest(path),
+            name=metadata.config.name if metadata else readable_name(path),
+            license=metadata.license if metadata else card_license(path),
+            config=metadata.config if metadata else None,
+        )
+    if weights is not None and weights.startswith(HUB_PREFIX):
+        logger.info("%s is under the licence %s", source.name, source.license or "that its model card does not name")
+    return source
+
+
+def named(weights: str | None) -> Source:
+    """As `locate`, where a preset's name stands for its packaged weights."""
+    return locate(None, weights) if weights in PRESETS else locate(weights, None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files with the tensors of a Hugging Face or timm folder: safetensors, whole or in shards, before a pickle.
+
+    Raises:
+        WeightsError: there are none, or a shard is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "model.safetensors").is_file() and index.is_file():
+        names = _shards(index)
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise WeightsError(f"lacks {missing[0]}, which {index.name} names")
+        return [folder / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+    raise WeightsError(f"holds no model.safetensors, {index.name} or pytorch_model.bin")
+
+
+def readable_name(path: Path) -> str:
+    """ORG/NAME for a snapshot in the hub's cache, a folder's name, or the stem of a file."""
+    if path.is_dir():
+        repository = path.parent.parent.name
+        if path.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/", 1)
+        return path.name
+    return path.stem
+
+
+def card_license(path: Path) -> str | None:
+    """The licence that the front matter of a folder's README.md names; None for a file, or without such a card."""
+    card = path / "README.md"
+    if not card.is_file():
+        return None
+    front_matter = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    line = front_matter and re.search(r"^license:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter[1], re.MULTILINE)
+    return line[1] if line else None
+
+
+def _of_run(path: Path) -> Path:
+    """The weights inside the folder of a training run; any other path as it is."""
+    inside = path / "model.safetensors"
+    return inside if inside.is_file() and read_metadata(inside) is not None else path
+
+
+def _packaged(model: str) -> Path:
+    path = PACKAGED / f"{model}.safetensors"
+    if model not in PRESETS:
+        raise WeightsError(f"there is no preset {model!r}: the presets are {', '.join(PRESETS)}")
+    if not path.is_file():
+        packaged = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.safetensors")))
+        raise WeightsError(f"no weights of {model} are packaged, only those of {packaged}: pass {model}'s as WEIGHTS")
+    return path
+
+
+def _download(weights: str) -> Path:
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(.+))?", weights)
+    if match is None:
+        raise WeightsError(f"{weights!r} names no repository of the hub: expected hf:ORG/NAME or hf:ORG/NAME@revision")
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
+
+    repository, revision = match.groups()
+    # The second round is for repositories of the days before safetensors: their pickles are large, so only if needed.
+    for kind in ("*.safetensors*", "pytorch_model.bin"):
+        try:
+            snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*HUB_SETTINGS, kind])
+        except (OSError, ValueError) as error:  # the roots of the client's errors, of the network and of bad names
+            first_line = str(error).strip().partition("\n")[0]
+            raise WeightsError(f"{weights} cannot be downloaded: {first_line}") from error
+        if any(Path(snapshot).glob(kind)):
+            return Path(snapshot)
+    raise WeightsError(f"{weights} holds neither safetensors nor pytorch_model.bin")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"has a {index.name} without a weight_map: expected names and shards") from error
+    if any(Path(name).name != name for name in names):
+        raise WeightsError(f"has a {index.name} that names a shard outside the folder")
+    return sorted(names)
+
+
+def _folder_digest(folder: Path) -> str:
+    settings = [folder / name for name in ("config.json", "preprocessor_config.json") if (folder / name).is_file()]
+    whole = hashlib.sha256()
+    for path in sorted([*settings, *weight_files(folder)]):
+        whole.update(f"{path.name}\0{_file_digest(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,56 @@
+"""Our own file format: safetensors, with the config and the preprocessing in their metadata. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+
+from model.config import MAEConfig, Preprocessing
+
+METADATA_KEY = "mae-serve"
+Pooled = Literal["cls", "mean"]
+"""One vector an image: the cls token, or the mean of the patch tokens."""
+
+
+class HeadFacts(BaseModel):
+    """What a classification head is: the pooled vector that it takes and the classes that it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: Pooled
+    classes: tuple[str, ...] = Field(min_length=1)
+
+
+class Metadata(BaseModel):
+    """What our own safetensors files say about themselves, as JSON under `METADATA_KEY`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    config: MAEConfig
+    preprocessing: Preprocessing
+    license: str | None = None
+    head: HeadFacts | None = None
+
+
+def read_metadata(path: Path) -> Metadata | None:
+    """Metadata of one of our own safetensors files, None for any other file.
+
+    Raises:
+        SafetensorError: the file is damaged.
+        ValidationError: the metadata describes no model.
+    """
+    if not is_safetensors(path):
+        return None
+    with safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    return None if text is None else Metadata.model_validate_json(text)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"

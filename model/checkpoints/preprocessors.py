@@ -1,0 +1,95 @@
+"""How others prepare images, as our `Preprocessing`: Hugging Face's preprocessor_config.json, timm's pretrained_cfg."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from model.checkpoints.errors import WeightsError
+from model.config import Colour, Filter, Positive, Preprocessing
+
+PIL_FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+class Edges(BaseModel):
+    """A size as image processors write it: both sides, or the short one."""
+
+    height: Positive | None = None
+    width: Positive | None = None
+    shortest_edge: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return {"height": value, "width": value} if isinstance(value, int) else value
+
+
+class HuggingFacePreprocessor(BaseModel):
+    """preprocessor_config.json; what it leaves out has the defaults of transformers' `ViTImageProcessor`."""
+
+    do_resize: Literal[True] = True
+    size: Edges = Edges(height=224, width=224)
+    resample: int = Field(default=2, ge=0, lt=len(PIL_FILTERS))
+    do_center_crop: bool | None = None
+    crop_size: Edges | None = None
+    do_rescale: Literal[True] = True
+    rescale_factor: float = Field(default=1 / 255, gt=1 / 255 - 1e-6, lt=1 / 255 + 1e-6)
+    do_normalize: bool = True
+    image_mean: Colour = (0.5, 0.5, 0.5)
+    image_std: Colour = (0.5, 0.5, 0.5)
+
+    def to_preprocessing(self, image_size: int) -> Preprocessing:
+        """The same under our names.
+
+        Raises:
+            WeightsError: it does not end in the model's square of `image_size`.
+        """
+        square = Edges(height=image_size, width=image_size)
+        resize: dict[str, Any]
+        if self.size.shortest_edge and self.do_center_crop and self.crop_size == square:
+            resize = {"resize": "short", "crop_fraction": image_size / self.size.shortest_edge}
+        elif self.size == square and (not self.do_center_crop or self.crop_size in (None, square)):
+            resize = {"resize": "squash"}
+        else:
+            raise WeightsError(f"prepares images in a way that does not end in {image_size} x {image_size} pixels")
+        return Preprocessing(
+            filter=PIL_FILTERS[self.resample],
+            mean=self.image_mean if self.do_normalize else (0.0, 0.0, 0.0),
+            std=self.image_std if self.do_normalize else (1.0, 1.0, 1.0),
+            **resize,
+        )
+
+
+class TimmPreprocessing(BaseModel):
+    """What timm knows of the images a model was trained with; its own defaults where it is silent."""
+
+    input_size: tuple[Literal[3], int, int] = (3, 224, 224)
+    interpolation: Filter = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: Literal["center"] = "center"
+    mean: Colour = (0.485, 0.456, 0.406)
+    std: Colour = (0.229, 0.224, 0.225)
+    license: str | None = None
+
+    def to_preprocessing(self, image_size: int) -> Preprocessing:
+        """The same under our names.
+
+        Raises:
+            WeightsError: it is for images of another size than the positions are.
+        """
+        if self.input_size[1:] != (image_size, image_size):
+            raise WeightsError(f"has the input_size {list(self.input_size)}: its positions expect {image_size} pixels")
+        return Preprocessing(crop_fraction=self.crop_pct, filter=self.interpolation, mean=self.mean, std=self.std)
+
+
+class TimmConfig(BaseModel):
+    """config.json of a model that timm pushed to the hub."""
+
+    architecture: str
+    pretrained_cfg: TimmPreprocessing = TimmPreprocessing()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return value if "pretrained_cfg" in value else value | {"pretrained_cfg": value}  # flat before timm 0.9

@@ -1,0 +1,1 @@
+"""Engines for CPUs, by OpenVINO."""

@@ -1,0 +1,121 @@
+"""OpenVINO on the processor: two compiled graphs, encoder and decoder, and one pair of infer requests a lane.
+
+Lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. Latents go from the
+encoder's output tensor to the decoder's input without a copy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.heads import Extras
+from model.engines.base import EngineError, EngineInfo, gather_visible
+from model.masking import decoder_rows
+
+if TYPE_CHECKING:
+    from model.checkpoints.checkpoint import Checkpoint
+    from model.config import MAEConfig, Preprocessing
+
+PREFERRED_BATCH = 4
+ENCODER, DECODER = "encoder.xml", "decoder.xml"
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""In int8 the graphs themselves say what has eight bits; the rest is float32."""
+KERNELS_KEPT = 250
+"""Of each lane and graph: ten shapes in int8. Clients choose K, and OpenVINO's own 5000 would be gigabytes there."""
+
+
+class OpenVINOEngine:
+    """Reads the graphs that `convert` wrote; imports no torch."""
+
+    def __init__(self, folder: Path, info: EngineInfo) -> None:
+        """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
+        self.info = info
+        self.extras = Extras()
+        self.lanes = info.lanes
+        self.preferred_batch = info.preferred_batch
+        core = import_openvino().Core()
+        options = {
+            "NUM_STREAMS": info.lanes,
+            "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
+        }
+        encoder = core.compile_model(str(folder / ENCODER), "CPU", options)
+        self._encoders = [encoder.create_infer_request() for _ in range(info.lanes)]
+        self._decoders: list[Any] = []
+        if info.config.has_decoder:
+            decoder = core.compile_model(str(folder / DECODER), "CPU", options)
+            self._decoders = [decoder.create_infer_request() for _ in range(info.lanes)]
+
+    def prefer(self, batch: int) -> None:
+        """Sets how many images one lane likes best; nothing in the graphs depends on it."""
+        self.preferred_batch = batch
+        self.info = self.info.model_copy(update={"preferred_batch": batch})
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.embed`."""
+        return _copy(self._encode(lane, patches, positions).get_output_tensor(0))
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        """See `Engine.tokens`."""
+        return _copy(self._encode(lane, patches, positions).get_output_tensor(1))[:, 1:]
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        """See `Engine.reconstruct`."""
+        if not self._decoders:
+            raise EngineError("the model has no decoder")
+        latent = self._encode(lane, gather_visible(patches, positions), positions).get_output_tensor(1)
+        rows = decoder_rows(positions, self.info.config.num_patches)
+        request = self._decoders[lane]
+        _infer(request, [latent, rows, patches])
+        return np.array(request.get_output_tensor(0).data, dtype=np.uint8), _copy(request.get_output_tensor(1))
+
+    def _encode(self, lane: int, patches: Bytes, positions: Indices) -> Any:
+        request = self._encoders[lane]
+        _infer(request, [np.ascontiguousarray(patches), np.ascontiguousarray(positions)])
+        return request
+
+
+def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
+    """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
+    from model.engines.export import export_programs, graphs_of, torchs_own_deprecation
+
+    openvino = import_openvino()
+    for name, program in export_programs(graphs_of(checkpoint, config, preprocessing), config).items():
+        with torchs_own_deprecation():
+            converted = openvino.convert_model(program)
+        openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
+
+
+def capabilities() -> tuple[str, ...]:
+    """What the processor computes in, in OpenVINO's words; BF16 is among them only where it has the instructions.
+
+    OpenVINO also takes the hint where it has not, and then emulates bf16 or stays with float32.
+    """
+    return tuple(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def import_openvino() -> Any:
+    """The openvino package, without its telemetry, which otherwise reports every import to its maker."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail: a stub is used
+    import openvino
+
+    return openvino
+
+
+def _infer(request: Any, inputs: list[Any]) -> None:
+    try:
+        request.infer(inputs, share_inputs=True)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO could not run a batch: {error}") from error
+
+
+def _copy(tensor: Any) -> Floats:
+    """Out of the request's own memory, which the next batch overwrites."""
+    return np.array(tensor.data, dtype=np.float32)

@@ -1,0 +1,15 @@
+"""The families of masked autoencoders: which class a config asks for."""
+
+from __future__ import annotations
+
+from model.config import Family, MAEConfig
+from model.nn.base import Autoencoder
+from model.nn.resnet import ConvMaskedAutoencoder
+from model.nn.vit import MaskedAutoencoder
+
+FAMILIES: dict[Family, type[Autoencoder]] = {"vit": MaskedAutoencoder, "resnet": ConvMaskedAutoencoder}
+
+
+def autoencoder(config: MAEConfig) -> Autoencoder:
+    """A freshly initialised model of the config's family and sizes."""
+    return FAMILIES[config.family](config)

@@ -1,0 +1,103 @@
+"""The graphs that get compiled: bytes of patches in, vectors or bytes of pixels out.
+
+Everything between lies inside: standardisation, pooling, the error of each patch, the way back to pixels. So one byte
+a channel crosses to the device, and no host code can disagree with the model about what a pixel means. Positions come
+instead of masks (see `model.masking`), which every compiler converts with a dynamic batch and a dynamic K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import Preprocessing
+from model.nn.base import Autoencoder
+from model.nn.losses import patch_loss, patch_statistics
+from model.nn.vit import MaskedAutoencoder
+
+
+class Standardise(nn.Module):
+    """uint8 patches -> (x / 255 - mean) / std, and back."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, preprocessing: Preprocessing, patch_size: int) -> None:
+        """Spreads mean and std over the P = p * p * 3 numbers of a patch."""
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.register_buffer("scale", (1 / (255 * std)).repeat(patch_size**2))
+        self.register_buffer("shift", (mean / std).repeat(patch_size**2))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Uint8 [..., P] -> float [..., P]."""
+        return patches.to(self.scale.dtype) * self.scale - self.shift
+
+    def pixels(self, standardised: Tensor) -> Tensor:
+        """Float [..., P] -> whole numbers 0..255, still float."""
+        return ((standardised + self.shift) / self.scale).round().clamp(0, 255)
+
+
+class EncoderGraph(nn.Module):
+    """Uint8 [B, K, P], int32 [B, K] -> pooled [B, 2, D] (cls, mean of the patch tokens), latent [B, 1 + K, D].
+
+    A model without a cls token has the mean twice.
+    """
+
+    def __init__(self, model: Autoencoder, preprocessing: Preprocessing) -> None:
+        """Wraps the encoder of `model`."""
+        super().__init__()
+        self.model = model
+        self.standardise = Standardise(preprocessing, model.config.patch_size)
+
+    def forward(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes the visible patches and pools them."""
+        latent = self.model.forward_encoder(self.standardise(patches), positions)
+        return torch.stack([latent[:, 0], latent[:, 1:].mean(dim=1)], dim=1), latent
+
+
+class MixedEncoderGraph(nn.Module):
+    """An `EncoderGraph` for images with different numbers of visible patches: positions below 0 hold none.
+
+    A graph of its own, so that batches without such images pay for no mask. Tokens at those places mean nothing.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing) -> None:
+        """Wraps the encoder of `model`."""
+        super().__init__()
+        self.model = model
+        self.standardise = Standardise(preprocessing, model.config.patch_size)
+
+    def forward(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes the visible patches and pools them."""
+        present = positions >= 0  # [B, K]
+        latent = self.model.forward_encoder(self.standardise(patches), positions.clamp(min=0), present)
+        weight = present.to(latent.dtype)[..., None]
+        mean = (latent[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)  # [B, D]
+        return torch.stack([latent[:, 0], mean], dim=1), latent
+
+
+class DecoderGraph(nn.Module):
+    """Latent [B, 1 + K, D], int32 rows [B, N], uint8 patches [B, N, P] -> pixels [B, N, P], squared error [B, N].
+
+    `to_bytes` False gives the pixels as half floats, in which whole numbers to 255 are exact, for a compiler without a
+    conversion to uint8 (TensorRT).
+    """
+
+    def __init__(self, model: Autoencoder, preprocessing: Preprocessing, to_bytes: bool = True) -> None:
+        """Wraps the decoder of `model`."""
+        super().__init__()
+        self.model = model
+        self.standardise = Standardise(preprocessing, model.config.patch_size)
+        self.to_bytes = to_bytes
+
+    def forward(self, latent: Tensor, rows: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Paints every patch, and says how far each lies from the truth, in standardised pixels."""
+        target = self.standardise(patches)
+        pred = self.model.forward_decoder(latent, rows)
+        error = patch_loss(pred, target, norm_pix=self.model.config.norm_pix_loss)
+        if self.model.config.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            pred = pred * std + mean
+        pixels = self.standardise.pixels(pred)
+        return pixels.to(torch.uint8 if self.to_bytes else torch.float16), error

@@ -1,0 +1,1 @@
+"""HTTP: the app, its middleware, bodies, responses and routes."""

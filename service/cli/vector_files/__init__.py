@@ -1,0 +1,1 @@
+"""The output files of `mae embed`: formats, journal and store."""

@@ -1,0 +1,75 @@
+"""Which patches a request removes or keeps: parameters -> a seed and positions, for routes and commands alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model.arrays import Indices
+from model.config import MAEConfig
+from model.masking import MaskError, explicit_positions, kept_share, new_seed, visible_positions
+from service.errors import InvalidParameter
+from service.inference.image_decoder import Decoded, Decoder
+from service.inference.pipeline import Place
+from service.parameters import EmbedParameters, ReconstructParameters
+
+OF_A_DRAWN_MASK = {"mask_ratio", "strategy", "seed"}
+
+
+def choose_kept(config: MAEConfig, parameters: EmbedParameters) -> tuple[int | None, Indices]:
+    """The seed (none if every patch is encoded) and the positions of the patches to encode, int32 [K].
+
+    Raises:
+        InvalidParameter: so small a share that no patch is left.
+    """
+    seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
+    try:
+        return seed, kept_share(config.grid, parameters.keep, seed or 0)
+    except MaskError as error:
+        raise InvalidParameter(str(error), parameter="keep") from error
+
+
+def choose_removed(
+    config: MAEConfig, decoder: Decoder, parameters: ReconstructParameters, drawn: bytes | None, count: int
+) -> tuple[int | None, Place]:
+    """The seed if there is one, and how a decoded image gets its visible patches.
+
+    Args:
+        config: of the model.
+        decoder: reads `drawn`.
+        parameters: of the request.
+        drawn: a mask as a picture, white where patches are removed.
+        count: images of the request.
+
+    Raises:
+        InvalidParameter: two masks at once, or one that removes nothing or everything.
+    """
+    given = [name for name, there in (("patches", parameters.patches), ("mask", drawn)) if there is not None]
+    if given:
+        for other in (*given[1:], *sorted(OF_A_DRAWN_MASK & parameters.model_fields_set)):
+            raise InvalidParameter(f"{given[0]} says which patches to remove: {other} cannot too", parameter=other)
+    if drawn is not None:
+        if count > 1:
+            raise InvalidParameter("a mask goes with one image, and there are more", parameter="mask")
+
+        def place_drawn(decoded: Decoded) -> Indices:
+            return _positions(
+                "mask", lambda: explicit_positions(decoder.removed_by(drawn, decoded), config.num_patches)
+            )
+
+        return None, place_drawn
+    if parameters.patches is not None:
+        removed = [int(index) for index in parameters.patches.split(",")]
+        positions = _positions("patches", lambda: explicit_positions(removed, config.num_patches))
+        return None, lambda decoded: positions
+    seed = new_seed() if parameters.seed is None else parameters.seed
+    positions = _positions(
+        "mask_ratio", lambda: visible_positions(parameters.strategy, config.grid, parameters.mask_ratio, seed)
+    )
+    return seed, lambda decoded: positions
+
+
+def _positions(parameter: str, make: Callable[[], Indices]) -> Indices:
+    try:
+        return make()
+    except MaskError as error:
+        raise InvalidParameter(f"{parameter}: {error}", parameter=parameter) from error

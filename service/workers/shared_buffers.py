@@ -1,0 +1,75 @@
+"""Where images and results cross between a worker and the device process: memory in slots of one size.
+
+A slot takes one image: patches and positions on the way there, its result in their place on the way back. It belongs to
+the worker until it is announced, then to the device process until that says that it is done with it; so a slot is
+never written by two, even when a request is given up in the middle of a batch. The memory has no name in any file
+system, and no page of it exists before it is used.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.arrays import Bytes, Floats, Indices
+from model.config import MAEConfig
+from service.inference.executor import Operation, Row
+
+ALIGNMENT = 64
+
+
+class Slots:
+    """The slots of one worker, seen from either side."""
+
+    def __init__(self, fd: int, config: MAEConfig, count: int) -> None:
+        """Maps `count` slots for images and results of a model; whoever comes first makes the memory large enough."""
+        self.count = count
+        self._patches, self._patch_dim, self._width = config.num_patches, config.patch_dim, config.embed_dim
+        self._floats_at = -(-self._patches * self._patch_dim // ALIGNMENT) * ALIGNMENT
+        largest = max(self._floats_at + 4 * self._patches, 4 * self._width * max(2, self._patches))
+        self._size = -(-largest // ALIGNMENT) * ALIGNMENT
+        if os.fstat(fd).st_size < count * self._size:
+            os.ftruncate(fd, count * self._size)
+        self._memory: Bytes = np.frombuffer(mmap.mmap(fd, count * self._size), np.uint8)
+
+    def image(self, slot: int, operation: Operation, visible: int) -> tuple[Bytes, Indices]:
+        """What the engine reads: patches uint8 [K, P], all N for reconstruct, and positions int32 [K]. No copies."""
+        rows = self._patches if operation == "reconstruct" else visible
+        patches = self._view(slot, 0, np.uint8, rows, self._patch_dim)
+        return patches, self._view(slot, self._floats_at, np.int32, visible)
+
+    def put_image(self, slot: int, operation: Operation, patches: Bytes, positions: Indices) -> None:
+        """Copies an image in."""
+        its_patches, its_positions = self.image(slot, operation, len(positions))
+        its_patches[:], its_positions[:] = patches, positions
+
+    def put_row(self, slot: int, operation: Operation, visible: int, row: Row) -> None:
+        """Copies a result in, over the image that it is of."""
+        if operation == "reconstruct":
+            pixels, error = self._reconstruction(slot)
+            pixels[:], error[:] = row
+        else:
+            self._vectors(slot, operation, visible)[:] = row
+
+    def row(self, slot: int, operation: Operation, visible: int) -> Row:
+        """A copy of the result."""
+        if operation == "reconstruct":
+            pixels, error = self._reconstruction(slot)
+            return pixels.copy(), error.copy()
+        return self._vectors(slot, operation, visible).copy()
+
+    def _vectors(self, slot: int, operation: Operation, visible: int) -> Floats:
+        return self._view(slot, 0, np.float32, 2 if operation == "embed" else visible, self._width)
+
+    def _reconstruction(self, slot: int) -> tuple[Bytes, Floats]:
+        pixels = self._view(slot, 0, np.uint8, self._patches, self._patch_dim)
+        return pixels, self._view(slot, self._floats_at, np.float32, self._patches)
+
+    def _view(self, slot: int, offset: int, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+        if not 0 <= slot < self.count:
+            raise IndexError(f"there is no slot {slot}")
+        return np.ndarray(shape, dtype, self._memory.data, slot * self._size + offset)

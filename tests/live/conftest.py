@@ -1,0 +1,116 @@
+"""Real servers: `mae serve` in a process of its own, on a free port of 127.0.0.1."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+BESIDE = Path(sys.executable).with_name("mae")
+MAE = str(BESIDE) if BESIDE.exists() else shutil.which("mae") or "mae"  # an image keeps it elsewhere
+
+
+class LiveServer:
+    """A server process, its address and its log."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, env=environment, stderr=out, stdout=out)
+        self.url = ""
+
+    def wait_until_listening(self, seconds: float = 30) -> None:
+        def listening() -> bool:
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", self.text()):
+                self.url = found[1]
+            return bool(found)
+
+        self.wait_for(listening, seconds)
+
+    def wait_until_ready(self, seconds: float = 120) -> None:
+        self.wait_for(lambda: httpx.get(self.url + "/readyz").status_code == 200, seconds)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.text()}"
+            assert time.monotonic() < end, f"waited {seconds} s in vain:\n{self.text()}"
+            time.sleep(0.02)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a sample over those labels that are not given, read by prometheus-client's own parser."""
+        text = httpx.get(self.url + "/metrics").text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def resident_mb(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) / 1000
+
+    def terminate(self, seconds: float = 60) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+Start = Callable[..., LiveServer]
+
+
+@pytest.fixture(scope="session")
+def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts servers with settings given as keywords, and ends them after the tests.
+
+    `fake` serves an engine of `fake_server.py` with these variables; `module` runs another server in place of `mae
+    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever this processor likes best.
+    """
+    servers: list[LiveServer] = []
+
+    def start(
+        fake: dict[str, str] | None = None, ready: bool = True, module: str | None = None, **settings: object
+    ) -> LiveServer:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
+        given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32", **settings}
+        environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
+        module = module or (None if fake is None else "tests.support.fake_server")
+        command = [MAE, "serve"] if module is None else [sys.executable, "-m", module]
+        server = LiveServer(command, environment | (fake or {}), tmp_path_factory.mktemp("server") / "log")
+        servers.append(server)
+        server.wait_until_listening()
+        if ready:
+            server.wait_until_ready()
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Start, probe: Path) -> LiveServer:
+    """The probe model with default settings, but for batches of 4: a busy machine may have measured that it likes 1."""
+    return start_server(weights=probe, max_batch=4)
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client

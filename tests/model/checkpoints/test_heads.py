@@ -1,0 +1,113 @@
+"""Head and whitening beside the model: written, read back, refused when they do not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+
+from model.checkpoints.checkpoint import Checkpoint, load, save
+from model.checkpoints.errors import WeightsError
+from model.checkpoints.heads import Extras, Head, Whitening, read_extras
+from model.checkpoints.native import METADATA_KEY, HeadFacts, read_metadata
+from model.config import Preprocessing
+from model.nn.vit import MaskedAutoencoder
+from tests.support.engines import SMALL
+
+CLASSES = ("cat", "dog", "zebra crossing")
+
+
+@pytest.fixture
+def extras() -> Extras:
+    draw = np.random.default_rng(3)
+    head = Head(
+        HeadFacts(pool="cls", classes=CLASSES),
+        draw.normal(size=(3, 8)).astype(np.float32),
+        draw.normal(size=3).astype(np.float32),
+    )
+    whitening = Whitening(draw.normal(size=8).astype(np.float32), 1e5 * draw.normal(size=(8, 5)).astype(np.float32))
+    return Extras(head, {"mean": whitening})
+
+
+@pytest.fixture
+def checkpoint(extras: Extras) -> Checkpoint:
+    torch.manual_seed(0)
+    tensors = dict(MaskedAutoencoder(SMALL).state_dict())
+    return Checkpoint(SMALL, Preprocessing(), "mae-serve", tensors, extras=extras)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_they_come_back_to_the_bit_whatever_the_weights_precision(
+    checkpoint: Checkpoint, tmp_path: Path, half: bool
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, checkpoint, half=half)
+    for found in (load(path).extras, read_extras(path)):
+        assert found.head is not None
+        assert found.head.facts == HeadFacts(pool="cls", classes=CLASSES)
+        assert set(found.whitening) == {"mean"}
+        for name, array in checkpoint.extras.arrays().items():
+            np.testing.assert_array_equal(found.arrays()[name], array)
+    assert load(path).tensors.keys() == checkpoint.tensors.keys()
+
+
+def test_a_model_without_them_has_none(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, replace(checkpoint, extras=Extras()))
+    assert read_extras(path) == Extras()
+    assert load(path).extras == Extras()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("head.weight", None, "lacks head.weight"),
+        ("head.bias", torch.zeros(4), "head.bias"),
+        ("head.weight", torch.full((3, 8), torch.nan), "head.weight"),
+        ("whitening.mean.centre", None, "lacks whitening.mean.centre"),
+        ("whitening.mean.matrix", torch.zeros(7, 5), "whitening.mean.matrix"),
+        ("whitening.max.matrix", torch.zeros(8, 5), "whitening.max.matrix"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, change: torch.Tensor | None, message: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, checkpoint)
+    metadata = read_metadata(path)
+    assert metadata is not None
+    tensors = load_file(path)
+    tensors.pop(name, None)
+    if change is not None:
+        tensors[name] = change
+    save_file(tensors, path, {METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(WeightsError, match=message):
+        read_extras(path)
+    with pytest.raises(WeightsError, match=message):
+        load(path)
+
+
+def test_probabilities_are_scikit_learns() -> None:
+    draw = np.random.default_rng(0)
+    vectors, labels = draw.normal(size=(60, 8)).astype(np.float32), draw.integers(3, size=60)
+    oracle = LogisticRegression().fit(vectors, labels)
+    head = Head(
+        HeadFacts(pool="mean", classes=CLASSES),
+        oracle.coef_.astype(np.float32),
+        oracle.intercept_.astype(np.float32),
+    )
+    np.testing.assert_allclose(head.probabilities(vectors), oracle.predict_proba(vectors), atol=1e-5)
+    assert np.isfinite(head.probabilities(1e4 * vectors)).all()
+
+
+def test_whitening_is_scikit_learns() -> None:
+    draw = np.random.default_rng(0)
+    vectors = (draw.normal(size=(200, 8)) @ draw.normal(size=(8, 8)) + 50).astype(np.float32)
+    oracle = PCA(whiten=True).fit(vectors.astype(np.float64))
+    matrix = oracle.components_.T / np.sqrt(oracle.explained_variance_)
+    whitening = Whitening(oracle.mean_.astype(np.float32), matrix.astype(np.float32))
+    np.testing.assert_allclose(whitening.apply(vectors), oracle.transform(vectors), atol=1e-3)

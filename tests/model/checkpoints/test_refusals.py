@@ -1,0 +1,245 @@
+"""Files that are no masked autoencoder's: each is refused by one sentence that says what was found and expected."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+from transformers import ViTMAEForPreTraining
+
+from model.checkpoints.checkpoint import load
+from model.checkpoints.errors import WeightsError
+from model.config import MAEConfig
+
+Weights = dict[str, Tensor]
+
+
+def refusal(path: Path) -> str:
+    """What `load` says of the path, after the path itself."""
+    with pytest.raises(WeightsError) as error:
+        load(path)
+    sentence = str(error.value)
+    assert sentence.startswith(f"{path} ")
+    assert "\n" not in sentence
+    return sentence.removeprefix(f"{path} ")
+
+
+def as_torch_file(weights: Weights) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
+
+
+BYTES: dict[str, tuple[Callable[[Weights], bytes], str]] = {
+    "empty": (lambda weights: b"", "is neither a safetensors file nor a PyTorch checkpoint"),
+    "text": (lambda weights: b"Dear diary", "is neither a safetensors file nor a PyTorch checkpoint"),
+    "a zip of nothing": (lambda weights: b"PK\x05\x06" + bytes(18), "is refused by PyTorch's safe loader"),
+    "half a torch file": (lambda weights: as_torch_file(weights)[:-1000], "is refused by PyTorch's safe loader"),
+    "half a safetensors": (lambda weights: save(weights)[:-1000], "is a damaged safetensors file"),
+    "half of ours": (lambda weights: save(weights, {"mae-serve": "{}"})[:-1000], "is a damaged safetensors file"),
+    "half a header": (lambda weights: save(weights)[:100], "is a damaged safetensors file"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BYTES.values(), ids=BYTES)
+def test_other_and_damaged_files(
+    tmp_path: Path, weights: Weights, content: Callable[[Weights], bytes], message: str
+) -> None:
+    (tmp_path / "file").write_bytes(content(weights))
+    assert refusal(tmp_path / "file").startswith(message)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere.pth") == "does not exist: expected a file or a folder of weights"
+
+
+CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
+    "a list": (lambda weights: [1, 2], "holds no state dict: expected names and tensors, at the top or under 'model'"),
+    "numbers": (lambda weights: {"accuracy": 0.9}, "holds no state dict"),
+    "nothing": (lambda weights: {"model": {}}, "holds no tensors: expected those of a masked autoencoder"),
+    "a ResNet": (
+        lambda weights: {"conv1.weight": torch.ones(64, 3, 7, 7), "bn1.bias": torch.ones(64)},
+        "holds 2 tensors such as conv1.weight: expected those of a masked autoencoder, patch_embed.proj.weight first",
+    ),
+    "a classifier": (
+        lambda weights: {"model": weights | {"head.weight": torch.ones(10, 192)}},
+        "is a fine-tuned classifier (it holds head.weight): expected a pre-trained autoencoder",
+    ),
+    "a pooling classifier": (
+        lambda weights: {"model": weights | {"fc_norm.weight": torch.ones(192)}},
+        "is a fine-tuned classifier (it holds fc_norm.weight): expected a pre-trained autoencoder",
+    ),
+    "a missing bias": (
+        lambda weights: {name: weights[name] for name in weights if name != "blocks.1.mlp.fc2.bias"},
+        "lacks blocks.1.mlp.fc2.bias, which a masked autoencoder of its size has",
+    ),
+    "no positions": (
+        lambda weights: {name: weights[name] for name in weights if name != "pos_embed"},
+        "lacks pos_embed, which every masked autoencoder has",
+    ),
+    "part of a decoder": (
+        lambda weights: {name: weights[name] for name in weights if name != "mask_token"},
+        "lacks mask_token, which a masked autoencoder of its size has",
+    ),
+    "unexpected tensors": (
+        lambda weights: weights | {"z.a": torch.ones(1), "z.b": torch.ones(1)},
+        "holds z.a and 1 more, which no masked autoencoder of its size has",
+    ),
+    "another shape": (
+        lambda weights: weights | {"norm.bias": torch.ones(10)},
+        "holds norm.bias as [10]: expected [192]",
+    ),
+    "grey images": (
+        lambda weights: weights | {"patch_embed.proj.weight": torch.ones(192, 1, 8, 8)},
+        "holds patch_embed.proj.weight as [192, 1, 8, 8]: expected [192, 3, 8, 8]",
+    ),
+    "a flat patch embedding": (
+        lambda weights: weights | {"patch_embed.proj.weight": torch.ones(192, 192)},
+        "holds patch_embed.proj.weight as [192, 192]: expected 4 dimensions",
+    ),
+    "oblong images": (
+        lambda weights: weights | {"pos_embed": torch.ones(1, 13, 192)},
+        "has 13 positions: expected one for cls and those of a square of patches",
+    ),
+    "an unusual width": (
+        lambda weights: (
+            {name: tensor[..., :96] for name, tensor in weights.items()}
+            | {"patch_embed.proj.weight": torch.ones(96, 3, 8, 8)}
+        ),
+        "is of an unusual width, and tensors do not tell the number of heads: say which with MODEL",
+    ),
+    "not a number": (
+        lambda weights: weights | {"norm.bias": torch.full((192,), torch.nan)},
+        "holds infinities or NaN in norm.bias: expected finite weights",
+    ),
+    "infinity": (
+        lambda weights: weights | {"cls_token": torch.full((1, 1, 192), -torch.inf)},
+        "holds infinities or NaN in cls_token: expected finite weights",
+    ),
+    "quantised weights": (
+        lambda weights: weights | {"norm.bias": torch.ones(192, dtype=torch.int8)},
+        "holds norm.bias as torch.int8: expected floating-point weights",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), CONTENTS.values(), ids=CONTENTS)
+def test_other_tensors(tmp_path: Path, weights: Weights, content: Callable[[Weights], object], message: str) -> None:
+    torch.save(content(weights), tmp_path / "file.pth")
+    assert refusal(tmp_path / "file.pth").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "describes a model that cannot be: Invalid JSON"),
+        ({"version": 2}, "describes a model that cannot be: version is 2 (Input should be 1)"),
+        ({"num_heads": 5}, "describes a model that cannot be: config is "),
+        ({"depth": 3}, "lacks blocks.2.attn.proj.bias and 11 more, which a masked autoencoder of its size has"),
+    ],
+)
+def test_our_format_with_other_metadata(
+    tmp_path: Path, config: MAEConfig, weights: Weights, metadata: str | dict[str, int], message: str
+) -> None:
+    if isinstance(metadata, dict):
+        version = {"version": metadata.pop("version")} if "version" in metadata else {}
+        metadata = json.dumps({"config": config.model_dump() | metadata, "preprocessing": {}} | version)
+    save_file(weights, tmp_path / "ours", {"mae-serve": metadata})
+    assert refusal(tmp_path / "ours").startswith(message)
+
+
+def test_our_format_with_other_positions(tmp_path: Path, config: MAEConfig, weights: Weights) -> None:
+    metadata = json.dumps({"config": config.model_dump(), "preprocessing": {}})
+    save_file(weights | {"pos_embed": torch.ones(1, 17, 192)}, tmp_path / "ours", {"mae-serve": metadata})
+    assert refusal(tmp_path / "ours") == "declares sine-cosine positions but holds other ones"
+
+
+FOLDERS: dict[str, tuple[dict[str, str], str]] = {
+    "empty": ({}, "holds no config.json: expected a folder of Hugging Face's ViTMAE or of timm"),
+    "another model": (
+        {"config.json": '{"model_type": "resnet"}'},
+        "has the model_type 'resnet' in its config.json: expected vit_mae, or a config of timm's",
+    ),
+    "no JSON": ({"config.json": "hidden_size: 3"}, "has a config.json that is not JSON"),
+    "a list": ({"config.json": "[]"}, "has a config.json that is not a JSON object"),
+    "no weights": (
+        {"config.json": '{"model_type": "vit_mae"}'},
+        "holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin",
+    ),
+    "a missing shard": (
+        {"config.json": '{"model_type": "vit_mae"}'}
+        | {"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
+        "lacks model-1.safetensors, which model.safetensors.index.json names",
+    ),
+    "a shard elsewhere": (
+        {"config.json": '{"model_type": "vit_mae"}'}
+        | {"model.safetensors.index.json": '{"weight_map": {"a": "../secret.safetensors"}}'},
+        "has a model.safetensors.index.json that names a shard outside the folder",
+    ),
+    "no weight_map": (
+        {"config.json": '{"model_type": "vit_mae"}', "model.safetensors.index.json": "[]"},
+        "has a model.safetensors.index.json without a weight_map: expected names and shards",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), FOLDERS.values(), ids=FOLDERS)
+def test_other_folders(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert refusal(tmp_path) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu"}, "describes a model that cannot be: hidden_act is 'relu' (Input should be 'gelu')"),
+        ({"num_channels": 4}, "describes a model that cannot be: num_channels is 4 (Input should be 3)"),
+        ({"image_size": [32, 64]}, "describes a model that cannot be: image_size is [32, 64] ("),
+        ({"num_attention_heads": 5}, "describes a model that cannot be: "),
+        ({"intermediate_size": 44}, "holds blocks.0.mlp.fc1.weight as [40, 24]: expected [44, 24]"),
+        ({"decoder_num_hidden_layers": 2}, "lacks decoder_blocks.1.attn.proj.bias and 11 more"),
+    ],
+)
+def test_a_hugging_face_config_that_does_not_fit(
+    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining], changes: dict[str, object], message: str
+) -> None:
+    hugging_face(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert refusal(tmp_path).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("layernorm_before", "ln1", "lacks blocks.0.norm1.bias and 5 more"),
+        ("0.attention.attention.value.bias", "0.v.bias", "lacks blocks.0.attn.qkv.bias and 1 more"),
+    ],
+)
+def test_hugging_face_names_of_no_known_generation(
+    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining], old: str, new: str, message: str
+) -> None:
+    hugging_face(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name.replace(old, new): tensor for name, tensor in load_file(file).items()}, file)
+    assert refusal(tmp_path).startswith(message)
+
+
+def test_hugging_face_names_of_two_generations_at_once(
+    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining]
+) -> None:
+    state = {name: tensor.clone() for name, tensor in hugging_face(tmp_path).state_dict().items()}
+    save_file(load_file(tmp_path / "model.safetensors") | state, tmp_path / "model.safetensors")
+    assert " twice, the second time as " in refusal(tmp_path)
+
+
+def test_a_hugging_face_file_out_of_its_folder(
+    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining]
+) -> None:
+    hugging_face(tmp_path)
+    assert refusal(tmp_path / "model.safetensors").endswith("; pass its folder, config.json included")

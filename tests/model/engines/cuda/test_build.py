@@ -1,0 +1,297 @@
+"""From settings to an engine on a GPU: TensorRT, its store, its gate, and torch in its place; with stand-ins."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.errors import WeightsError
+from model.config import Preprocessing
+from model.engines import build as module
+from model.engines import context, convert
+from model.engines.backend import NO_TENSORRT
+from model.engines.base import EngineBuildError, TensorRTError
+from model.engines.build import build, tensorrt_ingredients
+from model.engines.cache import fingerprint
+from model.engines.cuda import identity, tensorrt_build
+from model.engines.cuda.identity import Gpu
+from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, mixed_profiles
+from model.engines.export import graphs_of
+from model.engines.job import Job, ModelSpec
+from model.engines.parity import ParityError
+from model.engines.spec import EngineSpec
+from model.nn.vit import MaskedAutoencoder
+from tests.support import pretend_tensorrt
+from tests.support.engines import NARROW
+
+CARD = Gpu("Pretend 9000", "9.0", "580.65")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
+    tensors = dict(MaskedAutoencoder(NARROW).state_dict())
+    checkpoint.save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
+    return str(path)
+
+
+class Machine:
+    """One with a GPU; `jobs` are the conversions it was asked for, `alter` changes what TensorRT makes of a graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.jobs: list[Job] = []
+        self.distribution: str | None = "torch-tensorrt"
+        self.failure: Exception | None = None
+        self.import_failure: Exception | None = None
+        self.written = lambda name: name
+        self.alter: Callable[[str, torch.nn.Module], torch.nn.Module] = lambda name, graph: graph
+        self._graphs: dict[str, torch.nn.Module] = {}
+        self._profiles: dict[str, Any] = {}
+        honest = module.info_of
+        for owner, name, stand_in in (
+            (identity, "DEVICES", (tmp_path,)),
+            (identity, "cuda_works", lambda: True),
+            (identity, "installed_distribution", lambda: self.distribution),
+            (identity, "tensorrt_runtime", self._runtime),
+            (identity, "this_gpu", lambda: CARD),
+            (module, "version", lambda name: "2.14.0" if "tensorrt" in name else version(name)),
+            # Everything but the tensors' own device believes in the GPU.
+            (module, "info_of", lambda *of: honest(*of).model_copy(update={"device": "cpu"})),
+            (context, "convert_in_child", self._convert),
+            (tensorrt_build, "build_engines", self._build_engines),
+        ):
+            monkeypatch.setattr(owner, name, stand_in)
+
+    def _runtime(self, distribution: str) -> Any:
+        if self.import_failure:
+            raise self.import_failure
+        return pretend_tensorrt.runtime(self._graphs, self._profiles)
+
+    def _convert(self, job: Job, folder: Path, progress: Callable[[str], None]) -> None:
+        self.jobs.append(job)
+        convert._convert(job, folder, progress)
+
+    def _build_engines(
+        self, made: Any, config: Any, pre: Any, precision: Any, most: int, folder: Path, say: Any
+    ) -> None:
+        if self.failure:
+            raise self.failure
+        for name, graph in graphs_of(made, config, pre, precision, to_bytes=False, mixed=most > 1).items():
+            self._graphs[name] = self.alter(name, graph)
+            (folder / f"{name}.engine").write_text(self.written(name))
+        self._profiles |= {
+            "encoder": encoder_profiles(config, most),
+            "encoder_mixed": mixed_profiles(config, most),
+            "decoder": decoder_profiles(config, most),
+        }
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: None) -> Machine:
+    return Machine(monkeypatch, tmp_path)
+
+
+def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSpec:
+    return EngineSpec(tmp_path / "cache", weights, **{"max_batch": 12, **given})
+
+
+@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_tensorrt_serves(machine: Machine, tmp_path: Path, weights: str, backend: Any, cuda_graphs: bool) -> None:
+    said: list[str] = []
+    asked = spec(tmp_path, weights, backend=backend, cuda_graphs=cuda_graphs)
+    engine = build(asked, said.append)
+    info = engine.info
+    assert (info.backend, info.precision, info.fallback) == ("tensorrt", "fp16", None)
+    assert (engine.lanes, engine.preferred_batch) == (2, 12)
+    assert info.versions["torch-tensorrt"] == "2.14.0"
+    assert (info.versions["tensorrt"], info.versions["driver"]) == ("10.0", "580.65")
+    assert info.parity is not None and info.parity.cosine >= 0.999
+    assert info.mixes
+    (job,) = machine.jobs
+    assert (job.target, job.precision, job.most) == ("tensorrt", "fp16", 12)
+    assert said[0] == "making the engine of narrow for tensorrt"
+    assert any("onto Pretend 9000" in line for line in said)
+    build(asked, said.append)
+    assert len(machine.jobs) == 1, "the second start finds the engines"
+
+
+def test_the_largest_batch_is_64_and_precision_is_the_operators(machine: Machine, tmp_path: Path, weights: str) -> None:
+    engine = build(spec(tmp_path, weights, max_batch=None, lanes=1, precision="bf16"))
+    assert (machine.jobs[0].most, machine.jobs[0].precision) == (64, "bf16")
+    assert (engine.lanes, engine.preferred_batch, engine.info.precision) == (1, 64, "bf16")
+
+
+# --- what fails
+
+
+FAILURES = {
+    "cannot be imported": lambda machine: setattr(machine, "import_failure", TensorRTError("libnvinfer is missing")),
+    "cannot build": lambda machine: setattr(machine, "failure", TensorRTError("no such layer")),
+    "cannot load": lambda machine: setattr(machine, "written", lambda name: "nonsense"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_torch_serves_where_tensorrt_fails_and_says_why(
+    machine: Machine, tmp_path: Path, weights: str, failure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    FAILURES[failure](machine)
+    engine = build(spec(tmp_path, weights))
+    info = engine.info
+    assert (info.backend, info.precision) == ("torch", "fp16")
+    assert info.fallback is not None and info.fallback.startswith("TensorRT has failed: ")
+    assert f"serving by torch on cuda: {info.fallback}" in caplog.text
+    assert info.parity is not None and info.parity.cosine >= 0.999
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_tensorrt_by_name_never_falls_back(machine: Machine, tmp_path: Path, weights: str, failure: str) -> None:
+    FAILURES[failure](machine)
+    with pytest.raises(TensorRTError):
+        build(spec(tmp_path, weights, backend="tensorrt"))
+
+
+def test_torch_serves_where_there_is_no_tensorrt(machine: Machine, tmp_path: Path, weights: str) -> None:
+    machine.distribution = None
+    info = build(spec(tmp_path, weights)).info
+    assert (info.backend, info.precision, info.fallback) == ("torch", "fp16", NO_TENSORRT)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [({"image_size": 33}, EngineBuildError), ({"weights": "cat.safetensors"}, WeightsError)],
+)
+def test_what_the_operator_got_wrong_is_no_failure_of_tensorrts(
+    machine: Machine, tmp_path: Path, weights: str, given: Any, error: type[Exception], caplog: Any
+) -> None:
+    if "weights" in given:
+        path = tmp_path / given["weights"]
+        path.write_bytes(b"cat")
+        given = {"weights": str(path)}
+    with pytest.raises(error):
+        build(replace(spec(tmp_path, weights), **given))
+    assert "serving by torch" not in caplog.text
+
+
+# --- the gate
+
+
+class Shifted(torch.nn.Module):
+    """Adds to what a graph says of batches that are large enough."""
+
+    def __init__(self, graph: torch.nn.Module, amount: float, least: int = 1) -> None:
+        super().__init__()
+        self.graph, self.amount, self.least = graph, amount, least
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = self.graph(*inputs)
+        if len(first) < self.least:
+            return first, second
+        first = first.clone()
+        first.flatten(1)[-1, ::2] += self.amount  # the last image of the batch alone
+        return first, second
+
+
+@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
+@pytest.mark.parametrize(
+    ("graph", "amount", "least", "message"),
+    [
+        ("encoder", 0.3, 1, r"embeddings in batches of 1 .* centred cosine 0\.\d+, at least 0\.999 .*PARITY_COSINE"),
+        ("encoder", 0.3, 12, r"embeddings in batches of 12 .* centred cosine 0\.\d+, at least 0\.999 "),
+        ("encoder", float("nan"), 12, r"embeddings in batches of 12 .* centred cosine nan"),
+        ("encoder_mixed", 0.3, 2, r"embeddings in mixed batches .* centred cosine 0\.\d+, at least 0\.999 "),
+        ("decoder", 9, 12, r"reconstructions in batches of 12 .* PSNR \d+\.\d dB, at least 40\.0 .*PARITY_PSNR_DB"),
+    ],
+)
+def test_wrong_numbers_are_never_served_and_nothing_takes_their_place(
+    machine: Machine, tmp_path: Path, weights: str, backend: Any, graph: str, amount: float, least: int, message: str
+) -> None:
+    machine.alter = lambda name, made: Shifted(made, amount, least) if name == graph else made
+    with pytest.raises(ParityError, match=message):
+        build(spec(tmp_path, weights, backend=backend))
+
+
+def test_the_operator_may_set_the_bar_lower(machine: Machine, tmp_path: Path, weights: str) -> None:
+    machine.alter = lambda name, made: Shifted(made, 0.05) if name == "encoder" else made
+    with pytest.raises(ParityError):
+        build(spec(tmp_path, weights))
+    info = build(spec(tmp_path, weights, parity_cosine=0.5)).info
+    assert info.parity is not None and 0.5 < info.parity.cosine < 0.999
+
+
+# --- the store
+
+
+def test_a_damaged_or_foreign_engine_is_built_again_and_never_loaded(
+    machine: Machine, tmp_path: Path, weights: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = spec(tmp_path, weights, backend="tensorrt")
+    build(asked)
+    (entry,) = (tmp_path / "cache").glob("tensorrt-*")
+    other = replace(asked, max_batch=6)
+    build(other)
+    (foreign,) = set((tmp_path / "cache").glob("tensorrt-*")) - {entry}
+
+    def flip() -> None:
+        (entry / "encoder.engine").write_bytes(b"encodes")
+
+    def replace_entry() -> None:
+        shutil.rmtree(entry)
+        shutil.copytree(foreign, entry)
+
+    for number, damage in enumerate(
+        (flip, (entry / "decoder.engine").unlink, lambda: (entry / "encoder.engine").write_bytes(b"enc"), replace_entry)
+    ):
+        damage()
+        caplog.clear()
+        assert build(asked).info.backend == "tensorrt"
+        assert len(machine.jobs) == 3 + number
+        assert "damaged" in caplog.text
+    assert machine.jobs[-1].most == 12
+
+
+def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "version", lambda name: "1")
+    plain: dict[str, Any] = {
+        "model": ModelSpec("weights.safetensors"),
+        "digest": "a" * 64,
+        "precision": "fp16",
+        "most": 64,
+        "card": CARD,
+        "distribution": "torch-tensorrt",
+        "runtime": "10.0",
+    }
+    names = [fingerprint(tensorrt_ingredients(**plain))]
+    for change in (
+        {"digest": "b" * 64},
+        {"model": ModelSpec("weights.safetensors", preset="mae_tiny")},
+        {"model": ModelSpec("weights.safetensors", norm_pix_loss=True)},
+        {"model": ModelSpec("weights.safetensors", image_size=448)},
+        {"model": ModelSpec("weights.safetensors", preprocess={"mean": [0, 0, 0]})},
+        {"precision": "bf16"},
+        {"most": 32},
+        {"card": replace(CARD, name="Another")},
+        {"card": replace(CARD, capability="8.9")},
+        {"card": replace(CARD, driver="590.1")},
+        {"distribution": "torch-tensorrt-rtx"},
+        {"runtime": "10.1"},
+    ):
+        names.append(fingerprint(tensorrt_ingredients(**plain | change)))
+    for package in ("torch", "torch-tensorrt"):
+        monkeypatch.setattr(module, "version", lambda name, changed=package: "2" if name == changed else "1")
+        names.append(fingerprint(tensorrt_ingredients(**plain)))
+    monkeypatch.setattr(module, "version", lambda name: "1")
+    monkeypatch.setattr(module, "code_digest", lambda: "other graphs, other profiles")
+    names.append(fingerprint(tensorrt_ingredients(**plain)))
+    assert len(set(names)) == len(names)
+    moved = fingerprint(tensorrt_ingredients(**plain | {"model": ModelSpec("elsewhere.safetensors")}))
+    assert moved == names[-1], "where the weights lie does not matter"

@@ -1,0 +1,179 @@
+"""POST /classify on the whole app, around an engine whose vectors are known by hand."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from scipy.special import softmax
+
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.heads import Extras, Head
+from model.checkpoints.native import HeadFacts, Pooled
+from service.api.app import create_app
+from service.settings import Settings
+from tests.support.engines import FakeEngine
+
+CLASSES = ("night", "dusk", "day", "glare")
+Start = Callable[..., TestClient]
+
+
+class Lamp(FakeEngine):
+    """The mean vector is the image's grey over 100, the cls vector is zero."""
+
+    def __init__(self, pool: Pooled | None = "mean", **behaviour: Any) -> None:
+        super().__init__(**behaviour)
+        if pool is not None:
+            weight = np.zeros((4, 8), np.float32)
+            weight[:, 2] = [-3, -1, 1, 1]
+            head = Head(HeadFacts(pool=pool, classes=CLASSES), weight, np.array([1, 0.5, -1, -1], np.float32))
+            self.extras = Extras(head)
+            self.info = self.info.model_copy(update={"head": head.facts})
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        vectors = super().embed(lane, patches, positions) / 100
+        vectors[:, 0] = 0
+        return vectors
+
+
+def expected(grey: float) -> np.ndarray:
+    """Softmax of the head's logits, by scipy in float64."""
+    return softmax(grey / 100 * np.array([-3.0, -1, 1, 1]) + np.array([1, 0.5, -1, -1]))
+
+
+def picture(grey: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (32, 32), grey).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(engine: FakeEngine, **settings: Any) -> TestClient:
+            app = create_app(Settings(**settings), lambda spec, progress: engine)
+            client = stack.enter_context(TestClient(app))
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.01)
+            return client
+
+        yield start
+
+
+def probabilities(answer: dict[str, Any]) -> dict[str, float]:
+    return {found["label"]: found["probability"] for found in answer["classes"]}
+
+
+def test_classes_by_their_probability(start: Start) -> None:
+    client = start(Lamp())
+    for grey, order in ((0, ["night", "dusk", "day", "glare"]), (250, ["day", "glare", "dusk", "night"])):
+        answer = client.post("/classify", content=picture(grey))
+        assert answer.status_code == 200 and answer.headers["x-mae-model"] == answer.json()["model"]
+        assert answer.json()["model"] == "fake@000000000000" and answer.json()["count"] == 1
+        [found] = answer.json()["classifications"]
+        assert list(probabilities(found)) == order
+        assert probabilities(found) == pytest.approx(dict(zip(CLASSES, expected(grey), strict=True)), rel=1e-5)
+
+
+def test_the_head_gets_the_pooled_vector_that_it_was_trained_on(start: Start) -> None:
+    [found] = start(Lamp("cls")).post("/classify", content=picture(250)).json()["classifications"]
+    assert probabilities(found) == pytest.approx(dict(zip(CLASSES, expected(0), strict=True)), rel=1e-5)
+
+
+def test_every_body_that_embed_takes(start: Start) -> None:
+    client = start(Lamp())
+    one = client.post("/classify", content=picture(9)).json()["classifications"]
+    files = [("image", ("a", picture(9))), ("image", ("b", picture(240)))]
+    several = client.post("/classify", files=files).json()
+    coded = [base64.b64encode(picture(grey)).decode() for grey in (9, 240)]
+    assert client.post("/classify", json={"images": coded}).json() == several
+    assert several["count"] == 2 and several["classifications"][0] == one[0]
+    assert [found["classes"][0]["label"] for found in several["classifications"]] == ["night", "day"]
+
+
+@pytest.mark.parametrize(("top_k", "count"), [("1", 1), ("3", 3), ("4", 4), ("1000", 4)])
+def test_top_k(start: Start, top_k: str, count: int) -> None:
+    [found] = start(Lamp()).post(f"/classify?top_k={top_k}", content=picture(250)).json()["classifications"]
+    assert [one["label"] for one in found["classes"]] == ["day", "glare", "dusk", "night"][:count]
+
+
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=many", "top_k=1.5", "pool=cls"])
+def test_what_is_no_parameter(start: Start, query: str) -> None:
+    answer = start(Lamp()).post(f"/classify?{query}", content=picture(0))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter")
+    assert answer.json()["error"]["details"] == {"parameter": query.split("=")[0]}
+
+
+def test_a_model_without_a_head(start: Start) -> None:
+    client = start(Lamp(None))
+    answer = client.post("/classify", content=picture(0))
+    assert answer.status_code == 404
+    sentence = "fake has no classification head: mae finetune trains one"
+    assert answer.json() == {"error": {"code": "no_head", "message": sentence, "details": {}}}
+    assert client.post("/embed", content=picture(0)).status_code == 200
+    assert client.get("/info").json()["engine"]["head"] is None
+
+
+def test_info_names_the_classes(start: Start) -> None:
+    assert start(Lamp()).get("/info").json()["engine"]["head"] == {"pool": "mean", "classes": list(CLASSES)}
+
+
+def test_refusals(start: Start) -> None:
+    client = start(Lamp(), api_keys="right", max_body_mb=1, max_inflight_mb=1, max_images=2)
+    key = {"x-api-key": "right"}
+
+    def refused(status: int, code: str, headers: dict[str, str] = key, **body: Any) -> None:
+        answer = client.post("/classify", headers=headers, **body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+    refused(401, "unauthorized", {}, content=picture(0))
+    refused(400, "undecodable_image", content=b"no picture")
+    refused(400, "no_images", json={"images": []})
+    refused(406, "not_acceptable", key | {"accept": "application/x-npy"}, content=picture(0))
+    refused(413, "body_too_large", content=b"0" * 1_000_001)
+    refused(413, "too_many_images", files=[("image", ("a", picture(0)))] * 3)
+    refused(415, "unsupported_media_type", key | {"content-type": "application/x-www-form-urlencoded"}, content=b"a=b")
+    assert client.post("/classify", headers=key, content=picture(0)).status_code == 200
+
+
+def test_it_is_counted_and_described_like_the_other_routes(start: Start) -> None:
+    client = start(Lamp())
+    answer = client.post("/classify", files=[("image", ("a", picture(0)))] * 3)
+    assert "infer;dur=" in answer.headers["server-timing"]
+    text = client.get("/metrics").text
+    assert 'mae_requests_total{code="200",endpoint="/classify"} 1.0' in text
+    assert 'mae_images_total{endpoint="/classify"} 3.0' in text
+    described = client.get("/openapi.json").json()["paths"]["/classify"]["post"]
+    assert set(described["requestBody"]["content"]) >= {"multipart/form-data", "application/json", "image/jpeg"}
+    assert {"200", "401", "404", "413", "422", "429"} <= set(described["responses"])
+    [top_k] = described["parameters"]
+    assert (top_k["name"], top_k["schema"]["default"], top_k["schema"]["minimum"]) == ("top_k", 5, 1)
+
+
+def test_it_shares_batches_with_embed(start: Start) -> None:
+    gate, running = threading.Event(), threading.Event()
+
+    def wait(images: list[int]) -> None:
+        running.set()
+        assert gate.wait(30)
+
+    engine = Lamp(before=wait)
+    client = start(engine)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(client.post, "/embed", content=picture(1))
+        assert running.wait(30)
+        waiting = [pool.submit(client.post, route, content=picture(2)) for route in ("/embed", "/classify")]
+        while "mae_queue_images 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+        gate.set()
+        assert [one.result().status_code for one in (first, *waiting)] == [200, 200, 200]
+    assert engine.batches == [("embed", 4, [1]), ("embed", 4, [2, 2])]

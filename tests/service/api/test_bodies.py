@@ -1,0 +1,369 @@
+"""Bodies as clients write them, in whatever pieces they arrive."""
+
+import asyncio
+import base64
+import json
+import random
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.bodies import Payload, read_payload
+from service.errors import (
+    InvalidParameter,
+    MalformedBody,
+    NoImages,
+    ServiceError,
+    TooManyImages,
+    UnsupportedType,
+)
+
+IMAGES = [b"\x89PNG\r\n\x1a\n first", b"\r\n--second\r\n--\r\n", bytes(range(256)) * 40]
+
+
+def read(kind: str, body: bytes | Iterable[bytes], max_images: int = 8, takes_mask: bool = False) -> Payload:
+    async def chunks() -> AsyncIterator[bytes]:
+        for chunk in [body] if isinstance(body, bytes) else body:
+            yield chunk
+        yield b""  # as Starlette ends every stream
+
+    return asyncio.run(read_payload(kind, chunks(), max_images, takes_mask))
+
+
+def form(files: list[tuple[str, Any]], data: dict[str, str] | None = None) -> tuple[str, bytes]:
+    """Content-Type and body as httpx writes them."""
+    request = httpx.Request("POST", "http://service/embed", files=files, data=data)
+    return request.headers["content-type"], request.read()
+
+
+def images_form(images: list[bytes], name: str = "image") -> tuple[str, bytes]:
+    return form([(name, (f"{number}.png", image, "image/png")) for number, image in enumerate(images)])
+
+
+def pieces(body: bytes, seed: int) -> list[bytes]:
+    generator = random.Random(seed)
+    cuts = sorted(generator.randrange(len(body)) for _ in range(generator.randrange(1, 60)))
+    return [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+
+
+# --- multipart/form-data
+
+
+def test_every_file_part_is_an_image_in_order() -> None:
+    assert read(*images_form(IMAGES)) == Payload(IMAGES)
+
+
+def test_parts_may_have_any_name_and_any_type() -> None:
+    files = [
+        ("a", ("x", IMAGES[0])),
+        ("b[]", ("y.bin", IMAGES[1], "application/octet-stream")),
+        ("", ("é ü.png", b"3")),
+    ]
+    assert read(*form(files)).images == [IMAGES[0], IMAGES[1], b"3"]
+
+
+def test_a_form_may_come_byte_by_byte() -> None:
+    kind, body = images_form(IMAGES)
+    assert read(kind, (body[i : i + 1] for i in range(len(body)))) == Payload(IMAGES)
+
+
+def test_a_form_may_come_in_any_pieces() -> None:
+    kind, body = images_form(IMAGES)
+    for seed in range(200):
+        assert read(kind, pieces(body, seed)) == Payload(IMAGES), seed
+
+
+CURL = (
+    b"--------------------------d74496d66958873e\r\n"
+    b'Content-Disposition: form-data; name="image"; filename="cat.jpg"\r\n'
+    b"Content-Type: image/jpeg\r\n"
+    b"\r\n"
+    b"\xff\xd8\xff cat\r\n"
+    b"--------------------------d74496d66958873e\r\n"
+    b'Content-Disposition: form-data; name="image"; filename="dog"\r\n'
+    b"Content-Type: application/octet-stream\r\n"
+    b"\r\n"
+    b"dog\r\n"
+    b"--------------------------d74496d66958873e--\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=------------------------d74496d66958873e",
+        'multipart/form-data; boundary="------------------------d74496d66958873e"',
+        "Multipart/Form-Data; charset=utf-8; Boundary=------------------------d74496d66958873e",
+    ],
+)
+def test_what_curl_sends(kind: str) -> None:
+    assert read(kind, CURL).images == [b"\xff\xd8\xff cat", b"dog"]
+
+
+def test_a_boundary_may_be_quoted_for_its_spaces() -> None:
+    body = b'--a b:c\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\nimage\r\n--a b:c--\r\n'
+    assert read('multipart/form-data; boundary="a b:c"', body).images == [b"image"]
+
+
+def test_what_stands_around_the_parts_is_ignored() -> None:
+    kind, body = images_form(IMAGES)
+    assert read(kind, [b"This is a multipart message.\r\n", body, b"epilogue", b"--more\r\n"]) == Payload(IMAGES)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 30, 2000])
+def test_a_form_that_ends_too_soon_is_malformed(missing: int) -> None:
+    kind, body = images_form(IMAGES)
+    with pytest.raises(MalformedBody) as refusal:
+        read(kind, body[: -missing - 2])  # the last two bytes, a line's end, are nobody's loss
+    assert refusal.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", CURL),
+        ("multipart/form-data; boundary=", CURL),
+        ("multipart/form-data; boundary=another", CURL),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", b"no form at all"),
+        ("multipart/form-data; boundary=x", b"--x\r\nno header\r\n\r\nimage\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: \xff\xfe\r\n\r\nimage\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--x\r\n" + b"A: b\r\n" * 20 + b"\r\nimage\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--x\r\nA: " + b"b" * 10_000 + b"\r\n\r\nimage\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Type: image/png\r\n\r\nno name\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--xyz\r\n\r\n\r\n--x--\r\n"),
+    ],
+)
+def test_malformed_forms(kind: str, body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        read(kind, body)
+
+
+def test_a_form_without_parts_holds_no_images() -> None:
+    with pytest.raises(NoImages):
+        read("multipart/form-data; boundary=x", b"--x--\r\n")
+
+
+def test_an_empty_file_is_named() -> None:
+    with pytest.raises(NoImages, match="'second' is empty") as refusal:
+        read(*form([("first", ("a", b"1")), ("second", ("b", b""))]))
+    assert refusal.value.details == {"image": 1}
+
+
+def test_a_form_field_is_no_parameter() -> None:
+    kind, body = form([("image", ("a", b"1"))], {"pool": "cls"})
+    with pytest.raises(InvalidParameter, match="'pool' is no file: parameters go into the query") as refusal:
+        read(kind, body)
+    assert refusal.value.details == {"parameter": "pool"}
+
+
+@pytest.mark.parametrize("mask_first", [False, True])
+def test_a_mask_part_is_no_image_where_masks_are_taken(mask_first: bool) -> None:
+    files = [("image", ("a.png", b"image")), ("mask", ("m.png", b"mask"))]
+    kind, body = form(files[::-1] if mask_first else files)
+    assert read(kind, body, takes_mask=True) == Payload([b"image"], b"mask")
+    assert sorted(read(kind, body).images) == [b"image", b"mask"]
+
+
+def test_two_masks_are_one_too_many() -> None:
+    kind, body = form([("mask", ("a", b"1")), ("mask", ("b", b"2")), ("image", ("c", b"3"))])
+    with pytest.raises(InvalidParameter) as refusal:
+        read(kind, body, takes_mask=True)
+    assert refusal.value.details == {"parameter": "mask"}
+
+
+def test_a_mask_alone_is_no_image() -> None:
+    with pytest.raises(NoImages):
+        read(*form([("mask", ("a", b"1"))]), takes_mask=True)
+
+
+@pytest.mark.parametrize("count", [9, 10, 40])
+def test_more_images_than_the_limit(count: int) -> None:
+    with pytest.raises(TooManyImages, match="more than 8") as refusal:
+        read(*images_form([b"x"] * count))
+    assert (refusal.value.status, refusal.value.details) == (413, {"limit": 8})
+
+
+def test_as_many_images_as_the_limit_and_a_mask() -> None:
+    kind, body = form([*(("image", ("x", b"x")) for _ in range(8)), ("mask", ("m", b"m"))])
+    assert read(kind, body, takes_mask=True) == Payload([b"x"] * 8, b"m")
+
+
+def test_reading_stops_at_the_image_too_many() -> None:
+    kind, body = images_form([b"x"] * 10)
+
+    def endless() -> Iterable[bytes]:
+        yield body.removesuffix(b"--\r\n")
+        raise AssertionError("read on")
+
+    with pytest.raises(TooManyImages):
+        read(kind, endless())
+
+
+# --- a raw body
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "image/png", "image/x-whatever", "application/octet-stream", ""])
+def test_a_raw_body_is_one_image(kind: str) -> None:
+    assert read(kind, [b"ab", b"", b"c"]) == Payload([b"abc"])
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", "", "application/json"])
+def test_an_empty_body_holds_no_image(kind: str) -> None:
+    with pytest.raises(NoImages):
+        read(kind, b"")
+
+
+def test_curls_default_type_is_refused_with_the_header_to_add() -> None:
+    with pytest.raises(UnsupportedType, match="add -H 'Content-Type: application/octet-stream'") as refusal:
+        read("application/x-www-form-urlencoded", b"\xff\xd8\xff")
+    assert refusal.value.status == 415
+    assert refusal.value.details == {"type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/mixed; boundary=x", "application/xml", "video/mp4", "nonsense"]
+)
+def test_other_types_are_refused_with_those_that_are_not(kind: str) -> None:
+    with pytest.raises(UnsupportedType, match="send multipart/form-data, application/json, image/") as refusal:
+        read(kind, b"image")
+    assert "curl" not in refusal.value.message
+
+
+# --- JSON
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def read_json(content: Any, **options: Any) -> Payload:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return read("application/json; charset=utf-8", [body[:7], body[7:]], **options)
+
+
+def test_json_with_base64_and_data_uris() -> None:
+    said = {"images": [b64(IMAGES[0]), f"data:image/png;base64,{b64(IMAGES[1])}", f"DATA:;BASE64,{b64(IMAGES[2])}"]}
+    assert read_json(said) == Payload(IMAGES)
+
+
+def test_json_with_a_mask() -> None:
+    said = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
+    assert read_json(said, takes_mask=True) == Payload([b"image"], b"mask")
+    assert read_json({**said, "mask": None}, takes_mask=True) == Payload([b"image"])
+
+
+@pytest.mark.parametrize("key", ["mask", "image", "seed"])
+def test_a_key_that_means_nothing_is_named(key: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"'{key}' means nothing") as refusal:
+        read_json({"images": [b64(b"x")], key: "eA=="})
+    assert refusal.value.details == {"parameter": key}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b'{"images": ["eA=="]',
+        b'{"images": [NaN]}',
+        b'{"images": [Infinity]}',
+        b'{"images": ["\xff"]}',
+        b"\xef\xbb\xbf\xff",
+        b"[" * 100_000,
+        b'{"images": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b"null",
+        b"[]",
+        b'["eA=="]',
+        b'"eA=="',
+        b"{}",
+        b'{"image": "eA=="}',
+        b'{"images": "eA=="}',
+        b'{"images": {"0": "eA=="}}',
+        b'{"images": null}',
+    ],
+)
+def test_malformed_json(body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        read_json(body)
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (1, "must be a string"),
+        (None, "must be a string"),
+        ([b64(b"x")], "must be a string"),
+        ({"b64": b64(b"x")}, "must be a string"),
+        ("https://example.org/cat.jpg", "none is ever fetched"),
+        ("http://169.254.169.254/latest/meta-data", "none is ever fetched"),
+        ("HTTPS://EXAMPLE.ORG/CAT.JPG", "none is ever fetched"),
+        ("file:///etc/passwd", "none is ever fetched"),
+        ("data:image/png,raw", "data URI without base64"),
+        ("data:image/png;base64", "data URI without base64"),
+        ("%%%%", "no base64"),
+        ("eA", "no base64"),
+        ("eA==garbage", "no base64"),
+        ("eA\u00e9=", "no base64"),
+        ("-_-_", "no base64"),
+    ],
+)
+def test_an_image_that_is_no_base64_is_named(image: Any, why: str) -> None:
+    with pytest.raises(MalformedBody, match=f"image 1 .*{why}") as refusal:
+        read_json({"images": [b64(b"x"), image]})
+    assert refusal.value.details == {"image": 1}
+
+
+def test_a_mask_that_is_no_base64_is_named() -> None:
+    with pytest.raises(MalformedBody, match="the mask must be a string"):
+        read_json({"images": [b64(b"x")], "mask": 1}, takes_mask=True)
+
+
+def test_an_empty_list_holds_no_images() -> None:
+    with pytest.raises(NoImages):
+        read_json({"images": []})
+
+
+def test_json_with_too_many_images() -> None:
+    assert len(read_json({"images": [b64(b"x")] * 8}).images) == 8
+    with pytest.raises(TooManyImages):
+        read_json({"images": [b64(b"x")] * 9})
+
+
+def test_large_json_does_not_hold_up_the_event_loop() -> None:
+    body = json.dumps({"images": [b64(bytes(3_000_000))] * 8}).encode()
+
+    async def main() -> int:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield body
+
+        counting = asyncio.create_task(count())
+        await read_payload("application/json", chunks(), 8, False)
+        counting.cancel()
+        return turns
+
+    assert asyncio.run(main()) > 20
+
+
+def test_random_bodies_are_refused_and_nothing_else() -> None:
+    generator = random.Random(5)
+    kind, body = images_form(IMAGES)
+    for _ in range(500):
+        damaged = bytearray(body)
+        for _ in range(generator.randrange(1, 8)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        try:
+            payload = read(kind, pieces(bytes(damaged), generator.randrange(1000)))
+        except ServiceError as refusal:
+            assert 400 <= refusal.status < 500
+        else:
+            assert len(payload.images) <= 3

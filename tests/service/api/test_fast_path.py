@@ -1,0 +1,150 @@
+"""Routes of inference, beside the same routes as FastAPI calls them."""
+
+import asyncio
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from service.api.app import create_app
+from service.api.fast_path import InferenceRoute, InferenceShortcut
+from service.api.middleware import Record
+from service.api.responses import json_response
+from service.api.schemas import refusal
+from service.errors import QueueFull
+from service.parameters import ReconstructParameters
+from service.settings import Settings
+
+
+async def echo(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
+    return json_response({"given": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return json_response(refusal(error.errors()[0]).body(), 422)
+
+
+def app(route_class: type[APIRoute]) -> FastAPI:
+    router = APIRouter(route_class=route_class)
+    router.post("/echo")(echo)
+    made = FastAPI()
+    made.state.service = create_app(
+        Settings(api_keys=("secret",) if route_class is InferenceRoute else ())
+    ).state.service
+    made.include_router(router)
+    made.add_exception_handler(RequestValidationError, refused)
+    return made
+
+
+async def answers(query: str, key: str = "secret") -> list[httpx.Response]:
+    found = []
+    for route_class in (InferenceRoute, APIRoute):
+        transport = httpx.ASGITransport(app(route_class))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            found.append(await client.post(f"/echo?{query}", headers={"x-api-key": key}))
+    return found
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "mask_ratio=0.5&view=panel",
+        "seed=18446744073709551615",
+        "seed=1&seed=2",
+        "patches=1%2C2",
+        "seed=",
+        "mask_ratio=nan",
+        "mask_ratio=2&strategy=none",
+        "seed=-1&unknown=1",
+        "unknown=1&unknown=2",
+        "b=1&a=2",
+        "view=",
+    ],
+)
+def test_parameters_mean_what_they_mean_to_fastapi(query: str) -> None:
+    ours, theirs = asyncio.run(answers(query))
+    assert (ours.status_code, ours.json()) == (theirs.status_code, theirs.json())
+
+
+def test_described_as_by_fastapi() -> None:
+    assert app(InferenceRoute).openapi() == app(APIRoute).openapi()
+
+
+def test_the_key_comes_first() -> None:
+    with pytest.raises(Exception, match="a valid key is needed"):
+        asyncio.run(answers("unknown=1", key="wrong"))
+
+
+class Unreachable:
+    """What FastAPI would be."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError(f"{scope['method']} {scope['path']} went FastAPI's way")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/echo?seed=1", 200, None),
+        ("POST", "/echo?seed=x", 422, "invalid_parameter"),
+        ("POST", "/fails", 429, "queue_full"),
+    ],
+)
+def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
+    method: str, path: str, status: int, code: str | None
+) -> None:
+    async def main() -> httpx.Response:
+        transport = httpx.ASGITransport(shortcut())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path)
+
+    response = asyncio.run(main())
+    assert response.status_code == status
+    assert response.json().get("error", {}).get("code") == code
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/echo"), ("POST", "/other"), ("POST", "/echo/")])
+def test_all_else_takes_the_usual_way(method: str, path: str) -> None:
+    async def main() -> None:
+        transport = httpx.ASGITransport(shortcut())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.request(method, path)
+
+    with pytest.raises(LookupError, match=f"{method} {path} went"):
+        asyncio.run(main())
+
+
+async def fails(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
+    raise QueueFull("there is no place")
+
+
+def shortcut() -> Any:
+    """The shortcut with two routes, in front of nothing."""
+    router = APIRouter(route_class=InferenceRoute)
+    router.post("/echo")(echo)
+    router.post("/fails")(fails)
+    inner = InferenceShortcut(Unreachable(), [router])
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = create_app(Settings())
+        scope["state"] = {"record": Record("1", scope["path"])}
+        await inner(scope, receive, send)
+
+    return around
+
+
+async def unkeyed(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
+    """An endpoint that wants more than it would get."""
+
+
+def test_what_would_not_be_called_is_refused() -> None:
+    router = APIRouter(route_class=InferenceRoute)
+    with pytest.raises(TypeError, match="nothing else"):
+        router.post("/more")(unkeyed)
+    with pytest.raises(TypeError, match="nothing else"):
+        router.post("/depends", dependencies=[Depends(lambda: None)])(echo)

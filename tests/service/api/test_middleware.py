@@ -1,0 +1,371 @@
+"""The two layers around every request, spoken to in plain ASGI."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import middleware
+from service.api.middleware import BodyLimit, Observe, record_of
+from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
+from service.service import Service
+from service.settings import Settings
+
+Headers = dict[str, str]
+MB = 1_000_000
+
+
+def service(**settings: Any) -> Service:
+    return Service(Settings(**{"max_body_mb": 1, "max_inflight_mb": 2} | settings))
+
+
+def gauge(of: Service, name: str, **labels: str) -> float:
+    text = of.metrics.render().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+class Client:
+    """One request; `sent` counts the pieces of its body that were asked for."""
+
+    def __init__(
+        self, app: Any, method: str = "POST", path: str = "/embed", headers: Headers | None = None, **scope: Any
+    ) -> None:
+        self.app = app
+        pairs = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        self.scope = {"type": "http", "method": method, "path": path, "headers": pairs, "query_string": b"", **scope}
+        self.sent = 0
+        self.messages: list[Any] = []
+        self.started = asyncio.Event()
+
+    async def run(self, body: Iterable[bytes] = (b"",), endless: bool = False) -> "Client":
+        pieces = list(body)
+
+        async def receive() -> dict[str, Any]:
+            self.sent += 1
+            if self.sent > len(pieces):
+                if endless:
+                    await asyncio.sleep(3600)
+                return {"type": "http.disconnect"}
+            more = endless or self.sent < len(pieces)
+            return {"type": "http.request", "body": pieces[self.sent - 1], "more_body": more}
+
+        async def send(message: Any) -> None:
+            self.messages.append(message)
+            self.started.set()
+
+        await self.app(self.scope, receive, send)
+        return self
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def headers(self) -> Headers:
+        return {name.decode(): value.decode() for name, value in self.messages[0]["headers"]}
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def app_of(handler: Handler) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        response = await handler(Request(scope, receive))
+        await response(scope, receive, send)
+
+    return app
+
+
+async def count_bytes(request: Request) -> Response:
+    return Response(str(len(await request.body())))
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+# --- how much body
+
+
+def test_a_body_may_have_exactly_the_limit() -> None:
+    of = service()
+    client = Client(BodyLimit(app_of(count_bytes), of), headers={"content-length": str(MB)})
+    assert run(client.run([bytes(MB)])).messages[1]["body"] == b"1000000"
+    assert gauge(of, "mae_inflight_bytes") == 0
+
+
+def test_a_body_that_declares_too_much_is_refused_unread() -> None:
+    of = service()
+    client = Client(BodyLimit(app_of(count_bytes), of), headers={"content-length": str(MB + 1)})
+    with pytest.raises(BodyTooLarge, match="more than 1000000 bytes") as refusal:
+        run(client.run([bytes(MB + 1)]))
+    assert client.sent == 0
+    assert refusal.value.status == 413
+    assert gauge(of, "mae_inflight_bytes") == 0
+
+
+@pytest.mark.parametrize("declared", [{}, {"content-length": "3"}, {"content-length": "many"}])
+def test_a_body_that_does_not_say_or_lies_is_refused_where_it_is_too_much(declared: Headers) -> None:
+    of = service()
+    client = Client(BodyLimit(app_of(count_bytes), of), headers=declared)
+    with pytest.raises(BodyTooLarge):
+        run(client.run([bytes(MB // 4)] * 100))
+    assert client.sent == 5
+    assert gauge(of, "mae_inflight_bytes") == 0
+
+
+def test_bodies_count_until_they_are_answered() -> None:
+    async def main() -> None:
+        of, gate = service(), asyncio.Event()
+
+        async def wait(request: Request) -> Response:
+            body = await request.body()
+            await gate.wait()
+            return Response(str(len(body)))
+
+        app = BodyLimit(app_of(wait), of)
+        first, second = Client(app, headers={"content-length": str(MB)}), Client(app)
+        tasks = [asyncio.create_task(first.run([bytes(MB // 2)] * 2)), asyncio.create_task(second.run([bytes(10)] * 3))]
+        while second.sent < 3:
+            await asyncio.sleep(0)
+        assert gauge(of, "mae_inflight_bytes") == MB + 30
+        late = Client(app, headers={"content-length": str(MB)})
+        with pytest.raises(MemoryFull) as refusal:
+            await late.run([bytes(MB)])
+        assert late.sent == 0
+        assert (refusal.value.status, refusal.value.headers["retry-after"]) == (429, "1")
+        grown = Client(app)
+        with pytest.raises(MemoryFull):
+            await grown.run([bytes(MB // 2)] * 2)
+        assert grown.sent == 2
+        assert gauge(of, "mae_inflight_bytes") == MB + 30, "the refused ones hold nothing"
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert gauge(of, "mae_inflight_bytes") == 0
+        assert (await late.run([bytes(MB)])).status == 200
+
+    run(main())
+
+
+def test_what_is_declared_counts_before_it_arrives() -> None:
+    async def main() -> None:
+        of = service()
+        app = BodyLimit(app_of(count_bytes), of)
+        slow = asyncio.create_task(Client(app, headers={"content-length": str(MB)}).run([b"x"], endless=True))
+        await asyncio.sleep(0.01)
+        assert gauge(of, "mae_inflight_bytes") == MB
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert gauge(of, "mae_inflight_bytes") == 0
+
+    run(main())
+
+
+def test_bytes_are_given_back_after_an_exception() -> None:
+    of = service()
+
+    async def fail(request: Request) -> Response:
+        await request.body()
+        assert gauge(of, "mae_inflight_bytes") == 5
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(Client(BodyLimit(app_of(fail), of)).run([b"hello"]))
+    assert gauge(of, "mae_inflight_bytes") == 0
+
+
+def test_a_request_without_a_body_is_not_counted() -> None:
+    of = service()
+    client = Client(BodyLimit(app_of(count_bytes), of), method="GET", headers={"content-length": str(2 * MB)})
+    assert run(client.run()).status == 200
+
+
+async def leave(request: Request) -> Response:
+    return Response(status_code=503, headers=Draining("").headers)
+
+
+def test_a_client_may_finish_sending_before_its_connection_is_closed() -> None:
+    client = Client(BodyLimit(app_of(leave), service()))
+    run(client.run([b"x"] * 50))
+    assert client.sent == 50
+    assert client.status == 503
+
+
+def test_a_client_that_never_finishes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "DISCARD_S", 0.05)
+    client = Client(BodyLimit(app_of(leave), service()))
+    run(client.run([b"x"], endless=True))
+    assert client.status == 503
+
+
+def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
+    async def refuse(request: Request) -> Response:
+        return Response(status_code=422)
+
+    client = Client(BodyLimit(app_of(refuse), service()))
+    run(client.run([b"x"] * 50))
+    assert client.sent == 0
+
+
+# --- identity, times, log, metrics
+
+
+async def answer(request: Request) -> Response:
+    record = record_of(request.scope)
+    record.images, record.read = 3, 0.0015
+    record.stages.decode, record.stages.queue, record.stages.infer = 0.25, 0.0, 0.0123
+    return Response("answer")
+
+
+@pytest.mark.parametrize("given", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
+def test_a_request_keeps_its_id(given: str) -> None:
+    client = Client(Observe(app_of(answer), service()), headers={"x-request-id": given})
+    assert run(client.run()).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
+)
+def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
+    app = Observe(app_of(answer), service())
+    headers = {} if given is None else {"x-request-id": given}
+    ids = {run(Client(app, headers=headers).run()).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/info", "/nowhere"])
+def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    found = run(Client(Observe(app_of(answer), service()), path=path, headers={"traceparent": trace}).run()).headers
+    assert found["traceparent"] == trace
+    assert "x-request-id" in found
+    assert "traceparent" not in run(Client(Observe(app_of(answer), service()), path=path).run()).headers
+
+
+def test_server_timing_tells_the_stages_that_were_passed() -> None:
+    found = run(Client(Observe(app_of(answer), service())).run()).headers["server-timing"]
+    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in found.split(", "))  # type: ignore[union-attr]
+    total = float(stages.pop("total"))
+    assert stages == {"read": "1.5", "decode": "250.0", "infer": "12.3"}
+    assert 0 <= total < 5000
+
+
+def test_requests_for_inference_are_counted() -> None:
+    of = service()
+    app = Observe(app_of(answer), of)
+    for path in ("/embed", "/embed", "/reconstruct", "/info", "/metrics", "/readyz", "/"):
+        run(Client(app, path=path).run())
+    assert gauge(of, "mae_requests_total") == 3
+    assert gauge(of, "mae_requests_total", endpoint="/embed", code="200") == 2
+    assert gauge(of, "mae_images_total", endpoint="/embed") == 6
+    assert gauge(of, "mae_request_duration_seconds_count", endpoint="/reconstruct") == 1
+    assert gauge(of, "mae_inflight_requests") == 0
+
+
+def test_reading_a_body_is_a_stage_and_what_was_refused_before_is_not() -> None:
+    of = service()
+    run(Client(Observe(app_of(answer), of)).run())
+
+    async def refuse(request: Request) -> Response:
+        return Response(status_code=401)
+
+    run(Client(Observe(app_of(refuse), of)).run())
+    assert gauge(of, "mae_stage_duration_seconds_count", stage="read") == 1
+    assert gauge(of, "mae_stage_duration_seconds_sum", stage="read") == 0.0015
+
+
+def test_a_path_below_a_prefix_is_the_same_endpoint() -> None:
+    of = service()
+    run(Client(Observe(app_of(answer), of), path="/mae/embed", root_path="/mae").run())
+    assert gauge(of, "mae_requests_total", endpoint="/embed") == 1
+
+
+def test_refusals_are_counted_by_their_code_and_their_images_are_not() -> None:
+    of = service()
+
+    async def refuse(request: Request) -> Response:
+        record_of(request.scope).images = 5
+        record_of(request.scope).error = QueueFull.code
+        return Response(status_code=429)
+
+    run(Client(Observe(app_of(refuse), of)).run())
+    assert gauge(of, "mae_rejected_total", reason="queue_full") == 1
+    assert gauge(of, "mae_requests_total", endpoint="/embed", code="429") == 1
+    assert gauge(of, "mae_images_total") == 0
+
+
+def test_an_exception_counts_as_500_and_goes_on() -> None:
+    of = service()
+
+    async def fail(request: Request) -> Response:
+        assert gauge(of, "mae_inflight_requests") == 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(Client(Observe(app_of(fail), of)).run())
+    assert gauge(of, "mae_requests_total", code="500") == 1
+    assert gauge(of, "mae_inflight_requests") == 0
+
+
+def test_a_request_that_nobody_waited_for_counts_as_499() -> None:
+    async def main() -> Service:
+        of = service()
+
+        async def forever(request: Request) -> Response:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        task = asyncio.create_task(Client(Observe(app_of(forever), of)).run())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return of
+
+    of = run(main())
+    assert gauge(of, "mae_requests_total", code="499") == 1
+    assert gauge(of, "mae_inflight_requests") == 0
+
+
+def test_the_access_log_has_one_line_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    app = Observe(app_of(answer), service())
+    scope = {"query_string": b"pool=cls&x=%0A", "client": ("10.0.0.7", 5)}
+    run(Client(app, headers={"x-request-id": "abc"}, **scope).run())
+    for path in ("/readyz", "/metrics", "/docs"):
+        run(Client(app, path=path).run())
+    (line,) = caplog.records
+    facts = line.facts  # type: ignore[attr-defined]
+    assert facts["ms"] >= 0
+    assert "infer;dur=12.3" in facts["timing"]
+    assert {name: fact for name, fact in facts.items() if name not in ("ms", "timing")} == {
+        "method": "POST",
+        "path": "/embed",
+        "query": "pool=cls&x=%0A",
+        "status": 200,
+        "images": 3,
+        "request_id": "abc",
+        "client": "10.0.0.7",
+    }
+
+
+def test_what_is_no_http_passes_by() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    for layer in (Observe, BodyLimit):
+        run(Client(layer(app, service()), type="lifespan").run())
+    assert seen == ["lifespan", "lifespan"]

@@ -1,0 +1,62 @@
+"""`mae compile`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.nn import autoencoder
+from tests.service.cli.conftest import Mae
+from tests.support.engines import NARROW
+
+
+def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    # Quickly converted, and of usual widths, so that a file without a config can be read.
+    widths = {"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4}
+    tensors = autoencoder(NARROW.model_copy(update=widths)).state_dict()
+    torch.save({"model": tensors}, tmp_path / "narrow.pth")
+    monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
+    monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
+    first = mae("compile", "--json", "--max-batch", "3")
+    facts = json.loads(first.out)
+    assert first.code == 0
+    assert (facts["made"], facts["backend"], facts["precision"], facts["max_batch"]) == ("now", "openvino", "fp32", 3)
+    assert facts["centred_cosine"] >= 0.999999
+    assert facts["psnr_db"] >= 60
+    assert "converting narrow for OpenVINO" in first.err, "progress is said while it is made"
+    entry = Path(facts["entry"])
+    assert entry.parent == tmp_path / "cache"
+    assert facts["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
+    assert {"encoder.bin", "decoder.bin"} <= facts["files"].keys()
+
+    again = mae("compile")
+    rows = dict(line.split(maxsplit=1) for line in again.out.splitlines() if not line.startswith(" "))
+    assert rows["made"].strip() == "before"
+    assert rows["encoder.bin"].strip().endswith(" MB")
+    engine = json.loads(mae("info", "--json").out)["engine"]
+    assert (engine["entry"], engine["layout"]) == (entry.name, "facebookresearch")
+    assert facts["auto"] is None, "fp32 was asked for"
+
+    by_itself = mae("compile", "--precision", "auto")
+    rows = dict(line.split(maxsplit=1) for line in by_itself.out.splitlines() if not line.startswith(" "))
+    assert rows["made"].strip() == "before"
+    assert rows["auto"].startswith(("images a core-second: fp32 ", "there is nothing to compare it with"))
+    assert rows["precision"].strip() in ("fp32", "bf16")
+    found = json.loads(mae("info", "--json", "--precision", "auto").out)["engine"]
+    assert found["precision"] == found["auto"]["precision"] == rows["precision"].strip()
+    assert list((tmp_path / "cache").glob("openvino-*")) == [entry]
+
+
+def test_torch_has_nothing_to_build(mae: Mae) -> None:
+    result = mae("compile", "--backend", "torch", "--image-size", "32")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.splitlines()[-1] == "mae: torch runs the model as it is: there is nothing to build ahead"
+
+
+def test_tensorrt_by_name_needs_a_gpu(mae: Mae) -> None:
+    result = mae("compile", "--backend", "tensorrt")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "mae: BACKEND=tensorrt, but there is no NVIDIA device\n"

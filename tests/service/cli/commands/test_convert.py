@@ -1,0 +1,85 @@
+"""`mae convert`."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.checkpoints.checkpoint import load
+from model.config import MAEConfig
+from model.nn.vit import MaskedAutoencoder
+from tests.service.cli.conftest import Mae
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The weights in `upstream.pth`, a small model as facebookresearch's training script writes it."""
+    monkeypatch.chdir(tmp_path)
+    config = MAEConfig(
+        image_size=32,
+        embed_dim=192,
+        depth=2,
+        num_heads=3,
+        decoder_embed_dim=128,
+        decoder_depth=1,
+        decoder_num_heads=4,
+    )
+    torch.manual_seed(0)
+    state = MaskedAutoencoder(config).state_dict()
+    torch.save({"model": state, "args": Namespace(norm_pix_loss=True), "epoch": 3}, "upstream.pth")
+    return state
+
+
+def test_any_layout_becomes_ours(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
+    result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--name", "mine")
+    assert result.code == 0 and result.err == ""
+    first, second = result.out.splitlines()
+    assert first.startswith(
+        "upstream.pth: layout facebookresearch, 32 x 32 pixels in patches of 16 x 16, encoder of 2 blocks 192 wide"
+    )
+    assert "decoder of 1 blocks 128 wide with 4 heads that predicts normalised pixels" in first
+    assert second.startswith("ours.safetensors: mine, 32 bits a number, ")
+    ours = load(Path("ours.safetensors"))
+    assert (ours.config.name, ours.config.norm_pix_loss, ours.layout) == ("mine", True, "mae-serve")
+    assert ours.tensors.keys() == upstream.keys()
+    assert all(torch.equal(ours.tensors[name], upstream[name]) for name in upstream)
+
+
+def test_what_the_checkpoint_does_not_say_can_be_said(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
+    result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--no-norm-pix-loss", "--half")
+    assert "that predicts pixels" in result.out and "16 bits a number" in result.out
+    assert not load(Path("ours.safetensors")).config.norm_pix_loss
+    stored = load_file("ours.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert all(torch.equal(stored[name], upstream[name].half()) for name in upstream)
+
+
+def test_an_encoder_alone_is_said_to_be_one(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
+    encoder = {name: tensor for name, tensor in upstream.items() if not name.startswith(("decoder", "mask_token"))}
+    torch.save({"model": encoder}, "encoder.pth")
+    result = mae("convert", "encoder.pth", "-o", "ours.safetensors")
+    assert result.code == 0 and ", no decoder, " in result.out
+    assert not load(Path("ours.safetensors")).config.has_decoder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["upstream.pth", "-o", "ours.pth"], "ours.pth should end in .safetensors"),
+        (["upstream.pth", "-o", "nowhere/ours.safetensors"], "there is no folder nowhere"),
+        (["upstream.pth", "-o", "ours.safetensors", "--name", ""], "--name is empty"),
+        (["upstream.pth", "-o", "ours.safetensors", "--model", "mae_giant"], "there is no preset 'mae_giant'"),
+        (["nowhere.pth", "-o", "ours.safetensors"], "/nowhere.pth does not exist"),
+        (["text.pth", "-o", "ours.safetensors"], "is neither a safetensors file nor a PyTorch checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    mae: Mae, upstream: dict[str, torch.Tensor], arguments: list[str], sentence: str
+) -> None:
+    Path("text.pth").write_text("no weights")
+    result = mae("convert", *arguments)
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("mae: ") and sentence in result.err and result.err.count("\n") == 1
+    assert not Path("ours.safetensors").exists()

@@ -1,0 +1,253 @@
+"""`mae embed`."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from model.masking import kept_share
+from tests.service.cli.conftest import SCRIPT, Mae
+
+NAMES = [f"squares/{index}.png" for index in range(8)]
+
+
+def copies(squares: Path, each: int) -> None:
+    """Makes the folder `many`, with `each` copies of every golden image."""
+    Path("many").mkdir()
+    for source in squares.iterdir():
+        for copy in range(each):
+            os.link(source, f"many/{source.stem}-{copy:03}.png")
+
+
+def start_and_wait(output: str, environment: Mapping[str, str], rows: int) -> subprocess.Popen[bytes]:
+    """A run over `many`, of which `rows` are done and not all."""
+    process = subprocess.Popen(
+        [SCRIPT, "embed", "many", "-o", output], env=dict(environment), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    journal, end = Path(f"{output}.partial/journal"), time.monotonic() + 60
+    while not journal.exists() or journal.stat().st_size < 400 + rows * 780:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_vectors_are_the_golden_ones(mae: Mae, squares: Path, golden: Mapping[str, np.ndarray], pool: str) -> None:
+    result = mae("embed", squares, "-o", "out.npz", "--pool", pool)
+    assert result == (0, "", "mae: 8 embedded, 0 there already, 0 skipped: out.npz\n")
+    with np.load("out.npz", allow_pickle=False) as out:
+        assert out["paths"].tolist() == NAMES
+        assert out["vectors"].dtype == np.float32
+        np.testing.assert_allclose(out["vectors"], golden[f"embed_{pool}"], atol=1e-4)
+        assert out["pool"].shape == () and out["pool"] == pool
+        assert str(out["model"]).startswith("mae_tiny@")
+    assert sorted(os.listdir()) == ["out.npz", "squares"]
+
+
+def test_every_format_holds_the_same(mae: Mae, squares: Path) -> None:
+    for suffix in ("npz", "parquet", "jsonl"):
+        assert mae("embed", squares, "-o", f"out.{suffix}").code == 0
+    with np.load("out.npz", allow_pickle=False) as out:
+        arrays = dict(out)
+    space = {name: fact.tolist() for name, fact in arrays.items() if name not in ("paths", "vectors")}
+    space["preprocessing"] = json.loads(space["preprocessing"])
+    table = pyarrow.parquet.read_table("out.parquet")
+    assert table["path"].to_pylist() == NAMES
+    np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), arrays["vectors"])
+    assert json.loads(table.schema.metadata[b"mae-serve"]) == space
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == NAMES
+    np.testing.assert_array_equal(np.array([line["vector"] for line in lines], dtype=np.float32), arrays["vectors"])
+    assert all(line["space"] == space for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "jsonl"])
+def test_tokens_can_be_kept_in_part_and_added_to(mae: Mae, squares: Path, suffix: str) -> None:
+    flags = ("--pool", "tokens", "--keep", "0.25")
+    assert mae("embed", *NAMES[:3], "-o", f"out.{suffix}", *flags, "--seed", "5").code == 0
+    assert mae("embed", *NAMES, "-o", f"out.{suffix}", *flags).err.startswith("mae: 5 embedded, 3 there")  # seed 5
+    assert mae("embed", squares, "-o", "mean.npz", "--keep", "0.25", "--seed", "5").code == 0
+    positions = kept_share(14, 0.25, 5).tolist()
+    if suffix == "npz":
+        with np.load("out.npz") as out:
+            paths, vectors, found = out["paths"].tolist(), out["vectors"], out["positions"].tolist()
+            assert out["seed"] == 5 and out["grid"].tolist() == [14, 14]
+    elif suffix == "parquet":
+        table = pyarrow.parquet.read_table("out.parquet")
+        paths, vectors = table["path"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
+        found = json.loads(table.schema.metadata[b"mae-serve"])["positions"]
+    else:
+        lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+        paths, vectors = [line["path"] for line in lines], np.array([line["vector"] for line in lines], np.float32)
+        found = lines[-1]["space"]["positions"]
+    assert paths == NAMES and found == positions
+    assert vectors.shape == (8, 49, 192)
+    with np.load("mean.npz") as mean:
+        np.testing.assert_allclose(vectors.mean(axis=1), mean["vectors"], atol=1e-5)
+
+
+def test_folders_are_searched_and_bad_files_skipped(
+    mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: Mapping[str, Image.Image]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b/deep").mkdir(parents=True)
+    photographs["chelsea"].save("b/deep/chelsea.JPEG")
+    photographs["coffee"].save("b/coffee.webp")
+    photographs["rocket"].save("a.png")
+    photographs["astronaut"].save("b/astronaut.data", format="PNG")
+    Path("b/text.jpg").write_text("no image")
+    Path("b/notes.txt").write_text("not even called one")
+    os.link("a.png", b"b/\xff.png")
+    result = mae("embed", "b", "a.png", "b/astronaut.data", "b/coffee.webp", "-o", "out.npz")
+    assert result.code == 1
+    assert result.err.splitlines() == [
+        "mae: b/\ufffd.png: its name is not UTF-8",
+        "mae: b/text.jpg is no image that can be read (JPEG, PNG, WEBP, BMP, AVIF, GIF, TIFF)",
+        "mae: 4 embedded, 0 there already, 2 skipped: out.npz",
+    ]
+    with np.load("out.npz") as out:
+        assert out["paths"].tolist() == ["b/coffee.webp", "b/deep/chelsea.JPEG", "a.png", "b/astronaut.data"]
+
+
+def test_nothing_but_bad_files_makes_no_output(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.png").write_text("no image")
+    assert mae("embed", "bad.png", "-o", "out.npz").code == 1
+    assert os.listdir() == ["bad.png"]
+
+
+def test_normalized_vectors_point_the_same_way(mae: Mae, squares: Path, golden: Mapping[str, np.ndarray]) -> None:
+    assert mae("embed", squares, "-o", "out.npz", "--normalize").code == 0
+    with np.load("out.npz") as out:
+        lengths = np.linalg.norm(golden["embed_mean"], axis=1, keepdims=True)
+        np.testing.assert_allclose(out["vectors"], golden["embed_mean"] / lengths, atol=1e-5)
+        assert out["normalize"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "jsonl"])
+def test_an_output_is_added_to_and_never_mixed(mae: Mae, squares: Path, suffix: str) -> None:
+    output = Path(f"out.{suffix}")
+    assert mae("embed", *NAMES[4:], "-o", output).code == 0
+    for name in NAMES[4:]:
+        Path(name).write_text("embedded already, so never read again")
+    assert mae("embed", squares, "-o", output) == (0, "", f"mae: 4 embedded, 4 there already, 0 skipped: {output}\n")
+    before = output.read_bytes()
+    refused = mae("embed", squares, "-o", output, "--pool", "cls")
+    assert refused == (
+        2,
+        "",
+        f"mae: {output.absolute()} was made with pool=mean, and this run would make pool=cls: "
+        "choose another output, or replace it with --overwrite\n",
+    )
+    assert output.read_bytes() == before and not Path(f"{output}.partial").exists()
+
+
+def test_an_output_is_replaced_if_that_is_asked_for(mae: Mae, squares: Path) -> None:
+    assert mae("embed", squares, "-o", "out.npz").code == 0
+    assert mae("embed", *NAMES[:2], "-o", "out.npz", "--pool", "cls", "--overwrite").code == 0
+    with np.load("out.npz") as out:
+        assert out["paths"].tolist() == NAMES[:2] and out["pool"] == "cls"
+
+
+def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
+    copies(squares, each=12)
+    assert mae("embed", "many", "-o", "whole.npz").code == 0
+    process = start_and_wait("out.npz", environment, rows=40)
+    process.kill()
+    process.communicate()
+    assert not Path("out.npz").exists()
+    for image in sorted(Path("many").iterdir())[:40]:
+        image.unlink()
+        image.write_text("done before, so never read again")
+    result = mae("embed", "many", "-o", "out.npz")
+    embedded, there = (int(part.split()[0]) for part in result.err.removeprefix("mae: ").split(", ")[:2])
+    assert result.code == 0 and there >= 40 and embedded + there == 96
+    assert Path("out.npz").read_bytes() == Path("whole.npz").read_bytes()
+    assert not Path("out.npz.partial").exists()
+
+
+def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
+    copies(squares, each=12)
+    process = start_and_wait("out.jsonl", environment, rows=10)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"interrupted" in said and b"Traceback" not in said
+    assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
+    assert mae("embed", "many", "-o", "out.jsonl").code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 96
+
+
+def test_two_runs_do_not_write_one_output(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
+    copies(squares, each=12)
+    process = start_and_wait("out.npz", environment, rows=5)
+    try:
+        result = mae("embed", squares, "-o", "out.npz")
+    finally:
+        process.kill()
+        process.communicate()
+    assert result.code == 2 and "another run is writing" in result.err
+
+
+def test_a_bar_is_shown_on_a_terminal_alone(squares: Path, mae: Mae, environment: Mapping[str, str]) -> None:
+    assert mae("embed", squares, "-o", "first.npz").err.count("\n") == 1
+    ours, theirs = pty.openpty()
+    command = [SCRIPT, "embed", str(squares), "-o", "out.npz"]
+    with subprocess.Popen(command, env={**environment, "TERM": "xterm"}, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                said += chunk
+        except OSError:  # Linux says so when the other end is closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    assert b"images/s" in said and b"8/8" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere", "-o", "out.npz"], "nowhere: No such file or directory"),
+        (["empty", "-o", "out.npz"], "there are no images in empty"),
+        (["squares", "-o", "out.csv"], "out.csv should end in one of .npz, .parquet, .jsonl"),
+        (["squares", "-o", "nowhere/out.npz"], "there is no folder nowhere"),
+        (["squares", "-o", "folder.npz"], "folder.npz is no regular file"),
+        (["squares", "-o", "foreign.npz"], "foreign.npz is damaged or was not written by mae embed"),
+        (["squares", "-o", "foreign.jsonl"], "foreign.jsonl is damaged or was not written by mae embed"),
+        (["squares", "-o", "foreign.parquet"], "foreign.parquet is damaged or was not written by mae embed"),
+        (["squares", "-o", "out.npz", "--keep", "0"], "keep: Input should be greater than 0"),
+        (["squares", "-o", "out.npz", "--keep", "0.001"], "keep=0.001 leaves none of the 196 patches"),
+        (["squares", "-o", "out.npz", "--pool", "max"], "pool: Input should be 'mean', 'cls' or 'tokens'"),
+        (["squares", "-o", "out.npz", "--lanes", "none"], "LANES: Input should be a valid integer"),
+        (["squares", "-o", "out.npz", "--weights", "nix"], "nix does not exist"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(mae: Mae, squares: Path, arguments: list[str], sentence: str) -> None:
+    Path("empty").mkdir()
+    Path("folder.npz").mkdir()
+    np.savez("foreign.npz", vectors=np.zeros(3))
+    Path("foreign.jsonl").write_text('{"path": "a", "vector": [1]}\n')
+    Path("foreign.parquet").write_bytes(b"PAR1")
+    before = sorted(os.listdir())
+    result = mae("embed", *arguments)
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("mae: ") and sentence in result.err and result.err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
+def test_parquet_names_the_package_it_needs(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = mae("embed", squares, "-o", "out.parquet")
+    assert result == (2, "", "mae: writing .parquet needs the package pyarrow: pip install pyarrow\n")

@@ -1,0 +1,104 @@
+"""Running `mae`: in this process where that is enough, as a process of its own where a signal or a terminal matters."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.engines import build as building
+from model.engines.base import Engine
+from model.engines.build import EngineSpec
+from service.cli.main import main
+
+SCRIPT = str(Path(sys.executable).with_name("mae"))
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Mae = Callable[..., Result]
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """Runs a command in this process, and what it says and exits with."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
+
+
+@pytest.fixture(scope="session")
+def _warm(engine_cache: Path, probe: Path) -> Path:
+    """The engine cache with the probe model in it, for converting it is slow and talkative."""
+    subprocess.run(
+        [SCRIPT, "info", "--precision", "fp32", "--engine-cache", engine_cache, "--weights", probe],
+        check=True,
+        capture_output=True,
+    )
+    return engine_cache
+
+
+@pytest.fixture
+def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """No setting of the developer's own, the probe model in float32, and the engine cache that all tests share."""
+    for name in [name for name in os.environ if name.startswith("MAE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAE_ENGINE_CACHE", str(_warm))
+    monkeypatch.setenv("MAE_WEIGHTS", str(probe))
+    monkeypatch.setenv("MAE_PRECISION", "fp32")  # whatever this processor likes best
+    return os.environ
+
+
+@pytest.fixture(scope="session")
+def _loaded(engine_cache: Path, probe: Path) -> Callable[..., Engine]:
+    """`build`, which loads the probe model once for each set of options; nothing else is kept."""
+    real, engines = building.build, dict[str, Engine]()
+
+    def build(spec: EngineSpec, *progress: Callable[[str], None]) -> Engine:
+        if (spec.cache, spec.weights) != (engine_cache, str(probe)):
+            return real(spec, *progress)
+        if repr(spec) not in engines:
+            engines[repr(spec)] = real(spec, *progress)
+        return engines[repr(spec)]
+
+    return build
+
+
+@pytest.fixture
+def mae(
+    environment: Mapping[str, str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    _loaded: Callable[..., Engine],
+) -> Mae:
+    """Runs a command in this process, and what it says and exits with."""
+    monkeypatch.setattr(building, "build", _loaded)
+    return partial(run, capfd)
+
+
+@pytest.fixture(scope="session")
+def _squares(golden: Mapping[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("squares")
+    for index, pixels in enumerate(golden["images"]):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def squares(_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The golden images as PNG files 0.png to 7.png, in the folder `squares` of the current folder."""
+    shutil.copytree(_squares, tmp_path / "squares")
+    monkeypatch.chdir(tmp_path)
+    return Path("squares")

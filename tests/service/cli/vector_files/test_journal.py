@@ -1,0 +1,108 @@
+"""The journal of an unfinished run, and what tells a vector space."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import Preprocessing
+from service.cli.vector_files.journal import Header, Journal
+from service.cli.vector_files.space import Row, VectorFileError, VectorSpace
+
+SPACE = VectorSpace(
+    model="mae_tiny@0123456789ab",
+    precision="fp32",
+    image_size=224,
+    preprocessing=Preprocessing(),
+    pool="mean",
+    normalize=False,
+    keep=1.0,
+    dim=3,
+    grid=(14, 14),
+)
+ROWS = [Row(name, np.arange(3, dtype=np.float32) + index) for index, name in enumerate(["a.png", "ä/b.png", "c.png"])]
+
+
+def written(path: Path) -> list[int]:
+    """A journal of `ROWS`; how long the file was after the header and after each row."""
+    with Journal(path) as journal:
+        journal.begin(Header(space=SPACE, replaces=False))
+        sizes = [path.stat().st_size]
+        for row in ROWS:
+            journal.append(row)
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+def found(path: Path) -> list[str]:
+    with Journal(path) as journal:
+        rows = list(journal.rows())
+        assert [row.path for row in rows] == journal.paths
+    for row, expected in zip(rows, ROWS, strict=False):
+        np.testing.assert_array_equal(row.vector, expected.vector)
+    return [row.path for row in rows]
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    written(tmp_path / "journal")
+    assert found(tmp_path / "journal") == ["a.png", "ä/b.png", "c.png"]
+
+
+def test_a_tail_that_was_cut_anywhere_is_dropped_and_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    sizes = written(path)
+    whole = path.read_bytes()
+    for length in range(sizes[1], sizes[3]):
+        path.write_bytes(whole[:length])
+        with Journal(path) as journal:
+            kept = 2 if length >= sizes[2] else 1
+            assert journal.paths == [row.path for row in ROWS[:kept]]
+            for row in ROWS[kept:]:
+                journal.append(row)
+        assert path.read_bytes() == whole
+
+
+def test_a_damaged_row_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    sizes = written(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[sizes[3] - 1] ^= 1
+    path.write_bytes(damaged)
+    assert found(path) == ["a.png", "ä/b.png"]
+
+
+def test_a_header_that_was_cut_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    sizes = written(path)
+    path.write_bytes(path.read_bytes()[: sizes[0] - 1])
+    with Journal(path) as journal:
+        assert journal.header is None
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_text("{}\n")
+    with pytest.raises(VectorFileError, match="is no journal"):
+        Journal(path)
+    assert path.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "mae_tiny@ba9876543210"},
+        {"precision": "bf16"},
+        {"image_size": 448},
+        {"preprocessing": Preprocessing(filter="box")},
+        {"pool": "cls"},
+        {"normalize": True},
+        {"keep": 0.5},
+        {"seed": 1},
+        {"positions": (1, 2)},
+    ],
+)
+def test_another_space_is_refused_by_name(other: dict[str, object]) -> None:
+    SPACE.require(SPACE.model_copy(), Path("out.npz"))
+    [name] = other
+    with pytest.raises(VectorFileError, match=rf"out\.npz was made with {name}="):
+        SPACE.require(SPACE.model_copy(update=other), Path("out.npz"))

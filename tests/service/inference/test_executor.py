@@ -1,0 +1,184 @@
+"""Engines that fail: who is to blame, and what happens to the others."""
+
+import asyncio
+import itertools
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.engines.base import EngineError, FatalEngineError
+from service.errors import EngineLost, InferenceFailed, ServiceError
+from service.inference.scheduler import Batcher
+from tests.support.engines import FakeEngine
+from tests.support.queueing import ask, gauge, put, run, serving, settled
+
+
+def failing(
+    condition: Callable[[list[int]], bool], error: BaseException, times: float = math.inf
+) -> Callable[[list[int]], None]:
+    failures = itertools.count()
+
+    def before(images: list[int]) -> None:
+        if condition(images) and next(failures) < times:
+            raise error
+
+    return before
+
+
+async def outcomes(batcher: Batcher, numbers: list[int]) -> list[Any]:
+    """What lone requests for each of `numbers` got: the number answered, or the error."""
+    rows = await asyncio.gather(*(ask(batcher, number) for number in numbers), return_exceptions=True)
+    return [row if isinstance(row, BaseException) else row[0][0, 0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        FakeEngine(16, before=failing(lambda images: 13 in images, EngineError("a bad image"))),
+        FakeEngine(16, before=failing(lambda images: 13 in images, ZeroDivisionError("any exception"))),
+        FakeEngine(16, not_a_number=13),
+    ],
+    ids=["EngineError", "another exception", "NaN"],
+)
+def test_a_poisoned_image_fails_alone(engine: FakeEngine) -> None:
+    async def main() -> list[Any]:
+        async with serving(engine, max_delay_s=20) as batcher:
+            found = await outcomes(batcher, list(range(16)))
+            assert gauge(batcher, "mae_engine_failures_total") >= 1
+            assert await outcomes(batcher, list(range(100, 116))) == list(range(100, 116))
+            return found
+
+    found = run(main())
+    assert found[:13] + found[14:] == [*range(13), 14, 15]
+    assert isinstance(found[13], InferenceFailed)
+    assert found[13].details == {"image": 0}
+    assert engine.batches[0] == ("embed", 4, list(range(16)))
+
+
+def test_a_poisoned_image_is_named_within_its_request() -> None:
+    engine = FakeEngine(16, before=failing(lambda images: 13 in images, EngineError("a bad image")))
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            with pytest.raises(InferenceFailed, match="image 2") as failure:
+                await ask(batcher, 1, 2, 13, 4)
+            assert failure.value.details == {"image": 2}
+
+    run(main())
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+def test_a_passing_failure_is_nobodys(count: int) -> None:
+    engine = FakeEngine(count, before=failing(lambda images: True, EngineError("only this once"), times=1))
+
+    async def main() -> list[Any]:
+        async with serving(engine, max_delay_s=20) as batcher:
+            return await outcomes(batcher, list(range(count)))
+
+    assert run(main()) == list(range(count))
+
+
+def test_an_engine_that_cannot_take_large_batches_still_answers() -> None:
+    engine = FakeEngine(16, before=failing(lambda images: len(images) > 4, EngineError("out of memory")))
+
+    async def main() -> list[Any]:
+        async with serving(engine, max_delay_s=20) as batcher:
+            return await outcomes(batcher, list(range(16)))
+
+    assert run(main()) == list(range(16))
+
+
+GREY = 128  # the probe's
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        FakeEngine(2, before=failing(lambda images: True, EngineError("no more"))),
+        FakeEngine(2, before=failing(lambda images: True, FatalEngineError("no more"), times=1)),
+        FakeEngine(2, before=failing(lambda images: True, SystemExit("no more"))),
+        FakeEngine(2, before=failing(lambda images: True, MemoryError("no more"))),
+    ],
+    ids=["always", "fatal once", "BaseException", "MemoryError"],
+)
+def test_a_lost_engine_fails_all_that_waits_and_refuses_what_comes(engine: FakeEngine) -> None:
+    reasons: list[str] = []
+
+    async def main() -> None:
+        async with serving(engine, queue_images=20, on_lost=reasons.append) as batcher:
+            with batcher.admit("embed", 1, math.inf) as undecoded:
+                for failure in await outcomes(batcher, list(range(12))):
+                    assert isinstance(failure, EngineLost)
+                with pytest.raises(EngineLost):
+                    put(undecoded, [1])
+            with pytest.raises(EngineLost, match="no more"):
+                batcher.admit("embed", 1, math.inf)
+            await settled()
+
+    run(main())
+    assert len(reasons) == 1
+    assert "no more" in reasons[0]
+
+
+def test_an_engine_that_answers_nothing_but_nan_is_lost() -> None:
+    reasons: list[str] = []
+    engine = FakeEngine(4)
+    engine.embed = lambda lane, patches, positions: np.full((len(patches), 2, 8), np.nan, np.float32)  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with serving(engine, on_lost=reasons.append) as batcher:
+            assert all(isinstance(failure, ServiceError) for failure in await outcomes(batcher, [1, 2, 3, 4]))
+            await settled()
+            with pytest.raises(EngineLost):
+                batcher.admit("embed", 1, math.inf)
+
+    run(main())
+    assert len(reasons) == 1
+    assert "finite" in reasons[0]
+
+
+def test_a_fatal_error_while_looking_for_the_culprit_loses_the_engine() -> None:
+    def before(images: list[int]) -> None:
+        if len(images) == 4:
+            raise EngineError("first a batch")
+        if images != [GREY]:
+            raise FatalEngineError("then the device")
+
+    async def main() -> None:
+        async with serving(FakeEngine(4, before=before), max_delay_s=20) as batcher:
+            assert all(isinstance(failure, EngineLost) for failure in await outcomes(batcher, [1, 2, 3, 4]))
+
+    run(main())
+
+
+def test_lanes_that_are_lost_together_are_one_loss() -> None:
+    together = threading.Barrier(2, timeout=10)
+    reasons: list[str] = []
+
+    def before(images: list[int]) -> None:
+        together.wait()
+        raise FatalEngineError("no more")
+
+    async def main() -> None:
+        async with serving(FakeEngine(1, lanes=2, before=before), on_lost=reasons.append) as batcher:
+            await outcomes(batcher, [1, 2])
+            batcher.stop(5)
+            await settled()
+
+    run(main())
+    assert len(reasons) == 1
+
+
+def test_every_request_gets_an_error_of_its_own() -> None:
+    engine = FakeEngine(8, before=failing(lambda images: True, FatalEngineError("no more")))
+
+    async def main() -> list[Any]:
+        async with serving(engine) as batcher:
+            return await outcomes(batcher, list(range(8)))
+
+    failures = run(main())
+    assert len({id(failure) for failure in failures}) == 8, "one raised in many tasks gathers all their tracebacks"

@@ -1,0 +1,368 @@
+"""The queue between requests and lanes, with engines that do as they are told."""
+
+import asyncio
+import math
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.engines.base import EngineError
+from service.errors import InferenceFailed, QueueFull
+from service.inference.scheduler import Batcher
+from service.metrics import Metrics
+from tests.support.engines import FakeEngine, costing
+from tests.support.queueing import ALL_FOUR, Gate, ask, image, put, run, serving, settled
+
+# --- what batching is for
+
+
+def test_a_crowd_keeps_the_lane_full() -> None:
+    engine = FakeEngine(32, before=costing(0.020, 0.0001))
+    ideal = 32 / 0.0232  # images a second
+
+    async def main() -> float:
+        async with serving(engine) as batcher:
+            end = time.monotonic() + 2
+
+            async def client(number: int) -> int:
+                answered = 0
+                while time.monotonic() < end:
+                    await ask(batcher, number)
+                    answered += 1
+                return answered
+
+            start = time.monotonic()
+            answered = sum(await asyncio.gather(*map(client, range(128))))
+            return answered / (time.monotonic() - start)
+
+    throughput = run(main())
+    sizes = [len(images) for _, _, images in engine.batches]
+    assert throughput >= 0.9 * ideal
+    assert statistics.mean(sizes) >= 28
+    assert max(sizes) == 32
+
+
+def test_a_lone_image_does_not_wait() -> None:
+    async def main() -> float:
+        async with serving(FakeEngine(32)) as batcher:
+            waits = []
+            for _ in range(25):
+                await asyncio.sleep(0.01)
+                with batcher.admit("embed", 1, math.inf) as ticket:
+                    put(ticket, [1])
+                    await ticket.rows()
+                    waits.append(ticket.timing.queue)
+            return statistics.median(waits)
+
+    assert run(main()) < 0.002
+
+
+def test_two_lanes_run_at_once() -> None:
+    together = threading.Barrier(2, timeout=10)
+    engine = FakeEngine(1, lanes=2, before=lambda images: together.wait() and None)
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            await asyncio.gather(ask(batcher, 1), ask(batcher, 2))
+
+    run(main())
+    assert engine.most_running == 2
+
+
+def test_results_are_those_of_a_lone_call_in_the_order_of_the_request() -> None:
+    def noise(number: int) -> np.ndarray:
+        return np.random.default_rng(number).integers(0, 256, (4, 768), dtype=np.uint8)
+
+    async def main() -> list[Any]:
+        async with serving(FakeEngine(5, before=costing(0.002))) as batcher:
+            order = list(range(24))
+            random.Random(3).shuffle(order)
+            with batcher.admit("reconstruct", 24, math.inf) as ticket:
+                for index in order:
+                    ticket.put(index, noise(index), ALL_FOUR[:1])
+                    await asyncio.sleep(0)
+                return await ticket.rows()
+
+    for index, (pixels, error) in enumerate(run(main())):
+        alone_pixels, alone_error = FakeEngine().reconstruct(0, noise(index)[None], ALL_FOUR[None, :1])
+        assert np.array_equal(pixels, alone_pixels[0])
+        assert np.array_equal(error, alone_error[0])
+
+
+# --- who shares a batch, and who goes first
+
+
+def test_operations_and_numbers_of_visible_patches_never_mix() -> None:
+    gate = Gate()
+    engine = FakeEngine(32, before=gate)
+    kinds = [("embed", 4), ("embed", 2), ("tokens", 4), ("tokens", 1), ("reconstruct", 1), ("reconstruct", 2)]
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            first = asyncio.create_task(ask(batcher, 255))
+            await gate.wait_until_reached()
+            tasks = [
+                asyncio.create_task(ask(batcher, 10 * kind + turn, operation=operation, visible=visible))
+                for turn in range(3)
+                for kind, (operation, visible) in enumerate(kinds)
+            ]
+            await settled()
+            gate.opened.set()
+            await asyncio.gather(first, *tasks)
+
+    run(main())
+    expected = [(op, visible, [10 * kind + turn for turn in range(3)]) for kind, (op, visible) in enumerate(kinds)]
+    assert engine.batches[1:] == expected
+
+
+class MixingEngine(FakeEngine):
+    """Takes images with different numbers of visible patches, and keeps what it was given."""
+
+    def __init__(self, before: Callable[[list[int]], None]) -> None:
+        super().__init__(32, before=before)
+        self.info = self.info.model_copy(update={"mixes": True})
+        self.given: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _answer(self, operation: str, patches: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        self.given.append((patches, positions))
+        return super()._answer(operation, patches, positions, shape)
+
+
+@pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
+def test_an_engine_that_mixes_gets_about_the_same_numbers_of_patches_together(operation: str) -> None:
+    gate = Gate()
+    engine = MixingEngine(gate)
+
+    async def main() -> list[Any]:
+        async with serving(engine) as batcher:
+            first = asyncio.create_task(ask(batcher, 255))
+            await gate.wait_until_reached()
+            numbers = [(visible, 10 * visible + turn) for turn in range(2) for visible in (3, 1, 4, 2)]
+            tasks = [
+                asyncio.create_task(ask(batcher, number, operation=operation, visible=visible))
+                for visible, number in numbers
+            ]
+            await settled()
+            gate.opened.set()
+            rows = await asyncio.gather(*tasks)
+            await first
+            return [(visible, number, row) for (visible, number), (row,) in zip(numbers, rows, strict=True)]
+
+    answers = run(main())
+    assert [batch[1:] for batch in engine.batches[1:]] == [(4, [30, 40, 31, 41]), (1, [10, 11]), (2, [20, 21])]
+    patches, positions = engine.given[1]
+    assert positions.tolist() == [[0, 1, 2, -1], [0, 1, 2, 3]] * 2
+    assert (patches[0, :3] == 30).all() and (patches[3] == 41).all()
+    for visible, number, row in answers:
+        if operation == "tokens":
+            assert np.array_equal(row, np.full((visible, 8), number)), "no token of a place without a patch"
+        elif operation == "embed":
+            assert np.array_equal(row, np.full((2, 8), number))
+        else:
+            assert (row[0] == number).all() and (row[1] == number).all()
+
+
+def test_requests_of_a_group_take_turns() -> None:
+    gate = Gate()
+    engine = FakeEngine(6, before=gate)
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            first = asyncio.create_task(ask(batcher, 255))
+            await gate.wait_until_reached()
+            tasks = [asyncio.create_task(ask(batcher, *[number] * count)) for number, count in ((1, 9), (2, 3), (3, 2))]
+            await settled()
+            gate.opened.set()
+            await asyncio.gather(first, *tasks)
+
+    run(main())
+    assert [images for _, _, images in engine.batches[1:]] == [[1, 2, 3, 1, 2, 3], [1, 2, 1, 1, 1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("other", [{}, {"visible": 2}, {"operation": "tokens"}, {"operation": "reconstruct"}])
+def test_a_single_image_does_not_wait_behind_a_request_of_many(other: dict[str, Any]) -> None:
+    engine = FakeEngine(4, before=costing(0.005))
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            many = asyncio.create_task(ask(batcher, *[1] * 64))
+            while len(engine.batches) < 3:
+                await asyncio.sleep(0.001)
+            begun = len(engine.batches)
+            await ask(batcher, 2, **other)
+            first = next(number for number, (_, _, images) in enumerate(engine.batches) if 2 in images)
+            assert first - begun <= 2, "one batch may have begun meanwhile, and one may go first"
+            await many
+
+    run(main())
+    assert sum(images.count(1) for _, _, images in engine.batches) == 64
+
+
+def test_two_big_requests_of_different_groups_alternate() -> None:
+    gate = Gate()
+    engine = FakeEngine(4, before=gate)
+
+    async def main() -> None:
+        async with serving(engine) as batcher:
+            first = asyncio.create_task(ask(batcher, 255))
+            await gate.wait_until_reached()
+            tasks = [asyncio.create_task(ask(batcher, *[k] * 12, visible=k)) for k in (1, 2)]
+            await settled()
+            gate.opened.set()
+            await asyncio.gather(first, *tasks)
+
+    run(main())
+    assert [visible for _, visible, _ in engine.batches[1:]] == [1, 2, 1, 2, 1, 2]
+
+
+def test_images_of_one_ticket_must_have_one_number_of_visible_patches() -> None:
+    async def main() -> None:
+        async with serving(FakeEngine()) as batcher:
+            with batcher.admit("embed", 2, math.inf) as ticket:
+                ticket.put(0, image(1), ALL_FOUR)
+                with pytest.raises(ValueError, match="same number of visible patches"):
+                    ticket.put(1, image(1, 2), ALL_FOUR[:2])
+
+    run(main())
+
+
+# --- max_delay
+
+
+def test_max_delay_lets_a_batch_fill() -> None:
+    engine = FakeEngine(3)
+
+    async def main() -> float:
+        async with serving(engine, max_delay_s=20) as batcher:
+            start = time.monotonic()
+            await asyncio.gather(*(ask(batcher, number) for number in range(3)))
+            return time.monotonic() - start
+
+    assert run(main()) < 10, "a full batch waits for nobody"
+    assert engine.batches == [("embed", 4, [0, 1, 2])]
+
+
+def test_max_delay_counts_from_the_oldest() -> None:
+    engine = FakeEngine(32)
+
+    async def main() -> tuple[float, float]:
+        async with serving(engine, max_delay_s=0.4) as batcher:
+            start = time.monotonic()
+            tasks = []
+            for number in range(6):
+                tasks.append(asyncio.create_task(ask(batcher, number)))
+                await asyncio.sleep(0.1)
+            await tasks[0]
+            elapsed = time.monotonic() - start
+            await asyncio.gather(*tasks)
+            return elapsed, len(engine.batches[0][2])
+
+    elapsed, size = run(main())
+    assert elapsed < 0.75, "each newcomer must not put it off again"
+    assert 3 <= size <= 5
+
+
+def test_a_full_batch_does_not_wait_for_another_group_to_fill() -> None:
+    engine = FakeEngine(4)
+
+    async def main() -> float:
+        async with serving(engine, max_delay_s=1.5) as batcher:
+            lone = asyncio.create_task(ask(batcher, 1, visible=1))
+            await asyncio.sleep(0.05)
+            start = time.monotonic()
+            await ask(batcher, 2, 2, 2, 2)
+            elapsed = time.monotonic() - start
+            await lone
+            return elapsed
+
+    assert run(main()) < 0.7
+    assert [visible for _, visible, _ in engine.batches] == [4, 1]
+
+
+# --- the end
+
+
+def test_stop_finishes_what_waits() -> None:
+    gate = Gate()
+    engine = FakeEngine(2, before=gate)
+
+    async def main() -> list[Any]:
+        async with serving(engine, max_delay_s=60) as batcher:
+            tasks = [asyncio.create_task(ask(batcher, number)) for number in range(5)]
+            await gate.wait_until_reached()
+            threading.Timer(0.05, gate.opened.set).start()
+            batcher.stop(10)
+            return [rows[0][0, 0] for rows in await asyncio.gather(*tasks)]
+
+    assert run(main()) == list(range(5))
+
+
+def test_stop_leaves_a_lane_that_hangs() -> None:
+    gate = Gate()
+
+    async def main() -> float:
+        batcher = Batcher(FakeEngine(2, before=gate), Metrics(), 8)
+        batcher.start()
+        task = asyncio.create_task(ask(batcher, 1))
+        await gate.wait_until_reached()
+        start = time.monotonic()
+        batcher.stop(0.1)
+        elapsed = time.monotonic() - start
+        gate.opened.set()
+        await task
+        return elapsed
+
+    assert run(main()) < 5
+
+
+def test_ten_thousand_random_operations_leave_nothing_behind() -> None:
+    generator = random.Random(20)
+    poison = 13
+
+    def before(images: list[int]) -> None:
+        if poison in images:
+            raise EngineError("a bad image")
+
+    async def request(batcher: Batcher) -> str:
+        operation = generator.choice(["embed", "tokens", "reconstruct"])
+        visible, count = generator.randint(1, 4), generator.choice([1, 1, 1, 2, 5, 17])
+        numbers = [generator.randint(0, 200) for _ in range(count)]
+        deadline = time.monotonic() + generator.choice([math.inf, math.inf, 0.002, -1.0])
+        try:
+            with batcher.admit(operation, count, deadline) as ticket:
+                order = list(range(count))
+                generator.shuffle(order)
+                for index in order:
+                    if generator.random() < 0.01:
+                        return "abandoned while decoding"
+                    if generator.random() < 0.2:
+                        await asyncio.sleep(0)
+                    put_patches = image(numbers[index], 4 if operation == "reconstruct" else visible)
+                    ticket.put(index, put_patches, ALL_FOUR[:visible])
+                patience = generator.choice([5.0, 5.0, 0.001]) if deadline == math.inf else 0.005
+                rows = await asyncio.wait_for(ticket.rows(), patience)
+        except (TimeoutError, QueueFull, InferenceFailed) as error:
+            return type(error).__name__
+        firsts = [row[-1].flat[0] if isinstance(row, tuple) else row.flat[0] for row in rows]
+        assert firsts == numbers
+        return "answered"
+
+    async def main() -> set[str]:
+        async with serving(FakeEngine(8, lanes=2, before=before), queue_images=64) as batcher:
+            seen: set[str] = set()
+
+            async def client() -> None:
+                for _ in range(250):
+                    seen.add(await request(batcher))
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*(client() for _ in range(40)))
+            return seen
+
+    assert run(main()) == {"answered", "abandoned while decoding", "TimeoutError", "QueueFull", "InferenceFailed"}

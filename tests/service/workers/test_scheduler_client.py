@@ -1,0 +1,180 @@
+"""A worker's queue: as the one of a single process, but that its images and results cross in slots."""
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.engines.base import FatalEngineError
+from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
+from tests.service.workers.conftest import Pair, connected, sample
+from tests.support.engines import FakeEngine
+from tests.support.queueing import Gate, run
+
+
+async def all_slots_are_back(pair: Pair, count: int) -> None:
+    """A request of as many images as there are slots, twice over, would wait for good if one were missing."""
+    assert [row[0, 0] for row in await pair.ask(*range(2 * count))] == list(range(2 * count))
+    assert len(pair.remote._free) == count
+
+
+@pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
+@pytest.mark.parametrize("visible", [4, 1])
+def test_results_come_back_in_order_with_fewer_slots_than_images(operation: str, visible: int) -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(4), slots=3) as pair:
+            numbers = list(range(1, 11))
+            rows = await pair.ask(*numbers, operation=operation, visible=visible)
+            for number, row in zip(numbers, rows, strict=True):
+                if operation == "reconstruct":
+                    pixels, error = row
+                    assert pixels.shape == (4, 768) and (pixels == number).all() and (error == number).all()
+                else:
+                    assert row.shape == (2 if operation == "embed" else visible, 8)
+                    assert (row == number).all()
+
+    run(main())
+
+
+def test_a_result_is_a_copy_of_its_slot() -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(4), slots=1) as pair:
+            first = await pair.ask(1)
+            await pair.ask(2)
+            assert (first[0] == 1).all()
+
+    run(main())
+
+
+def test_requests_that_share_a_batch_do_not_mix() -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(16), slots=8) as pair:
+            asked = [pair.ask(number, number + 1, number + 2) for number in range(0, 90, 3)]
+            answers = [[row[0, 0] for row in rows] for rows in await _in_tens(asked)]
+            assert answers == [[number, number + 1, number + 2] for number in range(0, 90, 3)]
+
+    async def _in_tens(asked: list[Any]) -> list[Any]:
+        return [rows for at in range(0, len(asked), 10) for rows in await asyncio.gather(*asked[at : at + 10])]
+
+    run(main())
+
+
+def test_a_failure_is_of_its_image_with_class_and_details() -> None:
+    def before(images: list[int]) -> None:
+        if 13 in images:
+            raise RuntimeError("poison")
+
+    async def main() -> None:
+        async with connected(FakeEngine(8, before=before), slots=4) as pair:
+            bad, good = await asyncio.gather(pair.ask(1, 13), pair.ask(2, 3), return_exceptions=True)
+            assert isinstance(bad, InferenceFailed) and bad.details == {"image": 1}
+            assert [row[0, 0] for row in good] == [2, 3]
+            await all_slots_are_back(pair, 4)
+
+    run(main())
+
+
+def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        async with connected(FakeEngine(2, before=gate), slots=4, queue_images=6) as pair:
+            with pair.admit(1, 2, 3, 4, 5, 6):
+                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await pair.until(lambda: pair.budget.used == 4)  # two are in a batch
+            await pair.until(lambda: pair.budget.used == 0 and pair.batcher.waiting == 0)
+            assert sample(pair.device_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 4
+            gate.opened.set()
+            assert [row[0, 0] for row in await pair.ask(7, 8)] == [7, 8]
+            await pair.until(lambda: len(pair.remote._free) == 4)
+
+    run(main())
+
+
+def test_who_leaves_before_anything_was_sent_frees_the_queue() -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(2)) as pair:
+            with pair.remote.admit("embed", 3, 1e9):
+                assert pair.budget.used == 3
+            assert pair.budget.used == 0
+            assert sample(pair.worker_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 3
+
+    run(main())
+
+
+def test_past_its_deadline_nothing_enters_a_batch() -> None:
+    gate = Gate()
+    engine = FakeEngine(1, before=gate)
+
+    async def main() -> None:
+        async with connected(engine, slots=4) as pair:
+            running = asyncio.ensure_future(pair.ask(1))
+            assert await asyncio.to_thread(gate.reached.wait, 5)
+            with pair.admit(2, 3, deadline=time.monotonic() + 0.02):
+                await asyncio.sleep(0.04)
+                gate.opened.set()
+                await running
+                await pair.until(lambda: pair.batcher.waiting == 0 and pair.budget.used == 0)
+            assert [images for _, _, images in engine.batches] == [[1]]
+            assert sample(pair.device_metrics.render(), "mae_dropped_images_total", reason="deadline") == 2
+            await all_slots_are_back(pair, 4)
+
+    run(main())
+
+
+def test_the_queue_has_a_bound_before_anything_is_sent() -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(2), queue_images=4) as pair:
+            with pair.remote.admit("embed", 3, 1e9):
+                with pytest.raises(QueueFull) as full:
+                    pair.remote.admit("embed", 2, 1e9)
+                assert full.value.details == {"limit": 4} and "3 images are waiting" in full.value.message
+                with pytest.raises(TooManyImages):
+                    pair.remote.admit("embed", 5, 1e9)
+            assert [row[0, 0] for row in await pair.ask(1, 2, 3, 4)] == [1, 2, 3, 4]
+
+    run(main())
+
+
+def test_a_lost_engine_fails_what_waits_and_what_comes() -> None:
+    def before(images: list[int]) -> None:
+        raise FatalEngineError("gone")
+
+    async def main() -> None:
+        async with connected(FakeEngine(1, before=before)) as pair:
+            for numbers in ((1, 2), (3,)):
+                with pytest.raises(EngineLost, match="gone"):
+                    await pair.ask(*numbers)
+
+    run(main())
+
+
+def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
+    gate = Gate()
+    engine = FakeEngine(2, before=gate)
+
+    async def main() -> None:
+        async with connected(engine, slots=8) as pair:
+            with pair.admit(1, 2, 3, 4, 5):
+                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await pair.until(lambda: pair.batcher.waiting == 3)
+                pair.desk.end_all()
+                assert pair.batcher.waiting == 0 and pair.budget.used == 0
+                gate.opened.set()
+                await asyncio.sleep(0.05)
+            assert [images for _, _, images in engine.batches] == [[1, 2]]
+
+    run(main())
+
+
+def test_images_of_one_request_have_one_number_of_patches() -> None:
+    async def main() -> None:
+        async with connected(FakeEngine(2)) as pair:
+            with pair.remote.admit("embed", 2, 1e9) as ticket:
+                ticket.put(0, np.zeros((4, 768), np.uint8), np.arange(4, dtype=np.int32))
+                with pytest.raises(ValueError, match="same number"):
+                    ticket.put(1, np.zeros((2, 768), np.uint8), np.arange(2, dtype=np.int32))
+
+    run(main())

@@ -1,0 +1,128 @@
+"""Engines for tests of what stands around them: small, quick, and as obedient as the test wants."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from model.arrays import Bytes, Floats, Indices
+from model.checkpoints.heads import Extras
+from model.config import MAEConfig, Preprocessing
+from model.engines.base import EngineInfo
+
+SMALL = MAEConfig(
+    name="fake",
+    image_size=32,
+    patch_size=16,
+    embed_dim=8,
+    depth=1,
+    num_heads=2,
+    decoder_embed_dim=8,
+    decoder_depth=1,
+    decoder_num_heads=2,
+)
+"""Four patches of 16 x 16."""
+
+NARROW = MAEConfig(
+    name="narrow",
+    image_size=32,
+    patch_size=8,
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+)
+"""16 patches of 8 x 8: small, and still with heads and blocks to get wrong."""
+
+
+def write_narrow(folder: Path) -> Path:
+    """Weights of NARROW, all of them random, biases too."""
+    import torch  # here: other tests do without
+
+    from model.checkpoints.checkpoint import Checkpoint, save
+    from model.nn import autoencoder
+
+    torch.manual_seed(0)
+    tensors = dict(autoencoder(NARROW).state_dict())
+    tensors |= {name: 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items() if name.endswith(".bias")}
+    path = folder / "narrow.safetensors"
+    save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
+    return path
+
+
+def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 32) -> EngineInfo:
+    return EngineInfo(
+        backend="torch",
+        precision="fp32",
+        device="cpu",
+        model="fake",
+        weights="0" * 64,
+        layout="none",
+        license=None,
+        config=config,
+        preprocessing=Preprocessing(),
+        lanes=lanes,
+        threads_per_lane=1,
+        preferred_batch=preferred_batch,
+        versions={},
+    )
+
+
+class FakeEngine:
+    """Answers each image by its first byte, and keeps a diary of its batches.
+
+    A vector repeats the byte; so does an error, and pixels are the image's own. `before` is called with the batch's
+    bytes before it is answered: it may sleep, raise, or wait for a gate.
+    """
+
+    def __init__(
+        self,
+        preferred_batch: int = 32,
+        lanes: int = 1,
+        before: Callable[[list[int]], None] = lambda images: None,
+        not_a_number: int | None = None,
+    ) -> None:
+        self.info = fake_info(lanes=lanes, preferred_batch=preferred_batch)
+        self.extras = Extras()
+        self.lanes = lanes
+        self.preferred_batch = preferred_batch
+        self.batches: list[tuple[str, int, list[int]]] = []
+        """Of each batch: operation, K, the images' bytes."""
+        self.running = self.most_running = 0
+        self._before = before
+        self._not_a_number = not_a_number
+        self._lock = threading.Lock()
+
+    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        return self._answer("embed", patches, positions, (2, 8))
+
+    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+        return self._answer("tokens", patches, positions, (positions.shape[1], 8))
+
+    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+        return patches, self._answer("reconstruct", patches, positions, (patches.shape[1],))
+
+    def _answer(self, operation: str, patches: Bytes, positions: Indices, shape: tuple[int, ...]) -> Floats:
+        images = patches[:, 0, 0].tolist()
+        with self._lock:
+            self.batches.append((operation, positions.shape[1], images))
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            self._before(images)
+        finally:
+            with self._lock:
+                self.running -= 1
+        first = patches[:, 0, 0].astype(np.float32)
+        if self._not_a_number is not None:
+            first[first == self._not_a_number] = np.nan
+        return np.broadcast_to(first.reshape(-1, *(1 for _ in shape)), (len(first), *shape)).copy()
+
+
+def costing(call_s: float, image_s: float = 0.0) -> Callable[[list[int]], None]:
+    """For `before`: a batch takes `call_s`, and `image_s` more for each image."""
+    return lambda images: time.sleep(call_s + image_s * len(images))

@@ -1,0 +1,71 @@
+"""Serves an engine that misbehaves on purpose: FAKE says how. Everything else is the real server."""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from model.checkpoints.heads import Extras
+from model.config import PRESETS
+from model.engines.base import FatalEngineError
+from service.serving import run
+from service.settings import load_settings
+from tests.support.engines import fake_info
+
+POISON = 201
+"""An image of this grey is the one that the engine stumbles over."""
+
+
+class FakeEngine:
+    """Vectors of the patches' mean, tokens of a patch's and its place; costs a given time; stumbles as FAKE says."""
+
+    def __init__(self, kind: str, seconds: float, batch: int) -> None:
+        self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
+        self.extras = Extras()
+        self.lanes = 1
+        self.preferred_batch = batch
+        self._kind = kind
+        self._seconds = seconds
+
+    def embed(self, lane, patches, positions):
+        time.sleep(self._seconds)
+        mean = patches.mean(axis=(1, 2), dtype=np.float32)
+        poisoned = (patches == POISON).all(axis=(1, 2))
+        if self._kind == "raises" and poisoned.any():
+            raise RuntimeError("a poisoned image")
+        if self._kind == "fatal" and poisoned.any():
+            raise FatalEngineError("the device has fallen off the bus")
+        if self._kind == "dies" and poisoned.any():
+            sys.exit("the thread is gone")
+        vectors = np.repeat(mean[:, None, None], 2, axis=1) * np.ones(192, np.float32)
+        if self._kind == "nan":
+            vectors[poisoned] = np.nan
+        return vectors
+
+    def tokens(self, lane, patches, positions):
+        means = patches.mean(axis=2, dtype=np.float32) + positions.astype(np.float32)
+        return means[..., None] * np.ones(192, np.float32)
+
+    def reconstruct(self, lane, patches, positions):
+        time.sleep(self._seconds)
+        return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(positions.shape[1])
+
+
+def build(spec, progress):
+    progress("pretending to build")
+    time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
+    kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
+    if kind == "unbuildable":
+        raise RuntimeError("out of memory, say")
+    engine = FakeEngine(kind, seconds, spec.max_batch or 16)
+    if kind == "unopenable":
+        del engine.lanes
+    return engine
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(run(load_settings(), build))

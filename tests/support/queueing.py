@@ -1,0 +1,84 @@
+"""What tests of the queue have in common: a started batcher, requests, and a gate that holds batches up."""
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.inference.queue import Ticket
+from service.inference.scheduler import Batcher
+from service.metrics import Metrics
+from tests.support.engines import FakeEngine
+
+ALL_FOUR = np.arange(4, dtype=np.int32)
+
+
+def image(number: int, patches: int = 4) -> np.ndarray:
+    return np.full((patches, 16 * 16 * 3), number, dtype=np.uint8)
+
+
+def put(ticket: Ticket, numbers: list[int], visible: int = 4) -> None:
+    for index, number in enumerate(numbers):
+        ticket.put(index, image(number, visible if ticket.operation != "reconstruct" else 4), ALL_FOUR[:visible])
+
+
+async def ask(
+    batcher: Batcher, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
+) -> list[Any]:
+    with batcher.admit(operation, len(numbers), deadline) as ticket:
+        put(ticket, list(numbers), visible)
+        return await ticket.rows()
+
+
+@contextlib.asynccontextmanager
+async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[Batcher]:
+    """A started batcher, which must be empty in the end."""
+    batcher = Batcher(engine, Metrics(), queue_images, **settings)
+    batcher.start()
+    try:
+        yield batcher
+        assert gauge(batcher, "mae_queue_images") == 0
+        assert gauge(batcher, "mae_admitted_images") == 0
+    finally:
+        batcher.stop(5)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
+
+
+def gauge(batcher: Batcher, name: str, **labels: str) -> float:
+    """As Prometheus would see it."""
+    text = batcher._metrics.render().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 30))
+
+
+class Gate:
+    """Holds every batch up until it is opened; `before` of an engine."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, images: list[int]) -> None:
+        self.reached.set()
+        assert self.opened.wait(10)
+
+    async def wait_until_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, 10)
+
+
+async def settled() -> None:
+    """Lets every task run until it waits for something."""
+    for _ in range(5):
+        await asyncio.sleep(0)
