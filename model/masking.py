@@ -22,7 +22,7 @@ from model.arrays import Indices
 Strategy = Literal["random", "block", "grid"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MAX_SEED = 2**64 - 1
-ABSENT = -1
+PAD = -1
 """No position: fills up the rows of images with fewer visible patches than others of their batch."""
 
 
@@ -30,7 +30,7 @@ class MaskError(ValueError):
     """A mask that cannot be: nothing or everything visible, or a patch that the image does not have."""
 
 
-def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Indices:
+def choose_visible(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Indices:
     """Positions of the K = int(N (1 - mask_ratio)) patches that stay visible, int32 [K].
 
     Raises:
@@ -39,21 +39,21 @@ def visible_positions(strategy: Strategy, grid: int, mask_ratio: float, seed: in
     return _checked(_kept(strategy, grid, visible_count(grid**2, mask_ratio), seed), grid**2)
 
 
-def kept_share(grid: int, keep: float, seed: int) -> Indices:
+def random_visible(grid: int, keep: float, seed: int) -> Indices:
     """Positions of a random K = int(N keep) patches, int32 [K]; all of them for `keep` 1.
 
     Raises:
         MaskError: fewer than one patch would be kept.
     """
     if keep >= 1:
-        return every_position(grid**2)
+        return all_indices(grid**2)
     count = int(grid**2 * keep)
     if count < 1:
         raise MaskError(f"keep={keep} leaves none of the {grid**2} patches")
     return _kept("random", grid, count, seed)
 
 
-def explicit_positions(removed: Iterable[int], num_patches: int) -> Indices:
+def visible_without(removed: Iterable[int], num_patches: int) -> Indices:
     """Positions left visible when the patches `removed` (row-major indices) are taken away, int32 [K].
 
     Raises:
@@ -67,25 +67,25 @@ def explicit_positions(removed: Iterable[int], num_patches: int) -> Indices:
     return _checked(np.flatnonzero(~mask).astype(np.int32), num_patches)
 
 
-def every_position(num_patches: int) -> Indices:
+def all_indices(num_patches: int) -> Indices:
     """Positions 0..N-1, int32 [N]: the whole image."""
     return np.arange(num_patches, dtype=np.int32)
 
 
-def removed_flags(positions: Indices, num_patches: int) -> NDArray[np.uint8]:
+def removed_flags(visible_indices: Indices, num_patches: int) -> NDArray[np.uint8]:
     """The mask as upstream writes it, uint8 [N]: 1 = removed, 0 = kept."""
     mask = np.ones(num_patches, dtype=np.uint8)
-    mask[positions] = 0
+    mask[visible_indices] = 0
     return mask
 
 
-def decoder_rows(positions: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
+def restore_indices_for(visible_indices: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
     """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N].
 
-    Indices may be `ABSENT`.
+    Indices may be `PAD`.
     """
-    rows = np.zeros((len(positions), num_patches + 1), dtype=np.int32)  # the last column is what ABSENT means
-    np.put_along_axis(rows, positions, np.arange(2, positions.shape[1] + 2, dtype=np.int32)[None], axis=1)
+    rows = np.zeros((len(visible_indices), num_patches + 1), dtype=np.int32)  # the last column is what PAD means
+    np.put_along_axis(rows, visible_indices, np.arange(2, visible_indices.shape[1] + 2, dtype=np.int32)[None], axis=1)
     return np.ascontiguousarray(rows[:, :num_patches])
 
 
@@ -149,9 +149,9 @@ def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Indices:
     return np.flatnonzero(~removed).astype(np.int32)
 
 
-def _checked(positions: Indices, num_patches: int) -> Indices:
-    if len(positions) == 0:
+def _checked(visible_indices: Indices, num_patches: int) -> Indices:
+    if len(visible_indices) == 0:
         raise MaskError(f"all {num_patches} patches would be removed: nothing is left to reconstruct from")
-    if len(positions) == num_patches:
+    if len(visible_indices) == num_patches:
         raise MaskError(f"none of the {num_patches} patches would be removed: there is nothing to reconstruct")
-    return positions
+    return visible_indices

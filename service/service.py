@@ -15,10 +15,10 @@ from model.engines.base import Engine, EngineBuildError
 from model.engines.build import build
 from model.engines.spec import EngineSpec
 from service.errors import Draining, EngineLost, NotReady, Unauthorized
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -129,10 +129,10 @@ class Service:
     def _open(self, engine: Engine) -> None:
         """Takes work for `engine` from now on."""
         s, info = self.settings, engine.info
-        decoder = Decoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
-        batcher = Batcher(engine, self.metrics, self._queue_images(), s.max_delay_ms / 1000, self._engine_lost)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
+        batcher = BatchScheduler(engine, self.metrics, self._queue_images(), s.max_delay_ms / 1000, self._engine_lost)
         batcher.start()
-        self._pipeline = Pipeline(info, engine.extras, decoder, batcher, self.metrics)
+        self._pipeline = Pipeline(info, engine.heads, decoder, batcher, self.metrics)
         self.metrics.describe_engine(info)
         self._become("ready" if self.state == "loading" else self.state)
         log.info(

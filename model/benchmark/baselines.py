@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.checkpoint import Checkpoint
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.engines.base import EngineError, EngineInfo, gather_visible
 from model.engines.cpu import available_cpus
-from model.masking import decoder_rows
+from model.masking import restore_indices_for
 from model.nn.serving import DecoderGraph, EncoderGraph
 
 
-class Rival:
+class Baseline:
     """An engine in form, with one lane that has the whole device: autocast to float16 on CUDA, float32 elsewhere."""
 
     def __init__(self, checkpoint: Checkpoint, info: EngineInfo, compiled: bool) -> None:
@@ -29,7 +29,7 @@ class Rival:
         self.info = info.model_copy(
             update={"backend": "torch", "precision": "fp16" if self._half else "fp32", "lanes": 1, "parity": None}
         )
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = 1
         self.preferred_batch = info.preferred_batch
         model = checkpoint.build(info.config.image_size)
@@ -38,20 +38,20 @@ class Rival:
             self._prepared(DecoderGraph(model, info.preprocessing), compiled) if info.config.has_decoder else None
         )
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        return _host(self._encode(patches, positions)[0])
+        return _host(self._encode(patches, visible_indices)[0])
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        return _host(self._encode(patches, positions)[1][:, 1:])
+        return _host(self._encode(patches, visible_indices)[1][:, 1:])
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         if self._decoder is None:
             raise EngineError("the model has no decoder")
-        latent = self._encode(gather_visible(patches, positions), positions)[1]
-        rows = decoder_rows(positions, self.info.config.num_patches)
+        latent = self._encode(gather_visible(patches, visible_indices), visible_indices)[1]
+        rows = restore_indices_for(visible_indices, self.info.config.num_patches)
         pixels, error = self._run(self._decoder, latent, self._send(rows), self._send(patches))
         return pixels.cpu().numpy(), _host(error)
 
@@ -61,8 +61,8 @@ class Rival:
         # because a part left out would run eagerly under the name of the compiler.
         return torch.compile(graph, fullgraph=True, dynamic=True) if compiled else graph
 
-    def _encode(self, patches: Bytes, positions: Indices) -> tuple[Tensor, Tensor]:
-        pooled, latent = self._run(self._encoder, self._send(patches), self._send(positions))
+    def _encode(self, patches: Bytes, visible_indices: Indices) -> tuple[Tensor, Tensor]:
+        pooled, latent = self._run(self._encoder, self._send(patches), self._send(visible_indices))
         return pooled, latent
 
     def _run(self, graph: Any, *arguments: Tensor) -> Any:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Precision
 from model.engines.cpu import available_cpus
-from model.nn import autoencoder
+from model.nn import build_model
 from model.nn.base import Autoencoder
 from model.nn.serving import DecoderGraph, EncoderGraph
 
@@ -78,7 +78,7 @@ class Work(Frozen):
         return max(batch * self.flops / peak.flops_per_s, moved / peak.bytes_per_s)
 
 
-def floor_seconds(works: list[Work], batch: int, peak: Peak) -> float:
+def roofline_seconds(works: list[Work], batch: int, peak: Peak) -> float:
     """The least time for a batch that goes through the graphs one after the other."""
     return sum(work.seconds(batch, peak) for work in works)
 
@@ -87,7 +87,7 @@ def works_of(config: MAEConfig, visible: int, precision: Precision, decodes: boo
     """The work of the encoder graph for `visible` patches and, if it `decodes`, of the decoder graph after it."""
     n, p = config.num_patches, config.patch_dim
     with torch.device("meta"):  # shapes alone: nothing is computed
-        model = autoencoder(config).eval()
+        model = build_model(config).eval()
         rows = torch.empty(1, n, dtype=torch.int32)
         patches = torch.empty(1, n, p, dtype=torch.uint8)
         latent = torch.empty(1, 1 + visible, config.embed_dim)

@@ -69,8 +69,8 @@ def benchmark(
         return Benchmark(engine=info, random_weights=random_weights, seconds=seconds, turns=turns, figures=tuple(found))
 
     # torch enters this process for the comparison alone
-    from model.benchmark.baselines import Rival
-    from model.benchmark.roofline import floor_seconds, measure_peak, works_of
+    from model.benchmark.baselines import Baseline
+    from model.benchmark.roofline import measure_peak, roofline_seconds, works_of
     from model.checkpoints.checkpoint import load
 
     progress("measuring the device's peak")
@@ -79,7 +79,7 @@ def benchmark(
     alone = [size for size in sizes if size.lanes == 1]
     left_out = {}
     for kind, compiled in (("torch eager", False), ("torch.compile", True)):
-        rival = Rival(checkpoint, info, compiled)
+        rival = Baseline(checkpoint, info, compiled)
         name = f"{kind} {rival.info.precision}"
         progress(f"trying {name}")
         if compiled and (reason := _trouble(rival, alone)):
@@ -96,7 +96,7 @@ def benchmark(
     measured = measure(contenders, seconds, turns, progress)
     peak = before.better(measure_peak(info.device, info.precision))  # twice, lest a neighbour was busy
     for figure in measured:
-        floor = figure.batch / floor_seconds(works[figure.operation, figure.visible], figure.batch, peak)
+        floor = figure.batch / roofline_seconds(works[figure.operation, figure.visible], figure.batch, peak)
         update = {"floor_images_per_s": floor, "times_floor": floor / figure.images_per_s}
         figures.append(figure.model_copy(update=update))
     return Benchmark(

@@ -130,8 +130,8 @@ def inputs(config: MAEConfig, size: Size) -> tuple[Bytes, Indices]:
     n = config.num_patches
     patches = generator.integers(0, 256, (size.batch, n, config.patch_dim), dtype=np.uint8)
     places = [np.sort(generator.permutation(n)[: size.visible]) for _ in range(size.batch)]
-    positions = np.stack(places).astype(np.int32)
-    return (patches if size.operation == "reconstruct" else gather_visible(patches, positions)), positions
+    visible_indices = np.stack(places).astype(np.int32)
+    return (patches if size.operation == "reconstruct" else gather_visible(patches, visible_indices)), visible_indices
 
 
 def run_once(engine: Engine, size: Size) -> None:
@@ -145,19 +145,19 @@ def _call(engine: Engine, operation: Operation) -> Callable[[int, Bytes, Indices
 
 def _run(engine: Engine, size: Size, seconds: float) -> tuple[float, list[tuple[float, list[float]]]]:
     """Core-seconds of all lanes at once, and of each: images a second, and the seconds of each batch."""
-    patches, positions = inputs(engine.info.config, size)
+    patches, visible_indices = inputs(engine.info.config, size)
     call = _call(engine, size.operation)
     start_line = threading.Barrier(size.lanes)
 
     def warm(lane: int) -> None:  # a graph is captured, a shape is set: not what is measured
-        call(lane, patches, positions)
+        call(lane, patches, visible_indices)
 
     def work(lane: int) -> tuple[float, list[float]]:
         taken: list[float] = []
         start_line.wait()
         start = now = time.perf_counter()
         while now - start < seconds or not taken:
-            call(lane, patches, positions)
+            call(lane, patches, visible_indices)
             before, now = now, time.perf_counter()
             taken.append(now - before)
         return len(taken) * size.batch / (now - start), taken

@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, Preprocessing
-from model.nn import autoencoder
+from model.nn import build_model
 
 
 def write_random_weights(preset: str, folder: Path) -> Path:
@@ -16,7 +16,7 @@ def write_random_weights(preset: str, folder: Path) -> Path:
     config = PRESETS[preset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = autoencoder(config)
+        model = build_model(config)
     path = folder / f"{preset}.safetensors"
     save(path, Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict())))
     return path

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.checkpoints import foreign, preprocessors
-from model.checkpoints.errors import WeightsError, speaking_of
-from model.checkpoints.heads import Extras, is_extra
+from model.checkpoints.errors import WeightsError, naming_path
+from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.locate import card_license, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.nn import autoencoder
+from model.nn import build_model
 from model.nn.base import Autoencoder
 from model.nn.vit import sincos_positions
 
@@ -54,7 +54,7 @@ class Checkpoint:
     layout: Layout
     tensors: dict[str, Tensor]
     license: str | None = None
-    extras: Extras = field(default_factory=Extras)
+    heads: Heads = field(default_factory=Heads)
 
     def build(self, image_size: int | None = None) -> Autoencoder:
         """The model in eval mode, without gradients, sharing this checkpoint's memory where it can.
@@ -75,7 +75,7 @@ class Checkpoint:
             tables = {name: _regrid(tensors[name], config) for name in foreign.POSITION_TABLES if name in tensors}
             tensors = tensors | tables
         with torch.device("meta"):  # every weight is about to be assigned: initialising them would be wasted
-            model = autoencoder(config)
+            model = build_model(config)
         model.load_state_dict(tensors, assign=True)
         return model.requires_grad_(False).eval()
 
@@ -96,7 +96,7 @@ def load(path: Path, model: str | None = None, norm_pix_loss: bool | None = None
         WeightsError: the file is missing, foreign or damaged, or is not what `model` says.
     """
     preset = _preset(model)
-    with speaking_of(path):
+    with naming_path(path):
         checkpoint = _load_folder(path, preset) if path.is_dir() else _load_file(path, preset)
         if preset is not None:
             foreign.require_agreement(checkpoint.config, preset)
@@ -122,12 +122,12 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}
     _require_finite(tensors)
-    tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.extras.arrays().items()}
+    tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.heads.arrays().items()}
     metadata = Metadata(
         config=checkpoint.config,
         preprocessing=checkpoint.preprocessing,
         license=checkpoint.license,
-        head=checkpoint.extras.head and checkpoint.extras.head.facts,
+        head=checkpoint.heads.head and checkpoint.heads.head.facts,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -141,11 +141,11 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
 def _load_file(path: Path, preset: MAEConfig | None) -> Checkpoint:
     if metadata := read_metadata(path):
         everything = _float32(load_file(path))
-        extras = Extras.of({name: x.numpy() for name, x in everything.items() if is_extra(name)}, metadata)
-        tensors = {name: x for name, x in everything.items() if not is_extra(name)}
+        heads = Heads.of({name: x.numpy() for name, x in everything.items() if is_head_tensor(name)}, metadata)
+        tensors = {name: x for name, x in everything.items() if not is_head_tensor(name)}
         if metadata.config.positions == "sincos" and foreign.kind_of_positions(tensors) != "sincos":
             raise WeightsError("declares sine-cosine positions but holds other ones")
-        return Checkpoint(metadata.config, metadata.preprocessing, "mae-serve", tensors, metadata.license, extras)
+        return Checkpoint(metadata.config, metadata.preprocessing, "mae-serve", tensors, metadata.license, heads)
     tensors, arguments = (_float32(load_file(path)), {}) if is_safetensors(path) else _read_pickle(path)
     config = foreign.infer_config(tensors, preset, readable_name(path))
     config = config.model_copy(update={"norm_pix_loss": bool(arguments.get("norm_pix_loss", False))})
@@ -220,7 +220,7 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _require_exact(tensors: dict[str, Tensor], config: MAEConfig) -> None:
     """Raises unless the names and shapes are those of the model, and every number is finite."""
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in autoencoder(config).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
     if missing := expected.keys() - tensors.keys():
         raise WeightsError(f"lacks {_few(missing)}, which a masked autoencoder of its size has")
     if unexpected := tensors.keys() - expected.keys():

@@ -15,7 +15,7 @@ class WeightsError(ValueError):
 
 
 @contextmanager
-def speaking_of(path: Path) -> Iterator[None]:
+def naming_path(path: Path) -> Iterator[None]:
     """Makes whatever is wrong with the weights at `path` a WeightsError: one sentence, with the path as its subject.
 
     So functions that look at weights raise verb phrases ("holds no config.json"), whether they know the path or not.

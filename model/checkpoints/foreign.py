@@ -1,6 +1,6 @@
 """How others write down the same model: the names and sizes of upstream, Hugging Face's ViTMAE, timm.
 
-Messages of the errors raised here are verb phrases; whoever knows the path puts it before them (`source.speaking_of`).
+Messages of the errors raised here are verb phrases; whoever knows the path puts it before them (`source.naming_path`).
 """
 
 from __future__ import annotations

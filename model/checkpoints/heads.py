@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from model.arrays import Floats
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.native import HeadFacts, Metadata, Pooled, read_metadata
+from model.checkpoints.native import HeadConfig, Metadata, Pooled, read_metadata
 from model.config import MAEConfig
 
 PREFIXES = ("head.", "whitening.")
@@ -34,7 +34,7 @@ class Head:
         bias: float32 [C].
     """
 
-    facts: HeadFacts
+    facts: HeadConfig
     weight: Floats
     bias: Floats
 
@@ -63,7 +63,7 @@ class Whitening:
 
 
 @dataclass(frozen=True)
-class Extras:
+class Heads:
     """Head and whitening of a model, none by default."""
 
     head: Head | None = None
@@ -116,19 +116,19 @@ def pools_of(config: MAEConfig) -> tuple[Pooled, ...]:
     return tuple(pool for pool in ROWS if pool != "cls" or config.has_cls)
 
 
-def read_extras(path: Path) -> Extras:
+def read_heads(path: Path) -> Heads:
     """Head and whitening in one of our own files; none for any other kind of checkpoint.
 
     Raises:
-        WeightsError: as `Extras.of`.
+        WeightsError: as `Heads.of`.
     """
     metadata = None if path.is_dir() else read_metadata(path)
     if metadata is None:
-        return Extras()
+        return Heads()
     with safe_open(path, framework="numpy") as file:
-        return Extras.of({name: file.get_tensor(name) for name in file.keys() if is_extra(name)}, metadata)  # noqa: SIM118
+        return Heads.of({name: file.get_tensor(name) for name in file.keys() if is_head_tensor(name)}, metadata)  # noqa: SIM118
 
 
-def is_extra(name: str) -> bool:
+def is_head_tensor(name: str) -> bool:
     """Whether a tensor of this name belongs to head or whitening rather than to the model."""
     return name.startswith(PREFIXES)

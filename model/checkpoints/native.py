@@ -15,7 +15,7 @@ Pooled = Literal["cls", "mean"]
 """One vector an image: the cls token, or the mean of the patch tokens."""
 
 
-class HeadFacts(BaseModel):
+class HeadConfig(BaseModel):
     """What a classification head is: the pooled vector that it takes and the classes that it knows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +33,7 @@ class Metadata(BaseModel):
     config: MAEConfig
     preprocessing: Preprocessing
     license: str | None = None
-    head: HeadFacts | None = None
+    head: HeadConfig | None = None
 
 
 def read_metadata(path: Path) -> Metadata | None:

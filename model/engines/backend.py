@@ -14,7 +14,7 @@ NO_TENSORRT = f"neither {' nor '.join(identity.DISTRIBUTIONS)} is installed"
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """A backend, and where it runs."""
 
     backend: BackendName
@@ -23,7 +23,7 @@ class Choice:
     """Why this is not the backend that would have been preferred; None if it is."""
 
 
-def choose_backend(wanted: Backend) -> Choice:
+def choose_backend(wanted: Backend) -> BackendChoice:
     """What `wanted` comes to here: `auto` is TensorRT, else torch on a GPU, else OpenVINO, else torch.
 
     torch is imported only where there is an NVIDIA device, or nothing but torch to serve with.
@@ -34,23 +34,27 @@ def choose_backend(wanted: Backend) -> Choice:
     if wanted == "openvino":
         if not find_spec("openvino"):
             raise EngineBuildError("BACKEND=openvino, but the package openvino is not installed")
-        return Choice("openvino", "cpu")
+        return BackendChoice("openvino", "cpu")
     idle = _idle_gpu()
     if wanted == "tensorrt":
         reason = idle or (None if identity.installed_distribution() else NO_TENSORRT)
         if reason:
             raise EngineBuildError(f"BACKEND=tensorrt, but {reason}")
-        return Choice("tensorrt", "cuda")
+        return BackendChoice("tensorrt", "cuda")
     if idle is None:
         if wanted == "torch":
-            return Choice("torch", "cuda")
-        return Choice("tensorrt", "cuda") if identity.installed_distribution() else Choice("torch", "cuda", NO_TENSORRT)
+            return BackendChoice("torch", "cuda")
+        return (
+            BackendChoice("tensorrt", "cuda")
+            if identity.installed_distribution()
+            else BackendChoice("torch", "cuda", NO_TENSORRT)
+        )
     fallback = idle if identity.nvidia_device() else None
     if wanted == "torch":
-        return Choice("torch", "cpu", fallback)
+        return BackendChoice("torch", "cpu", fallback)
     if find_spec("openvino"):
-        return Choice("openvino", "cpu", fallback)
-    return Choice("torch", "cpu", fallback or "the package openvino is not installed")
+        return BackendChoice("openvino", "cpu", fallback)
+    return BackendChoice("torch", "cpu", fallback or "the package openvino is not installed")
 
 
 def _idle_gpu() -> str | None:

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras
-from model.checkpoints.native import HeadFacts, Pooled
+from model.checkpoints.heads import Heads
+from model.checkpoints.native import HeadConfig, Pooled
 from model.config import MAEConfig, Preprocessing
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -108,7 +108,7 @@ class EngineInfo(BaseModel):
     mixes: bool = False
     """Whether images of a batch may differ in how many patches are visible; see `Engine`."""
     versions: dict[str, str]
-    head: HeadFacts | None = None
+    head: HeadConfig | None = None
     """Of the classification head, if there is one."""
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
@@ -132,27 +132,27 @@ class Engine(Protocol):
     """A compiled masked autoencoder. A lane is used by one thread at a time; different lanes run at once.
 
     Where `info.mixes`, K is that of the image with most visible patches, and for others the last positions are -1
-    (`model.masking.ABSENT`): what `patches` holds there is ignored, and so are the tokens that come of it.
+    (`model.masking.PAD`): what `patches` holds there is ignored, and so are the tokens that come of it.
     """
 
     info: EngineInfo
-    extras: Extras
+    heads: Heads
     """What the host does with pooled vectors."""
     lanes: int
     """How many batches may run at once."""
     preferred_batch: int
     """How many images one lane likes best."""
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """Visible patches uint8 [B, K, P] at int32 [B, K] -> float32 [B, 2, D]: cls, mean of the patch tokens."""
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """Visible patches uint8 [B, K, P] at int32 [B, K] -> float32 [B, K, D]."""
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """All patches uint8 [B, N, P], visible int32 [B, K] -> pixels uint8 [B, N, P], squared error float32 [B, N]."""
 
 
-def gather_visible(patches: Bytes, positions: Indices) -> Bytes:
+def gather_visible(patches: Bytes, visible_indices: Indices) -> Bytes:
     """Patches uint8 [B, N, P] at int32 [B, K] -> uint8 [B, K, P]."""
-    return patches[np.arange(len(patches))[:, None], positions]
+    return patches[np.arange(len(patches))[:, None], visible_indices]

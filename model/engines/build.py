@@ -8,19 +8,19 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from model.checkpoints.errors import speaking_of
-from model.checkpoints.heads import read_extras
+from model.checkpoints.errors import naming_path
+from model.checkpoints.heads import read_heads
 from model.checkpoints.locate import locate
 from model.engines import parity
-from model.engines.backend import Choice, choose_backend
+from model.engines.backend import BackendChoice, choose_backend
 from model.engines.base import Engine, EngineBuildError, EngineError, EngineInfo, Precision, TensorRTError
 from model.engines.cache import fingerprint
-from model.engines.context import Plan, gated, info_of, obtain
+from model.engines.context import BuildContext, gated, info_of, obtain
 from model.engines.cpu import available_cpus
 from model.engines.cuda import identity
 from model.engines.entry import read_facts, read_reference
 from model.engines.fingerprint import code_digest
-from model.engines.job import Job, ModelSpec
+from model.engines.job import ConversionJob, ModelSpec
 from model.engines.openvino.build import build_openvino
 from model.engines.reference import EAGER_BATCH, load_model, reference_engine
 from model.engines.spec import EngineSpec
@@ -51,17 +51,17 @@ def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engin
     source = locate(spec.weights, spec.model)
     preset = None if source.is_preset(spec.model) else spec.model
     model = ModelSpec(str(source.path), preset, spec.norm_pix_loss, spec.image_size, spec.preprocess)
-    plan = Plan(spec, source, model, _announced(choose_backend(spec.backend)), progress)
+    plan = BuildContext(spec, source, model, _announced(choose_backend(spec.backend)), progress)
     try:
         engine = _build(plan)
     except TensorRTError as error:
         if spec.backend != "auto":
             raise
-        choice = _announced(Choice("torch", "cuda", f"TensorRT has failed: {error}"))
-        engine = _build(Plan(spec, source, model, choice, progress))
-    with speaking_of(source.path):
-        engine.extras = extras = read_extras(source.path)
-    facts = {"head": extras.head and extras.head.facts, "whitening": tuple(extras.whitening)}
+        choice = _announced(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
+        engine = _build(BuildContext(spec, source, model, choice, progress))
+    with naming_path(source.path):
+        engine.heads = heads = read_heads(source.path)
+    facts = {"head": heads.head and heads.head.facts, "whitening": tuple(heads.whitening)}
     engine.info = engine.info.model_copy(update=facts)
     return engine
 
@@ -95,13 +95,13 @@ def tensorrt_ingredients(
     }
 
 
-def _announced(choice: Choice) -> Choice:
+def _announced(choice: BackendChoice) -> BackendChoice:
     if choice.fallback:
         log.warning("serving by %s on %s: %s", choice.backend, choice.device, choice.fallback)
     return choice
 
 
-def _build(plan: Plan) -> Engine:
+def _build(plan: BuildContext) -> Engine:
     spec, backend = plan.spec, plan.choice.backend
     if spec.calibrate is not None and spec.precision not in ("int8", "auto"):
         raise EngineBuildError("photographs to calibrate on are for PRECISION=int8 or auto")
@@ -116,9 +116,9 @@ def _build(plan: Plan) -> Engine:
     return _build_torch(plan)
 
 
-def _build_tensorrt(plan: Plan) -> Engine:
+def _build_tensorrt(plan: BuildContext) -> Engine:
     from model.engines.cuda.engine import DeviceEngine
-    from model.engines.cuda.tensorrt import TensorRTKernels
+    from model.engines.cuda.tensorrt import TensorRTGraphs
 
     spec, source = plan.spec, plan.source
     distribution = identity.installed_distribution()
@@ -129,21 +129,23 @@ def _build_tensorrt(plan: Plan) -> Engine:
     ingredients = tensorrt_ingredients(
         plan.model, source.digest, precision, most, card, distribution, runtime.__version__
     )
-    folder = obtain(plan, f"tensorrt-{fingerprint(ingredients)}", Job(plan.model, "tensorrt", precision, most))
+    folder = obtain(
+        plan, f"tensorrt-{fingerprint(ingredients)}", ConversionJob(plan.model, "tensorrt", precision, most)
+    )
     info = info_of(source, read_facts(folder), plan.choice, precision, lanes, 1, most, folder.name)
     libraries = {distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver}
     info = info.model_copy(update={"versions": info.versions | libraries, "mixes": _mixes(info)})
     plan.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
     try:
-        engine = DeviceEngine(TensorRTKernels(folder, info, runtime), info, spec.cuda_graphs)
+        engine = DeviceEngine(TensorRTGraphs(folder, info, runtime), info, spec.cuda_graphs)
         return gated(engine, read_reference(folder), plan, (1, most))
     except EngineError as error:
         raise TensorRTError(str(error)) from error
 
 
-def _build_torch(plan: Plan) -> Engine:
+def _build_torch(plan: BuildContext) -> Engine:
     from model.engines.cuda.engine import DeviceEngine
-    from model.engines.cuda.torch_graphs import TorchKernels
+    from model.engines.cuda.torch_graphs import TorchGraphs
     from model.engines.eager import EagerEngine
 
     spec, source = plan.spec, plan.source
@@ -158,7 +160,7 @@ def _build_torch(plan: Plan) -> Engine:
         info = info_of(source, facts, plan.choice, precision, spec.lanes or GPU_LANES, 1, most)
         info = info.model_copy(update={"mixes": _mixes(info)})
         try:
-            engine = DeviceEngine(TorchKernels(checkpoint, info), info, spec.cuda_graphs)
+            engine = DeviceEngine(TorchGraphs(checkpoint, info), info, spec.cuda_graphs)
             return gated(engine, reference, plan, (1, most))
         except EngineError as error:
             raise EngineBuildError(str(error)) from error

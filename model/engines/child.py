@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from model.engines.base import EngineBuildError, TensorRTError
-from model.engines.job import FAILURES, Job
+from model.engines.job import FAILURES, ConversionJob
 
 log = logging.getLogger(__name__)
 
 
-def convert_in_child(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
+def convert_in_child(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
     """Fills `folder` with graphs or engines, facts and the parity reference; `progress` is told what is being done.
 
     Raises:

@@ -11,28 +11,28 @@ from pathlib import Path
 
 from model.checkpoints.locate import Source
 from model.engines import parity
-from model.engines.backend import Choice
+from model.engines.backend import BackendChoice
 from model.engines.base import Engine, EngineInfo, Precision
 from model.engines.cache import EngineCache
 from model.engines.child import convert_in_child
-from model.engines.job import Job, ModelFacts, ModelSpec
+from model.engines.job import ConversionJob, LoadedModel, ModelSpec
 from model.engines.spec import EngineSpec
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildContext:
     """What is to be built, where, and who is told."""
 
     spec: EngineSpec
     source: Source
     model: ModelSpec
-    choice: Choice
+    choice: BackendChoice
     progress: Callable[[str], None]
 
 
-def obtain(plan: Plan, name: str, job: Job) -> Path:
+def obtain(plan: BuildContext, name: str, job: ConversionJob) -> Path:
     """The cache's entry of that name, made in a child process if need be."""
 
     def make(folder: Path) -> None:
@@ -44,22 +44,24 @@ def obtain(plan: Plan, name: str, job: Job) -> Path:
     return folder
 
 
-def gated(engine: Engine, reference: parity.Answers, plan: Plan, sizes: tuple[int | None, ...] = (None,)) -> Engine:
+def gated(
+    engine: Engine, reference: parity.ReferenceOutputs, plan: BuildContext, sizes: tuple[int | None, ...] = (None,)
+) -> Engine:
     """`engine`, compared with `reference` in batches of `sizes`, and with the figures in its `info`.
 
     Raises:
         ParityError: it is below the bar of its precision.
     """
     plan.progress("comparing the engine with eager float32")
-    found = parity.gate(engine, reference, plan.spec.bar(engine.info.precision), sizes)
+    found = parity.check_parity(engine, reference, plan.spec.bar(engine.info.precision), sizes)
     engine.info = engine.info.model_copy(update={"parity": found})
     return engine
 
 
 def info_of(
     source: Source,
-    facts: ModelFacts,
-    choice: Choice,
+    facts: LoadedModel,
+    choice: BackendChoice,
     precision: Precision,
     lanes: int,
     threads: int,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from model.checkpoints.errors import WeightsError
 from model.engines.base import Engine, EngineBuildError
 from model.engines.entry import write_facts, write_reference
-from model.engines.job import FAILURES, Calibration, Job, ModelFacts, ModelSpec
+from model.engines.job import FAILURES, Calibration, ConversionJob, LoadedModel, ModelSpec
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
@@ -48,9 +48,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _job(said: dict[str, Any]) -> Job:
+def _job(said: dict[str, Any]) -> ConversionJob:
     photographs = said["photographs"] and Calibration(**said["photographs"])
-    return Job(**{**said, "model": ModelSpec(**said["model"]), "photographs": photographs})
+    return ConversionJob(**{**said, "model": ModelSpec(**said["model"]), "photographs": photographs})
 
 
 def _end_with_parent() -> None:
@@ -59,7 +59,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
+def _convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
     from model.engines.parity import answers
     from model.engines.reference import load_model, reference_engine
 
@@ -78,9 +78,9 @@ def _convert(job: Job, folder: Path, progress: Callable[[str], None]) -> None:
 
 def _convert_for_openvino(
     checkpoint: Checkpoint,
-    facts: ModelFacts,
+    facts: LoadedModel,
     reference: Engine,
-    job: Job,
+    job: ConversionJob,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:

@@ -9,27 +9,27 @@ from typing import Any
 import numpy as np
 
 from model.config import MAEConfig, Preprocessing
-from model.engines.job import ModelFacts
-from model.engines.parity import Answers
+from model.engines.job import LoadedModel
+from model.engines.parity import ReferenceOutputs
 
 FACTS, REFERENCE = "model.json", "reference.npz"
 
 
-def read_facts(folder: Path) -> ModelFacts:
+def read_facts(folder: Path) -> LoadedModel:
     """What `convert_in_child` wrote of the model."""
     facts = json.loads((folder / FACTS).read_text())
-    return ModelFacts(
+    return LoadedModel(
         MAEConfig(**facts["config"]), Preprocessing(**facts["preprocessing"]), facts["layout"], facts["license"]
     )
 
 
-def read_reference(folder: Path) -> Answers:
+def read_reference(folder: Path) -> ReferenceOutputs:
     """What eager float32 said of the fixed images."""
     with np.load(folder / REFERENCE) as arrays:
-        return Answers(arrays["whole"], arrays["masked"], arrays.get("pixels"), arrays.get("error"))
+        return ReferenceOutputs(arrays["whole"], arrays["masked"], arrays.get("pixels"), arrays.get("error"))
 
 
-def write_facts(folder: Path, facts: ModelFacts) -> None:
+def write_facts(folder: Path, facts: LoadedModel) -> None:
     """Writes what `read_facts` reads."""
     (folder / FACTS).write_text(
         json.dumps(
@@ -44,7 +44,7 @@ def write_facts(folder: Path, facts: ModelFacts) -> None:
     )
 
 
-def write_reference(folder: Path, answers: Answers) -> None:
+def write_reference(folder: Path, answers: ReferenceOutputs) -> None:
     """Writes what `read_reference` reads."""
     arrays: dict[str, Any] = answers.arrays()
     np.savez(folder / REFERENCE, **arrays)

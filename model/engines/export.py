@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import Precision
-from model.nn.serving import DecoderGraph, EncoderGraph, MixedEncoderGraph
+from model.nn.serving import DecoderGraph, EncoderGraph, PaddedEncoderGraph
 from model.nn.vit import MaskedAutoencoder, PatchEmbed
 
 if TYPE_CHECKING:
@@ -40,22 +40,22 @@ def graphs_of(
         checkpoint: the weights.
         config: its sizes, at the image size that is served.
         preprocessing: what the graphs undo and redo.
-        precision: of the products of matrices, as `halve_products` does it.
+        precision: of the products of matrices, as `to_mixed_precision` does it.
         to_bytes: whether the decoder ends in uint8 (see `DecoderGraph`).
-        mixed: whether `MIXED` comes with them (see `MixedEncoderGraph`), which no convolutional model has.
+        mixed: whether `MIXED` comes with them (see `PaddedEncoderGraph`), which no convolutional model has.
     """
     model = checkpoint.build(config.image_size)
     graphs: dict[str, nn.Module] = {ENCODER: EncoderGraph(model, preprocessing)}
     if config.has_decoder:
         graphs[DECODER] = DecoderGraph(model, preprocessing, to_bytes)
     if mixed and isinstance(model, MaskedAutoencoder):
-        graphs[MIXED] = MixedEncoderGraph(model, preprocessing)
+        graphs[MIXED] = PaddedEncoderGraph(model, preprocessing)
     if precision != "fp32":
-        halve_products(model, HALVES[precision])
+        to_mixed_precision(model, HALVES[precision])
     return {name: graph.eval() for name, graph in graphs.items()}
 
 
-def halve_products(model: nn.Module, dtype: torch.dtype) -> None:
+def to_mixed_precision(model: nn.Module, dtype: torch.dtype) -> None:
     """Products of matrices, convolutions and attention of `model` in `dtype`, all else in float32. Works in place.
 
     These are autocast's rules written into the graph, where a strongly typed compiler keeps them and no weight is cast
@@ -90,10 +90,10 @@ def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str
         k, latents = torch.export.Dim("k", min=1, max=n), torch.export.Dim("latents", min=2, max=n + 1)
         seen = n // 2
     patches = torch.zeros(3, n, config.patch_dim, dtype=torch.uint8, device=device)
-    positions = torch.arange(seen, dtype=torch.int32, device=device).repeat(3, 1)
+    visible_indices = torch.arange(seen, dtype=torch.int32, device=device).repeat(3, 1)
     latent = torch.zeros(3, seen + 1, config.embed_dim, device=device)
     rows = torch.zeros(3, n, dtype=torch.int32, device=device)
-    encoding = ((patches[:, :seen].contiguous(), positions), ({0: batch, 1: k}, {0: batch, 1: k}))
+    encoding = ((patches[:, :seen].contiguous(), visible_indices), ({0: batch, 1: k}, {0: batch, 1: k}))
     examples: dict[str, tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]] = {
         ENCODER: encoding,
         MIXED: encoding,

@@ -35,7 +35,7 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class LoadedModel:
     """What is known of a model once its checkpoint has been read."""
 
     config: MAEConfig
@@ -45,7 +45,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionJob:
     """What to make of a model."""
 
     model: ModelSpec

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
 from model.engines.base import Engine, EngineBuildError, Parity, Precision, gather_visible
-from model.masking import ABSENT, every_position, removed_flags, visible_positions
+from model.masking import PAD, all_indices, choose_visible, removed_flags
 
 IMAGES = 8
 MASK_RATIO = 0.75
 
 
 @dataclass(frozen=True)
-class Bar:
+class Tolerance:
     """The least that an engine must reach, and the most that its loss may differ: see `Parity`."""
 
     cosine: float
@@ -34,20 +34,20 @@ class Bar:
 
 # Float32 elsewhere differs by rounding alone, so its bar is close; half precision gets room for its ten bits. Eight
 # bits serve all images but a few very well, and those few, near the mean of all, less so: the average is held to it.
-BARS: dict[Precision, Bar] = {
-    "fp32": Bar(cosine=0.999999, psnr_db=60.0, loss_difference=1e-3),
-    "bf16": Bar(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
-    "fp16": Bar(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
-    "int8": Bar(cosine=0.99, psnr_db=30.0, loss_difference=5e-2, averaged=True),
+BARS: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(cosine=0.999999, psnr_db=60.0, loss_difference=1e-3),
+    "bf16": Tolerance(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
+    "fp16": Tolerance(cosine=0.999, psnr_db=40.0, loss_difference=2e-2),
+    "int8": Tolerance(cosine=0.99, psnr_db=30.0, loss_difference=5e-2, averaged=True),
 }
 
 
-def bar_for(
+def tolerance_for(
     precision: Precision, cosine: float | None = None, psnr_db: float | None = None, loss: float | None = None
-) -> Bar:
+) -> Tolerance:
     """The bar of a precision, with what the operator has set in its place."""
     own = BARS[precision]
-    return Bar(
+    return Tolerance(
         own.cosine if cosine is None else cosine,
         own.psnr_db if psnr_db is None else psnr_db,
         own.loss_difference if loss is None else loss,
@@ -60,7 +60,7 @@ class ParityError(EngineBuildError):
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReferenceOutputs:
     """What an engine says of some images, R rows of them: see `answers`."""
 
     whole: Floats
@@ -77,7 +77,7 @@ class Answers:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def answers(engine: Engine, size: int | None = None, images: Bytes | None = None) -> Answers:
+def answers(engine: Engine, size: int | None = None, images: Bytes | None = None) -> ReferenceOutputs:
     """Runs images through `engine` in batches of `size`, spread over all its lanes.
 
     Rows are the images in order, over and over where batches or lanes are more than there are images.
@@ -93,7 +93,7 @@ def answers(engine: Engine, size: int | None = None, images: Bytes | None = None
     size = size or max(1, min(engine.preferred_batch, count // engine.lanes))
     order = np.arange(max(count, size * engine.lanes)) % count
     visible = quarter_seen(config, count)
-    everything = np.repeat(every_position(config.num_patches)[None], count, axis=0)
+    everything = np.repeat(all_indices(config.num_patches)[None], count, axis=0)
     seen = np.take_along_axis(patches, visible[..., None], axis=1)
     decodes = config.has_decoder
     whole, masked, pixels, error = [], [], [], []
@@ -105,7 +105,7 @@ def answers(engine: Engine, size: int | None = None, images: Bytes | None = None
             painted, squared = engine.reconstruct(lane, patches[part], visible[part])
             pixels.append(painted)
             error.append(squared)
-    return Answers(
+    return ReferenceOutputs(
         np.concatenate(whole),
         np.concatenate(masked),
         np.concatenate(pixels) if decodes else None,
@@ -113,27 +113,27 @@ def answers(engine: Engine, size: int | None = None, images: Bytes | None = None
     )
 
 
-def mixed_answers(engine: Engine) -> Answers:
+def mixed_answers(engine: Engine) -> ReferenceOutputs:
     """The fixed images in pairs that share a batch: one whole, the next seen through a quarter of its patches."""
     config = engine.info.config
     patches, visible = fixed_patches(config), quarter_seen(config, IMAGES)
-    padded = np.full((IMAGES, config.num_patches), ABSENT, dtype=np.int32)
+    padded = np.full((IMAGES, config.num_patches), PAD, dtype=np.int32)
     padded[:, : visible.shape[1]] = visible
-    everything = np.repeat(every_position(config.num_patches)[None], IMAGES, axis=0)
+    everything = np.repeat(all_indices(config.num_patches)[None], IMAGES, axis=0)
     whole, masked, pixels, error = [], [], [], []
     for first in range(IMAGES):
         second = (first + 1) % IMAGES
-        positions = np.stack([everything[first], padded[second]])
+        visible_indices = np.stack([everything[first], padded[second]])
         pair = patches[[first, second]]
-        pooled = engine.embed(first % engine.lanes, gather_visible(pair, positions), positions)
+        pooled = engine.embed(first % engine.lanes, gather_visible(pair, visible_indices), visible_indices)
         whole.append(pooled[0])
         masked.append(pooled[1])
         if config.has_decoder:
-            painted, squared = engine.reconstruct(first % engine.lanes, pair, positions)
+            painted, squared = engine.reconstruct(first % engine.lanes, pair, visible_indices)
             pixels.append(painted[1])
             error.append(squared[1])
     order = np.arange(-1, IMAGES - 1)  # the second of a pair is one further on
-    return Answers(
+    return ReferenceOutputs(
         np.stack(whole),
         np.stack(masked)[order],
         np.stack(pixels)[order] if pixels else None,
@@ -141,7 +141,9 @@ def mixed_answers(engine: Engine) -> Answers:
     )
 
 
-def gate(engine: Engine, expected: Answers, bar: Bar, sizes: Sequence[int | None] = (None,)) -> Parity:
+def check_parity(
+    engine: Engine, expected: ReferenceOutputs, bar: Tolerance, sizes: Sequence[int | None] = (None,)
+) -> Parity:
     """Compares `engine` with eager float32 in batches of each of `sizes`, and returns the worst of each figure.
 
     Raises:
@@ -162,7 +164,9 @@ def gate(engine: Engine, expected: Answers, bar: Bar, sizes: Sequence[int | None
     )
 
 
-def check(found: Answers, expected: Answers, config: MAEConfig, bar: Bar, size: int | None = None) -> Parity:
+def check(
+    found: ReferenceOutputs, expected: ReferenceOutputs, config: MAEConfig, bar: Tolerance, size: int | None = None
+) -> Parity:
     """Compares `found` with `expected` (eager float32); `size` is the batch, for the message.
 
     Raises:
@@ -171,7 +175,7 @@ def check(found: Answers, expected: Answers, config: MAEConfig, bar: Bar, size: 
     return require(measure(found, expected, config), bar, "" if size is None else f" in batches of {size}")
 
 
-def require(parity: Parity, bar: Bar, where: str = "") -> Parity:
+def require(parity: Parity, bar: Tolerance, where: str = "") -> Parity:
     """Holds figures to a bar; `where` says in the message what they are of.
 
     Raises:
@@ -198,7 +202,7 @@ def require(parity: Parity, bar: Bar, where: str = "") -> Parity:
 
 
 @np.errstate(invalid="ignore")  # infinities become NaN here, and NaN passes no bar
-def measure(found: Answers, expected: Answers, config: MAEConfig) -> Parity:
+def measure(found: ReferenceOutputs, expected: ReferenceOutputs, config: MAEConfig) -> Parity:
     """The figures of `check`, without the bar."""
     count = len(expected.whole)
     order = np.arange(len(found.whole)) % count
@@ -247,7 +251,7 @@ def quarter_seen(config: MAEConfig, count: int, first_seed: int = 0) -> Indices:
     if config.num_patches < 2:
         return np.zeros((count, 1), dtype=np.int32)
     ratio = min(MASK_RATIO, 1 - 1 / config.num_patches)
-    return np.stack([visible_positions("random", config.grid, ratio, first_seed + n) for n in range(count)])
+    return np.stack([choose_visible("random", config.grid, ratio, first_seed + n) for n in range(count)])
 
 
 def _centred_cosines(found: Floats, expected: Floats, mean: NDArray[np.float64]) -> NDArray[np.float64]:

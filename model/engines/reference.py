@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from model.checkpoints.locate import Source
 from model.config import MAEConfig, Preprocessing
-from model.engines.backend import Choice
+from model.engines.backend import BackendChoice
 from model.engines.base import EngineBuildError
 from model.engines.context import info_of
 from model.engines.cpu import available_cpus
-from model.engines.job import ModelFacts, ModelSpec
+from model.engines.job import LoadedModel, ModelSpec
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EAGER_BATCH = 8
 
 
-def load_model(spec: ModelSpec) -> tuple[Checkpoint, ModelFacts]:
+def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
     """Reads the checkpoint and applies what the operator says of it.
 
     Raises:
@@ -42,15 +42,15 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, ModelFacts]:
     if spec.preprocess is not None:
         with _speaking_of("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
-    return checkpoint, ModelFacts(config, preprocessing, checkpoint.layout, checkpoint.license)
+    return checkpoint, LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license)
 
 
-def reference_engine(checkpoint: Checkpoint, facts: ModelFacts) -> EagerEngine:
+def reference_engine(checkpoint: Checkpoint, facts: LoadedModel) -> EagerEngine:
     """Eager float32 on the processor: what every engine is compared with."""
     from model.engines.eager import EagerEngine
 
     source = Source(Path(), "", facts.config.name, facts.license)
-    info = info_of(source, facts, Choice("torch", "cpu"), "fp32", 1, available_cpus(), EAGER_BATCH)
+    info = info_of(source, facts, BackendChoice("torch", "cpu"), "fp32", 1, available_cpus(), EAGER_BATCH)
     return EagerEngine(checkpoint, info)
 
 

@@ -32,6 +32,6 @@ class EngineSpec:
     calibrate: Path | None = None
     """Photographs to quantise by, for int8 and auto; without it, int8 needs an engine that was made before."""
 
-    def bar(self, precision: Precision) -> parity.Bar:
+    def bar(self, precision: Precision) -> parity.Tolerance:
         """What an engine of that precision must reach."""
-        return parity.bar_for(precision, self.parity_cosine, self.parity_psnr_db, self.parity_loss)
+        return parity.tolerance_for(precision, self.parity_cosine, self.parity_psnr_db, self.parity_loss)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from model.arrays import Floats
 from model.checkpoints.heads import ROWS
 from model.engines.base import Engine
-from model.evaluation.config import Choices
-from model.evaluation.extract import Answers, Progress, Read, Unreadable, ask
+from model.evaluation.config import EvalConfig
+from model.evaluation.extract import Features, Progress, Read, Unreadable, ask
 from model.evaluation.neighbours import Labels, predict
 from model.evaluation.probe import probe
 from model.evaluation.results import Classification, Counts, Evaluation, LinearProbe, Neighbours, Reconstructed
 from model.evaluation.similarity import WINDOW
-from model.evaluation.spec import SHOWN, Questions
+from model.evaluation.spec import SHOWN, EvalSpec
 from model.evaluation.whitening import fit_whitening
 from model.images.folders import Labelled
 from model.images.render import panel, sheet
@@ -44,7 +44,7 @@ class Task:
     """In words."""
 
     @classmethod
-    def of(cls, data: Labelled, train: Labelled | None, choices: Choices) -> Task:
+    def of(cls, data: Labelled, train: Labelled | None, choices: EvalConfig) -> Task:
         """Draws images if `choices` limit them, and splits each class where there is nothing else to train on.
 
         Raises:
@@ -72,7 +72,7 @@ class Task:
 
 
 def evaluate(
-    engine: Engine, read: Read, task: Task, choices: Choices, progress: Progress, stage: Callable[[str], None]
+    engine: Engine, read: Read, task: Task, choices: EvalConfig, progress: Progress, stage: Callable[[str], None]
 ) -> Evaluation:
     """Sends the images of a task through an engine, and fits and measures.
 
@@ -95,10 +95,10 @@ def evaluate(
     for path, reason in task.refused:
         broken.skip(f"{path}: {reason}")
     stage("embedding the images to fit on")
-    questions = Questions.of(config, choices.seed, reconstructs=False)
+    questions = EvalSpec.of(config, choices.seed, reconstructs=False)
     train = ask(engine, read, task.train.paths, task.train_numbers.tolist(), questions, broken)
     stage("embedding and reconstructing")
-    questions = Questions.of(config, choices.seed, reconstructs=config.has_decoder)
+    questions = EvalSpec.of(config, choices.seed, reconstructs=config.has_decoder)
     found = ask(engine, read, task.data.paths, task.numbers.tolist(), questions, broken)
     if train is None or found is None:
         raise EvaluationError(f"none of the images to {'fit' if train is None else 'measure'} on can be used")
@@ -130,14 +130,14 @@ def evaluate(
     )
 
 
-def panels(engine: Engine, read: Read, task: Task, choices: Choices) -> NDArray[np.uint8]:
+def panels(engine: Engine, read: Read, task: Task, choices: EvalConfig) -> NDArray[np.uint8]:
     """A sheet of a few of the measured images: original, masked, reconstruction, composite, at a mask ratio of 0.75.
 
     Raises:
         EvaluationError: none of them can be used, or the grid of patches is too small.
         EngineError: the engine cannot run a batch.
     """
-    questions = Questions.of(engine.info.config, choices.seed, reconstructs=True)
+    questions = EvalSpec.of(engine.info.config, choices.seed, reconstructs=True)
     if SHOWN not in questions.masks:
         raise EvaluationError(f"a grid of {questions.grid} x {questions.grid} patches is too small to be shown masked")
     count = min(choices.sheet_images, len(task.numbers))
@@ -157,10 +157,10 @@ def panels(engine: Engine, read: Read, task: Task, choices: Choices) -> NDArray[
 class _Judge:
     """Fits on the training vectors of one kind after the other, and measures."""
 
-    def __init__(self, labels: Labels, truth: Labels, choices: Choices, stage: Callable[[str], None]) -> None:
+    def __init__(self, labels: Labels, truth: Labels, choices: EvalConfig, stage: Callable[[str], None]) -> None:
         self._labels, self._truth, self._choices, self._stage = labels, truth, choices, stage
 
-    def all(self, questions: Questions, train: Answers, found: Answers) -> tuple[Classification, ...]:
+    def all(self, questions: EvalSpec, train: Features, found: Features) -> tuple[Classification, ...]:
         rows = [
             self._row(pool, keep, train.vectors[:, place, ROWS[pool]], found.vectors[:, place, ROWS[pool]])
             for pool in questions.pools
@@ -206,14 +206,14 @@ class _Broken:
         self._progress.skip(reason)
 
 
-def drawn(count: int, choices: Choices) -> Numbers:
+def drawn(count: int, choices: EvalConfig) -> Numbers:
     """Numbers of the images to look at: all of 0..count-1 or as many as the limit says, ascending."""
     if choices.limit is None or choices.limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(choices.seed).permutation(count)[: choices.limit])
 
 
-def _stratified(labels: Labels, choices: Choices) -> NDArray[np.bool_]:
+def _stratified(labels: Labels, choices: EvalConfig) -> NDArray[np.bool_]:
     """Which images are measured on, [n]: the share of each class, one at least, but never all of a class."""
     draw = np.random.default_rng((choices.seed, 1))
     measured = np.zeros(len(labels), dtype=bool)

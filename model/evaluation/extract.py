@@ -15,7 +15,7 @@ from PIL import Image
 from model.arrays import Bytes, Floats
 from model.engines.base import Engine, gather_visible
 from model.evaluation.similarity import psnr, ssim
-from model.evaluation.spec import Questions
+from model.evaluation.spec import EvalSpec
 from model.images.render import picture
 from model.masking import removed_flags
 
@@ -40,7 +40,7 @@ class Progress(Protocol):
         """One more cannot be used."""
 
 
-class Answers(NamedTuple):
+class Features(NamedTuple):
     """What came of those n images that could be used, in the order in which they were asked about."""
 
     numbers: NDArray[np.int64]
@@ -63,8 +63,8 @@ class Answers(NamedTuple):
 
 
 def ask(
-    engine: Engine, read: Read, paths: Sequence[str], numbers: Iterable[int], questions: Questions, progress: Progress
-) -> Answers | None:
+    engine: Engine, read: Read, paths: Sequence[str], numbers: Iterable[int], questions: EvalSpec, progress: Progress
+) -> Features | None:
     """Sends images through all lanes of an engine.
 
     Args:
@@ -85,7 +85,7 @@ def ask(
     for lane in range(engine.lanes):
         lanes.put(lane)
 
-    def work(batch: Sequence[int]) -> tuple[Answers | None, list[str]]:
+    def work(batch: Sequence[int]) -> tuple[Features | None, list[str]]:
         patches, good, refused = [], [], []
         for number in batch:
             try:
@@ -109,37 +109,39 @@ def ask(
             parts.append(answers)
             for _ in answers.numbers:
                 progress.advance()
-    return Answers.together(parts) if parts else None
+    return Features.together(parts) if parts else None
 
 
-def composite(patches: Bytes, pixels: Bytes, positions: NDArray[np.int32]) -> NDArray[np.uint8]:
+def composite(patches: Bytes, pixels: Bytes, visible_indices: NDArray[np.int32]) -> NDArray[np.uint8]:
     """What is visible kept and the rest painted: patches [N, P], pixels [N, P], positions [K] -> uint8 [S, S, 3]."""
-    removed = removed_flags(positions, len(patches)).astype(bool)[:, None]
+    removed = removed_flags(visible_indices, len(patches)).astype(bool)[:, None]
     return picture(np.where(removed, pixels, patches))
 
 
 def _answered(
-    engine: Engine, lanes: SimpleQueue[int], patches: Bytes, numbers: NDArray[np.int64], questions: Questions
-) -> Answers:
+    engine: Engine, lanes: SimpleQueue[int], patches: Bytes, numbers: NDArray[np.int64], questions: EvalSpec
+) -> Features:
     """Patches uint8 [B, N, P] of images [B]."""
     kept = [np.stack([questions.kept(keep, n) for n in numbers.tolist()]) for keep in questions.keeps]
     visible = [np.stack([questions.visible(mask, n) for n in numbers.tolist()]) for mask in questions.masks]
     lane = lanes.get()
     try:
-        vectors = [engine.embed(lane, gather_visible(patches, positions), positions) for positions in kept]
-        painted = [engine.reconstruct(lane, patches, positions) for positions in visible]
+        vectors = [
+            engine.embed(lane, gather_visible(patches, visible_indices), visible_indices) for visible_indices in kept
+        ]
+        painted = [engine.reconstruct(lane, patches, visible_indices) for visible_indices in visible]
     finally:
         lanes.put(lane)
     figures = np.empty((len(numbers), len(visible), 3))
-    for m, (positions, (pixels, error)) in enumerate(zip(visible, painted, strict=True)):
+    for m, (visible_indices, (pixels, error)) in enumerate(zip(visible, painted, strict=True)):
         for b, image in enumerate(patches):
-            removed = removed_flags(positions[b], len(image)).astype(bool)
-            original, shown = picture(image), composite(image, pixels[b], positions[b])
+            removed = removed_flags(visible_indices[b], len(image)).astype(bool)
+            original, shown = picture(image), composite(image, pixels[b], visible_indices[b])
             loss = error[b][removed].mean(dtype=np.float64)
             figures[b, m] = loss, psnr(original, shown), ssim(original, shown)
     stacked = np.stack(vectors, axis=1) if vectors else np.empty((len(numbers), 0, 2, engine.info.config.embed_dim))
     thumbnails = np.stack([_thumbnail(image) for image in patches])
-    return Answers(numbers, stacked.astype(np.float32), figures, thumbnails)
+    return Features(numbers, stacked.astype(np.float32), figures, thumbnails)
 
 
 def _thumbnail(patches: Bytes) -> Floats:

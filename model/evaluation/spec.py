@@ -9,7 +9,7 @@ from model.arrays import Indices
 from model.checkpoints.heads import pools_of
 from model.checkpoints.native import Pooled
 from model.config import MAEConfig
-from model.masking import Strategy, kept_share, visible_count, visible_positions
+from model.masking import Strategy, choose_visible, random_visible, visible_count
 
 KEEPS = (1.0, 0.5, 0.25)
 """Shares of the patches that are embedded."""
@@ -28,7 +28,7 @@ SHOWN = Mask("random", 0.75)
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalSpec:
     """Shares to embed and masks to reconstruct; each image has its own patches, drawn by `seed` plus its number."""
 
     grid: int
@@ -46,8 +46,8 @@ class Questions:
 
     def kept(self, keep: float, number: int) -> Indices:
         """The patches of image `number` to embed, int32 [K]."""
-        return kept_share(self.grid, keep, self.seed + number)
+        return random_visible(self.grid, keep, self.seed + number)
 
     def visible(self, mask: Mask, number: int) -> Indices:
         """The patches of image `number` to reconstruct from, int32 [K]."""
-        return visible_positions(mask.strategy, self.grid, mask.ratio, self.seed + number)
+        return choose_visible(mask.strategy, self.grid, mask.ratio, self.seed + number)

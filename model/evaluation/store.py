@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from model.checkpoints.checkpoint import load, save
-from model.checkpoints.heads import Whitening, is_extra
+from model.checkpoints.heads import Whitening, is_head_tensor
 from model.checkpoints.locate import Source
 from model.checkpoints.native import Pooled, is_safetensors
 
@@ -36,7 +36,7 @@ def store_whitening(
     checkpoint = load(source.path, model, norm_pix_loss)
     checkpoint = replace(
         checkpoint,
-        extras=replace(checkpoint.extras, whitening=dict(whitening)),
+        heads=replace(checkpoint.heads, whitening=dict(whitening)),
         license=checkpoint.license or source.license,
     )
     save(output, checkpoint, half=_is_half(source.path))
@@ -47,4 +47,4 @@ def _is_half(path: Path) -> bool:
     if path.is_dir() or not is_safetensors(path):
         return False
     with safe_open(path, framework="numpy") as file:
-        return all(file.get_slice(name).get_dtype() == "F16" for name in file.keys() if not is_extra(name))  # noqa: SIM118
+        return all(file.get_slice(name).get_dtype() == "F16" for name in file.keys() if not is_head_tensor(name))  # noqa: SIM118

@@ -11,7 +11,7 @@ from model.checkpoints.heads import ROWS, Whitening, pools_of
 from model.checkpoints.native import Pooled
 from model.engines.base import Engine
 from model.evaluation.extract import Progress, Read, ask
-from model.evaluation.spec import Questions
+from model.evaluation.spec import EvalSpec
 
 LEAST_VARIANCE = 1e-8
 """Of an axis that is kept, as a share of the largest variance. Below lies the rounding of float32; there is always such
@@ -60,7 +60,7 @@ def fit_pools(
         EngineError: the engine cannot run a batch.
     """
     pools = pools_of(engine.info.config)
-    questions = Questions(engine.info.config.grid, seed=0, pools=pools, keeps=(1.0,))
+    questions = EvalSpec(engine.info.config.grid, seed=0, pools=pools, keeps=(1.0,))
     found = ask(engine, read, paths, numbers, questions, progress)
     if found is None:
         raise WhiteningError("none of the images can be used")

@@ -20,7 +20,7 @@ ERROR_SCALE = 2.0
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
-def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, positions: Indices) -> bytes:
+def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, visible_indices: Indices) -> bytes:
     """One view as PNG.
 
     Args:
@@ -31,20 +31,20 @@ def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, positions: 
         patches: the image, uint8 [N, P].
         pixels: what the decoder painted, uint8 [N, P].
         error: squared error of each patch in standardised pixels, float32 [N].
-        positions: the visible patches, int32 [K].
+        visible_indices: the visible patches, int32 [K].
     """
-    removed = removed_flags(positions, len(patches)).astype(bool)[:, None]
+    removed = removed_flags(visible_indices, len(patches)).astype(bool)[:, None]
     if view == "panel":
-        return png(panel(patches, pixels, positions))
+        return png(panel(patches, pixels, visible_indices))
     if view == "error":
         return png(picture(np.where(removed, heat(error, patches.shape[1]), _dimmed(patches))))
     masked, composite = _masked(patches, removed), _composite(patches, pixels, removed)
     return png(picture({"composite": composite, "reconstruction": pixels, "masked": masked}[view]))
 
 
-def panel(patches: Bytes, pixels: Bytes, positions: Indices) -> NDArray[np.uint8]:
+def panel(patches: Bytes, pixels: Bytes, visible_indices: Indices) -> NDArray[np.uint8]:
     """Original, masked, reconstruction and composite side by side, uint8 [S, 4 S + 3 GAP, 3]."""
-    removed = removed_flags(positions, len(patches)).astype(bool)[:, None]
+    removed = removed_flags(visible_indices, len(patches)).astype(bool)[:, None]
     parts = (patches, _masked(patches, removed), pixels, _composite(patches, pixels, removed))
     return _spaced([picture(part) for part in parts], axis=1)
 

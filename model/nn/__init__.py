@@ -10,6 +10,6 @@ from model.nn.vit import MaskedAutoencoder
 FAMILIES: dict[Family, type[Autoencoder]] = {"vit": MaskedAutoencoder, "resnet": ConvMaskedAutoencoder}
 
 
-def autoencoder(config: MAEConfig) -> Autoencoder:
+def build_model(config: MAEConfig) -> Autoencoder:
     """A freshly initialised model of the config's family and sizes."""
     return FAMILIES[config.family](config)

@@ -25,38 +25,40 @@ class Autoencoder(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def forward_encoder(self, visible: Tensor, positions: Tensor) -> Tensor:
+    def forward_encoder(self, visible: Tensor, visible_indices: Tensor) -> Tensor:
         """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D].
 
-        Row 0 stands for the whole image, the others for the visible patches in the order of `positions`.
+        Row 0 stands for the whole image, the others for the visible patches in the order of `visible_indices`.
         """
 
     @abstractmethod
-    def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
+    def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
         """Latent [B, 1 + K, D] and what stands in each place, int [B, N] -> pixels of every patch [B, N, P].
 
         `rows` counts in `[mask token, row 0 of the latent, visible…]`: 0 is the mask token, 2 + k the k-th visible
         patch.
         """
 
-    def forward(self, patches: Tensor, positions: Tensor, loss: Loss = "mse") -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, patches: Tensor, visible_indices: Tensor, loss: Loss = "mse") -> tuple[Tensor, Tensor, Tensor]:
         """Masks, encodes, decodes and compares.
 
         Args:
             patches: standardised pixels, [B, N, P].
-            positions: indices of the visible patches, int [B, K].
+            visible_indices: indices of the visible patches, int [B, K].
             loss: `mse` or `cosine`; per-patch pixel normalisation as the config says.
 
         Returns:
             The loss (a scalar), the prediction [B, N, P] and the mask [B, N] (1 = removed).
         """
-        index = positions.long()
+        index = visible_indices.long()
         visible = torch.take_along_dim(patches, index[..., None], dim=1)  # [B, K, P]
-        latent = self.forward_encoder(visible, positions)
-        rows = torch.zeros(patches.shape[:2], dtype=torch.long, device=patches.device)
-        rows = rows.scatter(1, index, torch.arange(2, index.shape[1] + 2, device=index.device).expand_as(index))
-        pred = self.forward_decoder(latent, rows)
-        mask = (rows == 0).to(pred.dtype)
+        latent = self.forward_encoder(visible, visible_indices)
+        restore_indices = torch.zeros(patches.shape[:2], dtype=torch.long, device=patches.device)
+        restore_indices = restore_indices.scatter(
+            1, index, torch.arange(2, index.shape[1] + 2, device=index.device).expand_as(index)
+        )
+        pred = self.forward_decoder(latent, restore_indices)
+        mask = (restore_indices == 0).to(pred.dtype)
         return masked_loss(pred, patches, mask, loss, self.config.norm_pix_loss), pred, mask
 
 
@@ -66,12 +68,12 @@ def let_learn(model: Autoencoder) -> None:
         parameter.requires_grad_(model.config.positions == "learned" or not name.endswith("pos_embed"))
 
 
-def looked_up(table: Tensor, rows: Tensor) -> Tensor:
+def looked_up(table: Tensor, restore_indices: Tensor) -> Tensor:
     """Rows of each image's own table: [B, R, C], int [B, L] with values below R -> [B, L, C].
 
     All tables are laid below one another and read by `F.embedding`, the one gather that every compiler takes with
     dynamic shapes.
     """
     batch, count, width = table.shape
-    start = torch.arange(batch, device=rows.device, dtype=rows.dtype) * count
-    return F.embedding(rows + start[:, None], table.reshape(-1, width))
+    start = torch.arange(batch, device=restore_indices.device, dtype=restore_indices.dtype) * count
+    return F.embedding(restore_indices + start[:, None], table.reshape(-1, width))

@@ -51,29 +51,29 @@ class ConvMaskedAutoencoder(Autoencoder):
             self.decoder_pred = nn.Conv2d(width // 2 ** (len(c.stages) - 1), STEM_STRIDE**2 * 3, kernel_size=1)
         self._initialize_weights()
 
-    def forward_encoder(self, visible: Tensor, positions: Tensor) -> Tensor:
+    def forward_encoder(self, visible: Tensor, visible_indices: Tensor) -> Tensor:
         """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D], normed.
 
         There is no cls token: row 0 is the mean of the visible features.
         """
         c = self.config
-        rows = _rows(positions, c.num_patches)  # [B, N]
-        patches = looked_up(F.pad(visible, (0, 0, 1, 0)), rows)  # [B, N, P], zeros where removed
+        restore_indices = _rows(visible_indices, c.num_patches)  # [B, N]
+        patches = looked_up(F.pad(visible, (0, 0, 1, 0)), restore_indices)  # [B, N, P], zeros where removed
         x = unpatchify(patches, c.patch_size).permute(0, 3, 1, 2)  # [B, 3, H, W]
-        kept = (rows > 0).to(x.dtype).reshape(-1, 1, c.grid, c.grid)
+        kept = (restore_indices > 0).to(x.dtype).reshape(-1, 1, c.grid, c.grid)
         x = self.stem_norm(self.stem(x))
         for block in self.blocks:
             x = block(x)  # [B, C, H / s, W / s]
             x = x * F.interpolate(kept, scale_factor=x.shape[-1] // c.grid, mode="nearest")
-        features = looked_up(x.flatten(2).transpose(1, 2), positions)  # [B, K, D]
+        features = looked_up(x.flatten(2).transpose(1, 2), visible_indices)  # [B, K, D]
         features = self.norm(features)
         return torch.cat([features.mean(dim=1, keepdim=True), features], dim=1)
 
-    def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
+    def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
         """Latent [B, 1 + K, D], int [B, N] -> pixels of every patch [B, N, P]; see `Autoencoder.forward_decoder`."""
         c = self.config
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
-        x = looked_up(torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1), rows)  # [B, N, Dd]
+        x = looked_up(torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1), restore_indices)  # [B, N, Dd]
         x = x.transpose(1, 2).reshape(-1, c.decoder_embed_dim, c.grid, c.grid)
         for block in self.decoder_blocks:
             x = block(x)
@@ -146,12 +146,12 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _rows(positions: Tensor, num_patches: int) -> Tensor:
+def _rows(visible_indices: Tensor, num_patches: int) -> Tensor:
     """Which visible patch lies in each place, int [B, K] -> [B, N]: 0 none, 1 + k the k-th.
 
     A comparison and a sum, since scattering does not convert with dynamic shapes everywhere.
     """
-    places = torch.arange(num_patches, device=positions.device, dtype=positions.dtype)
-    found = (positions[:, :, None] == places).to(positions.dtype)  # [B, K, N]
-    order = torch.arange(1, positions.shape[1] + 1, device=positions.device, dtype=positions.dtype)
-    return (found * order[:, None]).sum(dim=1, dtype=positions.dtype)
+    places = torch.arange(num_patches, device=visible_indices.device, dtype=visible_indices.dtype)
+    found = (visible_indices[:, :, None] == places).to(visible_indices.dtype)  # [B, K, N]
+    order = torch.arange(1, visible_indices.shape[1] + 1, device=visible_indices.device, dtype=visible_indices.dtype)
+    return (found * order[:, None]).sum(dim=1, dtype=visible_indices.dtype)

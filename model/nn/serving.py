@@ -50,13 +50,13 @@ class EncoderGraph(nn.Module):
         self.model = model
         self.standardise = Standardise(preprocessing, model.config.patch_size)
 
-    def forward(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, visible_indices: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes the visible patches and pools them."""
-        latent = self.model.forward_encoder(self.standardise(patches), positions)
+        latent = self.model.forward_encoder(self.standardise(patches), visible_indices)
         return torch.stack([latent[:, 0], latent[:, 1:].mean(dim=1)], dim=1), latent
 
 
-class MixedEncoderGraph(nn.Module):
+class PaddedEncoderGraph(nn.Module):
     """An `EncoderGraph` for images with different numbers of visible patches: positions below 0 hold none.
 
     A graph of its own, so that batches without such images pay for no mask. Tokens at those places mean nothing.
@@ -68,10 +68,10 @@ class MixedEncoderGraph(nn.Module):
         self.model = model
         self.standardise = Standardise(preprocessing, model.config.patch_size)
 
-    def forward(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, visible_indices: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes the visible patches and pools them."""
-        present = positions >= 0  # [B, K]
-        latent = self.model.forward_encoder(self.standardise(patches), positions.clamp(min=0), present)
+        present = visible_indices >= 0  # [B, K]
+        latent = self.model.forward_encoder(self.standardise(patches), visible_indices.clamp(min=0), present)
         weight = present.to(latent.dtype)[..., None]
         mean = (latent[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)  # [B, D]
         return torch.stack([latent[:, 0], mean], dim=1), latent
@@ -91,10 +91,10 @@ class DecoderGraph(nn.Module):
         self.standardise = Standardise(preprocessing, model.config.patch_size)
         self.to_bytes = to_bytes
 
-    def forward(self, latent: Tensor, rows: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, latent: Tensor, restore_indices: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Paints every patch, and says how far each lies from the truth, in standardised pixels."""
         target = self.standardise(patches)
-        pred = self.model.forward_decoder(latent, rows)
+        pred = self.model.forward_decoder(latent, restore_indices)
         error = patch_loss(pred, target, norm_pix=self.model.config.norm_pix_loss)
         if self.model.config.norm_pix_loss:
             mean, std = patch_statistics(target)

@@ -44,13 +44,13 @@ class MaskedAutoencoder(Autoencoder):
             self.decoder_pred = nn.Linear(width, c.patch_dim)
         self._initialize_weights()
 
-    def forward_encoder(self, visible: Tensor, positions: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward_encoder(self, visible: Tensor, visible_indices: Tensor, present: Tensor | None = None) -> Tensor:
         """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first.
 
         `present`, bool [B, K], is False where an image has fewer visible patches than others of its batch: nothing
         attends to those places.
         """
-        x = self.patch_embed(visible) + F.embedding(positions, self.pos_embed[0, 1:])  # [B, K, D]
+        x = self.patch_embed(visible) + F.embedding(visible_indices, self.pos_embed[0, 1:])  # [B, K, D]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls, x], dim=1)  # [B, 1 + K, D]
         keys = None if present is None else F.pad(present, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1 + K]
@@ -59,14 +59,14 @@ class MaskedAutoencoder(Autoencoder):
         latent: Tensor = self.norm(x)
         return latent
 
-    def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
+    def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
         """Latent [B, 1 + K, D] -> pixels of every patch [B, N, P].
 
         `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch.
         """
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
         table = torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 2 + K, Dd]
-        x = torch.cat([x[:, :1], looked_up(table, rows)], dim=1)  # [B, 1 + N, Dd]
+        x = torch.cat([x[:, :1], looked_up(table, restore_indices)], dim=1)  # [B, 1 + N, Dd]
         x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
@@ -185,6 +185,6 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     along = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # [grid, width / 4]
     line = torch.cat([along.sin(), along.cos()], dim=1)  # [grid, width / 2]
     columns = line[None].expand(grid, -1, -1)
-    rows = line[:, None].expand(-1, grid, -1)
-    table = torch.cat([columns, rows], dim=-1).reshape(1, grid * grid, width)
+    restore_indices = line[:, None].expand(-1, grid, -1)
+    table = torch.cat([columns, restore_indices], dim=-1).reshape(1, grid * grid, width)
     return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], dim=1).float()

@@ -14,7 +14,7 @@ TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 OptimiserName = Literal["adamw", "muon"]
 
 
-class Schedule(BaseModel):
+class TrainingConfig(BaseModel):
     """How long a run is and how its learning rate goes; one of `epochs`, `steps` and `minutes` bounds it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -59,7 +59,7 @@ class Schedule(BaseModel):
         return self
 
 
-class Recipe(Schedule):
+class Recipe(TrainingConfig):
     """A pretraining run (He et al. 2021, section 3 and appendix A.1)."""
 
     model: str = "mae_tiny"
@@ -97,7 +97,7 @@ class Recipe(Schedule):
     """Images on the sheet."""
 
 
-class FinetuningRecipe(Schedule):
+class FinetuningRecipe(TrainingConfig):
     """A fine-tuning run or a linear probe (He et al. 2021, appendix A.1 and A.2)."""
 
     weights: str | None = None

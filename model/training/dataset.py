@@ -21,7 +21,7 @@ from PIL import Image
 from model.arrays import Bytes, Indices
 from model.config import MAEConfig, Preprocessing
 from model.images.preprocess import FORMATS, cut, loaded
-from model.masking import Strategy, visible_positions
+from model.masking import Strategy, choose_visible
 
 log = logging.getLogger(__name__)
 PREFETCH = 3
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
     patches: Bytes
     """uint8 [B, N, P]."""
-    positions: Indices
+    visible_indices: Indices
     """The visible patches, int32 [B, K]."""
     labels: NDArray[np.int64]
     """Class of each image, [B]; zeros where there are none."""
@@ -67,7 +67,7 @@ class Augmentation:
         seed = int(draw.integers(2**63))
         if self.mask_ratio == 0:
             return np.arange(self.config.num_patches, dtype=np.int32)
-        return visible_positions(self.strategy, self.config.grid, self.mask_ratio, seed)
+        return choose_visible(self.strategy, self.config.grid, self.mask_ratio, seed)
 
 
 def random_box(size: tuple[int, int], least: float, draw: np.random.Generator) -> tuple[float, float, float, float]:
@@ -87,7 +87,7 @@ def random_box(size: tuple[int, int], least: float, draw: np.random.Generator) -
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
-class Photographs:
+class ImageDataset:
     """Image files, some of which may turn out to be broken."""
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int] | None = None) -> None:
@@ -125,7 +125,7 @@ class Loader:
 
     def __init__(
         self,
-        photographs: Photographs,
+        photographs: ImageDataset,
         augmentation: Augmentation,
         seed: int,
         batch_size: int,
@@ -148,8 +148,8 @@ class Loader:
         while True:
             while len(ahead) <= PREFETCH:
                 ahead.append([self._pool.submit(self._sample, *place) for place in self._places(next(steps))])
-            patches, positions, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
-            yield Batch(np.stack(patches), np.stack(positions), np.array(labels, dtype=np.int64))
+            patches, visible_indices, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
+            yield Batch(np.stack(patches), np.stack(visible_indices), np.array(labels, dtype=np.int64))
 
     def close(self) -> None:
         """Lets the threads go."""

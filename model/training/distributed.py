@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
     """Where this process stands."""
 
     rank: int
@@ -28,7 +28,7 @@ class Place:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
@@ -37,7 +37,7 @@ class Place:
         """This process's share of the processors."""
         return max(1, available_cpus() // self.local_size)
 
-    def agreed(self, *values: float) -> list[float]:
+    def all_max(self, *values: float) -> list[float]:
         """The largest of each value over all processes."""
         if self.size == 1:
             return list(values)
@@ -53,20 +53,20 @@ class Place:
         return float(value) / self.size
 
 
-def require_divisible(batch_size: int, place: Place) -> None:
+def require_divisible(batch_size: int, place: DistributedContext) -> None:
     """Raises RunError unless every process gets the same number of images."""
     if batch_size % place.size:
         raise RunError(f"--batch-size {batch_size} cannot be shared evenly by {place.size} processes")
 
 
 @contextmanager
-def joined() -> Iterator[Place]:
+def joined() -> Iterator[DistributedContext]:
     """Joins the other processes, if torchrun started some (RANK, WORLD_SIZE): nccl on CUDA, gloo elsewhere."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    place = Place(rank, size, local_rank, local_size, device)
+    place = DistributedContext(rank, size, local_rank, local_size, device)
     if cuda:
         torch.cuda.set_device(device)
     if size == 1:

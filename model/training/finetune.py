@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.checkpoints.checkpoint import Checkpoint, load
-from model.checkpoints.heads import ROWS, Extras, Head, pools_of
+from model.checkpoints.heads import ROWS, Head, Heads, pools_of
 from model.checkpoints.locate import locate, named
-from model.checkpoints.native import HeadFacts
+from model.checkpoints.native import HeadConfig
 from model.config import Preprocessing
 from model.nn.base import Autoencoder, let_learn
 from model.nn.serving import EncoderGraph
 from model.training.config import FinetuningRecipe
-from model.training.dataset import Augmentation, Loader, Photographs
-from model.training.distributed import Place, require_divisible
+from model.training.dataset import Augmentation, ImageDataset, Loader
+from model.training.distributed import DistributedContext, require_divisible
 from model.training.head import LinearHead, folded
 from model.training.optimiser import adamw, layered_groups
 from model.training.progress import TrainingProgress
@@ -55,12 +55,12 @@ class Finetuning(nn.Module):
         # kept with the weights, so that a resumed run mixes as the uninterrupted one would have
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, patches: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, visible_indices: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar."""
         share = self._next_share() if self.mixup else 1.0
         if share < 1:  # Zhang et al. 2017: each image with another one of the batch, as timm's Mixup pairs them
             patches = share * patches.float() + (1 - share) * patches.flip(0).float()
-        pooled, _ = self.encoder(patches, positions)
+        pooled, _ = self.encoder(patches, visible_indices)
         logits = self.head(pooled[:, self.row])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if share < 1:
@@ -81,7 +81,7 @@ def finetune(
     validation: Path | None,
     output: Path,
     recipe: FinetuningRecipe,
-    place: Place,
+    place: DistributedContext,
     progress: TrainingProgress,
     resume: bool,
 ) -> Path:
@@ -116,7 +116,7 @@ def finetune(
     if recipe.pool not in pools_of(start.config):
         raise RunError(f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean")
     run = Run(output, MEASURES if examples.validation else ())
-    if place.leads and not resume:
+    if place.is_main and not resume:
         run.begin(recipe, examples.facts | {"weights": source.digest})
     model = without_decoder(start).build()
     if not recipe.frozen:
@@ -124,23 +124,23 @@ def finetune(
     head = LinearHead(start.config.embed_dim, len(examples.training.classes), normalised=recipe.frozen)
     objective = Finetuning(model, start.preprocessing, head, recipe)
     objective.to(place.device).train()
-    facts = HeadFacts(pool=recipe.pool, classes=examples.training.classes)
+    facts = HeadConfig(pool=recipe.pool, classes=examples.training.classes)
 
     def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
         trained = Head(facts, *folded(inside(state, HEAD)))
         if recipe.frozen:
-            return replace(start, extras=replace(start.extras, head=trained))
+            return replace(start, heads=replace(start.heads, head=trained))
         tensors = {name: tensor.float().cpu() for name, tensor in inside(state, MODEL).items()}
-        return replace(start, tensors=tensors, extras=Extras(trained))
+        return replace(start, tensors=tensors, heads=Heads(trained))
 
     groups = layered_groups(objective.named_parameters(), recipe.weight_decay, start.config.depth, recipe.layer_decay)
-    photographs = Photographs(examples.training.paths, examples.training.labels)
+    photographs = ImageDataset(examples.training.paths, examples.training.labels)
     trainer = Trainer(objective, adamw(groups, BETAS), recipe, place, run, len(photographs.paths), checkpoint)
     if resume:
         resumed(run, trainer, output)
     workers = recipe.workers or (place.cpus if place.device.type == "cuda" else 1)
     measured, last = None, 0
-    if place.leads and examples.validation:
+    if place.is_main and examples.validation:
         measured = Validation(examples.validation, start.config, start.preprocessing, workers)
 
     def validate() -> None:
@@ -149,8 +149,8 @@ def finetune(
             return
         last = trainer.step
         served = trainer.served()
-        assert served.extras.head is not None
-        found = measured.measure(served, served.extras.head, place.device)
+        assert served.heads.head is not None
+        found = measured.measure(served, served.heads.head, place.device)
         run.log({"step": trainer.step, **dict(zip(MEASURES, (found.loss, found.accuracy), strict=True))})
         progress.note = f"val_accuracy {found.accuracy:.4f}"
         progress.say(
@@ -186,7 +186,7 @@ def starting_point(found: Checkpoint, recipe: FinetuningRecipe, name: str) -> Ch
         "mae-serve",
         dict(model.state_dict()),
         recipe.license or found.license,
-        Extras(whitening=found.extras.whitening if same else {}),
+        Heads(whitening=found.heads.whitening if same else {}),
     )
     return whole if recipe.frozen else without_decoder(whole)
 

@@ -19,13 +19,13 @@ from model.images.folders import find_images
 from model.images.png import png
 from model.images.preprocess import cut, square
 from model.images.render import panel, sheet
-from model.masking import decoder_rows, visible_positions
-from model.nn import autoencoder
+from model.masking import choose_visible, restore_indices_for
+from model.nn import build_model
 from model.nn.base import Autoencoder, let_learn
 from model.nn.serving import DecoderGraph, EncoderGraph, Standardise
 from model.training.config import Recipe
-from model.training.dataset import Augmentation, Loader, Photographs
-from model.training.distributed import Place, require_divisible
+from model.training.dataset import Augmentation, ImageDataset, Loader
+from model.training.distributed import DistributedContext, require_divisible
 from model.training.optimiser import adamw, muon, plain_groups
 from model.training.progress import TrainingProgress
 from model.training.resume import facts_of, require_same_images, said_recipe
@@ -45,14 +45,19 @@ class Pretraining(nn.Module):
         self.standardise = Standardise(preprocessing, model.config.patch_size)
         self.loss: Loss = loss
 
-    def forward(self, patches: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, visible_indices: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar; `labels` say nothing here."""
-        loss: Tensor = self.model(self.standardise(patches), positions, self.loss)[0]
+        loss: Tensor = self.model(self.standardise(patches), visible_indices, self.loss)[0]
         return loss
 
 
 def pretrain(
-    folders: Sequence[Path], folder: Path, recipe: Recipe, place: Place, progress: TrainingProgress, resume: bool
+    folders: Sequence[Path],
+    folder: Path,
+    recipe: Recipe,
+    place: DistributedContext,
+    progress: TrainingProgress,
+    resume: bool,
 ) -> Path:
     """Trains, or goes on training, and leaves the weights in `folder`.
 
@@ -78,7 +83,7 @@ def pretrain(
     images, refused = find_images(folders)
     for path, reason in refused:
         log.warning("skipped: %s: %s", path, reason)
-    photographs = Photographs(images)
+    photographs = ImageDataset(images)
     start = starting_point(recipe, recipe.name or folder.absolute().name)
     require_divisible(recipe.batch_size, place)
     model = start.build()
@@ -87,7 +92,7 @@ def pretrain(
     objective.to(place.device).train()
     optimiser = optimiser_of(recipe, objective)
     run = Run(folder)
-    if place.leads and not resume:  # last, so that what cannot be leaves no run behind
+    if place.is_main and not resume:  # last, so that what cannot be leaves no run behind
         run.begin(recipe, facts_of(images, folders))
 
     def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
@@ -112,7 +117,7 @@ def pretrain(
     workers = recipe.workers or (place.cpus if place.device.type == "cuda" else 1)
     loader = Loader(photographs, augmentation, recipe.seed, recipe.batch_size, (place.rank, place.size), workers)
     preview = (
-        Preview(photographs, augmentation, recipe.preview_images) if place.leads and recipe.preview_images else None
+        Preview(photographs, augmentation, recipe.preview_images) if place.is_main and recipe.preview_images else None
     )
 
     def show() -> None:
@@ -146,7 +151,7 @@ def starting_point(recipe: Recipe, name: str) -> Checkpoint:
     """The model before its first step: upstream's initialisation, or the weights that `init` names."""
     config = preset_of(recipe)
     if recipe.init is None:
-        fresh = autoencoder(config.model_copy(update={"name": name}))
+        fresh = build_model(config.model_copy(update={"name": name}))
         return Checkpoint(fresh.config, Preprocessing(), "mae-serve", dict(fresh.state_dict()), recipe.license)
     found = load(named(recipe.init).path)
     return warm_start(found, config, recipe, name)
@@ -183,7 +188,7 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
         merged |= {key: getattr(config, key) for key in decoder}
         log.warning("%s: the decoder is made anew", recipe.init)
     try:
-        fresh = autoencoder(MAEConfig(**merged))
+        fresh = build_model(MAEConfig(**merged))
     except ValueError as error:
         raise RunError(f"{recipe.init} cannot be like this: {error}") from error
     tensors = dict(fresh.state_dict())
@@ -195,7 +200,7 @@ def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) 
 class Preview:
     """A few fixed images through fixed masks, as the model in training reconstructs them."""
 
-    def __init__(self, photographs: Photographs, augmentation: Augmentation, count: int) -> None:
+    def __init__(self, photographs: ImageDataset, augmentation: Augmentation, count: int) -> None:
         """Takes the first `count` images of a fixed shuffle."""
         config = augmentation.config
         chosen = np.random.default_rng(0).permutation(len(photographs.paths))[:count]
@@ -206,18 +211,18 @@ class Preview:
         self._patches: Bytes = np.stack(squares)
         seeds = range(len(squares))
         self._positions: Indices = np.stack(
-            [visible_positions(augmentation.strategy, config.grid, augmentation.mask_ratio, seed) for seed in seeds]
+            [choose_visible(augmentation.strategy, config.grid, augmentation.mask_ratio, seed) for seed in seeds]
         )
 
     def render(self, checkpoint: Checkpoint) -> bytes:
         """Original, masked, reconstruction and composite of each image, as PNG."""
         model, config = checkpoint.build(), checkpoint.config
         visible = np.take_along_axis(self._patches, self._positions[..., None].astype(np.int64), axis=1)
-        patches, positions, rows = map(
-            torch.from_numpy, (self._patches, self._positions, decoder_rows(self._positions, config.num_patches))
+        patches, visible_indices, rows = map(
+            torch.from_numpy, (self._patches, self._positions, restore_indices_for(self._positions, config.num_patches))
         )
         with torch.inference_mode():
-            _, latent = EncoderGraph(model, checkpoint.preprocessing)(torch.from_numpy(visible), positions)
+            _, latent = EncoderGraph(model, checkpoint.preprocessing)(torch.from_numpy(visible), visible_indices)
             pixels, _ = DecoderGraph(model, checkpoint.preprocessing)(latent, rows, patches)
         return png(sheet([panel(*one) for one in zip(self._patches, pixels.numpy(), self._positions, strict=True)]))
 

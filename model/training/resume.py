@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from model.training.config import Schedule
+from model.training.config import TrainingConfig
 from model.training.run import Run, RunError
 
-S = TypeVar("S", bound=Schedule)
+S = TypeVar("S", bound=TrainingConfig)
 # What changes neither data order, schedule nor arithmetic may differ when a run is resumed.
 FREE = frozenset(
     (

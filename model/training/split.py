@@ -16,7 +16,7 @@ from model.training.run import RunError
 log = logging.getLogger(__name__)
 
 
-class Examples(NamedTuple):
+class LabelledSplit(NamedTuple):
     """Images and classes, in two parts that share none."""
 
     training: Labelled
@@ -25,7 +25,7 @@ class Examples(NamedTuple):
     """What a resumed run must meet again."""
 
 
-def find_examples(folder: Path, validation: Path | None, share: float, seed: int) -> Examples:
+def find_examples(folder: Path, validation: Path | None, share: float, seed: int) -> LabelledSplit:
     """Images of the classes in `folder`, and those of `validation`, or a share of each class held out for it.
 
     Args:
@@ -46,13 +46,13 @@ def find_examples(folder: Path, validation: Path | None, share: float, seed: int
     if validation is not None:
         measured = labelled_images(validation, found.classes)
         _warn(measured)
-        return Examples(found, measured, facts | {"validation": facts_of(measured.paths, [validation])})
+        return LabelledSplit(found, measured, facts | {"validation": facts_of(measured.paths, [validation])})
     if share == 0:
-        return Examples(found, None, facts)
+        return LabelledSplit(found, None, facts)
     chosen = held_out(found.labels, share, seed)
     if not chosen:
         raise RunError("no class has two images, so none can be held out: give --validation or --validation-share 0")
-    return Examples(part(found, set(range(len(found.paths))) - chosen), part(found, chosen), facts)
+    return LabelledSplit(part(found, set(range(len(found.paths))) - chosen), part(found, chosen), facts)
 
 
 def held_out(labels: list[int], share: float, seed: int) -> set[int]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoints.checkpoint import Checkpoint
-from model.training.config import Schedule
+from model.training.config import TrainingConfig
 from model.training.dataset import Batch, Loader
-from model.training.distributed import Place
+from model.training.distributed import DistributedContext
 from model.training.optimiser import Average, learning_rate, set_learning_rate
 from model.training.progress import TrainingProgress
 from model.training.run import Run, RunError
@@ -50,8 +50,8 @@ class Trainer:
         self,
         objective: nn.Module,
         optimiser: torch.optim.Optimizer,
-        schedule: Schedule,
-        place: Place,
+        schedule: TrainingConfig,
+        place: DistributedContext,
         run: Run,
         images: int,
         checkpoint: Callable[[dict[str, Tensor]], Checkpoint],
@@ -103,31 +103,31 @@ class Trainer:
             DivergedError: the loss is not a number; what was saved last is whole.
             OSError: the disk is full, or the like; what was saved last is whole.
         """
-        if self._place.leads:
+        if self._place.is_main:
             self._run.open_metrics(COLUMNS, self.step)
         batches = loader.batches(self.step)
         saved = previewed = began = time.monotonic()
         spent = self.seconds
         with self._signals_noted():
             while True:
-                self.seconds, stop = self._place.agreed(
-                    spent + time.monotonic() - began if self._place.leads else 0, self._signal
+                self.seconds, stop = self._place.all_max(
+                    spent + time.monotonic() - began if self._place.is_main else 0, self._signal
                 )
                 done = self._done()
                 if stop or done >= 1:
                     break
                 self._take_step(next(batches), done)
                 now = time.monotonic()
-                if self.step % self._schedule.log_steps == 0 and self._place.leads:
+                if self.step % self._schedule.log_steps == 0 and self._place.is_main:
                     self._log(spent + now - began, progress)
-                if self._place.leads:
+                if self._place.is_main:
                     if now - previewed >= 60 * every_minutes:
                         preview()
                         previewed = now
                     if now - saved >= 60 * self._schedule.save_minutes:
                         self.save()
                         saved = now
-        if self._place.leads:
+        if self._place.is_main:
             self.save()
             preview()
             self._run.close()
@@ -259,7 +259,7 @@ class _Window:
         self.norm += norm
 
 
-def precision_of(schedule: Schedule, device: torch.device) -> str:
+def precision_of(schedule: TrainingConfig, device: torch.device) -> str:
     """Arithmetic of the products on `device`."""
     if schedule.precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"

@@ -14,9 +14,9 @@ from model.checkpoints.heads import ROWS, Head
 from model.config import MAEConfig, Preprocessing
 from model.images.folders import Labelled
 from model.images.preprocess import cut, square
-from model.masking import every_position
+from model.masking import all_indices
 from model.nn.serving import EncoderGraph
-from model.training.dataset import Photographs
+from model.training.dataset import ImageDataset
 
 MEASURES = ("val_loss", "val_accuracy")
 """Their names in metrics.csv and TensorBoard."""
@@ -38,7 +38,7 @@ class Validation:
 
     def __init__(self, labelled: Labelled, config: MAEConfig, preprocessing: Preprocessing, workers: int) -> None:
         """Decodes by `workers` threads."""
-        self._photographs = Photographs(labelled.paths, labelled.labels)
+        self._photographs = ImageDataset(labelled.paths, labelled.labels)
         self._config = config
         self._preprocessing = preprocessing
         self._workers = workers
@@ -51,7 +51,7 @@ class Validation:
         """
         model = checkpoint.build().to(device)
         graph = EncoderGraph(model, checkpoint.preprocessing).to(device)
-        whole = torch.from_numpy(every_position(self._config.num_patches)).to(device)
+        whole = torch.from_numpy(all_indices(self._config.num_patches)).to(device)
         losses: list[float] = []
         right = 0
         count = len(self._photographs.paths)

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from model.engines.build import build
-from service.api.fast_path import InferenceShortcut
-from service.api.middleware import BodyLimit, Observe
+from service.api.fast_path import FastPathMiddleware
+from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware
 from service.api.responses import error_response, json_response
 from service.api.routes import classify, embed, ops, reconstruct
 from service.api.schemas import refusal
@@ -55,9 +55,9 @@ def create_app(
     routers = [routes.router for routes in (embed, classify, reconstruct, ops)]
     for router in routers:
         app.include_router(router)
-    app.add_middleware(InferenceShortcut, routers=routers)
-    app.add_middleware(BodyLimit, service=service)
-    app.add_middleware(Observe, service=service)  # the last one added is the outermost
+    app.add_middleware(FastPathMiddleware, routers=routers)
+    app.add_middleware(BodyLimitMiddleware, service=service)
+    app.add_middleware(ObservabilityMiddleware, service=service)  # the last one added is the outermost
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(HTTPException, _http_error)

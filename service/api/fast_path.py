@@ -53,7 +53,7 @@ class InferenceRoute(APIRoute):
         return handle
 
 
-class InferenceShortcut:
+class FastPathMiddleware:
     """Plain ASGI: a POST to a route of inference goes straight to its handler, whatever else the app has.
 
     Routing, exit stacks and two wrappers for exceptions cost more than reading and checking a request does. Any other

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, MemoryFull
-from service.inference.pipeline import Stages
+from service.inference.pipeline import Timings
 from service.service import Service
 
 log = logging.getLogger("service.access")
@@ -24,13 +24,13 @@ DISCARD_S = 2.0
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """What is known of one request, for its log line, its headers and the metrics."""
 
     id: str
     endpoint: str
     started: float = field(default_factory=time.monotonic)
-    stages: Stages = field(default_factory=Stages)
+    timings: Timings = field(default_factory=Timings)
     read: float = 0.0
     images: int = 0
     status: int = 499
@@ -41,17 +41,17 @@ class Record:
 
     def server_timing(self) -> str:
         """The Server-Timing header: milliseconds by stage, those that were passed."""
-        spent = {"read": self.read, **vars(self.stages), "total": time.monotonic() - self.started}
+        spent = {"read": self.read, **vars(self.timings), "total": time.monotonic() - self.started}
         return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items() if seconds)
 
 
-def record_of(scope: Scope) -> Record:
+def record_of(scope: Scope) -> RequestRecord:
     """The record of the request of `scope`."""
-    record: Record = scope["state"]["record"]
+    record: RequestRecord = scope["state"]["record"]
     return record
 
 
-class Observe:
+class ObservabilityMiddleware:
     """Gives each request an id and writes down how it went. Probes, metrics and pages stay out of log and metrics."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -67,7 +67,9 @@ class Observe:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, path if path in INFERENCE else "")
+        record = RequestRecord(
+            given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, path if path in INFERENCE else ""
+        )
         scope.setdefault("state", {})["record"] = record
 
         async def send_with_headers(message: Message) -> None:
@@ -95,7 +97,7 @@ class Observe:
             self._service.budgets.requests.give(counts)
             self._write_down(scope, record, headers)
 
-    def _write_down(self, scope: Scope, record: Record, headers: Headers) -> None:
+    def _write_down(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:
         seconds, metrics = time.monotonic() - record.started, self._service.metrics
         metrics.requests.labels(record.endpoint, str(record.status)).inc()
         metrics.request_duration.labels(record.endpoint).observe(seconds)
@@ -122,7 +124,7 @@ class Observe:
             log.info("request", extra={"facts": {name: fact for name, fact in facts.items() if fact or name == "ms"}})
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Counts bodies as they arrive: each against MAX_BODY_MB, all together against MAX_INFLIGHT_MB.
 
     A body with a Content-Length is counted whole before its first byte is read; one without, chunk by chunk. What is

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service.api.bodies import Payload, read_payload
-from service.api.middleware import Record, record_of
+from service.api.middleware import RequestRecord, record_of
 from service.errors import ClientGone, DeadlinePassed
 from service.inference.pipeline import Pipeline
 from service.service import Service
@@ -18,7 +18,7 @@ from service.service import Service
 T = TypeVar("T")
 
 
-class Intake:
+class RequestContext:
     """One request for inference, admitted."""
 
     def __init__(self, request: Request) -> None:
@@ -29,7 +29,7 @@ class Intake:
         """
         service = service_of(request)
         self.pipeline: Pipeline = service.pipeline
-        self.record: Record = record_of(request.scope)
+        self.record: RequestRecord = record_of(request.scope)
         self.deadline = self.record.started + service.settings.request_timeout_s
         self._max_images = service.settings.max_images
         self._request = request

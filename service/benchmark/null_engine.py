@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 
 
@@ -26,22 +26,24 @@ class NullEngine:
     def __init__(self, info: EngineInfo) -> None:
         """In the form of the engine that `info` is of."""
         self.info = info
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
         config, noise = info.config, np.random.default_rng(0)
         self._vectors = noise.standard_normal((self.preferred_batch, 2, config.embed_dim), dtype=np.float32)
         self._tokens = noise.standard_normal((config.num_patches, config.embed_dim), dtype=np.float32)
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
         return self._vectors[: len(patches)]
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        return np.broadcast_to(self._tokens[: positions.shape[1]], (*positions.shape, self._tokens.shape[1]))
+        return np.broadcast_to(
+            self._tokens[: visible_indices.shape[1]], (*visible_indices.shape, self._tokens.shape[1])
+        )
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         return patches, np.ones(patches.shape[:2], np.float32)
 

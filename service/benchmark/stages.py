@@ -13,10 +13,10 @@ import numpy as np
 from model.engines.base import EngineInfo
 from model.engines.parity import fixed_patches
 from model.images.render import View, render
-from model.masking import visible_positions
+from model.masking import choose_visible
 from service.benchmark.results import StageCost
 from service.benchmark.samples import Sample
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 
 MASK_RATIO = 0.75
 VIEWS: tuple[View, ...] = ("composite", "panel")
@@ -28,7 +28,7 @@ def decoding(
     info: EngineInfo, samples: Sequence[Sample], max_pixels: int, threads: int, seconds: float
 ) -> list[StageCost]:
     """Bytes to patches, by the service's own decoder."""
-    decoder = Decoder(info.config, info.preprocessing, max_pixels, threads)
+    decoder = ImageDecoder(info.config, info.preprocessing, max_pixels, threads)
     try:
         return [_cost("decode", one.name, one.mean_bytes, threads, seconds, _calls(one, decoder)) for one in samples]
     finally:
@@ -52,14 +52,14 @@ def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]
     }
     if config.has_decoder:
         patches = fixed_patches(config)[0]
-        visible = visible_positions("random", config.grid, MASK_RATIO, 0)
+        visible = choose_visible("random", config.grid, MASK_RATIO, 0)
         error = np.ones(config.num_patches, np.float32)
         for view in VIEWS:
             writers[f"PNG, {view}"] = partial(render, view, patches, patches, error, visible)
     return [_cost("answer", name, len(write()), threads, seconds, [write]) for name, write in writers.items()]
 
 
-def _calls(sample: Sample, decoder: Decoder) -> list[Callable[[], object]]:
+def _calls(sample: Sample, decoder: ImageDecoder) -> list[Callable[[], object]]:
     return [partial(decoder.decode, data, 0) for data in sample.files]
 
 

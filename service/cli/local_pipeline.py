@@ -11,9 +11,9 @@ from rich.console import Console
 
 from model.engines.base import Engine
 from service.errors import ServiceError
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 from service.inference.pipeline import Pipeline
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -40,11 +40,11 @@ def build_engine(settings: Settings) -> Engine:
 async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
     """A pipeline as the service has one, for at most `most_images` images at once."""
     metrics = Metrics()
-    decoder = Decoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
-    batcher = Batcher(engine, metrics, most_images)
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
+    batcher = BatchScheduler(engine, metrics, most_images)
     batcher.start()
     try:
-        yield Pipeline(engine.info, engine.extras, decoder, batcher, metrics)
+        yield Pipeline(engine.info, engine.heads, decoder, batcher, metrics)
     finally:
         batcher.stop()
         decoder.close()

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from model.checkpoints.errors import WeightsError
 from model.engines.base import EngineBuildError
-from model.evaluation.config import Choices
+from model.evaluation.config import EvalConfig
 from model.training.config import FinetuningRecipe, Recipe
 from service.cli.commands.bench import bench
 from service.cli.commands.compile import compile_engine
@@ -85,5 +85,5 @@ _add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "m
 _add(compile_engine, ENGINE_OPTIONS, name="compile")
 _add(convert, {})
 _add(pretrain, Recipe.model_fields)
-_add(evaluate, {**Choices.model_fields, **ENGINE_OPTIONS})
+_add(evaluate, {**EvalConfig.model_fields, **ENGINE_OPTIONS})
 _add(finetune, FinetuningRecipe.model_fields)

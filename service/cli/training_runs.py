@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from model.checkpoints.locate import HUB_PREFIX
 from model.config import PRESETS
-from model.training.config import Schedule
+from model.training.config import TrainingConfig
 from service.cli.errors import CommandError
 
-S = TypeVar("S", bound=Schedule)
+S = TypeVar("S", bound=TrainingConfig)
 
 
 def recipe_of(kind: type[S], chosen: Mapping[str, Any]) -> S:
@@ -32,7 +32,7 @@ def recipe_of(kind: type[S], chosen: Mapping[str, Any]) -> S:
         raise CommandError(name + first["msg"].removeprefix("Value error, ")) from error
 
 
-def require_bound(schedule: Schedule) -> None:
+def require_bound(schedule: TrainingConfig) -> None:
     """Raises CommandError unless something says how long to train."""
     if (schedule.epochs, schedule.steps, schedule.minutes) == (None, None, None):
         raise CommandError("nothing says how long to train: give --epochs, --steps or --minutes")

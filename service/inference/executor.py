@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.arrays import Bytes, Indices
 from model.engines.base import Engine, FatalEngineError
-from model.masking import ABSENT
+from model.masking import PAD
 from service.errors import InferenceFailed, ServiceError
 from service.metrics import Metrics
 
@@ -34,11 +34,11 @@ class Work(Protocol):
         """Uint8 [K, P], all N for reconstruct."""
 
     @property
-    def positions(self) -> Indices:
+    def visible_indices(self) -> Indices:
         """Int32 [K]."""
 
 
-class LaneRunner:
+class BatchExecutor:
     """Runs the batches of one lane: finds out who is to blame when one fails."""
 
     def __init__(self, engine: Engine, lane: int, metrics: Metrics) -> None:
@@ -90,7 +90,7 @@ class LaneRunner:
         """After a failed batch: a harmless one of grey. If that fails too, it is the engine and not the images."""
         grey = np.full_like(item.patches[None], 128)
         try:
-            finite = _finite_rows(self._call(operation, grey, item.positions[None]), 1)
+            finite = _finite_rows(self._call(operation, grey, item.visible_indices[None]), 1)
         except Exception as error:
             raise FatalEngineError(
                 f"two batches in a row have failed, the second one of plain grey: {error}"
@@ -101,13 +101,13 @@ class LaneRunner:
     def _checked(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
         """Rows of the batch; one with a number that is none becomes a failure of its image alone."""
         patches = stacked([item.patches for item in batch], 0)
-        positions = stacked([item.positions for item in batch], ABSENT)
-        outputs = self._call(operation, patches, positions)
+        visible_indices = stacked([item.visible_indices for item in batch], PAD)
+        outputs = self._call(operation, patches, visible_indices)
         finite = _finite_rows(outputs, len(batch))
         results: list[Row | ServiceError] = []
         for row, item in enumerate(batch):
             if finite[row] and operation == "tokens":
-                results.append(outputs[0][row, : len(item.positions)])
+                results.append(outputs[0][row, : len(item.visible_indices)])
             elif finite[row]:
                 results.append(outputs[0][row] if len(outputs) == 1 else tuple(output[row] for output in outputs))
             else:
@@ -118,12 +118,12 @@ class LaneRunner:
                 )
         return results
 
-    def _call(self, operation: Operation, patches: Bytes, positions: Indices) -> tuple[NDArray[Any], ...]:
+    def _call(self, operation: Operation, patches: Bytes, visible_indices: Indices) -> tuple[NDArray[Any], ...]:
         if operation == "embed":
-            return (self._engine.embed(self._lane, patches, positions),)
+            return (self._engine.embed(self._lane, patches, visible_indices),)
         if operation == "tokens":
-            return (self._engine.tokens(self._lane, patches, positions),)
-        return self._engine.reconstruct(self._lane, patches, positions)
+            return (self._engine.tokens(self._lane, patches, visible_indices),)
+        return self._engine.reconstruct(self._lane, patches, visible_indices)
 
     def _failed(self, batch: Sequence[Work], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()

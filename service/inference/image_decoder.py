@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """An image as the model sees it, and what a mask drawn over the original needs to follow it."""
 
     patches: Bytes
@@ -38,7 +38,7 @@ class Decoded:
     """The EXIF orientation, 1 for upright."""
 
 
-class Decoder:
+class ImageDecoder:
     """Decodes images for one model, in a bounded pool of threads."""
 
     def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int, threads: int) -> None:
@@ -60,7 +60,7 @@ class Decoder:
         """Runs `work` in the pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def decode(self, data: bytes, index: int) -> Decoded:
+    def decode(self, data: bytes, index: int) -> DecodedImage:
         """Decodes image `index` of a request.
 
         Raises:
@@ -70,7 +70,7 @@ class Decoder:
         """
         return self._guarded(self._decode, data, f"image {index}", index)
 
-    def removed_by(self, mask: bytes, of: Decoded) -> NDArray[np.intp]:
+    def removed_by(self, mask: bytes, of: DecodedImage) -> NDArray[np.intp]:
         """Row-major indices of the patches that are more than half white in `mask`, drawn over the stored image.
 
         Raises:
@@ -106,15 +106,15 @@ class Decoder:
         except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
             raise UndecodableImage(f"{what} cannot be decoded: {error}", **details) from error
 
-    def _decode(self, image: Image.Image) -> Decoded:
+    def _decode(self, image: Image.Image) -> DecodedImage:
         size, orientation = image.size, orientation_of(image)
         if image.format == "TIFF" and orientation >= 5:  # whose size Pillow gives turned from the start
             size = size[::-1]
         upright = loaded(image, self._preprocessing.resized_short_side(self._config.image_size))
         pixels = np.asarray(square(upright, self._config, self._preprocessing))
-        return Decoded(cut(pixels, self._config.patch_size), size, orientation)
+        return DecodedImage(cut(pixels, self._config.patch_size), size, orientation)
 
-    def _removed_by(self, mask: Image.Image, of: Decoded) -> NDArray[np.intp]:
+    def _removed_by(self, mask: Image.Image, of: DecodedImage) -> NDArray[np.intp]:
         if mask.size != of.size:
             raise InvalidParameter(
                 f"the mask is {mask.width} x {mask.height} pixels, its image as stored {of.size[0]} x {of.size[1]}",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from model.arrays import Indices
 from model.config import MAEConfig
-from model.masking import MaskError, explicit_positions, kept_share, new_seed, visible_positions
+from model.masking import MaskError, choose_visible, new_seed, random_visible, visible_without
 from service.errors import InvalidParameter
-from service.inference.image_decoder import Decoded, Decoder
-from service.inference.pipeline import Place
+from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.pipeline import ChooseVisible
 from service.parameters import EmbedParameters, ReconstructParameters
 
 OF_A_DRAWN_MASK = {"mask_ratio", "strategy", "seed"}
@@ -23,14 +23,14 @@ def choose_kept(config: MAEConfig, parameters: EmbedParameters) -> tuple[int | N
     """
     seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
     try:
-        return seed, kept_share(config.grid, parameters.keep, seed or 0)
+        return seed, random_visible(config.grid, parameters.keep, seed or 0)
     except MaskError as error:
         raise InvalidParameter(str(error), parameter="keep") from error
 
 
 def choose_removed(
-    config: MAEConfig, decoder: Decoder, parameters: ReconstructParameters, drawn: bytes | None, count: int
-) -> tuple[int | None, Place]:
+    config: MAEConfig, decoder: ImageDecoder, parameters: ReconstructParameters, drawn: bytes | None, count: int
+) -> tuple[int | None, ChooseVisible]:
     """The seed if there is one, and how a decoded image gets its visible patches.
 
     Args:
@@ -51,21 +51,19 @@ def choose_removed(
         if count > 1:
             raise InvalidParameter("a mask goes with one image, and there are more", parameter="mask")
 
-        def place_drawn(decoded: Decoded) -> Indices:
-            return _positions(
-                "mask", lambda: explicit_positions(decoder.removed_by(drawn, decoded), config.num_patches)
-            )
+        def place_drawn(decoded: DecodedImage) -> Indices:
+            return _positions("mask", lambda: visible_without(decoder.removed_by(drawn, decoded), config.num_patches))
 
         return None, place_drawn
     if parameters.patches is not None:
         removed = [int(index) for index in parameters.patches.split(",")]
-        positions = _positions("patches", lambda: explicit_positions(removed, config.num_patches))
-        return None, lambda decoded: positions
+        visible_indices = _positions("patches", lambda: visible_without(removed, config.num_patches))
+        return None, lambda decoded: visible_indices
     seed = new_seed() if parameters.seed is None else parameters.seed
-    positions = _positions(
-        "mask_ratio", lambda: visible_positions(parameters.strategy, config.grid, parameters.mask_ratio, seed)
+    visible_indices = _positions(
+        "mask_ratio", lambda: choose_visible(parameters.strategy, config.grid, parameters.mask_ratio, seed)
     )
-    return seed, lambda decoded: positions
+    return seed, lambda decoded: visible_indices
 
 
 def _positions(parameter: str, make: Callable[[], Indices]) -> Indices:

@@ -12,23 +12,23 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import ROWS, Extras, Head
+from model.checkpoints.heads import ROWS, Head, Heads
 from model.engines.base import EngineInfo
-from model.masking import every_position
+from model.masking import all_indices
 from service.errors import InvalidParameter, NoDecoder, NoHead, ServiceError
 from service.inference.executor import Operation
-from service.inference.image_decoder import Decoded, Decoder
-from service.inference.queue import Ticket
+from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.queue import QueuedRequest
 from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
-Place = Callable[[Decoded], Indices]
+ChooseVisible = Callable[[DecodedImage], Indices]
 """Which patches of a decoded image stay visible, int32 [K]; runs in the decode pool."""
 
 
 @dataclass
-class Stages:
+class Timings:
     """Seconds of one request, by stage; of several images, the slowest one's."""
 
     decode: float = 0.0
@@ -47,42 +47,42 @@ class Reconstruction:
     """What the decoder painted, uint8 [N, P]."""
     error: Floats
     """Squared error of each patch in the decoder's pixels, float32 [N]."""
-    positions: Indices
+    visible_indices: Indices
     """The visible patches, int32 [K]."""
 
     @property
     def loss(self) -> float:
         """Mean squared error over the removed patches."""
         removed = np.ones(len(self.error), dtype=bool)
-        removed[self.positions] = False
+        removed[self.visible_indices] = False
         return float(self.error[removed].mean())
 
     @property
     def removed_share(self) -> float:
         """Share of the patches that was removed."""
-        return 1 - len(self.positions) / len(self.error)
+        return 1 - len(self.visible_indices) / len(self.error)
 
 
 class Queue(Protocol):
-    """The way to the engine: a `Batcher`, or what stands for one in another process."""
+    """The way to the engine: a `BatchScheduler`, or what stands for one in another process."""
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
-        """As `Batcher.admit`."""
+    def admit(self, operation: Operation, count: int, deadline: float) -> QueuedRequest:
+        """As `BatchScheduler.admit`."""
 
     def fail_all(self, error: ServiceError) -> None:
-        """As `Batcher.fail_all`."""
+        """As `BatchScheduler.fail_all`."""
 
     def stop(self) -> None:
-        """As `Batcher.stop`."""
+        """As `BatchScheduler.stop`."""
 
 
 class Pipeline:
     """Decodes in the pool, queues in the batcher, waits for the rows."""
 
-    def __init__(self, info: EngineInfo, extras: Extras, decoder: Decoder, batcher: Queue, metrics: Metrics) -> None:
+    def __init__(self, info: EngineInfo, heads: Heads, decoder: ImageDecoder, batcher: Queue, metrics: Metrics) -> None:
         """For one engine."""
         self.info = info
-        self.extras = extras
+        self.heads = heads
         self.decoder = decoder
         self.batcher = batcher
         self._metrics = metrics
@@ -94,20 +94,20 @@ class Pipeline:
         Raises:
             NoHead: it has none.
         """
-        if self.extras.head is None:
+        if self.heads.head is None:
             raise NoHead(f"{self.info.model} has no classification head: mae finetune trains one")
-        return self.extras.head
+        return self.heads.head
 
     async def embed(
-        self, images: list[bytes], pool: Pool, positions: Indices, stages: Stages, deadline: float = math.inf
+        self, images: list[bytes], pool: Pool, visible_indices: Indices, timings: Timings, deadline: float = math.inf
     ) -> list[Floats]:
         """Vectors of `images`, float32 [D] each, or [K, D] for `tokens`.
 
         Args:
             images: encoded images.
-            pool: `mean` of the patch tokens, `cls`, or all `tokens` in the order of `positions`.
-            positions: the patches that are encoded, int32 [K], in all images the same.
-            stages: filled with the time it took.
+            pool: `mean` of the patch tokens, `cls`, or all `tokens` in the order of `visible_indices`.
+            visible_indices: the patches that are encoded, int32 [K], in all images the same.
+            timings: filled with the time it took.
             deadline: of time.monotonic(); later than that nothing enters a batch.
 
         Raises:
@@ -118,17 +118,17 @@ class Pipeline:
 
             def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
                 patches = self.decoder.decode(data, index).patches
-                return (patches if len(positions) == len(patches) else patches[positions]), positions
+                return (patches if len(visible_indices) == len(patches) else patches[visible_indices]), visible_indices
 
             async def feed(numbers: Iterator[int]) -> None:
                 for index in numbers:
-                    ticket.put(index, *await self._decoded(prepare, images[index], index, stages))
+                    ticket.put(index, *await self._decoded(prepare, images[index], index, timings))
 
             await self._feed(feed, len(images))
-            rows = await self._rows(ticket, stages)
+            rows = await self._rows(ticket, timings)
         return rows if pool == "tokens" else [row[ROWS[pool]] for row in rows]
 
-    async def classify(self, images: list[bytes], stages: Stages, deadline: float = math.inf) -> list[Floats]:
+    async def classify(self, images: list[bytes], timings: Timings, deadline: float = math.inf) -> list[Floats]:
         """Probabilities of the head's classes for `images`, float32 [C] each, in the order of the head's facts.
 
         The whole image is embedded, in batches with whoever else embeds; the head runs here, image by image, so that
@@ -136,26 +136,26 @@ class Pipeline:
 
         Args:
             images: encoded images.
-            stages: filled with the time it took.
+            timings: filled with the time it took.
             deadline: of time.monotonic(); later than that nothing enters a batch.
 
         Raises:
             NoHead: the model has no classification head.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
-        head, whole = self.head, every_position(self.info.config.num_patches)
-        vectors = await self.embed(images, head.facts.pool, whole, stages, deadline)
-        return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], stages)
+        head, whole = self.head, all_indices(self.info.config.num_patches)
+        vectors = await self.embed(images, head.facts.pool, whole, timings, deadline)
+        return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct(
-        self, images: list[bytes], place: Place, stages: Stages, deadline: float = math.inf
+        self, images: list[bytes], place: ChooseVisible, timings: Timings, deadline: float = math.inf
     ) -> list[Reconstruction]:
         """What the decoder makes of the visible patches of `images`.
 
         Args:
             images: encoded images.
             place: says which patches of an image stay visible; the same number for all.
-            stages: filled with the time it took.
+            timings: filled with the time it took.
             deadline: of time.monotonic(); later than that nothing enters a batch.
 
         Raises:
@@ -173,31 +173,31 @@ class Pipeline:
 
             async def feed(numbers: Iterator[int]) -> None:
                 for index in numbers:
-                    seen[index] = await self._decoded(prepare, images[index], index, stages)
+                    seen[index] = await self._decoded(prepare, images[index], index, timings)
                     ticket.put(index, *seen[index])
 
             await self._feed(feed, len(images))
-            rows = await self._rows(ticket, stages)
+            rows = await self._rows(ticket, timings)
         return [
-            Reconstruction(patches, pixels, error, positions)
-            for (patches, positions), (pixels, error) in zip(seen, rows, strict=True)
+            Reconstruction(patches, pixels, error, visible_indices)
+            for (patches, visible_indices), (pixels, error) in zip(seen, rows, strict=True)
         ]
 
-    async def render(self, work: Callable[[], T], stages: Stages) -> T:
+    async def render(self, work: Callable[[], T], timings: Timings) -> T:
         """Runs `work`, which writes a picture or a large answer, in the decode pool."""
         start = time.monotonic()
         result = await self.decoder.run(work)
-        stages.render = time.monotonic() - start
-        self._metrics.stage_duration.labels("render").observe(stages.render)
+        timings.render = time.monotonic() - start
+        self._metrics.stage_duration.labels("render").observe(timings.render)
         return result
 
     async def _decoded(
-        self, prepare: Callable[[bytes, int], tuple[Bytes, Indices]], data: bytes, index: int, stages: Stages
+        self, prepare: Callable[[bytes, int], tuple[Bytes, Indices]], data: bytes, index: int, timings: Timings
     ) -> tuple[Bytes, Indices]:
         start = time.monotonic()
         result = await self.decoder.run(prepare, data, index)
         seconds = time.monotonic() - start
-        stages.decode = max(stages.decode, seconds)
+        timings.decode = max(timings.decode, seconds)
         self._metrics.stage_duration.labels("decode").observe(seconds)
         return result
 
@@ -214,9 +214,9 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
 
-    async def _rows(self, ticket: Ticket, stages: Stages) -> list[Any]:
+    async def _rows(self, ticket: QueuedRequest, timings: Timings) -> list[Any]:
         rows = await ticket.rows()
-        stages.queue, stages.infer = ticket.timing.queue, ticket.timing.infer
+        timings.queue, timings.infer = ticket.timing.queue, ticket.timing.infer
         return rows
 
 

@@ -9,21 +9,21 @@ from typing import Self
 import numpy as np
 
 from model.arrays import Floats
-from model.checkpoints.heads import Extras, Whitening
+from model.checkpoints.heads import Heads, Whitening
 from model.config import MAEConfig
 from service.errors import InvalidParameter
 from service.parameters import EmbedParameters
 
 
 @dataclass(frozen=True)
-class Finishing:
+class Postprocessing:
     """How vectors are finished."""
 
     whitening: Whitening | None
     normalize: bool
 
     @classmethod
-    def of(cls, extras: Extras, parameters: EmbedParameters) -> Self:
+    def of(cls, heads: Heads, parameters: EmbedParameters) -> Self:
         """As a request asks for.
 
         Raises:
@@ -35,7 +35,7 @@ class Finishing:
                 raise InvalidParameter(
                     "whiten: tokens are never whitened, only pool=mean and pool=cls", parameter="whiten"
                 )
-            whitening = extras.whitening.get(parameters.pool)
+            whitening = heads.whitening.get(parameters.pool)
             if whitening is None:
                 raise InvalidParameter(
                     f"whiten: the model holds no whitening of pool={parameters.pool}: mae evaluate --fit adds it",

@@ -16,17 +16,17 @@ from service.inference.executor import Operation, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class QueueEntry:
     """One image in the queue."""
 
-    ticket: Ticket
+    ticket: QueuedRequest
     index: int
     patches: Bytes
-    positions: Indices
+    visible_indices: Indices
     since: float
 
 
-class Group(NamedTuple):
+class BatchKey(NamedTuple):
     """What can share a batch."""
 
     operation: Operation
@@ -45,14 +45,14 @@ class Timing:
 class Keeper(Protocol):
     """Whoever keeps the queue that a ticket is for."""
 
-    def put(self, item: Item) -> None:
+    def put(self, item: QueueEntry) -> None:
         """Queues an image."""
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: QueuedRequest) -> None:
         """Forgets a ticket."""
 
 
-class Ticket:
+class QueuedRequest:
     """A request's place in the queue, for as many images as it has; use as a context manager, which gives it up."""
 
     def __init__(self, keeper: Keeper, operation: Operation, count: int, deadline: float) -> None:
@@ -60,8 +60,8 @@ class Ticket:
         self.operation = operation
         self.deadline = deadline
         self.timing = Timing()
-        self.items: deque[Item] = deque()
-        self.group: Group | None = None
+        self.items: deque[QueueEntry] = deque()
+        self.group: BatchKey | None = None
         self.stamp = 0.0
         self.untaken = count
         self.over = False
@@ -70,13 +70,13 @@ class Ticket:
         self._missing = count
         self._future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
 
-    def put(self, index: int, patches: Bytes, positions: Indices) -> None:
+    def put(self, index: int, patches: Bytes, visible_indices: Indices) -> None:
         """Queues the image `index`, uint8 [K, P] (all N for reconstruct), int32 [K]: one K for the whole ticket.
 
         Raises:
             EngineLost: the engine is beyond help.
         """
-        self._keeper.put(Item(self, index, patches, positions, time.monotonic()))
+        self._keeper.put(QueueEntry(self, index, patches, visible_indices, time.monotonic()))
 
     async def rows(self) -> list[Row]:
         """The images' results in order. Waits for good where the deadline has passed: who set it keeps it.
@@ -104,7 +104,7 @@ class Ticket:
         if not self._future.done():
             self._future.set_exception(error)
 
-    def take(self) -> Item:
+    def take(self) -> QueueEntry:
         """The next image, for a batch. Under the queue's lock."""
         self.untaken -= 1
         return self.items.popleft()
@@ -126,4 +126,4 @@ class Ticket:
             self._future.exception()  # seen, if nobody asked for it
 
 
-TicketKind = Callable[[Keeper, Operation, int, float], Ticket]
+TicketKind = Callable[[Keeper, Operation, int, float], QueuedRequest]

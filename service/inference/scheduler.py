@@ -19,8 +19,8 @@ from functools import partial
 
 from model.engines.base import Engine
 from service.errors import EngineLost, QueueFull, ServiceError, TooManyImages
-from service.inference.executor import LaneRunner, Operation, Row
-from service.inference.queue import Group, Item, Ticket, TicketKind
+from service.inference.executor import BatchExecutor, Operation, Row
+from service.inference.queue import BatchKey, QueuedRequest, QueueEntry, TicketKind
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def copy_of(error: ServiceError) -> ServiceError:
     return type(error)(error.message, **error.details)
 
 
-class Batcher:
+class BatchScheduler:
     """The queue and the lanes of one engine."""
 
     def __init__(
@@ -67,9 +67,9 @@ class Batcher:
         self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
         self._changed = threading.Condition()
-        self._groups: dict[Group, dict[Ticket, None]] = {}  # tickets by age of their last turn
-        self._sizes: dict[Group, int] = {}
-        self._open: set[Ticket] = set()
+        self._groups: dict[BatchKey, dict[QueuedRequest, None]] = {}  # tickets by age of their last turn
+        self._sizes: dict[BatchKey, int] = {}
+        self._open: set[QueuedRequest] = set()
         self._admitted = 0
         self._busy = 0
         self._stopping = False
@@ -93,7 +93,9 @@ class Batcher:
             self._threads.append(thread)
             thread.start()
 
-    def admit(self, operation: Operation, count: int, deadline: float, kind: TicketKind = Ticket) -> Ticket:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, kind: TicketKind = QueuedRequest
+    ) -> QueuedRequest:
         """Takes a place for `count` images, before anything is paid for them. `deadline` is of time.monotonic().
 
         Raises:
@@ -130,15 +132,15 @@ class Batcher:
             if thread.is_alive():
                 log.error("%s is still running a batch: leaving it", thread.name)
 
-    def put(self, item: Item) -> None:
-        """For `Ticket.put`."""
+    def put(self, item: QueueEntry) -> None:
+        """For `QueuedRequest.put`."""
         ticket = item.ticket
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
             if ticket.over:
                 return
-            group = Group(ticket.operation, self._most(len(item.positions)))
+            group = BatchKey(ticket.operation, self._most(len(item.visible_indices)))
             if ticket.group not in (None, group):
                 raise ValueError("the images of one ticket must have the same number of visible patches")
             if not ticket.items:
@@ -148,7 +150,7 @@ class Batcher:
             self._sizes[group] = self._sizes.get(group, 0) + 1
             self._changed.notify()
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: QueuedRequest) -> None:
         """For the end of a ticket."""
         with self._changed:
             if ticket.over:
@@ -173,7 +175,7 @@ class Batcher:
         whole = self.engine.info.config.num_patches
         return next(most for most in (whole // 4, whole // 2, whole) if visible <= most)
 
-    def _leave_group(self, ticket: Ticket) -> None:
+    def _leave_group(self, ticket: QueuedRequest) -> None:
         if not ticket.items or ticket.group is None:
             return
         tickets = self._groups[ticket.group]
@@ -184,7 +186,7 @@ class Batcher:
             del self._groups[ticket.group], self._sizes[ticket.group]
 
     def _serve_lane(self, lane: int) -> None:
-        runner = LaneRunner(self.engine, lane, self._metrics)
+        runner = BatchExecutor(self.engine, lane, self._metrics)
         try:
             while batch := self._next_batch():
                 try:
@@ -197,7 +199,7 @@ class Batcher:
             log.critical("lane %d has ended", lane, exc_info=error)
             self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
-    def _next_batch(self) -> list[Item] | None:
+    def _next_batch(self) -> list[QueueEntry] | None:
         """Waits for work; None when there will be none any more."""
         with self._changed:
             while not self.lost:
@@ -212,20 +214,20 @@ class Batcher:
                     return batch
             return None
 
-    def _age(self, group: Group) -> float:
+    def _age(self, group: BatchKey) -> float:
         return next(iter(self._groups[group])).stamp
 
-    def _delay_left(self, group: Group) -> float:
+    def _delay_left(self, group: BatchKey) -> float:
         if not self._max_delay_s or self._stopping or self._sizes[group] >= self.engine.preferred_batch:
             return 0.0
         oldest = min(ticket.items[0].since for ticket in self._groups[group])
         return oldest + self._max_delay_s - time.monotonic()
 
-    def _take(self, group: Group) -> list[Item]:
+    def _take(self, group: BatchKey) -> list[QueueEntry]:
         """Up to the preferred size: one image of each request in turn, beginning with whoever waited longest."""
         now = time.monotonic()
         tickets = self._groups[group]
-        turn: deque[Ticket] = deque()
+        turn: deque[QueuedRequest] = deque()
         for ticket in list(tickets):
             if len(turn) == self.engine.preferred_batch:
                 break
@@ -236,8 +238,8 @@ class Batcher:
                 self._admitted -= len(ticket.items)
                 ticket.untaken -= len(ticket.items)
                 self._leave_group(ticket)
-        batch: list[Item] = []
-        served: dict[Ticket, None] = {}
+        batch: list[QueueEntry] = []
+        served: dict[QueuedRequest, None] = {}
         while turn and len(batch) < self.engine.preferred_batch:
             ticket = turn.popleft()
             batch.append(ticket.take())
@@ -256,7 +258,7 @@ class Batcher:
                 del self._groups[group], self._sizes[group]
         return batch
 
-    def _answer(self, batch: list[Item], results: list[Row | ServiceError], seconds: float) -> None:
+    def _answer(self, batch: list[QueueEntry], results: list[Row | ServiceError], seconds: float) -> None:
         taken = time.monotonic() - seconds
         for item in batch:
             waited = taken - item.since
@@ -281,6 +283,6 @@ class Batcher:
             self._loop.call_soon_threadsafe(call)
 
 
-def _settle(batch: Sequence[Item], results: Sequence[Row | ServiceError]) -> None:
+def _settle(batch: Sequence[QueueEntry], results: Sequence[Row | ServiceError]) -> None:
     for item, row in zip(batch, results, strict=True):
         item.ticket.settle(item.index, row)

@@ -18,8 +18,8 @@ def main() -> None:
     from service.settings import Settings
     from service.workers.acceptor import serve_as_worker
     from service.workers.channel import receive_first
-    from service.workers.shared_counters import Ledger
-    from service.workers.worker import FrontService
+    from service.workers.shared_counters import SharedCounters
+    from service.workers.worker import WorkerService
 
     end = socket.socket(fileno=channel)
     try:
@@ -27,8 +27,8 @@ def main() -> None:
     except EOFError:
         sys.exit(1)
     configure_logging(settings.log_format)
-    ledger = Ledger(ledger_fd, rows)
-    service = FrontService(settings, end, ledger, row, slots_fd)
+    ledger = SharedCounters(ledger_fd, rows)
+    service = WorkerService(settings, end, ledger, row, slots_fd)
     serve_as_worker(create_app(service=service), socket.socket(fileno=listener), ledger, row)
 
 

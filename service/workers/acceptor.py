@@ -20,23 +20,23 @@ from typing import NoReturn
 from fastapi import FastAPI
 
 from service.server import SIGNALS, Server
-from service.workers.shared_counters import Column, Ledger
-from service.workers.worker import FrontService
+from service.workers.shared_counters import Column, SharedCounters
+from service.workers.worker import WorkerService
 
 log = logging.getLogger(__name__)
-COURTESY_S = 0.002
+YIELD_S = 0.002
 # After accept() fails (too many open files): others may close some meanwhile.
 PAUSE_S = 1.0
 
 
-class Door(Server):
+class FairAcceptor(Server):
     """Serves a worker's app until the device process says that it is over."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, ledger: Ledger, row: int) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, ledger: SharedCounters, row: int) -> None:
         """Takes connections from `listener`."""
         super().__init__(app, "", 0)
         service = app.state.service
-        assert isinstance(service, FrontService)
+        assert isinstance(service, WorkerService)
         self._front = service
         self._listener = listener
         self._ledger = ledger
@@ -71,9 +71,9 @@ class Door(Server):
 
     def _watch(self) -> None:
         if not self.should_exit:
-            self._loop.add_reader(self._listener, self._knock)
+            self._loop.add_reader(self._listener, self._on_connection_ready)
 
-    def _knock(self) -> None:
+    def _on_connection_ready(self) -> None:
         """Somebody is there."""
         ledger, mine = self._ledger, len(self.server_state.connections) + len(self._opening)
         ledger.set(self._row, Column.CONNECTIONS, mine)
@@ -84,7 +84,7 @@ class Door(Server):
         ]
         if mine > min(others, default=mine):
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(COURTESY_S, self._accept_late)
+            self._loop.call_later(YIELD_S, self._accept_late)
         else:
             self._accept()
 
@@ -122,10 +122,10 @@ class Door(Server):
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def serve_as_worker(app: FastAPI, listener: socket.socket, ledger: Ledger, row: int) -> NoReturn:
+def serve_as_worker(app: FastAPI, listener: socket.socket, ledger: SharedCounters, row: int) -> NoReturn:
     """Serves until the device process says that it is over, and ends the process: with 1 if it ended by itself."""
     gc.freeze()  # as `service.server.serve` does
-    door = Door(app, listener, ledger, row)
+    door = FairAcceptor(app, listener, ledger, row)
     door.run()
     logging.shutdown()
     os._exit(0 if door.dismissed else 1)  # a decoder that does not end is no reason to stay

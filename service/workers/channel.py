@@ -50,7 +50,7 @@ class Kind(IntEnum):
     """To a worker: a slot is its own again, and there is no result."""
     FAILED = 8
     """To a worker: NUMBER of a request that has failed, JSON of the error."""
-    GIVE_UP = 9
+    CANCEL = 9
     """From a worker: NUMBER of a request that nobody waits for."""
     PULL = 10
     """To a worker: NUMBER of a question for its counters."""

@@ -14,16 +14,16 @@ import orjson
 import uvicorn
 
 from model.engines.base import Engine
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from service.server import SIGNALS
 from service.service import BuildEngine, Service
 from service.settings import Settings
 from service.workers.channel import NUMBER, Kind
-from service.workers.metrics_merge import Tally, exposition, unpacked_counters
-from service.workers.shared_counters import Ledger
-from service.workers.supervisor import Crew
+from service.workers.metrics_merge import CounterAggregator, exposition, unpacked_counters
+from service.workers.shared_counters import SharedCounters
+from service.workers.supervisor import WorkerSupervisor
 from service.workers.worker import budgets_of, images_of, packed_engine
-from service.workers.worker_connection import Desk
+from service.workers.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
@@ -33,27 +33,27 @@ PULL_S = 0.5
 QUEUED_SLOTS = 512
 
 
-class DeviceService(Service):
+class EngineService(Service):
     """The service without its routes. QUEUE_IMAGES is kept by the ledger, before an image comes here."""
 
-    def __init__(self, settings: Settings, build_engine: BuildEngine, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, build_engine: BuildEngine, ledger: SharedCounters) -> None:
         """Sees all that the workers count in `ledger`."""
         super().__init__(settings, build_engine, budgets_of(settings, ledger, 0))
         self._images = images_of(settings, ledger, 0)
-        self._batcher: Batcher | None = None
+        self._batcher: BatchScheduler | None = None
 
-    def open_desk(self, desk: Desk) -> None:
+    def open_desk(self, desk: WorkerConnection) -> None:
         """Lets a worker's images in and tells it of the engine, once there is one."""
         if desk.is_open or self._batcher is None:
             return
         engine = self._batcher.engine
         slots = min(self.settings.queue_images, QUEUED_SLOTS) + 2 * engine.lanes * engine.preferred_batch
         desk.open(self._batcher, engine.info.config, slots)
-        desk.send(Kind.OPEN, packed_engine(engine.info, engine.extras, slots))
+        desk.send(Kind.OPEN, packed_engine(engine.info, engine.heads, slots))
 
     def _open(self, engine: Engine) -> None:
         super()._open(engine)
-        assert self._pipeline is not None and isinstance(self._pipeline.batcher, Batcher)
+        assert self._pipeline is not None and isinstance(self._pipeline.batcher, BatchScheduler)
         self._batcher = self._pipeline.batcher
         self.metrics.read_at_scrape(self.metrics.admitted_images, lambda: self._images.used)
 
@@ -61,7 +61,7 @@ class DeviceService(Service):
         return sys.maxsize
 
 
-class Device:
+class EngineProcess:
     """One run of the service."""
 
     def __init__(self, settings: Settings, build_engine: BuildEngine) -> None:
@@ -70,17 +70,17 @@ class Device:
         self._listener = config.bind_socket()  # which also logs where the service listens
         self._listener.setblocking(False)
         self._listener.listen(BACKLOG)
-        self._ledger = Ledger.create(settings.http_workers)
-        self.service = DeviceService(settings, build_engine, self._ledger)
-        self._tally = Tally()
+        self._ledger = SharedCounters.create(settings.http_workers)
+        self.service = EngineService(settings, build_engine, self._ledger)
+        self._tally = CounterAggregator()
         self._numbers = itertools.count(1)
         self._pulls: dict[int, asyncio.Future[None]] = {}
         self._over = asyncio.Event()
         self._scrapes: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._crew = Crew(self._ledger, self._listener, settings.model_dump_json().encode(), self._hear)
+        self._crew = WorkerSupervisor(self._ledger, self._listener, settings.model_dump_json().encode(), self._hear)
         self._crew.on_arrival = self._tell
-        self._crew.on_death = self._tally.bury
+        self._crew.on_death = self._tally.retire
         self._crew.on_hopeless = self.service.end
         self.service.on_change = self._changed
         self.service.on_exit = self._over.set
@@ -111,12 +111,12 @@ class Device:
         for desk in self._crew.desks.values():
             self._tell(desk)
 
-    def _tell(self, desk: Desk) -> None:
+    def _tell(self, desk: WorkerConnection) -> None:
         """Says to a worker how the service is."""
         self.service.open_desk(desk)
         desk.send(Kind.STATE, orjson.dumps({"state": self.service.state, "progress": self.service.progress}))
 
-    def _hear(self, desk: Desk, kind: Kind, content: memoryview) -> None:
+    def _hear(self, desk: WorkerConnection, kind: Kind, content: memoryview) -> None:
         if kind is Kind.COUNTERS:
             self._tally.update(desk.row, unpacked_counters(content[NUMBER.size :]))
             (number,) = NUMBER.unpack_from(content)
@@ -127,7 +127,7 @@ class Device:
             self._scrapes.add(scrape)
             scrape.add_done_callback(self._scrapes.discard)
 
-    async def _scrape(self, desk: Desk, number: int) -> None:
+    async def _scrape(self, desk: WorkerConnection, number: int) -> None:
         """Asks every worker what it has counted, and sends `desk` the sum."""
         pulls = {next(self._numbers) & 0xFFFFFFFF: other for other in self._crew.desks.values() if other.arrived}
         for pull, other in pulls.items():
@@ -149,7 +149,7 @@ def serve_with_workers(settings: Settings, build_engine: BuildEngine) -> int:
     """Serves until the end; returns the exit code."""
 
     async def run() -> int:
-        device = Device(settings, build_engine)
+        device = EngineProcess(settings, build_engine)
         await device.run()
         return device.service.exit_code
 

@@ -40,7 +40,7 @@ def unpacked_counters(data: bytes | memoryview) -> Counts:
     return {_key(name, labels): value for name, labels, value in orjson.loads(data)}
 
 
-class Tally:
+class CounterAggregator:
     """What the workers, living and dead, have counted."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Tally:
         """The counters of the worker in `row` as they stand now."""
         self._living[row] = counts
 
-    def bury(self, row: int) -> None:
+    def retire(self, row: int) -> None:
         """The worker in `row` is dead; its successor begins at zero."""
         self._dead = _sum([self._dead, self._living.pop(row, {})])
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from service.errors import ServiceError
 from service.inference.executor import Operation
 from service.inference.limits import Budget
-from service.inference.queue import Item, Ticket
+from service.inference.queue import QueuedRequest, QueueEntry
 from service.inference.scheduler import copy_of, queue_full, require_possible
 from service.metrics import Metrics
 from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, unpacked_error
-from service.workers.shared_buffers import Slots
+from service.workers.shared_buffers import SharedBuffers
 
 
 @dataclass(slots=True)
@@ -28,48 +28,48 @@ class Request:
     answered: int = 0
 
 
-class RemoteBatcher:
-    """Stands for the `Batcher` of the device process, which also says when an engine is lost. On the event loop."""
+class SchedulerClient:
+    """The scheduler as a worker sees it: the engine process has the queue and the lanes. Used on the event loop."""
 
-    def __init__(self, channel: Channel, slots: Slots, budget: Budget, metrics: Metrics) -> None:
+    def __init__(self, channel: Channel, slots: SharedBuffers, budget: Budget, metrics: Metrics) -> None:
         """`budget` is QUEUE_IMAGES, of the whole service."""
         self._channel = channel
         self._slots = slots
         self._budget = budget
         self._metrics = metrics
         self._numbers = itertools.count()
-        self._requests: dict[Ticket, Request] = {}
-        self._tickets: dict[int, Ticket] = {}
+        self._requests: dict[QueuedRequest, Request] = {}
+        self._tickets: dict[int, QueuedRequest] = {}
         self._free = list(range(slots.count))  # the last one back is the first one out: memory follows the peak
-        self._held: dict[int, tuple[Ticket, int, int]] = {}
+        self._held: dict[int, tuple[QueuedRequest, int, int]] = {}
         """Of each slot that the device process has: ticket, index and number of visible patches."""
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[QueueEntry] = deque()
         """Images for which there is no slot yet."""
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> Ticket:
-        """As `Batcher.admit`: the bound is that of the whole service, and no message is needed to know it."""
+    def admit(self, operation: Operation, count: int, deadline: float) -> QueuedRequest:
+        """As `BatchScheduler.admit`: the bound is that of the whole service, and no message is needed to know it."""
         limit = self._budget.limit
         assert limit is not None
         require_possible(count, limit)
         if not self._budget.take(count):
             raise queue_full(self._budget.used, count, limit)
-        ticket = Ticket(self, operation, count, deadline)
+        ticket = QueuedRequest(self, operation, count, deadline)
         request = Request(next(self._numbers) & 0xFFFFFFFF, count)
         self._requests[ticket], self._tickets[request.number] = request, ticket
         return ticket
 
-    def put(self, item: Item) -> None:
-        """For `Ticket.put`."""
+    def put(self, item: QueueEntry) -> None:
+        """For `QueuedRequest.put`."""
         if item.ticket.over:
             return
-        visible, request = len(item.positions), self._requests[item.ticket]
+        visible, request = len(item.visible_indices), self._requests[item.ticket]
         if request.visible not in (0, visible):
             raise ValueError("the images of one ticket must have the same number of visible patches")
         request.visible = visible
         self._waiting.append(item)
         self._send_waiting()
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: QueuedRequest) -> None:
         """For the end of a ticket: slots that the device process has come back when it is done with them."""
         if ticket.over:
             return
@@ -81,7 +81,7 @@ class RemoteBatcher:
             reason = "abandoned" if time.monotonic() < ticket.deadline else "deadline"
             self._metrics.dropped.labels(reason).inc(request.count)
         elif request.answered < request.count:
-            self._channel.send(Kind.GIVE_UP, NUMBER.pack(request.number))
+            self._channel.send(Kind.CANCEL, NUMBER.pack(request.number))
 
     def fail_all(self, error: ServiceError) -> None:
         """Answers everything that was admitted and is not through with `error`."""
@@ -118,7 +118,7 @@ class RemoteBatcher:
             if item.ticket.over:
                 continue
             slot, ticket, request = self._free.pop(), item.ticket, self._requests[item.ticket]
-            self._slots.put_image(slot, ticket.operation, item.patches, item.positions)
+            self._slots.put_image(slot, ticket.operation, item.patches, item.visible_indices)
             self._held[slot] = ticket, item.index, request.visible
             request.sent += 1
             operation = OPERATIONS.index(ticket.operation)

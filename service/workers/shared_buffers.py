@@ -22,7 +22,7 @@ from service.inference.executor import Operation, Row
 ALIGNMENT = 64
 
 
-class Slots:
+class SharedBuffers:
     """The slots of one worker, seen from either side."""
 
     def __init__(self, fd: int, config: MAEConfig, count: int) -> None:
@@ -42,10 +42,10 @@ class Slots:
         patches = self._view(slot, 0, np.uint8, rows, self._patch_dim)
         return patches, self._view(slot, self._floats_at, np.int32, visible)
 
-    def put_image(self, slot: int, operation: Operation, patches: Bytes, positions: Indices) -> None:
+    def put_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
         """Copies an image in."""
-        its_patches, its_positions = self.image(slot, operation, len(positions))
-        its_patches[:], its_positions[:] = patches, positions
+        its_patches, its_positions = self.image(slot, operation, len(visible_indices))
+        its_patches[:], its_positions[:] = patches, visible_indices
 
     def put_row(self, slot: int, operation: Operation, visible: int, row: Row) -> None:
         """Copies a result in, over the image that it is of."""

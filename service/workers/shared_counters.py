@@ -36,7 +36,7 @@ class Column(IntEnum):
     """1 while the worker takes connections."""
 
 
-class Ledger:
+class SharedCounters:
     """The page."""
 
     def __init__(self, fd: int, rows: int) -> None:
@@ -92,7 +92,7 @@ class SharedBudget:
     """One of the service's budgets, as the worker of `row` sees it; the sum of all workers is what has a bound."""
 
     def __init__(
-        self, ledger: Ledger, row: int, column: Column, limit: int | None = None, less: Column | None = None
+        self, ledger: SharedCounters, row: int, column: Column, limit: int | None = None, less: Column | None = None
     ) -> None:
         """Counts in `column`; what is in `less` is not used any more."""
         self.limit = limit

@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.workers.channel import NUMBER, Kind
-from service.workers.shared_counters import Ledger
-from service.workers.worker_connection import Desk, Hear
+from service.workers.shared_counters import SharedCounters
+from service.workers.worker_connection import MessageHandler, WorkerConnection
 
 log = logging.getLogger(__name__)
-WELL = "exit code 0"
+EXIT_OK = "exit code 0"
 WORKER = (sys.executable, "-P", "-m", "service.workers")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RestartPolicy:
     """How long the crew waits for what, in seconds."""
 
     arrival: float = 60.0
@@ -41,17 +41,17 @@ class Patience:
     """So many workers a row may end before they take a connection, while no other serves."""
 
 
-class Crew:
+class WorkerSupervisor:
     """Keeps one worker in each row of the ledger."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: SharedCounters,
         listener: socket.socket,
         settings: bytes,
-        hear: Hear,
+        hear: MessageHandler,
         command: Sequence[str] = WORKER,
-        patience: Patience = Patience(),
+        patience: RestartPolicy = RestartPolicy(),
     ) -> None:
         """Nobody is there yet.
 
@@ -59,13 +59,13 @@ class Crew:
             ledger: has a row for each worker.
             listener: where they take connections.
             settings: the message that a worker begins with, JSON.
-            hear: for `Desk`.
+            hear: for `WorkerConnection`.
             command: starts a worker; the file descriptors and its row follow as arguments.
             patience: with workers.
         """
-        self.desks: dict[int, Desk] = {}
+        self.desks: dict[int, WorkerConnection] = {}
         """Of the living."""
-        self.on_arrival: Callable[[Desk], None] = lambda desk: None
+        self.on_arrival: Callable[[WorkerConnection], None] = lambda desk: None
         """Called when a worker was started."""
         self.on_death: Callable[[int], None] = lambda row: None
         """Called with its row when a worker is dead and nothing of it is left."""
@@ -113,7 +113,7 @@ class Crew:
             except OSError as error:  # no memory, no processes or no file descriptors left
                 arrived, cause = False, str(error)
             if self._leaving.is_set():
-                if arrived and cause != WELL:
+                if arrived and cause != EXIT_OK:
                     log.error("worker %d has not ended well: %s", row, cause)
                 return
             serving = arrived or any(desk.arrived for desk in self.desks.values())
@@ -139,7 +139,7 @@ class Crew:
         """A worker from its start until nothing of it is left: whether it took connections, and what it died of."""
         ours, theirs = socket.socketpair()
         slots = os.memfd_create("mae-slots")
-        desk = Desk(row, self._ledger, slots, self._hear)
+        desk = WorkerConnection(row, self._ledger, slots, self._hear)
         try:
             await desk.connect(ours)
             fds = (theirs.fileno(), self._listener.fileno(), self._ledger.fd, slots)
@@ -155,7 +155,7 @@ class Crew:
             theirs.close()
             os.close(slots)
 
-    async def _served(self, row: int, desk: Desk, process: asyncio.subprocess.Process) -> tuple[bool, str]:
+    async def _served(self, row: int, desk: WorkerConnection, process: asyncio.subprocess.Process) -> tuple[bool, str]:
         desk.send(Kind.SETTINGS, self._settings)
         self.desks[row], self._processes[row] = desk, process
         watch = asyncio.get_running_loop().create_task(self._watch(desk, process))
@@ -173,7 +173,7 @@ class Crew:
             self.on_death(row)
         return desk.arrived, f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    async def _watch(self, desk: Desk, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, desk: WorkerConnection, process: asyncio.subprocess.Process) -> None:
         """Kills a worker that does not arrive, or that answers nothing any more."""
         await _turns(self._patience.arrival, lambda: desk.arrived)
         problem = "takes no connections"

@@ -12,19 +12,19 @@ from concurrent.futures import Future
 import orjson
 import safetensors.numpy
 
-from model.checkpoints.heads import ROWS, Extras, Head, Whitening
+from model.checkpoints.heads import ROWS, Head, Heads, Whitening
 from model.engines.base import EngineInfo
 from service.errors import ServiceError
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets
 from service.inference.pipeline import Pipeline
 from service.service import Service
 from service.settings import Settings
 from service.workers.channel import NUMBER, Channel, Kind
 from service.workers.metrics_merge import packed_counters
-from service.workers.scheduler_client import RemoteBatcher
-from service.workers.shared_buffers import Slots
-from service.workers.shared_counters import Column, Ledger, SharedBudget
+from service.workers.scheduler_client import SchedulerClient
+from service.workers.shared_buffers import SharedBuffers
+from service.workers.shared_counters import Column, SharedBudget, SharedCounters
 
 log = logging.getLogger(__name__)
 # How much of what a worker has counted can be lost if it is killed; a scrape asks for it at once.
@@ -32,7 +32,7 @@ PUSH_S = 0.25
 SCRAPE_S = 10.0
 
 
-def budgets_of(settings: Settings, ledger: Ledger, row: int) -> Budgets:
+def budgets_of(settings: Settings, ledger: SharedCounters, row: int) -> Budgets:
     """What the worker of `row` shares with the others."""
     return Budgets(
         SharedBudget(ledger, row, Column.BYTES, settings.max_inflight_bytes),
@@ -40,18 +40,18 @@ def budgets_of(settings: Settings, ledger: Ledger, row: int) -> Budgets:
     )
 
 
-def images_of(settings: Settings, ledger: Ledger, row: int) -> SharedBudget:
+def images_of(settings: Settings, ledger: SharedCounters, row: int) -> SharedBudget:
     """The queue's room, as the worker of `row` sees it."""
     return SharedBudget(ledger, row, Column.ADMITTED, settings.queue_images, less=Column.LEFT)
 
 
-def packed_engine(info: EngineInfo, extras: Extras, slots: int) -> bytes:
+def packed_engine(info: EngineInfo, heads: Heads, slots: int) -> bytes:
     """What a worker must know of an engine."""
     facts = orjson.dumps({"slots": slots, "info": info.model_dump(mode="json")})
-    return NUMBER.pack(len(facts)) + facts + safetensors.numpy.save(extras.arrays())
+    return NUMBER.pack(len(facts)) + facts + safetensors.numpy.save(heads.arrays())
 
 
-def unpacked_engine(data: bytes) -> tuple[EngineInfo, Extras, int]:
+def unpacked_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
     """What `packed_engine` packed."""
     (length,) = NUMBER.unpack_from(data)
     facts = orjson.loads(data[NUMBER.size : NUMBER.size + length])
@@ -63,13 +63,13 @@ def unpacked_engine(data: bytes) -> tuple[EngineInfo, Extras, int]:
         for pool in ROWS
         if f"whitening.{pool}.centre" in arrays
     }
-    return info, Extras(head, whitening), facts["slots"]
+    return info, Heads(head, whitening), facts["slots"]
 
 
-class Link(Channel):
+class EngineConnection(Channel):
     """A worker's end of its channel."""
 
-    def __init__(self, service: FrontService) -> None:
+    def __init__(self, service: WorkerService) -> None:
         """For the service of this process."""
         super().__init__()
         self._service = service
@@ -87,10 +87,10 @@ class Link(Channel):
             os._exit(1)
 
 
-class FrontService(Service):
+class WorkerService(Service):
     """What the routes of a worker work with. Its state is what the device process says."""
 
-    def __init__(self, settings: Settings, end: socket.socket, ledger: Ledger, row: int, slots_fd: int) -> None:
+    def __init__(self, settings: Settings, end: socket.socket, ledger: SharedCounters, row: int, slots_fd: int) -> None:
         """Speaks to the device process over `end`."""
         super().__init__(settings, budgets=budgets_of(settings, ledger, row))
         self.leaving = False
@@ -98,7 +98,7 @@ class FrontService(Service):
         self._end_of_channel = end
         self._images = images_of(settings, ledger, row)
         self._slots_fd = slots_fd
-        self._batcher: RemoteBatcher | None = None
+        self._batcher: SchedulerClient | None = None
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
         self._sent = b""
@@ -106,7 +106,7 @@ class FrontService(Service):
     def start(self) -> None:
         """Begins to listen to the device process."""
         self._loop = asyncio.get_running_loop()
-        self._link = Link(self)
+        self._link = EngineConnection(self)
         self._begin(self._push())
 
     def say_hello(self) -> None:
@@ -158,11 +158,13 @@ class FrontService(Service):
 
     def _take_engine(self, data: bytes) -> None:
         s = self.settings
-        info, extras, count = unpacked_engine(data)
+        info, heads, count = unpacked_engine(data)
         threads = -(-s.decode_threads // s.http_workers)
-        decoder = Decoder(info.config, info.preprocessing, s.max_pixels, threads)
-        self._batcher = RemoteBatcher(self._link, Slots(self._slots_fd, info.config, count), self._images, self.metrics)
-        self._pipeline = Pipeline(info, extras, decoder, self._batcher, self.metrics)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, threads)
+        self._batcher = SchedulerClient(
+            self._link, SharedBuffers(self._slots_fd, info.config, count), self._images, self.metrics
+        )
+        self._pipeline = Pipeline(info, heads, decoder, self._batcher, self.metrics)
 
     def _scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

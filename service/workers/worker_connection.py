@@ -8,20 +8,20 @@ from functools import partial
 from model.config import MAEConfig
 from service.errors import ServiceError
 from service.inference.executor import Operation, Row
-from service.inference.queue import Item, Keeper, Ticket
-from service.inference.scheduler import Batcher
+from service.inference.queue import Keeper, QueuedRequest, QueueEntry
+from service.inference.scheduler import BatchScheduler
 from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, packed_error
-from service.workers.shared_buffers import Slots
-from service.workers.shared_counters import Column, Ledger
+from service.workers.shared_buffers import SharedBuffers
+from service.workers.shared_counters import Column, SharedCounters
 
-Hear = Callable[["Desk", Kind, memoryview], None]
+MessageHandler = Callable[["WorkerConnection", Kind, memoryview], None]
 
 
-class ServedTicket(Ticket):
+class ServedRequest(QueuedRequest):
     """A worker's request in the queue. Its results do not wait for each other: each goes back by itself."""
 
     def __init__(
-        self, keeper: Keeper, operation: Operation, count: int, deadline: float, *, desk: Desk, number: int
+        self, keeper: Keeper, operation: Operation, count: int, deadline: float, *, desk: WorkerConnection, number: int
     ) -> None:
         """Of the request `number` of the worker at `desk`."""
         super().__init__(keeper, operation, count, deadline)
@@ -34,7 +34,7 @@ class ServedTicket(Ticket):
         self._desk = desk
         self._missing_rows = count
 
-    def take(self) -> Item:
+    def take(self) -> QueueEntry:
         """Also makes room for another image in the service."""
         self._desk.left(1)
         return super().take()
@@ -64,10 +64,10 @@ class ServedTicket(Ticket):
         self._desk.send(Kind.FAILED, NUMBER.pack(self.number) + packed_error(error))
 
 
-class Desk(Channel):
+class WorkerConnection(Channel):
     """The device process's end of a worker's channel. On the event loop, but for `left`."""
 
-    def __init__(self, row: int, ledger: Ledger, slots_fd: int, hear: Hear) -> None:
+    def __init__(self, row: int, ledger: SharedCounters, slots_fd: int, hear: MessageHandler) -> None:
         """For the worker in `row` of the ledger; `hear` takes what it says of anything but images and its arrival."""
         super().__init__()
         self.row = row
@@ -78,24 +78,24 @@ class Desk(Channel):
         self._ledger = ledger
         self._slots_fd = slots_fd
         self._hear = hear
-        self._batcher: Batcher | None = None
-        self._tickets: dict[int, ServedTicket] = {}
+        self._batcher: BatchScheduler | None = None
+        self._tickets: dict[int, ServedRequest] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether there is an engine behind it."""
         return self._batcher is not None
 
-    def open(self, batcher: Batcher, config: MAEConfig, count: int) -> None:
+    def open(self, batcher: BatchScheduler, config: MAEConfig, count: int) -> None:
         """Images may come from now on, in `count` slots."""
-        self.slots = Slots(self._slots_fd, config, count)
+        self.slots = SharedBuffers(self._slots_fd, config, count)
         self._batcher = batcher
 
     def left(self, count: int) -> None:
         """So many images are not in the queue any more; the queue's lock makes its callers one writer."""
         self._ledger.add(self.row, Column.LEFT, count)
 
-    def end(self, ticket: ServedTicket) -> None:
+    def end(self, ticket: ServedRequest) -> None:
         """Forgets a ticket, and gives its slots back as far as no batch has them."""
         self._tickets.pop(ticket.number, None)
         ticket.__exit__(None, None, None)
@@ -113,7 +113,7 @@ class Desk(Channel):
         self.messages += 1
         if kind is Kind.PUT:
             self._put(*PUT.unpack(content))
-        elif kind is Kind.GIVE_UP:
+        elif kind is Kind.CANCEL:
             if ticket := self._tickets.get(*NUMBER.unpack(content)):
                 self.end(ticket)
         elif kind is Kind.HELLO:
@@ -128,9 +128,9 @@ class Desk(Channel):
         ticket = self._tickets.get(number)
         try:
             if ticket is None:
-                kind = partial(ServedTicket, desk=self, number=number)
+                kind = partial(ServedRequest, desk=self, number=number)
                 admitted = self._batcher.admit(OPERATIONS[operation], count, deadline, kind)
-                assert isinstance(admitted, ServedTicket)
+                assert isinstance(admitted, ServedRequest)
                 ticket = self._tickets[number] = admitted
                 ticket.visible = visible
             ticket.slots[index] = slot  # before a lane can have the image

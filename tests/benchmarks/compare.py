@@ -30,6 +30,14 @@ from service.benchmark.samples import made
 from service.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
+# Revisions before 0.2.0 have their commands elsewhere.
+INFO = """
+try:
+    from service.cli.main import main
+except ModuleNotFoundError:
+    from service.cli import main
+main()
+"""
 FIGURES = ("images_per_s", "p50_ms", "p99_ms", "core_ms")
 
 
@@ -56,7 +64,7 @@ def server_of(tree: Path, front: bool, given: dict[str, str]) -> Iterator[Server
         with serving(settings, str(tree)) as server:
             yield server
         return
-    command = [sys.executable, "-P", "-c", "from service.cli.main import main; main()", "info", "--json"]
+    command = [sys.executable, "-P", "-c", INFO, "info", "--json"]
     said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory(prefix="mae-compare-") as folder:
         info = Path(folder) / "info.json"

@@ -21,8 +21,8 @@ from PIL import Image
 from model.engines.base import Engine
 from model.engines.build import build
 from model.images.preprocess import cut, rgb
-from model.masking import every_position
-from service.inference.image_decoder import Decoder
+from model.masking import all_indices
+from service.inference.image_decoder import ImageDecoder
 from service.settings import load_settings
 
 BATCH = 8
@@ -52,7 +52,7 @@ def mosaic(files: list[Path], first: int, size: tuple[int, int]) -> bytes:
 
 def embeddings(engine: Engine, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Vectors [n, 2, D] of whole images, uint8 [n, N, P]."""
-    everywhere = np.repeat(every_position(patches.shape[1])[None], BATCH, axis=0)
+    everywhere = np.repeat(all_indices(patches.shape[1])[None], BATCH, axis=0)
     parts = [patches[start : start + BATCH] for start in range(0, len(patches), BATCH)]
     return np.concatenate([engine.embed(0, part, everywhere[: len(part)]) for part in parts])
 
@@ -75,7 +75,7 @@ def main() -> None:
     engine = build(settings.engine_spec(), lambda _: None)
     config, preprocessing = engine.info.config, engine.info.preprocessing
     short, side = preprocessing.resized_short_side(config.image_size), config.image_size
-    decoder = Decoder(config, preprocessing, settings.max_pixels, 1)
+    decoder = ImageDecoder(config, preprocessing, settings.max_pixels, 1)
     resampling = Image.Resampling[preprocessing.filter.upper()]
     expected = np.stack([cut(plain(data, short, side, resampling), config.patch_size) for data in images])
     found = np.stack([decoder.decode(data, 0).patches for data in images])

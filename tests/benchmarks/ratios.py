@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 
 PATCHES, PATCH, WIDTH = 196, 768, 192
@@ -34,7 +34,7 @@ class SleepingEngine:
         self.batches = 0
         self._base_s, self._image_s = base_s, image_s
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         time.sleep(self._base_s + self._image_s * len(patches))
         self.batches += 1
         return np.ones((len(patches), 2, WIDTH), np.float32)
@@ -43,7 +43,7 @@ class SleepingEngine:
 async def rate(ratios: str, mixes: bool, clients: int, lanes: int, batch: int, seconds: float) -> tuple[float, float]:
     """Images a second, and images a batch."""
     engine = SleepingEngine(lanes, batch, mixes)
-    batcher = Batcher(engine, Metrics(), queue_images=2 * clients)  # type: ignore[arg-type]
+    batcher = BatchScheduler(engine, Metrics(), queue_images=2 * clients)  # type: ignore[arg-type]
     batcher.start()
     draw = np.random.default_rng(0)
     patches = np.zeros((PATCHES, PATCH), np.uint8)

@@ -89,11 +89,11 @@ def places(visible: int, count: int) -> np.ndarray:
     return np.stack([np.sort(generator.permutation(196)[:visible]) for _ in range(count)]).astype(np.int32)
 
 
-def call(engine: Engine, operation: str, patches: np.ndarray, positions: np.ndarray, lane: int = 0) -> Any:
+def call(engine: Engine, operation: str, patches: np.ndarray, visible_indices: np.ndarray, lane: int = 0) -> Any:
     """A tuple of arrays; `patches` are all N of each image."""
     if operation == "reconstruct":
-        return engine.reconstruct(lane, patches, positions)
-    return (getattr(engine, operation)(lane, gather_visible(patches, positions), positions),)
+        return engine.reconstruct(lane, patches, visible_indices)
+    return (getattr(engine, operation)(lane, gather_visible(patches, visible_indices), visible_indices),)
 
 
 def require_alike(found: Any, expected: Any, centre: np.ndarray, what: object) -> None:

@@ -34,12 +34,12 @@ def build_doomed(spec, progress) -> Engine:
     engine = build(spec, progress)
     embed = engine.embed
 
-    def doomed_embed(lane, patches, positions):
+    def doomed_embed(lane, patches, visible_indices):
         if doomed:
             if not engine.info.device.startswith("cuda"):
                 raise FatalEngineError("pretending to have no device any more")
             break_device()
-        return embed(lane, patches, positions)
+        return embed(lane, patches, visible_indices)
 
     engine.embed = doomed_embed  # type: ignore[method-assign]
     return engine

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.engines.base import Engine
-from model.masking import ABSENT
+from model.masking import PAD
 from service.inference.executor import stacked
 from tests.gpu.conftest import call, centred_cosine, on_all_lanes, places, require_alike
 
@@ -55,8 +55,8 @@ def test_parity(
     assert centred_cosine(found, expected, expected.mean(axis=0)) >= cosine
     tokens = call(engine, "tokens", images, everywhere)[0].mean(axis=1, keepdims=True)
     assert centred_cosine(tokens, expected[:, 1:], expected[:, 1:].mean(axis=0)) >= cosine
-    positions = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
-    pixels, error = engine.reconstruct(0, images, positions)
+    visible_indices = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
+    pixels, error = engine.reconstruct(0, images, visible_indices)
     painted = golden["reconstruction"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     assert np.abs(pixels.astype(int) - painted).max() <= apart
     loss = (error * golden["mask"]).sum(axis=1) / golden["mask"].sum(axis=1)
@@ -70,18 +70,18 @@ def test_every_batch_size(
 ) -> None:
     """1 to the preferred size, on all lanes in turn: the oracle's answers, the same alone and in company."""
     most = engine.preferred_batch
-    images, positions = crowd(most), places(visible, most)
+    images, visible_indices = crowd(most), places(visible, most)
     centre = centres.get((operation, visible), np.zeros(1))
     expected = [
         np.concatenate(parts)
         for parts in zip(
-            *(call(oracle, operation, images[n : n + 8], positions[n : n + 8]) for n in range(0, most, 8)),
+            *(call(oracle, operation, images[n : n + 8], visible_indices[n : n + 8]) for n in range(0, most, 8)),
             strict=True,
         )
     ]
-    alone = call(engine, operation, images[:1], positions[:1])
+    alone = call(engine, operation, images[:1], visible_indices[:1])
     for size in range(1, most + 1):
-        found = call(engine, operation, images[:size], positions[:size], lane=size % engine.lanes)
+        found = call(engine, operation, images[:size], visible_indices[:size], lane=size % engine.lanes)
         what = (operation, visible, size)
         require_alike(found, [array[:size] for array in expected], centre, (*what, "oracle"))
         require_alike([array[:1] for array in found], alone, centre, (*what, "alone"))
@@ -93,9 +93,9 @@ def test_images_with_different_numbers_of_patches_in_one_batch(engine: Engine, c
         pytest.skip("this engine takes none")
     images, counts = crowd(3), (196, 49, 147)
     alone = [places(count, 1)[0] for count in counts]
-    positions = stacked(alone, ABSENT)
+    visible_indices = stacked(alone, PAD)
     for operation in ("embed", "reconstruct"):
-        found = call(engine, operation, images, positions)
+        found = call(engine, operation, images, visible_indices)
         for row, where in enumerate(alone):
             expected = call(engine, operation, images[row : row + 1], where[None])
             centre = centres.get((operation, len(where)), np.zeros(1))
@@ -112,23 +112,23 @@ def test_a_mixed_load_on_all_lanes(engine: Engine, crowd: Crowd, centres: Mappin
         size, visible = draw.randint(1, most), draw.choice(VISIBLE)
         start = draw.randint(0, most - size)
         asked.append((draw.choice(OPERATIONS), slice(start, start + size), places(visible, size)))
-    alone = [call(engine, operation, images[part], positions) for operation, part, positions in asked]
+    alone = [call(engine, operation, images[part], visible_indices) for operation, part, visible_indices in asked]
     lock, running, overlapped = threading.Lock(), [0], [0]
 
     def work(lane: int) -> None:
         order = list(range(len(asked)))
         random.Random(lane).shuffle(order)
         for number in order * 3:
-            operation, part, positions = asked[number]
+            operation, part, visible_indices = asked[number]
             with lock:
                 running[0] += 1
                 overlapped[0] = max(overlapped[0], running[0])
             try:
-                found = call(engine, operation, images[part], positions, lane)
+                found = call(engine, operation, images[part], visible_indices, lane)
             finally:
                 with lock:
                     running[0] -= 1
-            centre = centres.get((operation, positions.shape[1]), np.zeros(1))
+            centre = centres.get((operation, visible_indices.shape[1]), np.zeros(1))
             require_alike(found, alone[number], centre, (lane, number, operation))
 
     on_all_lanes(engine, work)
@@ -137,11 +137,11 @@ def test_a_mixed_load_on_all_lanes(engine: Engine, crowd: Crowd, centres: Mappin
 
 def test_earlier_answers_stay(engine: Engine, crowd: Crowd) -> None:
     """Output memory that is used again must have been copied out of."""
-    images, positions = crowd(4), places(49, 2)
+    images, visible_indices = crowd(4), places(49, 2)
     for operation in OPERATIONS:
-        first = call(engine, operation, images[:2], positions)
+        first = call(engine, operation, images[:2], visible_indices)
         kept = [array.copy() for array in first]
-        call(engine, operation, images[2:], positions)
+        call(engine, operation, images[2:], visible_indices)
         assert all(np.array_equal(*pair) for pair in zip(first, kept, strict=True)), operation
 
 

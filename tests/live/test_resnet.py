@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.config import MAEConfig, Preprocessing
-from model.nn import autoencoder
+from model.nn import build_model
 from tests.live.conftest import Start
 from tests.service.cli.conftest import run
 
@@ -35,7 +35,7 @@ SMALL = MAEConfig(
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pebble") / "pebble.safetensors"
-    save(path, Checkpoint(SMALL, Preprocessing(), "mae-serve", dict(autoencoder(SMALL).state_dict())))
+    save(path, Checkpoint(SMALL, Preprocessing(), "mae-serve", dict(build_model(SMALL).state_dict())))
     return path
 
 

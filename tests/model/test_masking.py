@@ -8,22 +8,22 @@ from model.masking import (
     STRATEGIES,
     MaskError,
     Strategy,
-    decoder_rows,
-    every_position,
-    explicit_positions,
-    kept_share,
+    all_indices,
+    choose_visible,
     new_seed,
+    random_visible,
     removed_flags,
-    visible_positions,
+    restore_indices_for,
+    visible_without,
 )
 
 RATIOS = (0.05, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.95, 0.99)
 
 
-def boundary(positions: np.ndarray, grid: int) -> int:
+def boundary(visible_indices: np.ndarray, grid: int) -> int:
     """Pairs of neighbouring patches of which one is removed and one is not."""
     mask = np.ones(grid * grid, dtype=int)
-    mask[positions] = 0
+    mask[visible_indices] = 0
     square = mask.reshape(grid, grid)
     return int(np.abs(np.diff(square, axis=0)).sum() + np.abs(np.diff(square, axis=1)).sum())
 
@@ -37,12 +37,12 @@ def test_every_strategy_keeps_exactly_the_count_that_upstream_keeps(strategy: St
         if kept in (0, patches):
             continue
         for seed in (0, 1, 2**53 - 1, MAX_SEED):
-            positions = visible_positions(strategy, grid, ratio, seed)
-            assert positions.dtype == np.int32
-            assert positions.shape == (kept,)
-            assert positions[0] >= 0
-            assert positions[-1] < patches
-            assert (np.diff(positions) > 0).all()
+            visible_indices = choose_visible(strategy, grid, ratio, seed)
+            assert visible_indices.dtype == np.int32
+            assert visible_indices.shape == (kept,)
+            assert visible_indices[0] >= 0
+            assert visible_indices[-1] < patches
+            assert (np.diff(visible_indices) > 0).all()
 
 
 # Literals: a seed that users wrote down must give the same mask for good.
@@ -65,18 +65,18 @@ def test_every_strategy_keeps_exactly_the_count_that_upstream_keeps(strategy: St
 def test_a_seed_means_the_same_mask_for_good(
     strategy: Strategy, grid: int, ratio: float, seed: int, visible: list[int]
 ) -> None:
-    assert visible_positions(strategy, grid, ratio, seed).tolist() == visible
+    assert choose_visible(strategy, grid, ratio, seed).tolist() == visible
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**53, MAX_SEED])
 def test_random_keeps_the_smallest_raw_outputs_of_pcg64(seed: int) -> None:
     raw = [int(np.uint64(output)) for output in np.random.PCG64(seed).random_raw(196)]
     smallest = sorted(range(196), key=raw.__getitem__)[:49]
-    assert visible_positions("random", 14, 0.75, seed).tolist() == sorted(smallest)
+    assert choose_visible("random", 14, 0.75, seed).tolist() == sorted(smallest)
 
 
 def test_random_removes_every_patch_equally_often() -> None:
-    removed = np.mean([removed_flags(visible_positions("random", 7, 0.75, seed), 49) for seed in range(2000)], axis=0)
+    removed = np.mean([removed_flags(choose_visible("random", 7, 0.75, seed), 49) for seed in range(2000)], axis=0)
     assert np.abs(removed - 37 / 49).max() < 0.05  # five standard deviations
 
 
@@ -84,7 +84,7 @@ def test_random_removes_every_patch_equally_often() -> None:
 def test_grid_at_three_quarters_keeps_one_patch_of_every_square_of_four(grid: int) -> None:
     seen = set()
     for seed in range(20):
-        visible = 1 - removed_flags(visible_positions("grid", grid, 0.75, seed), grid * grid)
+        visible = 1 - removed_flags(choose_visible("grid", grid, 0.75, seed), grid * grid)
         squares = visible.reshape(grid // 2, 2, grid // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
         assert (squares.sum(axis=1) == 1).all()
         assert (squares == squares[0]).all(), "the same one everywhere: a regular grid"
@@ -94,33 +94,33 @@ def test_grid_at_three_quarters_keeps_one_patch_of_every_square_of_four(grid: in
 
 def test_block_removes_contiguous_regions() -> None:
     seeds = range(20)
-    block = [boundary(visible_positions("block", 14, 0.5, seed), 14) for seed in seeds]
-    random = [boundary(visible_positions("random", 14, 0.5, seed), 14) for seed in seeds]
+    block = [boundary(choose_visible("block", 14, 0.5, seed), 14) for seed in seeds]
+    random = [boundary(choose_visible("random", 14, 0.5, seed), 14) for seed in seeds]
     assert max(block) < min(random) / 2
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_seeds_differ(strategy: Strategy) -> None:
-    assert len({visible_positions(strategy, 14, 0.6, seed).tobytes() for seed in range(50)}) > 25
+    assert len({choose_visible(strategy, 14, 0.6, seed).tobytes() for seed in range(50)}) > 25
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("grid", "ratio"), [(14, 1.0), (14, 0.999), (1, 0.75), (2, 0.8)])
 def test_nothing_left_to_see_is_refused(strategy: Strategy, grid: int, ratio: float) -> None:
     with pytest.raises(MaskError, match=f"all {grid**2} patches would be removed"):
-        visible_positions(strategy, grid, ratio, 0)
+        choose_visible(strategy, grid, ratio, 0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_removed_is_refused(strategy: Strategy) -> None:
     with pytest.raises(MaskError, match="none of the 196 patches would be removed"):
-        visible_positions(strategy, 14, 0.0, 0)
+        choose_visible(strategy, 14, 0.0, 0)
 
 
 def test_explicit_positions_are_what_is_left() -> None:
-    positions = explicit_positions([3, 0, 3, 8], 9)
-    assert positions.tolist() == [1, 2, 4, 5, 6, 7]
-    assert positions.dtype == np.int32
+    visible_indices = visible_without([3, 0, 3, 8], 9)
+    assert visible_indices.tolist() == [1, 2, 4, 5, 6, 7]
+    assert visible_indices.dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -134,24 +134,24 @@ def test_explicit_positions_are_what_is_left() -> None:
 )
 def test_explicit_masks_that_cannot_be_are_refused(removed: list[int], message: str) -> None:
     with pytest.raises(MaskError, match=re.escape(message)):
-        explicit_positions(removed, 9)
+        visible_without(removed, 9)
 
 
 def test_kept_share_is_a_seeded_random_choice() -> None:
-    assert kept_share(4, 0.5, 3).tolist() == [0, 1, 4, 5, 7, 9, 10, 12]
-    assert kept_share(4, 0.25, 0).tolist() == visible_positions("random", 4, 0.75, 0).tolist()
-    assert len(kept_share(14, 0.33, 1)) == 64
-    assert kept_share(3, 1.0, 5).tolist() == list(range(9))
+    assert random_visible(4, 0.5, 3).tolist() == [0, 1, 4, 5, 7, 9, 10, 12]
+    assert random_visible(4, 0.25, 0).tolist() == choose_visible("random", 4, 0.75, 0).tolist()
+    assert len(random_visible(14, 0.33, 1)) == 64
+    assert random_visible(3, 1.0, 5).tolist() == list(range(9))
 
 
 def test_keeping_less_than_one_patch_is_refused() -> None:
     with pytest.raises(MaskError, match=r"keep=0\.05 leaves none of the 16 patches"):
-        kept_share(4, 0.05, 0)
+        random_visible(4, 0.05, 0)
 
 
 def test_every_position() -> None:
-    assert every_position(5).tolist() == [0, 1, 2, 3, 4]
-    assert every_position(5).dtype == np.int32
+    assert all_indices(5).tolist() == [0, 1, 2, 3, 4]
+    assert all_indices(5).dtype == np.int32
 
 
 def test_removed_flags_are_one_where_removed() -> None:
@@ -161,8 +161,8 @@ def test_removed_flags_are_one_where_removed() -> None:
 
 
 def test_decoder_rows_by_hand() -> None:
-    positions = np.array([[1, 3], [0, 4]], dtype=np.int32)
-    rows = decoder_rows(positions, 5)
+    visible_indices = np.array([[1, 3], [0, 4]], dtype=np.int32)
+    rows = restore_indices_for(visible_indices, 5)
     # row 0 of the table is the mask token, row 1 cls, rows 2 and 3 the visible patches in order
     assert rows.tolist() == [[0, 2, 0, 3, 0], [2, 0, 0, 0, 3]]
     assert rows.dtype == np.int32

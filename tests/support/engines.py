@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineInfo
 
@@ -44,10 +44,10 @@ def write_narrow(folder: Path) -> Path:
     import torch  # here: other tests do without
 
     from model.checkpoints.checkpoint import Checkpoint, save
-    from model.nn import autoencoder
+    from model.nn import build_model
 
     torch.manual_seed(0)
-    tensors = dict(autoencoder(NARROW).state_dict())
+    tensors = dict(build_model(NARROW).state_dict())
     tensors |= {name: 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items() if name.endswith(".bias")}
     path = folder / "narrow.safetensors"
     save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
@@ -87,7 +87,7 @@ class FakeEngine:
         not_a_number: int | None = None,
     ) -> None:
         self.info = fake_info(lanes=lanes, preferred_batch=preferred_batch)
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = lanes
         self.preferred_batch = preferred_batch
         self.batches: list[tuple[str, int, list[int]]] = []
@@ -97,19 +97,19 @@ class FakeEngine:
         self._not_a_number = not_a_number
         self._lock = threading.Lock()
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
-        return self._answer("embed", patches, positions, (2, 8))
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
+        return self._answer("embed", patches, visible_indices, (2, 8))
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
-        return self._answer("tokens", patches, positions, (positions.shape[1], 8))
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
+        return self._answer("tokens", patches, visible_indices, (visible_indices.shape[1], 8))
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
-        return patches, self._answer("reconstruct", patches, positions, (patches.shape[1],))
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
+        return patches, self._answer("reconstruct", patches, visible_indices, (patches.shape[1],))
 
-    def _answer(self, operation: str, patches: Bytes, positions: Indices, shape: tuple[int, ...]) -> Floats:
+    def _answer(self, operation: str, patches: Bytes, visible_indices: Indices, shape: tuple[int, ...]) -> Floats:
         images = patches[:, 0, 0].tolist()
         with self._lock:
-            self.batches.append((operation, positions.shape[1], images))
+            self.batches.append((operation, visible_indices.shape[1], images))
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         try:

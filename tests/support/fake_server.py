@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.config import PRESETS
 from model.engines.base import FatalEngineError
 from service.serving import run
@@ -22,13 +22,13 @@ class FakeEngine:
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
         self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = 1
         self.preferred_batch = batch
         self._kind = kind
         self._seconds = seconds
 
-    def embed(self, lane, patches, positions):
+    def embed(self, lane, patches, visible_indices):
         time.sleep(self._seconds)
         mean = patches.mean(axis=(1, 2), dtype=np.float32)
         poisoned = (patches == POISON).all(axis=(1, 2))
@@ -43,13 +43,13 @@ class FakeEngine:
             vectors[poisoned] = np.nan
         return vectors
 
-    def tokens(self, lane, patches, positions):
-        means = patches.mean(axis=2, dtype=np.float32) + positions.astype(np.float32)
+    def tokens(self, lane, patches, visible_indices):
+        means = patches.mean(axis=2, dtype=np.float32) + visible_indices.astype(np.float32)
         return means[..., None] * np.ones(192, np.float32)
 
-    def reconstruct(self, lane, patches, positions):
+    def reconstruct(self, lane, patches, visible_indices):
         time.sleep(self._seconds)
-        return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(positions.shape[1])
+        return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(visible_indices.shape[1])
 
 
 def build(spec, progress):

@@ -16,9 +16,9 @@ from model.engines.cuda.profiles import Profile
 from tests.support.pretend_cuda import Graph
 
 INPUTS = {
-    "encoder": {"patches": np.uint8, "positions": np.int32},
-    "encoder_mixed": {"patches": np.uint8, "positions": np.int32},
-    "decoder": {"latent": np.float32, "rows": np.int32, "patches": np.uint8},
+    "encoder": {"patches": np.uint8, "visible_indices": np.int32},
+    "encoder_mixed": {"patches": np.uint8, "visible_indices": np.int32},
+    "decoder": {"latent": np.float32, "restore_indices": np.int32, "patches": np.uint8},
 }
 OUTPUTS = {
     "encoder": {"pooled": np.float32, "latent": np.float32},
@@ -136,6 +136,6 @@ class Context:
         return np.frombuffer(content, dtype=dtype).reshape(shape)
 
     def _dims(self, name: str, shape: tuple[int, ...]) -> tuple[int | str, ...]:
-        dynamic = {"latent": ("B", "1+K"), "rows": ("B",), "positions": ("B", "K")}
+        dynamic = {"latent": ("B", "1+K"), "restore_indices": ("B",), "visible_indices": ("B", "K")}
         first = dynamic.get(name, ("B", "K") if self.engine.name.startswith("encoder") else ("B",))
         return (*first, *shape[len(first) :])

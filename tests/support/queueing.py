@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.inference.queue import Ticket
-from service.inference.scheduler import Batcher
+from service.inference.queue import QueuedRequest
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine
 
@@ -22,13 +22,13 @@ def image(number: int, patches: int = 4) -> np.ndarray:
     return np.full((patches, 16 * 16 * 3), number, dtype=np.uint8)
 
 
-def put(ticket: Ticket, numbers: list[int], visible: int = 4) -> None:
+def put(ticket: QueuedRequest, numbers: list[int], visible: int = 4) -> None:
     for index, number in enumerate(numbers):
         ticket.put(index, image(number, visible if ticket.operation != "reconstruct" else 4), ALL_FOUR[:visible])
 
 
 async def ask(
-    batcher: Batcher, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
+    batcher: BatchScheduler, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
 ) -> list[Any]:
     with batcher.admit(operation, len(numbers), deadline) as ticket:
         put(ticket, list(numbers), visible)
@@ -36,9 +36,9 @@ async def ask(
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[Batcher]:
+async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
     """A started batcher, which must be empty in the end."""
-    batcher = Batcher(engine, Metrics(), queue_images, **settings)
+    batcher = BatchScheduler(engine, Metrics(), queue_images, **settings)
     batcher.start()
     try:
         yield batcher
@@ -49,7 +49,7 @@ async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-def gauge(batcher: Batcher, name: str, **labels: str) -> float:
+def gauge(batcher: BatchScheduler, name: str, **labels: str) -> float:
     """As Prometheus would see it."""
     text = batcher._metrics.render().decode()
     return sum(

@@ -19,10 +19,10 @@ from model.config import PRESETS, MAEConfig, Preprocessing
 from model.engines import convert
 from model.engines.base import TensorRTError
 from model.engines.cuda import tensorrt_build
-from model.engines.cuda.tensorrt import TensorRTKernels
-from model.engines.job import Job, ModelSpec
+from model.engines.cuda.tensorrt import TensorRTGraphs
+from model.engines.job import ConversionJob, ModelSpec
 from model.engines.reference import load_model
-from model.nn import autoencoder
+from model.nn import build_model
 from tests.support.engines import fake_info
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch-tensorrt has many of its own
@@ -70,7 +70,7 @@ def networks() -> Iterator[list[Network]]:
 
 def fresh(config: MAEConfig) -> Checkpoint:
     torch.manual_seed(0)
-    return Checkpoint(config, Preprocessing(), "mae-serve", dict(autoencoder(config).state_dict()))
+    return Checkpoint(config, Preprocessing(), "mae-serve", dict(build_model(config).state_dict()))
 
 
 def build(config: MAEConfig, precision: Any, folder: Path, most: int = MOST) -> list[str]:
@@ -103,26 +103,29 @@ def test_each_graph_is_one_engine_for_every_batch_and_every_k(
     half, single = trt.DataType.HALF, trt.DataType.FLOAT
     assert encoder.inputs == {
         "patches": (trt.DataType.UINT8, (-1, -1, p)),
-        "positions": (trt.DataType.INT32, (-1, -1)),
+        "visible_indices": (trt.DataType.INT32, (-1, -1)),
     }
     assert encoder.outputs == {"pooled": (single, (-1, 2, d)), "latent": (single, (-1, -1, d))}
     assert decoder.inputs == {
         "latent": (single, (-1, -1, d)),
-        "rows": (trt.DataType.INT32, (-1, n)),
+        "restore_indices": (trt.DataType.INT32, (-1, n)),
         "patches": (trt.DataType.UINT8, (-1, n, p)),
     }
     assert decoder.outputs == {"pixels": (half, (-1, n, p)), "error": (single, (-1, n))}
 
     quarter = n // 4
     assert encoder.profiles == [
-        {"patches": [(1, 1, p), (1, n, p), (1, n, p)], "positions": [(1, 1), (1, n), (1, n)]},
-        {"patches": [(1, 1, p), (MOST, quarter, p), (MOST, quarter, p)], "positions": [(1, 1), *[(MOST, quarter)] * 2]},
-        {"patches": [(1, 1, p), (MOST, n, p), (MOST, n, p)], "positions": [(1, 1), *[(MOST, n)] * 2]},
+        {"patches": [(1, 1, p), (1, n, p), (1, n, p)], "visible_indices": [(1, 1), (1, n), (1, n)]},
+        {
+            "patches": [(1, 1, p), (MOST, quarter, p), (MOST, quarter, p)],
+            "visible_indices": [(1, 1), *[(MOST, quarter)] * 2],
+        },
+        {"patches": [(1, 1, p), (MOST, n, p), (MOST, n, p)], "visible_indices": [(1, 1), *[(MOST, n)] * 2]},
     ]
     assert decoder.profiles == [
         {
             "latent": [(1, 2, d), (least, 1 + quarter, d), (least, 1 + n, d)],
-            "rows": [(1, n), (least, n), (least, n)],
+            "restore_indices": [(1, n), (least, n), (least, n)],
             "patches": [(1, n, p), (least, n, p), (least, n, p)],
         }
         for least in (1, MOST)
@@ -174,9 +177,9 @@ def test_a_convolutional_model_is_built_as_well(networks: list[Network], tmp_pat
 
 def test_a_graph_that_does_not_convert_whole_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     class Sorting(torch.nn.Module):
-        def forward(self, patches: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, patches: torch.Tensor, visible_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             latent = torch.linalg.qr(patches.float())[0]
-            return latent[:, :2], latent + positions[..., None]
+            return latent[:, :2], latent + visible_indices[..., None]
 
     batch, k = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("k", min=1, max=196)
     example = (torch.zeros(3, 49, 768, dtype=torch.uint8), torch.zeros(3, 49, dtype=torch.int32))
@@ -191,7 +194,7 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
     save(tmp_path / "weights.safetensors", fresh(SHALLOW))
     spec, folder = ModelSpec(str(tmp_path / "weights.safetensors")), tmp_path / "entry"
     folder.mkdir()
-    convert._convert(Job(spec, "tensorrt", "fp16", 16), folder, lambda words: None)
+    convert._convert(ConversionJob(spec, "tensorrt", "fp16", 16), folder, lambda words: None)
     assert {path.name for path in folder.iterdir()} == {
         "encoder.engine",
         "encoder_mixed.engine",
@@ -227,7 +230,7 @@ def test_the_real_runtime_is_spoken_to_in_its_own_words(tmp_path: Path, caplog: 
     (tmp_path / "encoder.engine").write_bytes(b"no engine" * 100)
     info = fake_info(MAEConfig(**{**SHALLOW.model_dump(), "decoder_depth": 0}))
     with pytest.raises(TensorRTError, match=r"TensorRT cannot load the encoder: .*(Error|error)"):
-        TensorRTKernels(tmp_path, info, trt)
+        TensorRTGraphs(tmp_path, info, trt)
     for owner, names in {
         trt.ICudaEngine: (
             "get_device_memory_size_for_profile_v2",

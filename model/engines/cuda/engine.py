@@ -17,36 +17,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.config import MAEConfig
 from model.engines.base import EngineError, EngineInfo, FatalEngineError
 from model.engines.cuda.profiles import usual_visible
-from model.masking import ABSENT, decoder_rows
+from model.masking import PAD, restore_indices_for
 
 Work = Literal["encode", "reconstruct"]
 WARM_UPS = 2
 """Runs before a recording: libraries allocate and choose kernels in their first."""
 
 
-class Kernels(Protocol):
+class CompiledGraphs(Protocol):
     """The graphs, compiled. Calls put work on the current stream and do not wait for it."""
 
     def encode(
-        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
+        self, lane: int, patches: Tensor, visible_indices: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
     ) -> None:
         """Uint8 [B, K, P], int32 [B, K] -> into float32 [B, 2, D], [B, 1 + K, D]; `mixed` if positions are absent."""
 
-    def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
+    def decode(
+        self, lane: int, latent: Tensor, restore_indices: Tensor, patches: Tensor, pixels: Tensor, error: Tensor
+    ) -> None:
         """Float32 [B, 1 + K, D], int32 [B, N], uint8 [B, N, P] -> into uint8 [B, N, P], float32 [B, N]."""
 
-    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
+    def reserve_for_capture(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
         """What encodes, and perhaps decodes, batches of this size must not change from now on: it will be recorded."""
 
 
 class DeviceEngine:
     """An `Engine` (see there) on the device that `info` names."""
 
-    def __init__(self, kernels: Kernels, info: EngineInfo, cuda_graphs: bool = False) -> None:
+    def __init__(self, kernels: CompiledGraphs, info: EngineInfo, cuda_graphs: bool = False) -> None:
         """Allocates the lanes' buffers.
 
         Args:
@@ -55,7 +57,7 @@ class DeviceEngine:
             cuda_graphs: record the usual batches as CUDA graphs, and fill others up to the next recorded size.
         """
         self.info = info
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
         self._kernels = kernels
@@ -64,43 +66,43 @@ class DeviceEngine:
             if cuda_graphs:
                 self._record()
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        with self._encoded(lane, patches, positions) as buffers:
+        with self._encoded(lane, patches, visible_indices) as buffers:
             return buffers.receive("pooled", len(patches))
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        with self._encoded(lane, patches, positions) as buffers:
-            return buffers.receive("latent", len(patches), 1 + positions.shape[1])[:, 1:]
+        with self._encoded(lane, patches, visible_indices) as buffers:
+            return buffers.receive("latent", len(patches), 1 + visible_indices.shape[1])[:, 1:]
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         if not self.info.config.has_decoder:
             raise EngineError("the model has no decoder")
         n = self.info.config.num_patches
-        batch, visible = positions.shape
+        batch, visible = visible_indices.shape
         buffers = self._lanes[lane]
-        mixed = self._mixed(positions)
+        mixed = self._mixed(visible_indices)
         with self._at_work(buffers):
             size = batch if mixed else self._size(buffers, "reconstruct", batch, visible)
             buffers.send("patches", patches, size)
-            buffers.send("positions", positions, size)
-            buffers.send("rows", decoder_rows(positions, n), size)
+            buffers.send("visible_indices", visible_indices, size)
+            buffers.send("restore_indices", restore_indices_for(visible_indices, n), size)
             # Where the visible patches lie among those of all images, so that none is sent twice.
-            places = np.maximum(positions, 0) + np.arange(0, batch * n, n, dtype=np.int32)[:, None]
+            places = np.maximum(visible_indices, 0) + np.arange(0, batch * n, n, dtype=np.int32)[:, None]
             buffers.send("places", places, size)
             self._run(buffers, "reconstruct", size, visible, mixed)
             return buffers.receive("pixels", batch), buffers.receive("error", batch)
 
     @contextmanager
-    def _encoded(self, lane: int, patches: Bytes, positions: Indices) -> Iterator[Lane]:
-        batch, visible = positions.shape
-        buffers, mixed = self._lanes[lane], self._mixed(positions)
+    def _encoded(self, lane: int, patches: Bytes, visible_indices: Indices) -> Iterator[Lane]:
+        batch, visible = visible_indices.shape
+        buffers, mixed = self._lanes[lane], self._mixed(visible_indices)
         with self._at_work(buffers):
             size = batch if mixed else self._size(buffers, "encode", batch, visible)
             buffers.send("visible", patches, size)
-            buffers.send("positions", positions, size)
+            buffers.send("visible_indices", visible_indices, size)
             self._run(buffers, "encode", size, visible, mixed)
             yield buffers
 
@@ -109,11 +111,11 @@ class DeviceEngine:
         with _device_errors(), torch.inference_mode(), torch.cuda.stream(lane.stream):
             yield
 
-    def _mixed(self, positions: Indices) -> bool:
+    def _mixed(self, visible_indices: Indices) -> bool:
         """Whether images of a batch differ in how many patches are visible. All batches come this way."""
-        if len(positions) > self.preferred_batch:
-            raise EngineError(f"{len(positions)} images in one batch: the engine takes {self.preferred_batch}")
-        mixed = bool((positions[:, -1] == ABSENT).any())
+        if len(visible_indices) > self.preferred_batch:
+            raise EngineError(f"{len(visible_indices)} images in one batch: the engine takes {self.preferred_batch}")
+        mixed = bool((visible_indices[:, -1] == PAD).any())
         if mixed and not self.info.mixes:
             raise EngineError("the engine takes no images with different numbers of visible patches in one batch")
         return mixed
@@ -138,11 +140,13 @@ class DeviceEngine:
         if work == "reconstruct":
             places = lane.on_device("places", batch, visible).flatten()
             torch.index_select(patches.view(batch * n, p), 0, places, out=seen.view(batch * visible, p))
-        positions = lane.on_device("positions", batch, visible)
-        self._kernels.encode(lane.number, seen, positions, lane.on_device("pooled", batch), latent, mixed)
+        visible_indices = lane.on_device("visible_indices", batch, visible)
+        self._kernels.encode(lane.number, seen, visible_indices, lane.on_device("pooled", batch), latent, mixed)
         if work == "reconstruct":
-            rows, pixels, error = (lane.on_device(name, batch) for name in ("rows", "pixels", "error"))
-            self._kernels.decode(lane.number, latent, rows, patches, pixels, error)
+            restore_indices, pixels, error = (
+                lane.on_device(name, batch) for name in ("restore_indices", "pixels", "error")
+            )
+            self._kernels.decode(lane.number, latent, restore_indices, patches, pixels, error)
 
     def _record(self) -> None:
         """Records every usual batch of every lane: launching a small model's kernels costs more than they do."""
@@ -153,7 +157,7 @@ class DeviceEngine:
         for lane in self._lanes:
             for work, visible in works:
                 for size in _sizes(self.preferred_batch):
-                    self._kernels.set_apart(lane.number, size, visible, work == "reconstruct")
+                    self._kernels.reserve_for_capture(lane.number, size, visible, work == "reconstruct")
                     with self._at_work(lane):
                         for _ in range(WARM_UPS):
                             self._launch(lane, work, size, visible)
@@ -179,9 +183,9 @@ class Lane:
         self._rows: dict[str, tuple[int, ...]] = {
             "patches": (n, p),
             "visible": (n, p),
-            "positions": (n,),
+            "visible_indices": (n,),
             "places": (n,),
-            "rows": (n,),
+            "restore_indices": (n,),
             "pooled": (2, d),
             "latent": (1 + n, d),
             "pixels": (n, p),

@@ -20,7 +20,7 @@ from model.engines.export import DECODER, ENCODER, MIXED
 log = logging.getLogger(__name__)
 
 
-class TensorRTKernels:
+class TensorRTGraphs:
     """Reads what `tensorrt_build.build_engines` wrote.
 
     Each lane has an execution context for every profile of each engine, since changing a context's profile costs a
@@ -67,22 +67,24 @@ class TensorRTKernels:
         self._recorded: list[Any] = []
 
     def encode(
-        self, lane: int, patches: Tensor, positions: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
+        self, lane: int, patches: Tensor, visible_indices: Tensor, pooled: Tensor, latent: Tensor, mixed: bool
     ) -> None:
-        """See `Kernels.encode`."""
-        batch, visible = positions.shape
-        inputs = {"patches": patches, "positions": positions}
+        """See `CompiledGraphs.encode`."""
+        batch, visible = visible_indices.shape
+        inputs = {"patches": patches, "visible_indices": visible_indices}
         self._run(lane, MIXED if mixed else ENCODER, batch, visible, inputs, {"pooled": pooled, "latent": latent})
 
-    def decode(self, lane: int, latent: Tensor, rows: Tensor, patches: Tensor, pixels: Tensor, error: Tensor) -> None:
-        """See `Kernels.decode`."""
+    def decode(
+        self, lane: int, latent: Tensor, restore_indices: Tensor, patches: Tensor, pixels: Tensor, error: Tensor
+    ) -> None:
+        """See `CompiledGraphs.decode`."""
         halves = self._halves[lane][: pixels.numel()].view(pixels.shape)
-        inputs = {"latent": latent, "rows": rows, "patches": patches}
-        self._run(lane, DECODER, len(rows), latent.shape[1] - 1, inputs, {"pixels": halves, "error": error})
+        inputs = {"latent": latent, "restore_indices": restore_indices, "patches": patches}
+        self._run(lane, DECODER, len(restore_indices), latent.shape[1] - 1, inputs, {"pixels": halves, "error": error})
         pixels.copy_(halves)  # whole numbers from 0 to 255; TensorRT has no conversion to uint8
 
-    def set_apart(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
-        """See `Kernels.set_apart`: a recording is void once the context that it was made from changes."""
+    def reserve_for_capture(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
+        """See `CompiledGraphs`: a recording is void once the context that it was made from changes."""
         for name in (ENCODER, DECODER) if decodes else (ENCODER,):
             context = self._context(lane, name, _index(self._profiles[name], batch, visible))
             self._recorded.append(context)

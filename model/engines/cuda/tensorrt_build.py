@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 INPUTS = {
-    ENCODER: ("patches", "positions"),
-    MIXED: ("patches", "positions"),
-    DECODER: ("latent", "rows", "patches"),
+    ENCODER: ("patches", "visible_indices"),
+    MIXED: ("patches", "visible_indices"),
+    DECODER: ("latent", "restore_indices", "patches"),
 }
 OUTPUTS = {ENCODER: ("pooled", "latent"), MIXED: ("pooled", "latent"), DECODER: ("pixels", "error")}
 
@@ -49,7 +49,7 @@ def build_engines(
         checkpoint: the weights.
         config: its sizes, at the image size that is served.
         preprocessing: what the graphs undo and redo.
-        precision: of the products of matrices (see `programs.halve_products`); all else is float32.
+        precision: of the products of matrices (see `programs.to_mixed_precision`); all else is float32.
         most: the largest batch, which is the one that TensorRT tunes for.
         folder: exists.
         progress: told in words what is being done.

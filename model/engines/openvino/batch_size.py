@@ -15,7 +15,7 @@ from model.engines.base import Engine
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.cpu import processor
 from model.engines.parity import quarter_seen
-from model.masking import every_position
+from model.masking import all_indices
 
 log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16)
@@ -94,7 +94,7 @@ def seconds_of(engine: Engine, size: int) -> float:
     """How long all lanes at once take for a batch of whole images and one of which a quarter is seen."""
     config = engine.info.config
     whole = np.random.default_rng(0).integers(0, 256, (size, config.num_patches, config.patch_dim), dtype=np.uint8)
-    everywhere = np.repeat(every_position(config.num_patches)[None], size, axis=0)
+    everywhere = np.repeat(all_indices(config.num_patches)[None], size, axis=0)
     seen = quarter_seen(config, size)
     quarter = np.take_along_axis(whole, seen[..., None], axis=1)
     line = threading.Barrier(engine.lanes)

@@ -12,11 +12,11 @@ from pathlib import Path
 from model.engines import parity
 from model.engines.base import EngineBuildError, EngineInfo, MeasuredPrecision, Precision
 from model.engines.cache import EngineCache, fingerprint
-from model.engines.context import Plan, gated, info_of, obtain, versions
+from model.engines.context import BuildContext, gated, info_of, obtain, versions
 from model.engines.cpu import available_cpus, processor
 from model.engines.entry import read_facts, read_reference
 from model.engines.fingerprint import code_digest
-from model.engines.job import Job
+from model.engines.job import ConversionJob
 from model.engines.openvino.batch_size import preferred_batch, warm
 from model.engines.openvino.calibration import calibration_in
 from model.engines.openvino.engine import PREFERRED_BATCH, OpenVINOEngine, capabilities
@@ -26,7 +26,7 @@ from model.engines.openvino.quantise import read_quantisation, require_nncf
 log = logging.getLogger(__name__)
 
 
-def build_openvino(plan: Plan) -> OpenVINOEngine:
+def build_openvino(plan: BuildContext) -> OpenVINOEngine:
     """Loads or makes the engine, holds it to its bar, and warms it up.
 
     Raises:
@@ -50,7 +50,7 @@ def build_openvino(plan: Plan) -> OpenVINOEngine:
 class _Graphs:
     """Entries of the cache: one in float32, which bf16 is computed from as well, and those in int8."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BuildContext) -> None:
         self._plan = plan
         self._cache = EngineCache(plan.spec.cache)
         self._ingredients: dict[str, object] = {
@@ -64,7 +64,7 @@ class _Graphs:
 
     def float32(self) -> Path:
         """Made if need be."""
-        return obtain(self._plan, self.name, Job(self._plan.model, "openvino"))
+        return obtain(self._plan, self.name, ConversionJob(self._plan.model, "openvino"))
 
     def int8(self) -> Path:
         """Made from `spec.calibrate`, or the one that was made last for int8 from whatever photographs.
@@ -105,7 +105,7 @@ class _Graphs:
         assert self._plan.spec.calibrate is not None
         nncf, calibration = require_nncf(), calibration_in(self._plan.spec.calibrate)
         made_of = {**self._ingredients, "photographs": calibration.digest, "nncf": nncf}
-        job = Job(self._plan.model, "openvino", "int8", photographs=calibration)
+        job = ConversionJob(self._plan.model, "openvino", "int8", photographs=calibration)
         return obtain(self._plan, f"openvino-int8-{fingerprint(made_of)}", job)
 
     def _note(self, kind: str) -> str:
@@ -116,7 +116,7 @@ class _Graphs:
         return str(said["entry"]) if said and "entry" in said else None
 
 
-def _fastest(plan: Plan, graphs: _Graphs) -> OpenVINOEngine:
+def _fastest(plan: BuildContext, graphs: _Graphs) -> OpenVINOEngine:
     """The engine that auto comes to: by the note of an earlier start, or else by measuring, which is noted."""
     cache, int8 = EngineCache(plan.spec.cache), graphs.int8_for_auto()
     name = _note_of(plan, graphs.name, int8)
@@ -142,7 +142,7 @@ def _fastest(plan: Plan, graphs: _Graphs) -> OpenVINOEngine:
 
 
 def _candidates(
-    plan: Plan, graphs: _Graphs, int8: str | None
+    plan: BuildContext, graphs: _Graphs, int8: str | None
 ) -> tuple[dict[Precision, OpenVINOEngine], dict[Precision, str]]:
     """The engines that have passed their gates, and of the others why they have not.
 
@@ -166,7 +166,7 @@ def _candidates(
     return engines, left_out
 
 
-def _note_of(plan: Plan, entry: str, int8: str | None) -> str:
+def _note_of(plan: BuildContext, entry: str, int8: str | None) -> str:
     """What another answer could depend on, in one name; the bars too, which decide who takes part."""
     ingredients: dict[str, object] = {
         "processor": processor(),
@@ -180,7 +180,7 @@ def _note_of(plan: Plan, entry: str, int8: str | None) -> str:
     return f"precision-{fingerprint(ingredients)}"
 
 
-def _engine(plan: Plan, precision: Precision, folder: Path) -> OpenVINOEngine:
+def _engine(plan: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
     """The engine of `folder` in that precision, past its gate."""
     if precision == "int8":
         _held_out_gate(folder, plan)
@@ -190,7 +190,7 @@ def _engine(plan: Plan, precision: Precision, folder: Path) -> OpenVINOEngine:
     return engine
 
 
-def _info(plan: Plan, precision: Precision, folder: Path) -> EngineInfo:
+def _info(plan: BuildContext, precision: Precision, folder: Path) -> EngineInfo:
     lanes, threads = _lanes_and_threads(plan)
     batch = plan.spec.max_batch or PREFERRED_BATCH
     facts = read_facts(folder)
@@ -198,10 +198,10 @@ def _info(plan: Plan, precision: Precision, folder: Path) -> EngineInfo:
     return info.model_copy(update={"quantisation": read_quantisation(folder)}) if precision == "int8" else info
 
 
-def _lanes_and_threads(plan: Plan) -> tuple[int, int]:
+def _lanes_and_threads(plan: BuildContext) -> tuple[int, int]:
     lanes = plan.spec.lanes or available_cpus()
     return lanes, max(1, available_cpus() // lanes)
 
 
-def _held_out_gate(folder: Path, plan: Plan) -> None:
+def _held_out_gate(folder: Path, plan: BuildContext) -> None:
     parity.require(read_quantisation(folder).parity, plan.spec.bar("int8"), " of photographs held out")

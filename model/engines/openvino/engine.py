@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras
+from model.checkpoints.heads import Heads
 from model.engines.base import EngineError, EngineInfo, gather_visible
-from model.masking import decoder_rows
+from model.masking import restore_indices_for
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ class OpenVINOEngine:
     def __init__(self, folder: Path, info: EngineInfo) -> None:
         """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
         self.info = info
-        self.extras = Extras()
+        self.heads = Heads()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
         core = import_openvino().Core()
@@ -58,27 +58,27 @@ class OpenVINOEngine:
         self.preferred_batch = batch
         self.info = self.info.model_copy(update={"preferred_batch": batch})
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        return _copy(self._encode(lane, patches, positions).get_output_tensor(0))
+        return _copy(self._encode(lane, patches, visible_indices).get_output_tensor(0))
 
-    def tokens(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
+    def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        return _copy(self._encode(lane, patches, positions).get_output_tensor(1))[:, 1:]
+        return _copy(self._encode(lane, patches, visible_indices).get_output_tensor(1))[:, 1:]
 
-    def reconstruct(self, lane: int, patches: Bytes, positions: Indices) -> tuple[Bytes, Floats]:
+    def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         if not self._decoders:
             raise EngineError("the model has no decoder")
-        latent = self._encode(lane, gather_visible(patches, positions), positions).get_output_tensor(1)
-        rows = decoder_rows(positions, self.info.config.num_patches)
+        latent = self._encode(lane, gather_visible(patches, visible_indices), visible_indices).get_output_tensor(1)
+        restore_indices = restore_indices_for(visible_indices, self.info.config.num_patches)
         request = self._decoders[lane]
-        _infer(request, [latent, rows, patches])
+        _infer(request, [latent, restore_indices, patches])
         return np.array(request.get_output_tensor(0).data, dtype=np.uint8), _copy(request.get_output_tensor(1))
 
-    def _encode(self, lane: int, patches: Bytes, positions: Indices) -> Any:
+    def _encode(self, lane: int, patches: Bytes, visible_indices: Indices) -> Any:
         request = self._encoders[lane]
-        _infer(request, [np.ascontiguousarray(patches), np.ascontiguousarray(positions)])
+        _infer(request, [np.ascontiguousarray(patches), np.ascontiguousarray(visible_indices)])
         return request
 
 

@@ -26,10 +26,10 @@ from model.engines.job import Calibration
 from model.engines.openvino.calibration import read_squares
 from model.engines.openvino.engine import DECODER, ENCODER, OpenVINOEngine, import_openvino
 from model.engines.parity import answers, measure, quarter_seen
-from model.masking import decoder_rows, every_position
+from model.masking import all_indices, restore_indices_for
 
 if TYPE_CHECKING:
-    from model.engines.job import ModelFacts
+    from model.engines.job import LoadedModel
 
 QUANTISATION = "quantisation.json"
 HELD_OUT = 3
@@ -51,7 +51,7 @@ def require_nncf() -> str:
 
 def quantise_on(
     calibration: Calibration,
-    facts: ModelFacts,
+    facts: LoadedModel,
     reference: Engine,
     source: Path,
     folder: Path,
@@ -118,12 +118,14 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
     core = openvino.Core()
     encode = core.compile_model(str(source / ENCODER), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen = quarter_seen(config, len(photographs), FIRST_SEED)
-    everywhere = every_position(config.num_patches)[None]
+    everywhere = all_indices(config.num_patches)[None]
     inputs: dict[str, list[list[Any]]] = {ENCODER: [], DECODER: []}
-    for patches, positions in zip(photographs[:, None], seen[:, None], strict=True):
-        masked = [np.take_along_axis(patches, positions[..., None], axis=1), positions]
+    for patches, visible_indices in zip(photographs[:, None], seen[:, None], strict=True):
+        masked = [np.take_along_axis(patches, visible_indices[..., None], axis=1), visible_indices]
         inputs[ENCODER] += [[patches, everywhere], masked]
-        inputs[DECODER].append([encode(masked)[1].copy(), decoder_rows(positions, config.num_patches), patches])
+        inputs[DECODER].append(
+            [encode(masked)[1].copy(), restore_indices_for(visible_indices, config.num_patches), patches]
+        )
     for name in (ENCODER, DECODER) if config.has_decoder else (ENCODER,):
         with contextlib.redirect_stdout(io.StringIO()):  # its bars of progress
             quantised = nncf.quantize(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from model.arrays import Floats
 from service.api.fast_path import InferenceRoute
-from service.api.request import Intake
+from service.api.request import RequestContext
 from service.api.responses import JSON, json_response, preferred_type
 from service.api.schemas import Classifications, error_answers, request_body
 from service.parameters import ClassifyParameters
@@ -26,11 +26,11 @@ router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 async def classify(request: Request, parameters: Annotated[ClassifyParameters, Query()]) -> Response:
     """Names the likeliest classes of each image, for a model with a classification head."""
     preferred_type(request.headers.get("accept", ""), (JSON,))
-    intake = Intake(request)
+    intake = RequestContext(request)
     pipeline = intake.pipeline
     labels = pipeline.head.facts.classes  # before the body is read: without a head there is nothing to read it for
     payload = await intake.payload()
-    found = await intake.attended(pipeline.classify(payload.images, intake.record.stages, intake.deadline))
+    found = await intake.attended(pipeline.classify(payload.images, intake.record.timings, intake.deadline))
     content = {
         "model": pipeline.info.model_id,
         "count": len(found),

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from model.arrays import Floats, Indices
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
-from service.api.request import Intake
+from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
 from service.api.schemas import Embeddings, error_answers, request_body
 from service.inference.masks import choose_kept
 from service.inference.pipeline import require_pool
-from service.inference.postprocess import Finishing
+from service.inference.postprocess import Postprocessing
 from service.parameters import EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -39,24 +39,24 @@ LARGE = 50_000
 async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()]) -> Response:
     """Turns each image into a vector (or, with `pool=tokens`, into a vector a patch)."""
     media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
-    intake = Intake(request)
+    intake = RequestContext(request)
     pipeline = intake.pipeline
     require_pool(pipeline.info, parameters.pool)
-    seed, positions = choose_kept(pipeline.info.config, parameters)
-    finishing = Finishing.of(pipeline.extras, parameters)
+    seed, visible_indices = choose_kept(pipeline.info.config, parameters)
+    finishing = Postprocessing.of(pipeline.heads, parameters)
     payload = await intake.payload()
     rows = await intake.attended(
-        pipeline.embed(payload.images, parameters.pool, positions, intake.record.stages, intake.deadline)
+        pipeline.embed(payload.images, parameters.pool, visible_indices, intake.record.timings, intake.deadline)
     )
 
     def answer() -> bytes:
         vectors = finishing.apply(rows)
         if media_type == NPY:
             return npy(vectors)
-        return json_bytes(_content(pipeline.info, parameters, vectors, positions, seed))
+        return json_bytes(_content(pipeline.info, parameters, vectors, visible_indices, seed))
 
     large = len(rows) * rows[0].size > LARGE
-    body = await pipeline.render(answer, intake.record.stages) if large else answer()
+    body = await pipeline.render(answer, intake.record.timings) if large else answer()
     headers = {"x-mae-model": pipeline.info.model_id} | ({} if seed is None else {"x-mae-seed": str(seed)})
     return Response(body, headers=headers, media_type=media_type)
 
@@ -69,7 +69,7 @@ def npy(array: NDArray[Any]) -> bytes:
 
 
 def _content(
-    info: EngineInfo, parameters: EmbedParameters, vectors: Floats, positions: Indices, seed: int | None
+    info: EngineInfo, parameters: EmbedParameters, vectors: Floats, visible_indices: Indices, seed: int | None
 ) -> dict[str, Any]:
     content: dict[str, Any] = {
         "model": info.model_id,
@@ -81,7 +81,7 @@ def _content(
     if parameters.pool == "tokens":
         content["grid"] = (info.config.grid, info.config.grid)
         if seed is not None:
-            content["positions"] = positions
+            content["positions"] = visible_indices
     if seed is not None:
         content["seed"] = seed
     if parameters.whiten:

@@ -14,7 +14,7 @@ from model.engines.base import EngineInfo
 from model.images.render import View, render
 from model.masking import removed_flags
 from service.api.fast_path import InferenceRoute
-from service.api.request import Intake
+from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
 from service.api.schemas import Reconstructions, error_answers, request_body
 from service.inference.masks import choose_removed
@@ -37,24 +37,24 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 )
 async def reconstruct(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
     """Removes patches of each image and paints them anew: one image as PNG, several as JSON or zip."""
-    intake = Intake(request)
-    pipeline, stages = intake.pipeline, intake.record.stages
+    intake = RequestContext(request)
+    pipeline, timings = intake.pipeline, intake.record.timings
     payload = await intake.payload(takes_mask=True)
     one = len(payload.images) == 1
     media_type = preferred_type(request.headers.get("accept", ""), (PNG, JSON) if one else (JSON, ZIP))
     config, decoder = pipeline.info.config, pipeline.decoder
     seed, place = choose_removed(config, decoder, parameters, payload.mask, len(payload.images))
-    found = await intake.attended(pipeline.reconstruct(payload.images, place, stages, intake.deadline))
+    found = await intake.attended(pipeline.reconstruct(payload.images, place, timings, intake.deadline))
     view = parameters.view
 
     def answer() -> bytes:
-        pictures = [render(view, x.patches, x.pixels, x.error, x.positions) for x in found]
+        pictures = [render(view, x.patches, x.pixels, x.error, x.visible_indices) for x in found]
         if media_type == PNG:
             return pictures[0]
         content = _content(pipeline.info, view, found, pictures, seed)
         return json_bytes(content) if media_type == JSON else _zip(content, pictures)
 
-    body = await pipeline.render(answer, stages)
+    body = await pipeline.render(answer, timings)
     headers = {
         "x-mae-model": pipeline.info.model_id,
         "x-mae-mask-ratio": f"{found[0].removed_share:.6g}",
@@ -68,7 +68,7 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
 def _content(
     info: EngineInfo, view: View, found: list[Reconstruction], pictures: list[bytes], seed: int | None
 ) -> dict[str, Any]:
-    positions = found[0].positions
+    visible_indices = found[0].visible_indices
     return {
         "model": info.model_id,
         "view": view,
@@ -76,7 +76,7 @@ def _content(
         "seed": seed,
         "mask_ratio": found[0].removed_share,
         "grid": (info.config.grid, info.config.grid),
-        "mask": removed_flags(positions, info.config.num_patches),
+        "mask": removed_flags(visible_indices, info.config.num_patches),
         "reconstructions": [
             {
                 "loss": one.loss,

@@ -22,8 +22,8 @@ from service.cli.vector_files.space import Row, VectorSpace
 from service.cli.vector_files.store import Store
 from service.errors import EngineLost, ServiceError
 from service.inference.masks import choose_kept
-from service.inference.pipeline import Stages, require_pool
-from service.inference.postprocess import Finishing
+from service.inference.pipeline import Timings, require_pool
+from service.inference.postprocess import Postprocessing
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -65,17 +65,17 @@ def embed(
         require_pool(engine.info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        seed, positions = choose_kept(engine.info.config, parameters)
-        finishing = Finishing.of(engine.extras, parameters)
+        seed, visible_indices = choose_kept(engine.info.config, parameters)
+        finishing = Postprocessing.of(engine.heads, parameters)
         dim = finishing.dim(engine.info.config)
-        store.begin(VectorSpace.of(engine.info, parameters, seed, positions, dim))
+        store.begin(VectorSpace.of(engine.info, parameters, seed, visible_indices, dim))
         new = [image for image in images if image not in store.paths]
         there = len(images) - len(new)
         with Report(len(images) + len(refused), there) as report:
             for path, reason in refused:
                 report.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, engine, settings, parameters, positions, finishing, store, report))
+                asyncio.run(_embed(new, engine, settings, parameters, visible_indices, finishing, store, report))
                 store.finish()
             except KeyboardInterrupt:
                 report.say(f"interrupted: {report.done} embedded so far; the same command goes on from there")
@@ -89,8 +89,8 @@ async def _embed(
     engine: Engine,
     settings: Settings,
     parameters: EmbedParameters,
-    positions: Indices,
-    finishing: Finishing,
+    visible_indices: Indices,
+    finishing: Postprocessing,
     store: Store,
     report: Report,
 ) -> None:
@@ -102,7 +102,7 @@ async def _embed(
             """The vector, or why there is none."""
             try:
                 data = await pipeline.decoder.run(Path(path).read_bytes)
-                rows = await pipeline.embed([data], parameters.pool, positions, Stages())
+                rows = await pipeline.embed([data], parameters.pool, visible_indices, Timings())
             except EngineLost:
                 raise
             except (OSError, ServiceError) as error:

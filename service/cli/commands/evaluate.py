@@ -13,7 +13,7 @@ from rich.console import Console
 from model.arrays import Bytes
 from model.checkpoints.locate import HUB_PREFIX, PACKAGED, locate
 from model.engines.base import Engine, EngineError
-from model.evaluation.config import Choices
+from model.evaluation.config import EvalConfig
 from model.evaluation.evaluate import EvaluationError, Task, drawn, panels
 from model.evaluation.evaluate import evaluate as run
 from model.evaluation.extract import Read, Unreadable
@@ -27,7 +27,7 @@ from service.cli.options import parameters_of, settings_of
 from service.cli.progress import Report
 from service.cli.tables import tables_of
 from service.errors import ServiceError
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 from service.settings import Settings
 
 ENOUGH = 5
@@ -75,7 +75,7 @@ def evaluate(
     Exit code: 0, also if broken images were skipped, which are named on standard error; 2 if the command was wrong or
     could not go on.
     """
-    choices, settings = parameters_of(Choices, given), settings_of(given)
+    choices, settings = parameters_of(EvalConfig, given), settings_of(given)
     for path in (json, sheet, output):
         if path is not None:
             require_folder(path)
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _evaluate(
-    data: Path, train: Path | None, json: Path | None, sheet: Path | None, choices: Choices, settings: Settings
+    data: Path, train: Path | None, json: Path | None, sheet: Path | None, choices: EvalConfig, settings: Settings
 ) -> None:
     outputs = [str(path) for path in (json, sheet)]
     if outputs == ["-", "-"]:
@@ -120,7 +120,7 @@ def _evaluate(
         report.say(f"{report.skipped} of {task.images} images could not be used")
 
 
-def _fit(folder: Path, choices: Choices, settings: Settings, output: Path | None) -> None:
+def _fit(folder: Path, choices: EvalConfig, settings: Settings, output: Path | None) -> None:
     if output is not None and output.suffix != ".safetensors":
         raise CommandError(f"{output} should end in .safetensors")
     paths, refused = find_images([folder])
@@ -174,7 +174,7 @@ def _given(folder: Path | None, option: str) -> Path:
 @contextmanager
 def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
     """Reads images as the service does."""
-    decoder = Decoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
 
     def read(path: str) -> Bytes:
         try:

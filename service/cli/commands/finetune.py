@@ -58,6 +58,6 @@ def finetune(
             raise CommandError("no images are given: name a folder of classes")
         if validation is not None and "validation_share" in chosen:
             raise CommandError("--validation and --validation-share exclude each other")
-        with joined() as place, TrainingProgress(quiet=not place.leads) as progress:
+        with joined() as place, TrainingProgress(quiet=not place.is_main) as progress:
             weights = train(folder, validation, output, recipe, place, progress, resume)
             progress.say(f"done: {weights}")

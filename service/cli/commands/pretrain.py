@@ -50,6 +50,6 @@ def pretrain(
             require_bound(recipe)
         if not folders:
             raise CommandError("no images are given: name a folder")
-        with joined() as place, TrainingProgress(quiet=not place.leads) as progress:
+        with joined() as place, TrainingProgress(quiet=not place.is_main) as progress:
             weights = train(folders, output, recipe, place, progress, resume)
             progress.say(f"done: {weights}")

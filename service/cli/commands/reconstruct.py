@@ -20,7 +20,7 @@ from service.cli.local_pipeline import build_engine, pipeline_of, said_of
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
 from service.inference.masks import choose_removed
-from service.inference.pipeline import Pipeline, Reconstruction, Stages
+from service.inference.pipeline import Pipeline, Reconstruction, Timings
 from service.parameters import ReconstructParameters
 
 
@@ -62,7 +62,7 @@ def reconstruct(
         if "image" not in error.details:
             raise
         raise CommandError(said_of(str(image), error)) from error
-    write_output(output, render(parameters.view, found.patches, found.pixels, found.error, found.positions))
+    write_output(output, render(parameters.view, found.patches, found.pixels, found.error, found.visible_indices))
     if as_json:
         facts = _facts(engine.info, parameters, seed, found)
         print(orjson.dumps(facts, option=orjson.OPT_SERIALIZE_NUMPY).decode())
@@ -75,7 +75,7 @@ async def _reconstruct(
     pipeline: Pipeline, parameters: ReconstructParameters, data: bytes, drawn: bytes | None
 ) -> tuple[int | None, Reconstruction]:
     seed, place = choose_removed(pipeline.info.config, pipeline.decoder, parameters, drawn, count=1)
-    [found] = await pipeline.reconstruct([data], place, Stages())
+    [found] = await pipeline.reconstruct([data], place, Timings())
     return seed, found
 
 
@@ -88,7 +88,7 @@ def _facts(
         "seed": seed,
         "mask_ratio": found.removed_share,
         "grid": (info.config.grid, info.config.grid),
-        "mask": removed_flags(found.positions, info.config.num_patches),
+        "mask": removed_flags(found.visible_indices, info.config.num_patches),
         "loss": found.loss,
         "error": found.error.copy(),
     }

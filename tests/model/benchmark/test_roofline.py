@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.benchmark.baselines import Rival
-from model.benchmark.roofline import COPIED_BYTES, MATRIX, Peak, Work, floor_seconds, measure_peak, works_of
+from model.benchmark.baselines import Baseline
+from model.benchmark.roofline import COPIED_BYTES, MATRIX, Peak, Work, measure_peak, roofline_seconds, works_of
 from model.benchmark.weights import write_random_weights
 from model.checkpoints.checkpoint import load
 from model.config import PRESETS
@@ -57,7 +57,7 @@ def test_the_floor_is_whichever_takes_longer_of_each_graph() -> None:
     moves = Work(flops=1, weight_bytes=300, input_output_bytes=20, activation_bytes=30)
     assert computes.seconds(4, peak) == 2.0
     assert moves.seconds(4, peak) == 5.0
-    assert floor_seconds([computes, moves], 4, peak) == 7.0
+    assert roofline_seconds([computes, moves], 4, peak) == 7.0
     other = Peak(device="x", precision="fp16", flops_per_s=900, bytes_per_s=150)
     assert peak.better(other) == Peak(device="x", precision="fp16", flops_per_s=1000, bytes_per_s=150)
 
@@ -77,15 +77,15 @@ def test_the_peak_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision:
 def test_rivals_compute_the_model(probe: Path, golden: Mapping[str, np.ndarray]) -> None:
     checkpoint = load(probe)
     info = fake_info(checkpoint.config).model_copy(update={"preprocessing": checkpoint.preprocessing})
-    rival = Rival(checkpoint, info, compiled=False)
+    rival = Baseline(checkpoint, info, compiled=False)
     assert (rival.info.precision, rival.lanes) == ("fp32", 1)
     images = golden["images"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     everywhere = np.tile(np.arange(196, dtype=np.int32), (8, 1))
     vectors = rival.embed(0, images, everywhere)
     assert np.abs(vectors[:, 0] - golden["embed_cls"]).max() < 1e-4
     assert np.abs(rival.tokens(0, images, everywhere).mean(axis=1) - golden["embed_mean"]).max() < 1e-4
-    positions = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
-    pixels, error = rival.reconstruct(0, images, positions)
+    visible_indices = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
+    pixels, error = rival.reconstruct(0, images, visible_indices)
     painted = golden["reconstruction"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     assert np.abs(pixels.astype(int) - painted).max() <= 1
     loss = (error * golden["mask"]).sum(axis=1) / golden["mask"].sum(axis=1)

@@ -58,11 +58,11 @@ def test_every_size_up_to_what_the_engine_likes() -> None:
 @pytest.mark.parametrize("operation", ["embed", "reconstruct"])
 def test_inputs_are_what_the_protocol_asks_for(operation) -> None:
     config = PRESETS["mae_tiny"]
-    patches, positions = inputs(config, Size(operation, 49, 3, 1))
-    assert (patches.dtype, positions.dtype, positions.shape) == (np.uint8, np.int32, (3, 49))
+    patches, visible_indices = inputs(config, Size(operation, 49, 3, 1))
+    assert (patches.dtype, visible_indices.dtype, visible_indices.shape) == (np.uint8, np.int32, (3, 49))
     assert patches.shape == (3, 49 if operation == "embed" else 196, 768)
-    assert (np.diff(positions, axis=1) > 0).all() and positions.min() >= 0 and positions.max() < 196
-    assert not np.array_equal(positions[0], positions[1])
+    assert (np.diff(visible_indices, axis=1) > 0).all() and visible_indices.min() >= 0 and visible_indices.max() < 196
+    assert not np.array_equal(visible_indices[0], visible_indices[1])
     assert patches.std() > 50
 
 
@@ -115,10 +115,10 @@ def test_each_lane_has_a_thread_of_its_own() -> None:
     seen: list[tuple[int, int, float]] = []
 
     class Watched(FakeEngine):
-        def embed(self, lane, patches, positions):
+        def embed(self, lane, patches, visible_indices):
             seen.append((lane, threading.get_ident(), time.perf_counter()))
             time.sleep(0.01)
-            return super().embed(lane, patches, positions)
+            return super().embed(lane, patches, visible_indices)
 
     measure([Contender("fake", Watched(lanes=3), [Size("embed", 4, 1, 3)])], 0.1, 1)
     timed = [entry for entry in seen if entry[2] > seen[2][2] + 0.005]

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.heads import Extras, Head, Whitening, read_extras
-from model.checkpoints.native import METADATA_KEY, HeadFacts, read_metadata
+from model.checkpoints.heads import Head, Heads, Whitening, read_heads
+from model.checkpoints.native import METADATA_KEY, HeadConfig, read_metadata
 from model.config import Preprocessing
 from model.nn.vit import MaskedAutoencoder
 from tests.support.engines import SMALL
@@ -22,22 +22,22 @@ CLASSES = ("cat", "dog", "zebra crossing")
 
 
 @pytest.fixture
-def extras() -> Extras:
+def heads() -> Heads:
     draw = np.random.default_rng(3)
     head = Head(
-        HeadFacts(pool="cls", classes=CLASSES),
+        HeadConfig(pool="cls", classes=CLASSES),
         draw.normal(size=(3, 8)).astype(np.float32),
         draw.normal(size=3).astype(np.float32),
     )
     whitening = Whitening(draw.normal(size=8).astype(np.float32), 1e5 * draw.normal(size=(8, 5)).astype(np.float32))
-    return Extras(head, {"mean": whitening})
+    return Heads(head, {"mean": whitening})
 
 
 @pytest.fixture
-def checkpoint(extras: Extras) -> Checkpoint:
+def checkpoint(heads: Heads) -> Checkpoint:
     torch.manual_seed(0)
     tensors = dict(MaskedAutoencoder(SMALL).state_dict())
-    return Checkpoint(SMALL, Preprocessing(), "mae-serve", tensors, extras=extras)
+    return Checkpoint(SMALL, Preprocessing(), "mae-serve", tensors, heads=heads)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -46,20 +46,20 @@ def test_they_come_back_to_the_bit_whatever_the_weights_precision(
 ) -> None:
     path = tmp_path / "model.safetensors"
     save(path, checkpoint, half=half)
-    for found in (load(path).extras, read_extras(path)):
+    for found in (load(path).heads, read_heads(path)):
         assert found.head is not None
-        assert found.head.facts == HeadFacts(pool="cls", classes=CLASSES)
+        assert found.head.facts == HeadConfig(pool="cls", classes=CLASSES)
         assert set(found.whitening) == {"mean"}
-        for name, array in checkpoint.extras.arrays().items():
+        for name, array in checkpoint.heads.arrays().items():
             np.testing.assert_array_equal(found.arrays()[name], array)
     assert load(path).tensors.keys() == checkpoint.tensors.keys()
 
 
 def test_a_model_without_them_has_none(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save(path, replace(checkpoint, extras=Extras()))
-    assert read_extras(path) == Extras()
-    assert load(path).extras == Extras()
+    save(path, replace(checkpoint, heads=Heads()))
+    assert read_heads(path) == Heads()
+    assert load(path).heads == Heads()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused(
         tensors[name] = change
     save_file(tensors, path, {METADATA_KEY: metadata.model_dump_json()})
     with pytest.raises(WeightsError, match=message):
-        read_extras(path)
+        read_heads(path)
     with pytest.raises(WeightsError, match=message):
         load(path)
 
@@ -96,7 +96,7 @@ def test_probabilities_are_scikit_learns() -> None:
     vectors, labels = draw.normal(size=(60, 8)).astype(np.float32), draw.integers(3, size=60)
     oracle = LogisticRegression().fit(vectors, labels)
     head = Head(
-        HeadFacts(pool="mean", classes=CLASSES),
+        HeadConfig(pool="mean", classes=CLASSES),
         oracle.coef_.astype(np.float32),
         oracle.intercept_.astype(np.float32),
     )

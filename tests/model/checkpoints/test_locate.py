@@ -216,7 +216,8 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 class TestHub:
     CODE = """
 import json, logging, sys
-from model.source import WeightsError, locate
+from model.checkpoints.errors import WeightsError
+from model.checkpoints.locate import locate
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 try:
     source = locate(sys.argv[1], None)
@@ -288,7 +289,7 @@ print(json.dumps([str(source.path), source.name, source.license]))
 def test_neither_torch_nor_the_hubs_client_is_imported() -> None:
     code = """
 import sys
-from model.source import locate
+from model.checkpoints.locate import locate
 locate(None, None)
 sys.exit(", ".join({"torch", "transformers", "huggingface_hub"} & sys.modules.keys()) or None)
 """

@@ -13,7 +13,7 @@ from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import build
 from model.engines.spec import EngineSpec
-from model.nn import autoencoder
+from model.nn import build_model
 from tests.support.engines import write_narrow
 from tests.support.pretend_cuda import pretend_cuda
 
@@ -38,7 +38,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh resnet_tiny."""
     torch.manual_seed(0)
-    model = autoencoder(PRESETS["resnet_tiny"])
+    model = build_model(PRESETS["resnet_tiny"])
     path = tmp_path_factory.mktemp("resnet") / "resnet.safetensors"
     save(path, Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict())))
     return path

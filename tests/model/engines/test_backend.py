@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.engines import backend as module
-from model.engines.backend import NO_TENSORRT, Choice, choose_backend
+from model.engines.backend import NO_TENSORRT, BackendChoice, choose_backend
 from model.engines.base import EngineBuildError
 from model.engines.cuda import identity
 
@@ -33,26 +33,26 @@ RTX = "torch-tensorrt-rtx"
     ("there", "wanted", "expected"),
     [
         # no GPU
-        ({}, "auto", Choice("openvino", "cpu")),
-        ({}, "openvino", Choice("openvino", "cpu")),
-        ({}, "torch", Choice("torch", "cpu")),
-        ({"tensorrt": RTX}, "auto", Choice("openvino", "cpu")),
-        ({"openvino": False}, "auto", Choice("torch", "cpu", "the package openvino is not installed")),
+        ({}, "auto", BackendChoice("openvino", "cpu")),
+        ({}, "openvino", BackendChoice("openvino", "cpu")),
+        ({}, "torch", BackendChoice("torch", "cpu")),
+        ({"tensorrt": RTX}, "auto", BackendChoice("openvino", "cpu")),
+        ({"openvino": False}, "auto", BackendChoice("torch", "cpu", "the package openvino is not installed")),
         # a GPU
-        ({**GPU, "tensorrt": RTX}, "auto", Choice("tensorrt", "cuda")),
-        ({**GPU, "tensorrt": "torch-tensorrt"}, "auto", Choice("tensorrt", "cuda")),
-        ({**GPU, "tensorrt": RTX}, "tensorrt", Choice("tensorrt", "cuda")),
-        ({**GPU, "tensorrt": RTX}, "torch", Choice("torch", "cuda")),
-        ({**GPU, "tensorrt": RTX}, "openvino", Choice("openvino", "cpu")),
-        (GPU, "auto", Choice("torch", "cuda", NO_TENSORRT)),
-        (GPU, "torch", Choice("torch", "cuda")),
+        ({**GPU, "tensorrt": RTX}, "auto", BackendChoice("tensorrt", "cuda")),
+        ({**GPU, "tensorrt": "torch-tensorrt"}, "auto", BackendChoice("tensorrt", "cuda")),
+        ({**GPU, "tensorrt": RTX}, "tensorrt", BackendChoice("tensorrt", "cuda")),
+        ({**GPU, "tensorrt": RTX}, "torch", BackendChoice("torch", "cuda")),
+        ({**GPU, "tensorrt": RTX}, "openvino", BackendChoice("openvino", "cpu")),
+        (GPU, "auto", BackendChoice("torch", "cuda", NO_TENSORRT)),
+        (GPU, "torch", BackendChoice("torch", "cuda")),
         # a GPU that torch cannot use
-        ({"nvidia": True, "tensorrt": RTX}, "auto", Choice("openvino", "cpu", IDLE)),
-        ({"nvidia": True, "tensorrt": RTX, "openvino": False}, "auto", Choice("torch", "cpu", IDLE)),
-        ({"nvidia": True}, "torch", Choice("torch", "cpu", IDLE)),
+        ({"nvidia": True, "tensorrt": RTX}, "auto", BackendChoice("openvino", "cpu", IDLE)),
+        ({"nvidia": True, "tensorrt": RTX, "openvino": False}, "auto", BackendChoice("torch", "cpu", IDLE)),
+        ({"nvidia": True}, "torch", BackendChoice("torch", "cpu", IDLE)),
     ],
 )
-def test_what_serves(machine: Callable[..., None], there: Any, wanted: Any, expected: Choice) -> None:
+def test_what_serves(machine: Callable[..., None], there: Any, wanted: Any, expected: BackendChoice) -> None:
     machine(**there)
     assert choose_backend(wanted) == expected
 
@@ -78,5 +78,5 @@ def test_torch_is_asked_about_a_gpu_only_where_there_is_one(
 ) -> None:
     machine()
     monkeypatch.setattr(identity, "cuda_works", lambda: pytest.fail("importing torch takes seconds"))
-    assert choose_backend("auto") == Choice("openvino", "cpu")
-    assert choose_backend("torch") == Choice("torch", "cpu")
+    assert choose_backend("auto") == BackendChoice("openvino", "cpu")
+    assert choose_backend("torch") == BackendChoice("torch", "cpu")

@@ -26,7 +26,7 @@ from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
 from model.engines.cpu import available_cpus
 from model.engines.entry import read_reference
-from model.engines.job import Job, ModelSpec
+from model.engines.job import ConversionJob, ModelSpec
 from model.engines.openvino import build as openvino_build
 from model.engines.openvino.engine import OpenVINOEngine
 from model.engines.parity import ParityError
@@ -371,7 +371,7 @@ def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None and child.stdout is not None
-        job = Job(ModelSpec("weights.safetensors"), "openvino")
+        job = ConversionJob(ModelSpec("weights.safetensors"), "openvino")
         child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline()) == {"progress": "begun"}
@@ -398,11 +398,11 @@ def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
         import sys
         from pathlib import Path
         from model.engines.build import build
-        from model.engines.plan import EngineSpec
+        from model.engines.spec import EngineSpec
 
         engine = build(EngineSpec(Path(sys.argv[1])), print)
         assert engine.info.backend == "openvino"
-        import service.app
+        import service.api.app
         assert "torch" not in sys.modules
         assert sys.modules["openvino_telemetry"] is None, "or OpenVINO would tell its maker of every import"
     """

@@ -32,11 +32,11 @@ def places(visible: int, count: int) -> np.ndarray:
     return np.stack([np.sort(generator.permutation(196)[:visible]) for _ in range(count)]).astype(np.int32)
 
 
-def call(engine: Engine, operation: str, patches: np.ndarray, positions: np.ndarray, lane: int = 0) -> Any:
+def call(engine: Engine, operation: str, patches: np.ndarray, visible_indices: np.ndarray, lane: int = 0) -> Any:
     """A tuple of arrays."""
     if operation == "reconstruct":
-        return engine.reconstruct(lane, patches, positions)
-    return (getattr(engine, operation)(lane, gather_visible(patches, positions), positions),)
+        return engine.reconstruct(lane, patches, visible_indices)
+    return (getattr(engine, operation)(lane, gather_visible(patches, visible_indices), visible_indices),)
 
 
 @pytest.mark.parametrize("visible", [1, 7, 49, 196])
@@ -44,11 +44,11 @@ def call(engine: Engine, operation: str, patches: np.ndarray, positions: np.ndar
 def test_an_image_gets_the_same_bits_alone_and_in_any_batch(
     engine: Engine, crowd: np.ndarray, operation: str, visible: int
 ) -> None:
-    positions = places(visible, 32)
+    visible_indices = places(visible, 32)
     indices = (0, 1, 4, 31)
-    alone = {i: call(engine, operation, crowd[i : i + 1], positions[i : i + 1]) for i in indices}
+    alone = {i: call(engine, operation, crowd[i : i + 1], visible_indices[i : i + 1]) for i in indices}
     for size in (2, 5, 32):
-        together = call(engine, operation, crowd[:size], positions[:size])
+        together = call(engine, operation, crowd[:size], visible_indices[:size])
         assert all(len(array) == size for array in together)
         for index in filter(range(size).__contains__, indices):
             for one, many in zip(alone[index], together, strict=True):
@@ -78,8 +78,8 @@ def test_embeddings_are_the_golden_ones(
 def test_reconstructions_are_the_golden_ones(
     engine: Engine, golden: Mapping[str, np.ndarray], golden_patches: np.ndarray
 ) -> None:
-    positions = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
-    pixels, error = engine.reconstruct(0, golden_patches, positions)
+    visible_indices = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
+    pixels, error = engine.reconstruct(0, golden_patches, visible_indices)
     assert (pixels.dtype, error.dtype) == (np.uint8, np.float32)
     painted = golden["reconstruction"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     assert np.abs(pixels.astype(int) - painted).max() <= 1
@@ -88,32 +88,32 @@ def test_reconstructions_are_the_golden_ones(
 
 
 def test_the_next_batch_leaves_earlier_answers_alone(engine: Engine, crowd: np.ndarray) -> None:
-    positions = places(49, 4)
+    visible_indices = places(49, 4)
     for operation in ("embed", "tokens", "reconstruct"):
-        first = call(engine, operation, crowd[:4], positions)
+        first = call(engine, operation, crowd[:4], visible_indices)
         kept = [array.copy() for array in first]
-        call(engine, operation, crowd[4:8], positions)
+        call(engine, operation, crowd[4:8], visible_indices)
         assert all(np.array_equal(*pair) for pair in zip(first, kept, strict=True))
 
 
 def test_what_was_removed_is_never_looked_at(engine: Engine, crowd: np.ndarray) -> None:
-    positions = places(49, 2)
+    visible_indices = places(49, 2)
     doctored = crowd[:2].copy()
-    for image, seen in zip(doctored, positions, strict=True):
+    for image, seen in zip(doctored, visible_indices, strict=True):
         image[np.setdiff1d(np.arange(196), seen)] = 77
-    found, expected = (engine.reconstruct(0, patches, positions)[0] for patches in (doctored, crowd[:2]))
+    found, expected = (engine.reconstruct(0, patches, visible_indices)[0] for patches in (doctored, crowd[:2]))
     assert np.array_equal(found, expected)
 
 
 def test_lanes_do_not_disturb_each_other(openvino_engine: Engine, crowd: np.ndarray) -> None:
     parts = [crowd[:4], crowd[4:8]]
-    positions = places(49, 4)
-    expected = [call(openvino_engine, "reconstruct", part, positions) for part in parts]
+    visible_indices = places(49, 4)
+    expected = [call(openvino_engine, "reconstruct", part, visible_indices) for part in parts]
     wrong: list[int] = []
 
     def work(lane: int) -> None:
         for _ in range(20):
-            found = call(openvino_engine, "reconstruct", parts[lane], positions, lane)
+            found = call(openvino_engine, "reconstruct", parts[lane], visible_indices, lane)
             if not all(np.array_equal(*pair) for pair in zip(found, expected[lane], strict=True)):
                 wrong.append(lane)
 

@@ -11,8 +11,8 @@ from model.checkpoints import checkpoint
 from model.checkpoints.checkpoint import Checkpoint
 from model.config import PRESETS, MAEConfig, Preprocessing
 from model.engines.export import DECODER, ENCODER, MIXED, export_programs, graphs_of
-from model.masking import ABSENT, decoder_rows
-from model.nn import autoencoder
+from model.masking import PAD, restore_indices_for
+from model.nn import build_model
 from model.nn.base import Autoencoder
 
 
@@ -43,21 +43,23 @@ def test_the_programs_compute_what_the_model_does(
     generator = np.random.default_rng(batch * visible)
     patches = torch.from_numpy(generator.integers(0, 256, (batch, 196, 768), dtype=np.uint8))
     places = np.stack([np.sort(generator.permutation(196)[:visible]) for _ in range(batch)]).astype(np.int32)
-    positions, rows = torch.from_numpy(places), torch.from_numpy(decoder_rows(places, 196))
+    visible_indices, rows = torch.from_numpy(places), torch.from_numpy(restore_indices_for(places, 196))
     mean, std = (torch.tensor(made.preprocessing.model_dump()[name]).repeat(256) for name in ("mean", "std"))
     standardised = (patches / 255 - mean) / std
 
-    seen = torch.take_along_dim(patches, positions.long()[..., None], dim=1)
-    pooled, latent = programs[ENCODER](seen, positions)
-    expected = model.forward_encoder(torch.take_along_dim(standardised, positions.long()[..., None], dim=1), positions)
+    seen = torch.take_along_dim(patches, visible_indices.long()[..., None], dim=1)
+    pooled, latent = programs[ENCODER](seen, visible_indices)
+    expected = model.forward_encoder(
+        torch.take_along_dim(standardised, visible_indices.long()[..., None], dim=1), visible_indices
+    )
     assert torch.allclose(latent, expected, rtol=1e-5, atol=1e-5)
     assert torch.allclose(pooled[:, 0], expected[:, 0], rtol=1e-5, atol=1e-5)
     assert torch.allclose(pooled[:, 1], expected[:, 1:].mean(dim=1), rtol=1e-5, atol=1e-5)
 
     # A place that holds no patch more changes nothing, whatever lies there.
-    padded, nowhere = torch.nn.functional.pad(seen, (0, 0, 0, 2), value=77), torch.full((batch, 2), ABSENT)
+    padded, nowhere = torch.nn.functional.pad(seen, (0, 0, 0, 2), value=77), torch.full((batch, 2), PAD)
     if visible + 2 <= 196:
-        mixed, latents = programs[MIXED](padded, torch.cat([positions, nowhere.to(torch.int32)], dim=1))
+        mixed, latents = programs[MIXED](padded, torch.cat([visible_indices, nowhere.to(torch.int32)], dim=1))
         assert torch.allclose(latents[:, : 1 + visible], expected, rtol=1e-5, atol=1e-5)
         assert torch.allclose(mixed, pooled, rtol=1e-5, atol=1e-5)
 
@@ -79,7 +81,7 @@ OTHERS = ("aten.layer_norm", "aten.embedding", "aten.mean")
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 @pytest.mark.parametrize("config", [SHALLOW, PRESETS["resnet_tiny"]], ids=["vit", "resnet"])
 def test_half_precision_is_for_products_alone(config: MAEConfig, precision: Any, dtype: torch.dtype) -> None:
-    fresh = Checkpoint(config, Preprocessing(), "mae-serve", dict(autoencoder(config).state_dict()))
+    fresh = Checkpoint(config, Preprocessing(), "mae-serve", dict(build_model(config).state_dict()))
     graphs = graphs_of(fresh, config, fresh.preprocessing, precision, to_bytes=False)
     met: dict[str, set[torch.dtype]] = {}
     for program in export_programs(graphs, config).values():

@@ -10,16 +10,16 @@ from model.engines.base import Precision
 from model.engines.parity import (
     BARS,
     IMAGES,
-    Answers,
     ParityError,
+    ReferenceOutputs,
     answers,
-    bar_for,
     check,
+    check_parity,
     fixed_patches,
-    gate,
     measure,
+    tolerance_for,
 )
-from model.masking import removed_flags, visible_positions
+from model.masking import choose_visible, removed_flags
 from tests.support.engines import SMALL, FakeEngine
 
 N, P, D = SMALL.num_patches, SMALL.patch_dim, 64
@@ -27,13 +27,13 @@ ENCODER = MAEConfig(**{**SMALL.model_dump(), "decoder_depth": 0})
 
 
 @pytest.fixture
-def expected() -> Answers:
+def expected() -> ReferenceOutputs:
     """As a masked autoencoder answers: vectors that share a direction beside which their differences are small."""
     generator = np.random.default_rng(0)
     shared = 100 * generator.standard_normal(D)
     whole, masked = (shared + generator.standard_normal((2, IMAGES, 2, D))).astype(np.float32)
     pixels = generator.integers(20, 236, (IMAGES, N, P), dtype=np.uint8)
-    return Answers(whole, masked, pixels, generator.uniform(0.5, 1.5, (IMAGES, N)).astype(np.float32))
+    return ReferenceOutputs(whole, masked, pixels, generator.uniform(0.5, 1.5, (IMAGES, N)).astype(np.float32))
 
 
 def plain_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -41,13 +41,13 @@ def plain_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
 
 
-def test_an_engine_equals_itself(expected: Answers) -> None:
+def test_an_engine_equals_itself(expected: ReferenceOutputs) -> None:
     parity = check(expected, expected, SMALL, BARS["fp32"])
     assert parity.cosine == pytest.approx(1, abs=1e-12)
     assert (parity.psnr_db, parity.loss_difference) == (99, 0)
 
 
-def test_plain_cosine_does_not_see_what_the_centred_one_sees(expected: Answers) -> None:
+def test_plain_cosine_does_not_see_what_the_centred_one_sees(expected: ReferenceOutputs) -> None:
     noise = np.random.default_rng(1).standard_normal(expected.whole.shape)
     found = replace(expected, whole=(expected.whole + 0.05 * noise).astype(np.float32))
     assert plain_cosine(found.whole, expected.whole) > 0.999999, "the bar of the gate itself"
@@ -62,7 +62,7 @@ def test_the_centred_cosine_is_that_of_an_angle() -> None:
     found = expected.copy()
     found[3] = np.cos(angles[3] + 0.3), np.sin(angles[3] + 0.3)
     made = [
-        Answers(*(np.repeat(centre + x, 2, axis=0).reshape(IMAGES, 2, 2) for x in pair), None, None)
+        ReferenceOutputs(*(np.repeat(centre + x, 2, axis=0).reshape(IMAGES, 2, 2) for x in pair), None, None)
         for pair in ((expected, expected), (expected, found))
     ]
     assert measure(made[1], made[0], ENCODER).cosine == pytest.approx(np.cos(0.3), abs=1e-9)
@@ -71,7 +71,7 @@ def test_the_centred_cosine_is_that_of_an_angle() -> None:
 @pytest.mark.parametrize("which", ["whole", "masked"])
 @pytest.mark.parametrize("pooling", [0, 1])
 @pytest.mark.parametrize("wrong", ["nan", "inf", "one of them", "all shifted", "doubled", "swapped", "zero"])
-def test_wrong_vectors_do_not_pass(expected: Answers, which: str, pooling: int, wrong: str) -> None:
+def test_wrong_vectors_do_not_pass(expected: ReferenceOutputs, which: str, pooling: int, wrong: str) -> None:
     vectors = getattr(expected, which).copy()
     mine = vectors[:, pooling]
     if wrong in ("nan", "inf"):
@@ -92,7 +92,7 @@ def test_wrong_vectors_do_not_pass(expected: Answers, which: str, pooling: int, 
             check(found, expected, config, BARS["fp32"])
 
 
-def test_psnr_is_that_of_the_worst_image(expected: Answers) -> None:
+def test_psnr_is_that_of_the_worst_image(expected: ReferenceOutputs) -> None:
     assert expected.pixels is not None
     pixels = expected.pixels.copy()
     pixels[2] += 1
@@ -104,9 +104,9 @@ def test_psnr_is_that_of_the_worst_image(expected: Answers) -> None:
     check(replace(expected, pixels=pixels), expected, SMALL, BARS["bf16"])
 
 
-def test_the_loss_is_that_of_the_removed_patches(expected: Answers) -> None:
+def test_the_loss_is_that_of_the_removed_patches(expected: ReferenceOutputs) -> None:
     assert expected.error is not None
-    removed = np.stack([removed_flags(visible_positions("random", 2, 0.75, seed), N) for seed in range(IMAGES)])
+    removed = np.stack([removed_flags(choose_visible("random", 2, 0.75, seed), N) for seed in range(IMAGES)])
     error = expected.error * np.where(removed, 1.01, 5).astype(np.float32)
     found = replace(expected, error=error)
     assert measure(found, expected, SMALL).loss_difference == pytest.approx(0.01, rel=1e-3)
@@ -119,7 +119,7 @@ def test_the_loss_is_that_of_the_removed_patches(expected: Answers) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_error_that_is_no_number_does_not_pass(expected: Answers, value: float) -> None:
+def test_an_error_that_is_no_number_does_not_pass(expected: ReferenceOutputs, value: float) -> None:
     assert expected.error is not None
     error = expected.error.copy()
     error[4] = value
@@ -127,7 +127,7 @@ def test_an_error_that_is_no_number_does_not_pass(expected: Answers, value: floa
         check(replace(expected, error=error), expected, SMALL, BARS["bf16"])
 
 
-def test_without_a_decoder_there_are_no_figures_of_one(expected: Answers) -> None:
+def test_without_a_decoder_there_are_no_figures_of_one(expected: ReferenceOutputs) -> None:
     encoder = replace(expected, pixels=None, error=None)
     parity = check(encoder, encoder, ENCODER, BARS["fp32"])
     assert (parity.psnr_db, parity.loss_difference) == (None, None)
@@ -152,10 +152,10 @@ def test_every_lane_is_asked_in_batches_of_its_size(lanes: int, preferred: int, 
     asked: dict[int, int] = {}
 
     class Counting(FakeEngine):
-        def embed(self, lane: int, patches: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def embed(self, lane: int, patches: np.ndarray, visible_indices: np.ndarray) -> np.ndarray:
             asked[lane] = asked.get(lane, 0) + len(patches)
             assert len(patches) == size or (size is None and len(patches) <= preferred)
-            return super().embed(lane, patches, positions)
+            return super().embed(lane, patches, visible_indices)
 
     found = answers(Counting(preferred, lanes), size)
     rows = max(IMAGES, lanes * (size or 1))
@@ -166,9 +166,9 @@ def test_every_lane_is_asked_in_batches_of_its_size(lanes: int, preferred: int, 
     assert set(asked) == set(range(lanes))
 
 
-def test_a_row_that_is_wrong_in_a_large_batch_alone_is_found(expected: Answers) -> None:
+def test_a_row_that_is_wrong_in_a_large_batch_alone_is_found(expected: ReferenceOutputs) -> None:
     order = np.arange(5 * IMAGES) % IMAGES
-    found = Answers(*(array[order] for array in expected.arrays().values()))  # type: ignore[arg-type]
+    found = ReferenceOutputs(*(array[order] for array in expected.arrays().values()))  # type: ignore[arg-type]
     assert check(found, expected, SMALL, BARS["fp32"]).cosine == pytest.approx(1)
     found.whole[33] = expected.whole[0]
     with pytest.raises(ParityError, match=r"embeddings in batches of 20 differ .*PARITY_COSINE"):
@@ -177,24 +177,28 @@ def test_a_row_that_is_wrong_in_a_large_batch_alone_is_found(expected: Answers) 
 
 def test_the_gate_takes_the_worst_of_all_sizes() -> None:
     class Rough(FakeEngine):
-        def reconstruct(self, lane: int, patches: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            pixels, error = super().reconstruct(lane, patches, positions)
+        def reconstruct(
+            self, lane: int, patches: np.ndarray, visible_indices: np.ndarray
+        ) -> tuple[np.ndarray, np.ndarray]:
+            pixels, error = super().reconstruct(lane, patches, visible_indices)
             return pixels ^ (1 if len(patches) == 8 else 0), error * (1.01 if len(patches) == 8 else 1)
 
     expected = answers(FakeEngine())
-    bar = bar_for("bf16")
-    found = gate(Rough(), expected, bar, (1, 8, 4))
+    bar = tolerance_for("bf16")
+    found = check_parity(Rough(), expected, bar, (1, 8, 4))
     assert found.psnr_db == pytest.approx(20 * np.log10(255))  # every byte off by one
     assert found.loss_difference == pytest.approx(0.01, rel=1e-4)
     with pytest.raises(ParityError, match=r"reconstructions in batches of 8 .* 48.1 dB, at least 60.0"):
-        gate(Rough(), expected, bar_for("fp32"), (1, 8, 4))
-    assert gate(Rough(), expected, bar_for("fp32", psnr_db=48, loss=0.02), (1, 8)).psnr_db == found.psnr_db
+        check_parity(Rough(), expected, tolerance_for("fp32"), (1, 8, 4))
+    assert (
+        check_parity(Rough(), expected, tolerance_for("fp32", psnr_db=48, loss=0.02), (1, 8)).psnr_db == found.psnr_db
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_operator_sets_bars_one_by_one(precision: Precision) -> None:
     own = BARS[precision]
-    assert bar_for(precision) == own
-    assert bar_for(precision, cosine=0.5) == replace(own, cosine=0.5)
-    assert bar_for(precision, psnr_db=0) == replace(own, psnr_db=0)
-    assert bar_for(precision, loss=0.3) == replace(own, loss_difference=0.3)
+    assert tolerance_for(precision) == own
+    assert tolerance_for(precision, cosine=0.5) == replace(own, cosine=0.5)
+    assert tolerance_for(precision, psnr_db=0) == replace(own, psnr_db=0)
+    assert tolerance_for(precision, loss=0.3) == replace(own, loss_difference=0.3)

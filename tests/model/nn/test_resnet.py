@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.masking import decoder_rows
-from model.nn import autoencoder
+from model.masking import restore_indices_for
+from model.nn import build_model
 from model.nn.resnet import ConvMaskedAutoencoder
 from model.nn.vit import MaskedAutoencoder
 
@@ -54,8 +54,8 @@ def cut(squares: np.ndarray, side: int = 16) -> Tensor:
     return torch.from_numpy(np.stack([squares[:, r, c].reshape(len(squares), -1) for r, c in places], axis=1))
 
 
-def seen(patches: Tensor, positions: Tensor = POSITIONS) -> Tensor:
-    return torch.stack([image[places.long()] for image, places in zip(patches, positions, strict=True)])
+def seen(patches: Tensor, visible_indices: Tensor = POSITIONS) -> Tensor:
+    return torch.stack([image[places.long()] for image, places in zip(patches, visible_indices, strict=True)])
 
 
 def normed(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -74,10 +74,10 @@ def residual(x: Tensor, state: dict[str, Tensor], name: str, stride: int) -> Ten
     return (x + y).clamp(min=0)
 
 
-def dense_features(state: dict[str, Tensor], squares: np.ndarray, positions: Tensor) -> Tensor:
+def dense_features(state: dict[str, Tensor], squares: np.ndarray, visible_indices: Tensor) -> Tensor:
     """Features of every place, [B, D, 3, 3], of images whose removed patches are zeroed by hand."""
     kept = np.zeros((len(squares), 3, 3), dtype=np.float32)
-    for flags, places in zip(kept, positions.numpy(), strict=True):
+    for flags, places in zip(kept, visible_indices.numpy(), strict=True):
         flags.flat[places] = 1
     masked = squares * kept.repeat(16, axis=1).repeat(16, axis=2)[..., None]
     x = F.conv2d(torch.from_numpy(masked.transpose(0, 3, 1, 2)), state["stem.weight"], state["stem.bias"], stride=4)
@@ -101,7 +101,7 @@ def test_zeroing_and_reading_out_are_those_of_the_dense_reference(model: ConvMas
 def test_the_decoder_is_that_of_the_dense_reference(model: ConvMaskedAutoencoder) -> None:
     state = model.state_dict()
     latent = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1))
-    found = model.forward_decoder(latent, torch.from_numpy(decoder_rows(POSITIONS.numpy(), 9)))
+    found = model.forward_decoder(latent, torch.from_numpy(restore_indices_for(POSITIONS.numpy(), 9)))
     narrow = latent @ state["decoder_embed.weight"].T + state["decoder_embed.bias"]
     grid = state["mask_token"].expand(2, 9, -1).clone()
     for image, places in enumerate(POSITIONS):
@@ -163,7 +163,7 @@ def block(inner: int, outer: int, differs: bool) -> int:
 
 def test_the_preset_has_the_number_of_weights_that_paper_and_pencil_give() -> None:
     with torch.device("meta"):
-        made = autoencoder(PRESETS["resnet_tiny"])
+        made = build_model(PRESETS["resnet_tiny"])
     assert isinstance(made, ConvMaskedAutoencoder)
     count = {True: 0, False: 0}
     for name, weight in made.named_parameters():
@@ -179,13 +179,13 @@ def test_the_preset_has_the_number_of_weights_that_paper_and_pencil_give() -> No
 
 def test_a_fresh_model_learns() -> None:
     torch.manual_seed(0)
-    fresh = autoencoder(SMALL.model_copy(update={"decoder_embed_dim": 32}))
+    fresh = build_model(SMALL.model_copy(update={"decoder_embed_dim": 32}))
     colours = torch.randn(8, 1, 1, 3).expand(-1, 48, 48, -1).numpy()  # what is hidden can be told from what is not
-    patches, positions = cut(colours), torch.tensor([[0, 4]]).expand(8, -1)
+    patches, visible_indices = cut(colours), torch.tensor([[0, 4]]).expand(8, -1)
     optimizer = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
-    first = fresh(patches, positions)[0].item()
+    first = fresh(patches, visible_indices)[0].item()
     for _ in range(80):
-        loss = fresh(patches, positions)[0]
+        loss = fresh(patches, visible_indices)[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -223,11 +223,11 @@ def test_a_vit_is_not_taken_for_the_preset(tmp_path: Path, weights: dict[str, Te
 
 
 def test_an_encoder_may_stand_alone() -> None:
-    alone = autoencoder(SMALL.model_copy(update={"decoder_depth": 0}))
+    alone = build_model(SMALL.model_copy(update={"decoder_depth": 0}))
     assert not [name for name in alone.state_dict() if name.startswith(("decoder", "mask"))]
     assert alone.forward_encoder(torch.zeros(1, 2, 768), torch.tensor([[0, 3]])).shape == (1, 3, 24)
 
 
 def test_a_config_that_names_no_family_is_a_vit() -> None:
     said = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2, "decoder_depth": 0}
-    assert isinstance(autoencoder(MAEConfig.model_validate(said)), MaskedAutoencoder)
+    assert isinstance(build_model(MAEConfig.model_validate(said)), MaskedAutoencoder)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.checkpoints.checkpoint import load
 from model.config import MAEConfig, Preprocessing
-from model.masking import decoder_rows
+from model.masking import restore_indices_for
 from model.nn.serving import DecoderGraph, EncoderGraph, Standardise
 from model.nn.vit import MaskedAutoencoder, patchify, unpatchify
 
@@ -43,10 +43,10 @@ def test_reconstructions_are_the_golden_ones(
     graphs: tuple[EncoderGraph, DecoderGraph], golden: Mapping[str, np.ndarray]
 ) -> None:
     patches = patchify(torch.from_numpy(golden["images"]), 16)
-    positions = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
-    visible = torch.take_along_dim(patches, torch.from_numpy(positions).long()[..., None], dim=1)
-    _, latent = graphs[0](visible, torch.from_numpy(positions))
-    pixels, error = graphs[1](latent, torch.from_numpy(decoder_rows(positions, 196)), patches)
+    visible_indices = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
+    visible = torch.take_along_dim(patches, torch.from_numpy(visible_indices).long()[..., None], dim=1)
+    _, latent = graphs[0](visible, torch.from_numpy(visible_indices))
+    pixels, error = graphs[1](latent, torch.from_numpy(restore_indices_for(visible_indices, 196)), patches)
     assert pixels.dtype == torch.uint8
     painted = unpatchify(pixels, 16).numpy().astype(int)
     assert np.abs(painted - golden["reconstruction"]).max() <= 1

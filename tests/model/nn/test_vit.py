@@ -184,11 +184,11 @@ def test_a_fresh_model_learns() -> None:
     sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = MaskedAutoencoder(MAEConfig(**sizes, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2))
     patches = torch.randn(4, 1, 48).expand(-1, 16, -1)  # images of one repeated patch: what is hidden can be told
-    positions = torch.tensor([[0, 3, 5, 10]]).expand(4, -1)
+    visible_indices = torch.tensor([[0, 3, 5, 10]]).expand(4, -1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first = model(patches, positions)[0].item()
+    first = model(patches, visible_indices)[0].item()
     for _ in range(60):
-        loss = model(patches, positions)[0]
+        loss = model(patches, visible_indices)[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from model.config import PRESETS, Preprocessing
 from model.masking import visible_count
-from model.training.dataset import Augmentation, Batch, Loader, NoImages, Photographs, random_box
+from model.training.dataset import Augmentation, Batch, ImageDataset, Loader, NoImages, random_box
 
 CONFIG = PRESETS["mae_tiny"].model_copy(update={"image_size": 64})
 
@@ -23,7 +23,7 @@ def paths(tmp_path: Path) -> list[str]:
 
 def batches(paths: list[str], step: int, count: int, seed: int = 0, part: tuple[int, int] = (0, 1)) -> list[Batch]:
     augmentation = Augmentation(CONFIG, Preprocessing(), 0.2, 0.75, "random")
-    loader = Loader(Photographs(paths, range(len(paths))), augmentation, seed, 4, part, workers=2)
+    loader = Loader(ImageDataset(paths, range(len(paths))), augmentation, seed, 4, part, workers=2)
     stream = loader.batches(step)
     try:
         return [next(stream) for _ in range(count)]
@@ -57,14 +57,14 @@ def test_processes_divide_a_step(paths: list[str]) -> None:
 
 def test_the_seed_changes_masks(paths: list[str]) -> None:
     [one], [other] = batches(paths, 0, 1), batches(paths, 0, 1, seed=1)
-    assert one.positions.shape == (4, visible_count(16, 0.75))
-    assert not np.array_equal(one.positions, other.positions)
-    assert len({tuple(row) for row in one.positions}) > 1
+    assert one.visible_indices.shape == (4, visible_count(16, 0.75))
+    assert not np.array_equal(one.visible_indices, other.visible_indices)
+    assert len({tuple(row) for row in one.visible_indices}) > 1
 
 
 def test_a_broken_image_is_named_and_replaced_by_the_next(paths: list[str], caplog: pytest.LogCaptureFixture) -> None:
     Path(paths[2]).write_bytes(b"no image")
-    photographs = Photographs(paths, range(7))
+    photographs = ImageDataset(paths, range(7))
     assert photographs.load(2, 64)[1] == 3
     assert photographs.load(2, 64)[1] == 3
     assert list(photographs.broken) == [paths[2]]
@@ -73,10 +73,10 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(paths: list[str], capl
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(NoImages, match="no images"):
-        Photographs([])
+        ImageDataset([])
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(NoImages, match="none of the 1 images"):
-        Photographs([str(tmp_path / "a.png")]).load(0, 64)
+        ImageDataset([str(tmp_path / "a.png")]).load(0, 64)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (20, 1000), (1, 1)])

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from model.checkpoints.checkpoint import Checkpoint, load
 from model.checkpoints.heads import Head
 from model.checkpoints.locate import locate
-from model.checkpoints.native import HeadFacts
+from model.checkpoints.native import HeadConfig
 from model.config import PRESETS, Preprocessing
 from model.images.folders import Labelled
 from model.nn.vit import MaskedAutoencoder
@@ -124,8 +124,8 @@ def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path
     err = training.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
-    assert probe.config.has_decoder and probe.extras.head is not None
-    assert probe.extras.head.facts == HeadFacts(pool="cls", classes=CLASSES)
+    assert probe.config.has_decoder and probe.heads.head is not None
+    assert probe.heads.head.facts == HeadConfig(pool="cls", classes=CLASSES)
     for name, tensor in probe.tensors.items():
         assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
     assert float(rows(run)[-1]["val_accuracy"]) >= 0.95
@@ -146,33 +146,33 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return patches, torch.arange(4, dtype=torch.int32).expand(6, -1), torch.tensor([0, 1, 2, 3, 0, 1])
 
 
-def logits_of(of: Finetuning, pixels: torch.Tensor, positions: torch.Tensor, row: int) -> torch.Tensor:
+def logits_of(of: Finetuning, pixels: torch.Tensor, visible_indices: torch.Tensor, row: int) -> torch.Tensor:
     """By hand: standardised as upstream does, encoded, pooled, classified."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]).repeat(256), torch.tensor([0.229, 0.224, 0.225]).repeat(256)
-    latent = of.encoder.model.forward_encoder((pixels / 255 - mean) / std, positions)
+    latent = of.encoder.model.forward_encoder((pixels / 255 - mean) / std, visible_indices)
     pooled = latent[:, 0] if row == 0 else latent[:, 1:].mean(dim=1)
     return pooled @ of.head.linear.weight.T + of.head.linear.bias
 
 
 @pytest.mark.parametrize(("pool", "row"), [("cls", 0), ("mean", 1)])
 def test_without_mixup_the_labels_are_plain(batch: Any, pool: str, row: int) -> None:
-    patches, positions, labels = batch
+    patches, visible_indices, labels = batch
     of = objective(pool=pool, label_smoothing=0.2)
     target = torch.full((6, 4), 0.2 / 4) + 0.8 * torch.eye(4)[labels]
-    logits = logits_of(of, patches.float(), positions, row)
+    logits = logits_of(of, patches.float(), visible_indices, row)
     expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(of(*batch), expected, rtol=1e-4, atol=1e-5)
     assert int(of.steps) == 0
 
 
 def test_mixup_mixes_pixels_and_labels_alike(batch: Any) -> None:
-    patches, positions, labels = batch
+    patches, visible_indices, labels = batch
     of, again = objective(mixup=0.8, label_smoothing=0), objective(mixup=0.8, label_smoothing=0)
     shares = [np.random.default_rng((0, 2, step)).beta(0.8, 0.8) for step in range(2)]
     for share in shares:
         mixed = share * patches.float() + (1 - share) * patches.float().flip(0)
         target = share * torch.eye(4)[labels] + (1 - share) * torch.eye(4)[labels.flip(0)]
-        logits = logits_of(of, mixed, positions, 1)
+        logits = logits_of(of, mixed, visible_indices, 1)
         torch.testing.assert_close(of(*batch), F.cross_entropy(logits, target.float()), rtol=1e-4, atol=1e-5)
     again.load_state_dict(of.state_dict())
     assert again(*batch).equal(of(*batch))  # goes on with the third share
@@ -186,7 +186,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     model = MaskedAutoencoder(config).eval()
     checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
     weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
-    head = Head(HeadFacts(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
+    head = Head(HeadConfig(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
     validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), workers=1)
     found = validation.measure(checkpoint, head, torch.device("cpu"))
 

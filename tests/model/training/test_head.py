@@ -5,7 +5,7 @@ import torch
 from scipy.special import softmax
 
 from model.checkpoints.heads import Head
-from model.checkpoints.native import HeadFacts
+from model.checkpoints.native import HeadConfig
 from model.training.head import LinearHead, folded
 
 
@@ -21,7 +21,7 @@ def test_the_batch_norm_is_folded_into_the_linear_layer() -> None:
     weight, bias = folded(head.state_dict())
     logits = linear(norm.eval()(features)).detach().numpy()
     np.testing.assert_allclose(features.numpy() @ weight.T + bias, logits, atol=1e-5)
-    served = Head(HeadFacts(pool="mean", classes=tuple("abcde")), weight, bias)
+    served = Head(HeadConfig(pool="mean", classes=tuple("abcde")), weight, bias)
     np.testing.assert_allclose(served.probabilities(features.numpy()), softmax(logits, axis=1), atol=1e-5)
 
 

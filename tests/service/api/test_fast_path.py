@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from service.api.app import create_app
-from service.api.fast_path import InferenceRoute, InferenceShortcut
-from service.api.middleware import Record
+from service.api.fast_path import FastPathMiddleware, InferenceRoute
+from service.api.middleware import RequestRecord
 from service.api.responses import json_response
 from service.api.schemas import refusal
 from service.errors import QueueFull
@@ -128,11 +128,11 @@ def shortcut() -> Any:
     router = APIRouter(route_class=InferenceRoute)
     router.post("/echo")(echo)
     router.post("/fails")(fails)
-    inner = InferenceShortcut(Unreachable(), [router])
+    inner = FastPathMiddleware(Unreachable(), [router])
 
     async def around(scope: Any, receive: Any, send: Any) -> None:
         scope["app"] = create_app(Settings())
-        scope["state"] = {"record": Record("1", scope["path"])}
+        scope["state"] = {"record": RequestRecord("1", scope["path"])}
         await inner(scope, receive, send)
 
     return around

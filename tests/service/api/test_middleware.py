@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import middleware
-from service.api.middleware import BodyLimit, Observe, record_of
+from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
 from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
 from service.service import Service
 from service.settings import Settings
@@ -100,14 +100,14 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 def test_a_body_may_have_exactly_the_limit() -> None:
     of = service()
-    client = Client(BodyLimit(app_of(count_bytes), of), headers={"content-length": str(MB)})
+    client = Client(BodyLimitMiddleware(app_of(count_bytes), of), headers={"content-length": str(MB)})
     assert run(client.run([bytes(MB)])).messages[1]["body"] == b"1000000"
     assert gauge(of, "mae_inflight_bytes") == 0
 
 
 def test_a_body_that_declares_too_much_is_refused_unread() -> None:
     of = service()
-    client = Client(BodyLimit(app_of(count_bytes), of), headers={"content-length": str(MB + 1)})
+    client = Client(BodyLimitMiddleware(app_of(count_bytes), of), headers={"content-length": str(MB + 1)})
     with pytest.raises(BodyTooLarge, match="more than 1000000 bytes") as refusal:
         run(client.run([bytes(MB + 1)]))
     assert client.sent == 0
@@ -118,7 +118,7 @@ def test_a_body_that_declares_too_much_is_refused_unread() -> None:
 @pytest.mark.parametrize("declared", [{}, {"content-length": "3"}, {"content-length": "many"}])
 def test_a_body_that_does_not_say_or_lies_is_refused_where_it_is_too_much(declared: Headers) -> None:
     of = service()
-    client = Client(BodyLimit(app_of(count_bytes), of), headers=declared)
+    client = Client(BodyLimitMiddleware(app_of(count_bytes), of), headers=declared)
     with pytest.raises(BodyTooLarge):
         run(client.run([bytes(MB // 4)] * 100))
     assert client.sent == 5
@@ -134,7 +134,7 @@ def test_bodies_count_until_they_are_answered() -> None:
             await gate.wait()
             return Response(str(len(body)))
 
-        app = BodyLimit(app_of(wait), of)
+        app = BodyLimitMiddleware(app_of(wait), of)
         first, second = Client(app, headers={"content-length": str(MB)}), Client(app)
         tasks = [asyncio.create_task(first.run([bytes(MB // 2)] * 2)), asyncio.create_task(second.run([bytes(10)] * 3))]
         while second.sent < 3:
@@ -161,7 +161,7 @@ def test_bodies_count_until_they_are_answered() -> None:
 def test_what_is_declared_counts_before_it_arrives() -> None:
     async def main() -> None:
         of = service()
-        app = BodyLimit(app_of(count_bytes), of)
+        app = BodyLimitMiddleware(app_of(count_bytes), of)
         slow = asyncio.create_task(Client(app, headers={"content-length": str(MB)}).run([b"x"], endless=True))
         await asyncio.sleep(0.01)
         assert gauge(of, "mae_inflight_bytes") == MB
@@ -181,13 +181,13 @@ def test_bytes_are_given_back_after_an_exception() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(Client(BodyLimit(app_of(fail), of)).run([b"hello"]))
+        run(Client(BodyLimitMiddleware(app_of(fail), of)).run([b"hello"]))
     assert gauge(of, "mae_inflight_bytes") == 0
 
 
 def test_a_request_without_a_body_is_not_counted() -> None:
     of = service()
-    client = Client(BodyLimit(app_of(count_bytes), of), method="GET", headers={"content-length": str(2 * MB)})
+    client = Client(BodyLimitMiddleware(app_of(count_bytes), of), method="GET", headers={"content-length": str(2 * MB)})
     assert run(client.run()).status == 200
 
 
@@ -196,7 +196,7 @@ async def leave(request: Request) -> Response:
 
 
 def test_a_client_may_finish_sending_before_its_connection_is_closed() -> None:
-    client = Client(BodyLimit(app_of(leave), service()))
+    client = Client(BodyLimitMiddleware(app_of(leave), service()))
     run(client.run([b"x"] * 50))
     assert client.sent == 50
     assert client.status == 503
@@ -204,7 +204,7 @@ def test_a_client_may_finish_sending_before_its_connection_is_closed() -> None:
 
 def test_a_client_that_never_finishes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "DISCARD_S", 0.05)
-    client = Client(BodyLimit(app_of(leave), service()))
+    client = Client(BodyLimitMiddleware(app_of(leave), service()))
     run(client.run([b"x"], endless=True))
     assert client.status == 503
 
@@ -213,7 +213,7 @@ def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
     async def refuse(request: Request) -> Response:
         return Response(status_code=422)
 
-    client = Client(BodyLimit(app_of(refuse), service()))
+    client = Client(BodyLimitMiddleware(app_of(refuse), service()))
     run(client.run([b"x"] * 50))
     assert client.sent == 0
 
@@ -224,13 +224,13 @@ def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
 async def answer(request: Request) -> Response:
     record = record_of(request.scope)
     record.images, record.read = 3, 0.0015
-    record.stages.decode, record.stages.queue, record.stages.infer = 0.25, 0.0, 0.0123
+    record.timings.decode, record.timings.queue, record.timings.infer = 0.25, 0.0, 0.0123
     return Response("answer")
 
 
 @pytest.mark.parametrize("given", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
 def test_a_request_keeps_its_id(given: str) -> None:
-    client = Client(Observe(app_of(answer), service()), headers={"x-request-id": given})
+    client = Client(ObservabilityMiddleware(app_of(answer), service()), headers={"x-request-id": given})
     assert run(client.run()).headers["x-request-id"] == given
 
 
@@ -238,7 +238,7 @@ def test_a_request_keeps_its_id(given: str) -> None:
     "given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
 )
 def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
-    app = Observe(app_of(answer), service())
+    app = ObservabilityMiddleware(app_of(answer), service())
     headers = {} if given is None else {"x-request-id": given}
     ids = {run(Client(app, headers=headers).run()).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
@@ -248,14 +248,16 @@ def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
 @pytest.mark.parametrize("path", ["/embed", "/info", "/nowhere"])
 def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    found = run(Client(Observe(app_of(answer), service()), path=path, headers={"traceparent": trace}).run()).headers
+    found = run(
+        Client(ObservabilityMiddleware(app_of(answer), service()), path=path, headers={"traceparent": trace}).run()
+    ).headers
     assert found["traceparent"] == trace
     assert "x-request-id" in found
-    assert "traceparent" not in run(Client(Observe(app_of(answer), service()), path=path).run()).headers
+    assert "traceparent" not in run(Client(ObservabilityMiddleware(app_of(answer), service()), path=path).run()).headers
 
 
 def test_server_timing_tells_the_stages_that_were_passed() -> None:
-    found = run(Client(Observe(app_of(answer), service())).run()).headers["server-timing"]
+    found = run(Client(ObservabilityMiddleware(app_of(answer), service())).run()).headers["server-timing"]
     stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in found.split(", "))  # type: ignore[union-attr]
     total = float(stages.pop("total"))
     assert stages == {"read": "1.5", "decode": "250.0", "infer": "12.3"}
@@ -264,7 +266,7 @@ def test_server_timing_tells_the_stages_that_were_passed() -> None:
 
 def test_requests_for_inference_are_counted() -> None:
     of = service()
-    app = Observe(app_of(answer), of)
+    app = ObservabilityMiddleware(app_of(answer), of)
     for path in ("/embed", "/embed", "/reconstruct", "/info", "/metrics", "/readyz", "/"):
         run(Client(app, path=path).run())
     assert gauge(of, "mae_requests_total") == 3
@@ -276,19 +278,19 @@ def test_requests_for_inference_are_counted() -> None:
 
 def test_reading_a_body_is_a_stage_and_what_was_refused_before_is_not() -> None:
     of = service()
-    run(Client(Observe(app_of(answer), of)).run())
+    run(Client(ObservabilityMiddleware(app_of(answer), of)).run())
 
     async def refuse(request: Request) -> Response:
         return Response(status_code=401)
 
-    run(Client(Observe(app_of(refuse), of)).run())
+    run(Client(ObservabilityMiddleware(app_of(refuse), of)).run())
     assert gauge(of, "mae_stage_duration_seconds_count", stage="read") == 1
     assert gauge(of, "mae_stage_duration_seconds_sum", stage="read") == 0.0015
 
 
 def test_a_path_below_a_prefix_is_the_same_endpoint() -> None:
     of = service()
-    run(Client(Observe(app_of(answer), of), path="/mae/embed", root_path="/mae").run())
+    run(Client(ObservabilityMiddleware(app_of(answer), of), path="/mae/embed", root_path="/mae").run())
     assert gauge(of, "mae_requests_total", endpoint="/embed") == 1
 
 
@@ -300,7 +302,7 @@ def test_refusals_are_counted_by_their_code_and_their_images_are_not() -> None:
         record_of(request.scope).error = QueueFull.code
         return Response(status_code=429)
 
-    run(Client(Observe(app_of(refuse), of)).run())
+    run(Client(ObservabilityMiddleware(app_of(refuse), of)).run())
     assert gauge(of, "mae_rejected_total", reason="queue_full") == 1
     assert gauge(of, "mae_requests_total", endpoint="/embed", code="429") == 1
     assert gauge(of, "mae_images_total") == 0
@@ -314,7 +316,7 @@ def test_an_exception_counts_as_500_and_goes_on() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(Client(Observe(app_of(fail), of)).run())
+        run(Client(ObservabilityMiddleware(app_of(fail), of)).run())
     assert gauge(of, "mae_requests_total", code="500") == 1
     assert gauge(of, "mae_inflight_requests") == 0
 
@@ -327,7 +329,7 @@ def test_a_request_that_nobody_waited_for_counts_as_499() -> None:
             await asyncio.sleep(3600)
             raise AssertionError
 
-        task = asyncio.create_task(Client(Observe(app_of(forever), of)).run())
+        task = asyncio.create_task(Client(ObservabilityMiddleware(app_of(forever), of)).run())
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -340,7 +342,7 @@ def test_a_request_that_nobody_waited_for_counts_as_499() -> None:
 
 def test_the_access_log_has_one_line_a_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "service.access")
-    app = Observe(app_of(answer), service())
+    app = ObservabilityMiddleware(app_of(answer), service())
     scope = {"query_string": b"pool=cls&x=%0A", "client": ("10.0.0.7", 5)}
     run(Client(app, headers={"x-request-id": "abc"}, **scope).run())
     for path in ("/readyz", "/metrics", "/docs"):
@@ -366,6 +368,6 @@ def test_what_is_no_http_passes_by() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    for layer in (Observe, BodyLimit):
+    for layer in (ObservabilityMiddleware, BodyLimitMiddleware):
         run(Client(layer(app, service()), type="lifespan").run())
     assert seen == ["lifespan", "lifespan"]

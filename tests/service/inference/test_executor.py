@@ -12,7 +12,7 @@ import pytest
 
 from model.engines.base import EngineError, FatalEngineError
 from service.errors import EngineLost, InferenceFailed, ServiceError
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from tests.support.engines import FakeEngine
 from tests.support.queueing import ask, gauge, put, run, serving, settled
 
@@ -29,7 +29,7 @@ def failing(
     return before
 
 
-async def outcomes(batcher: Batcher, numbers: list[int]) -> list[Any]:
+async def outcomes(batcher: BatchScheduler, numbers: list[int]) -> list[Any]:
     """What lone requests for each of `numbers` got: the number answered, or the error."""
     rows = await asyncio.gather(*(ask(batcher, number) for number in numbers), return_exceptions=True)
     return [row if isinstance(row, BaseException) else row[0][0, 0] for row in rows]
@@ -127,7 +127,7 @@ def test_a_lost_engine_fails_all_that_waits_and_refuses_what_comes(engine: FakeE
 def test_an_engine_that_answers_nothing_but_nan_is_lost() -> None:
     reasons: list[str] = []
     engine = FakeEngine(4)
-    engine.embed = lambda lane, patches, positions: np.full((len(patches), 2, 8), np.nan, np.float32)  # type: ignore[method-assign]
+    engine.embed = lambda lane, patches, visible_indices: np.full((len(patches), 2, 8), np.nan, np.float32)  # type: ignore[method-assign]
 
     async def main() -> None:
         async with serving(engine, on_lost=reasons.append) as batcher:

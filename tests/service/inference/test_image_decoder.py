@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from model.config import PRESETS, MAEConfig, Preprocessing
 from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
-from service.inference.image_decoder import Decoder
+from service.inference.image_decoder import ImageDecoder
 
 TINY = PRESETS["mae_tiny"]
 SMALL = MAEConfig(image_size=64, patch_size=16, embed_dim=8, depth=1, num_heads=1, decoder_depth=0)
@@ -23,8 +23,8 @@ SMALL = MAEConfig(image_size=64, patch_size=16, embed_dim=8, depth=1, num_heads=
 ORIENTATIONS = range(1, 9)
 
 
-def decoder(config: MAEConfig = TINY, max_pixels: int = 10_000_000, **preprocessing: Any) -> Decoder:
-    return Decoder(config, Preprocessing(**preprocessing), max_pixels, 1)
+def decoder(config: MAEConfig = TINY, max_pixels: int = 10_000_000, **preprocessing: Any) -> ImageDecoder:
+    return ImageDecoder(config, Preprocessing(**preprocessing), max_pixels, 1)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -378,7 +378,7 @@ def test_a_bomb_is_not_unpacked() -> None:
     script = """
         import io, resource, zlib
         from PIL import Image
-        from tests.service.test_images import decoder, encoded, png
+        from tests.service.inference.test_image_decoder import decoder, encoded, png
         from service.errors import TooManyPixels
 
         packer = zlib.compressobj(1)

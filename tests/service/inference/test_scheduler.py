@@ -14,7 +14,7 @@ import pytest
 
 from model.engines.base import EngineError
 from service.errors import InferenceFailed, QueueFull
-from service.inference.scheduler import Batcher
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine, costing
 from tests.support.queueing import ALL_FOUR, Gate, ask, image, put, run, serving, settled
@@ -129,9 +129,11 @@ class MixingEngine(FakeEngine):
         self.info = self.info.model_copy(update={"mixes": True})
         self.given: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def _answer(self, operation: str, patches: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        self.given.append((patches, positions))
-        return super()._answer(operation, patches, positions, shape)
+    def _answer(
+        self, operation: str, patches: np.ndarray, visible_indices: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        self.given.append((patches, visible_indices))
+        return super()._answer(operation, patches, visible_indices, shape)
 
 
 @pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
@@ -156,8 +158,8 @@ def test_an_engine_that_mixes_gets_about_the_same_numbers_of_patches_together(op
 
     answers = run(main())
     assert [batch[1:] for batch in engine.batches[1:]] == [(4, [30, 40, 31, 41]), (1, [10, 11]), (2, [20, 21])]
-    patches, positions = engine.given[1]
-    assert positions.tolist() == [[0, 1, 2, -1], [0, 1, 2, 3]] * 2
+    patches, visible_indices = engine.given[1]
+    assert visible_indices.tolist() == [[0, 1, 2, -1], [0, 1, 2, 3]] * 2
     assert (patches[0, :3] == 30).all() and (patches[3] == 41).all()
     for visible, number, row in answers:
         if operation == "tokens":
@@ -307,7 +309,7 @@ def test_stop_leaves_a_lane_that_hangs() -> None:
     gate = Gate()
 
     async def main() -> float:
-        batcher = Batcher(FakeEngine(2, before=gate), Metrics(), 8)
+        batcher = BatchScheduler(FakeEngine(2, before=gate), Metrics(), 8)
         batcher.start()
         task = asyncio.create_task(ask(batcher, 1))
         await gate.wait_until_reached()
@@ -329,7 +331,7 @@ def test_ten_thousand_random_operations_leave_nothing_behind() -> None:
         if poison in images:
             raise EngineError("a bad image")
 
-    async def request(batcher: Batcher) -> str:
+    async def request(batcher: BatchScheduler) -> str:
         operation = generator.choice(["embed", "tokens", "reconstruct"])
         visible, count = generator.randint(1, 4), generator.choice([1, 1, 1, 2, 5, 17])
         numbers = [generator.randint(0, 200) for _ in range(count)]

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.inference.queue import Ticket
-from service.inference.scheduler import Batcher
+from service.inference.queue import QueuedRequest
+from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.workers.channel import Channel, Kind
-from service.workers.scheduler_client import RemoteBatcher
-from service.workers.shared_buffers import Slots
-from service.workers.shared_counters import Column, Ledger, SharedBudget
-from service.workers.worker_connection import Desk
+from service.workers.scheduler_client import SchedulerClient
+from service.workers.shared_buffers import SharedBuffers
+from service.workers.shared_counters import Column, SharedBudget, SharedCounters
+from service.workers.worker_connection import WorkerConnection
 from tests.support.engines import SMALL, FakeEngine
 
 
@@ -30,7 +30,7 @@ class WorkerEnd(Channel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: RemoteBatcher | None = None
+        self.queue: SchedulerClient | None = None
 
     def received(self, kind: Kind, content: memoryview) -> None:
         assert self.queue is not None
@@ -41,9 +41,9 @@ class WorkerEnd(Channel):
 class Pair:
     """Both sides."""
 
-    remote: RemoteBatcher
-    desk: Desk
-    batcher: Batcher
+    remote: SchedulerClient
+    desk: WorkerConnection
+    batcher: BatchScheduler
     budget: SharedBudget
     worker_metrics: Metrics
     device_metrics: Metrics
@@ -52,13 +52,13 @@ class Pair:
         with self.admit(*numbers, operation=operation, visible=visible, deadline=deadline) as ticket:
             return await ticket.rows()
 
-    def admit(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> Ticket:
+    def admit(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> QueuedRequest:
         """A request whose images, of one grey each, are in the queue already."""
         ticket = self.remote.admit(operation, len(numbers), deadline)
-        positions = np.arange(visible, dtype=np.int32)
+        visible_indices = np.arange(visible, dtype=np.int32)
         for index, number in enumerate(numbers):
             rows = 4 if operation == "reconstruct" else visible
-            ticket.put(index, np.full((rows, 16 * 16 * 3), number, np.uint8), positions)
+            ticket.put(index, np.full((rows, 16 * 16 * 3), number, np.uint8), visible_indices)
         return ticket
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -71,14 +71,14 @@ class Pair:
 @contextlib.asynccontextmanager
 async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) -> AsyncIterator[Pair]:
     """A worker and the device process, which must have nothing in the queue in the end."""
-    ledger, fd = Ledger.create(1), os.memfd_create("slots")
+    ledger, fd = SharedCounters.create(1), os.memfd_create("slots")
     ours, theirs = socket.socketpair()
     device_metrics, worker_metrics = Metrics(), Metrics()
-    batcher = Batcher(engine, device_metrics, sys.maxsize)
+    batcher = BatchScheduler(engine, device_metrics, sys.maxsize)
     batcher.start()
-    desk, link = Desk(0, ledger, fd, lambda desk, kind, content: None), WorkerEnd()
+    desk, link = WorkerConnection(0, ledger, fd, lambda desk, kind, content: None), WorkerEnd()
     budget = SharedBudget(ledger, 0, Column.ADMITTED, queue_images, less=Column.LEFT)
-    link.queue = RemoteBatcher(link, Slots(fd, SMALL, slots), budget, worker_metrics)
+    link.queue = SchedulerClient(link, SharedBuffers(fd, SMALL, slots), budget, worker_metrics)
     desk.open(batcher, SMALL, slots)
     await desk.connect(ours)
     await link.connect(theirs)

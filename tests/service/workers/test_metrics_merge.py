@@ -3,7 +3,7 @@
 import pytest
 
 from service.metrics import Metrics
-from service.workers.metrics_merge import Tally, exposition, packed_counters, unpacked_counters
+from service.workers.metrics_merge import CounterAggregator, exposition, packed_counters, unpacked_counters
 from tests.service.workers.conftest import sample
 
 
@@ -15,12 +15,12 @@ def counted(requests: int = 0, seconds: float = 0.1, endpoint: str = "/embed") -
     return metrics
 
 
-def told(tally: Tally, row: int, metrics: Metrics) -> None:
+def told(tally: CounterAggregator, row: int, metrics: Metrics) -> None:
     tally.update(row, unpacked_counters(packed_counters(metrics)))
 
 
 def test_all_are_added_up() -> None:
-    tally = Tally()
+    tally = CounterAggregator()
     told(tally, 0, counted(2))
     told(tally, 1, counted(3, seconds=0.01))
     told(tally, 2, counted(1, endpoint="/classify"))
@@ -37,7 +37,7 @@ def test_all_are_added_up() -> None:
 
 
 def test_what_is_told_twice_counts_once() -> None:
-    tally, metrics = Tally(), counted(2)
+    tally, metrics = CounterAggregator(), counted(2)
     told(tally, 0, metrics)
     metrics.requests.labels("/embed", "200").inc()
     told(tally, 0, metrics)
@@ -45,19 +45,19 @@ def test_what_is_told_twice_counts_once() -> None:
 
 
 def test_the_dead_are_kept_and_their_successors_begin_at_zero() -> None:
-    tally = Tally()
+    tally = CounterAggregator()
     told(tally, 0, counted(2))
-    tally.bury(0)
+    tally.retire(0)
     assert sample(exposition(Metrics(), tally.total()), "mae_requests_total") == 2
     told(tally, 0, counted(1))
-    tally.bury(0)
-    tally.bury(0)  # one that died before it counted anything
+    tally.retire(0)
+    tally.retire(0)  # one that died before it counted anything
     told(tally, 0, counted(4))
     assert sample(exposition(Metrics(), tally.total()), "mae_requests_total") == 7
 
 
 def test_a_series_is_as_old_as_its_oldest_part() -> None:
-    tally, old = Tally(), counted(1)
+    tally, old = CounterAggregator(), counted(1)
     told(tally, 0, old)
     told(tally, 1, counted(1))
     created = sample(exposition(Metrics(), tally.total()), "mae_requests_created")
@@ -65,7 +65,7 @@ def test_a_series_is_as_old_as_its_oldest_part() -> None:
 
 
 def test_gauges_are_the_device_process_s() -> None:
-    own, other, tally = Metrics(), Metrics(), Tally()
+    own, other, tally = Metrics(), Metrics(), CounterAggregator()
     own.ready.set(1)
     other.ready.set(1)
     told(tally, 0, other)

@@ -5,39 +5,39 @@ import os
 import numpy as np
 import pytest
 
-from service.workers.shared_buffers import Slots
+from service.workers.shared_buffers import SharedBuffers
 from tests.support.engines import SMALL
 
 PATCHES = np.arange(4 * 768, dtype=np.int64).reshape(4, 768).astype(np.uint8)
 
 
 @pytest.fixture
-def sides(fd: int) -> tuple[Slots, Slots]:
-    return Slots(fd, SMALL, 3), Slots(fd, SMALL, 3)
+def sides(fd: int) -> tuple[SharedBuffers, SharedBuffers]:
+    return SharedBuffers(fd, SMALL, 3), SharedBuffers(fd, SMALL, 3)
 
 
-@pytest.mark.parametrize("positions", [[0, 1, 2, 3], [3, 1], [2]])
-def test_an_image_crosses(sides: tuple[Slots, Slots], positions: list[int]) -> None:
+@pytest.mark.parametrize("visible_indices", [[0, 1, 2, 3], [3, 1], [2]])
+def test_an_image_crosses(sides: tuple[SharedBuffers, SharedBuffers], visible_indices: list[int]) -> None:
     worker, device = sides
-    where = np.array(positions, np.int32)
+    where = np.array(visible_indices, np.int32)
     worker.put_image(1, "embed", PATCHES[where], where)
-    patches, found = device.image(1, "embed", len(positions))
+    patches, found = device.image(1, "embed", len(visible_indices))
     assert (patches == PATCHES[where]).all() and (found == where).all()
     worker.put_image(2, "reconstruct", PATCHES, where)
-    patches, found = device.image(2, "reconstruct", len(positions))
+    patches, found = device.image(2, "reconstruct", len(visible_indices))
     assert (patches == PATCHES).all() and (found == where).all()
     assert found.dtype == np.int32 and patches.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("operation", "shape"), [("embed", (2, 8)), ("tokens", (3, 8))])
-def test_vectors_cross(sides: tuple[Slots, Slots], operation: str, shape: tuple[int, int]) -> None:
+def test_vectors_cross(sides: tuple[SharedBuffers, SharedBuffers], operation: str, shape: tuple[int, int]) -> None:
     worker, device = sides
     row = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     device.put_row(0, operation, 3, row)  # type: ignore[arg-type]
     assert (worker.row(0, operation, 3) == row).all()  # type: ignore[arg-type]
 
 
-def test_a_reconstruction_crosses(sides: tuple[Slots, Slots]) -> None:
+def test_a_reconstruction_crosses(sides: tuple[SharedBuffers, SharedBuffers]) -> None:
     worker, device = sides
     error = np.array([0.25, 1, 2, 3], np.float32)
     device.put_row(2, "reconstruct", 1, (PATCHES, error))
@@ -45,7 +45,7 @@ def test_a_reconstruction_crosses(sides: tuple[Slots, Slots]) -> None:
     assert (pixels == PATCHES).all() and (found == error).all()
 
 
-def test_slots_do_not_overlap(sides: tuple[Slots, Slots]) -> None:
+def test_slots_do_not_overlap(sides: tuple[SharedBuffers, SharedBuffers]) -> None:
     worker, device = sides
     where = np.arange(4, dtype=np.int32)
     for slot in range(3):
@@ -57,13 +57,13 @@ def test_slots_do_not_overlap(sides: tuple[Slots, Slots]) -> None:
 
 
 def test_no_memory_is_taken_before_it_is_used(fd: int) -> None:
-    slots = Slots(fd, SMALL, 10_000)
+    slots = SharedBuffers(fd, SMALL, 10_000)
     assert os.fstat(fd).st_blocks == 0
     slots.put_image(5, "embed", PATCHES, np.arange(4, dtype=np.int32))
     assert 0 < os.fstat(fd).st_blocks * 512 <= 16384
 
 
-def test_there_are_as_many_as_there_are(sides: tuple[Slots, Slots]) -> None:
+def test_there_are_as_many_as_there_are(sides: tuple[SharedBuffers, SharedBuffers]) -> None:
     for slot in (-1, 3):
         with pytest.raises(IndexError):
             sides[0].image(slot, "embed", 4)

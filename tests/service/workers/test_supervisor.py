@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from service.workers.channel import Kind
-from service.workers.shared_counters import Column, Ledger
-from service.workers.supervisor import Crew, Patience
-from service.workers.worker_connection import Desk
+from service.workers.shared_counters import Column, SharedCounters
+from service.workers.supervisor import RestartPolicy, WorkerSupervisor
+from service.workers.worker_connection import WorkerConnection
 
-BRIEF = Patience(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25, stillborn=3)
+BRIEF = RestartPolicy(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25, stillborn=3)
 ARRIVES = """
 import socket, sys
 from struct import Struct
@@ -40,11 +40,11 @@ WORKER = (sys.executable, "-S", "-c", ARRIVES)
 class Watched:
     """A crew, and what it has told."""
 
-    def __init__(self, command: tuple[str, ...], rows: int, patience: Patience) -> None:
-        self.ledger = Ledger.create(rows)
+    def __init__(self, command: tuple[str, ...], rows: int, patience: RestartPolicy) -> None:
+        self.ledger = SharedCounters.create(rows)
         self.listener = socket.socket()
-        self.crew = Crew(self.ledger, self.listener, b"{}", self._hear, command, patience)
-        self.arrivals: list[Desk] = []
+        self.crew = WorkerSupervisor(self.ledger, self.listener, b"{}", self._hear, command, patience)
+        self.arrivals: list[WorkerConnection] = []
         self.deaths: list[int] = []
         self.hopeless: list[str] = []
         self.crew.on_arrival = self.arrivals.append
@@ -52,7 +52,7 @@ class Watched:
         self.crew.on_hopeless = self.hopeless.append
 
     @staticmethod
-    def _hear(desk: Desk, kind: Kind, content: memoryview) -> None:
+    def _hear(desk: WorkerConnection, kind: Kind, content: memoryview) -> None:
         raise AssertionError(f"nobody says {kind}")
 
     def processes(self) -> list[int]:
@@ -66,7 +66,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def crew_of(command: tuple[str, ...], rows: int = 1, patience: Patience = BRIEF) -> AsyncIterator[Watched]:
+async def crew_of(command: tuple[str, ...], rows: int = 1, patience: RestartPolicy = BRIEF) -> AsyncIterator[Watched]:
     watched = Watched(command, rows, patience)
     watched.crew.start()
     try:
@@ -121,7 +121,7 @@ def test_while_one_serves_the_others_are_tried_again_for_good(tmp_path: Any) -> 
     """The worker of row 0 arrives, that of row 1 never does."""
     code = f"import sys\nif sys.argv[5] == '1': sys.exit(3)\n{ARRIVES}"
 
-    patience = Patience(first=0.02, longest=0.02, stillborn=3)
+    patience = RestartPolicy(first=0.02, longest=0.02, stillborn=3)
 
     async def main() -> None:
         async with crew_of((sys.executable, "-S", "-c", code), rows=2, patience=patience) as watched:
@@ -133,7 +133,7 @@ def test_while_one_serves_the_others_are_tried_again_for_good(tmp_path: Any) -> 
 
 
 def test_one_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    patience = Patience(arrival=0.1, first=0.02, longest=0.02, leave=0.5, stillborn=2)
+    patience = RestartPolicy(arrival=0.1, first=0.02, longest=0.02, leave=0.5, stillborn=2)
 
     async def main() -> None:
         async with crew_of(("sh", "-c", "exec sleep 60"), patience=patience) as watched:
@@ -168,7 +168,7 @@ def test_one_that_does_not_leave_is_killed(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_one_that_answers_nothing_any_more_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    patience = Patience(arrival=2, silence=0.2, first=0.02, leave=0.2)
+    patience = RestartPolicy(arrival=2, silence=0.2, first=0.02, leave=0.2)
 
     async def main() -> None:
         async with crew_of(WORKER, rows=2, patience=patience) as watched:

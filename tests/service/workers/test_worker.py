@@ -4,10 +4,10 @@ import numpy as np
 import orjson
 import pytest
 
-from model.checkpoints.heads import Extras, Head, Whitening
-from model.checkpoints.native import HeadFacts
+from model.checkpoints.heads import Head, Heads, Whitening
+from model.checkpoints.native import HeadConfig
 from service.settings import Settings
-from service.workers.shared_counters import Column, Ledger
+from service.workers.shared_counters import Column, SharedCounters
 from service.workers.worker import budgets_of, images_of, packed_engine, unpacked_engine
 from tests.support.engines import fake_info
 
@@ -26,27 +26,30 @@ def test_settings(settings: Settings) -> None:
 
 def test_an_engine_with_extras() -> None:
     draw = np.random.default_rng(0)
-    facts = HeadFacts(pool="cls", classes=("ä", "b"))
+    facts = HeadConfig(pool="cls", classes=("ä", "b"))
     head = Head(facts, draw.standard_normal((2, 8), np.float32), draw.standard_normal(2, np.float32))
     whitening = Whitening(draw.standard_normal(8, np.float32), draw.standard_normal((8, 3), np.float32))
     info = fake_info(preferred_batch=7).model_copy(update={"head": facts})
-    found, extras, slots = unpacked_engine(packed_engine(info, Extras(head, {"mean": whitening}), 9))
+    found, heads, slots = unpacked_engine(packed_engine(info, Heads(head, {"mean": whitening}), 9))
     assert (found, slots) == (info, 9)
-    assert extras.head is not None and extras.head.facts == facts
-    assert (extras.head.weight == head.weight).all() and (extras.head.bias == head.bias).all()
-    assert set(extras.whitening) == {"mean"}
-    assert (extras.whitening["mean"].centre == whitening.centre).all()
-    assert (extras.whitening["mean"].matrix == whitening.matrix).all()
+    assert heads.head is not None and heads.head.facts == facts
+    assert (heads.head.weight == head.weight).all() and (heads.head.bias == head.bias).all()
+    assert set(heads.whitening) == {"mean"}
+    assert (heads.whitening["mean"].centre == whitening.centre).all()
+    assert (heads.whitening["mean"].matrix == whitening.matrix).all()
 
 
 def test_an_engine_without_extras() -> None:
-    info, extras, slots = unpacked_engine(packed_engine(fake_info(), Extras(), 1))
+    info, heads, slots = unpacked_engine(packed_engine(fake_info(), Heads(), 1))
     assert (info, slots) == (fake_info(), 1)
-    assert extras.head is None and not extras.whitening
+    assert heads.head is None and not heads.whitening
 
 
 def test_bounds_are_of_all_workers_together() -> None:
-    settings, ledger = Settings(http_workers=2, max_inflight_mb=1, max_body_mb=1, queue_images=4), Ledger.create(2)
+    settings, ledger = (
+        Settings(http_workers=2, max_inflight_mb=1, max_body_mb=1, queue_images=4),
+        SharedCounters.create(2),
+    )
     one, other = (budgets_of(settings, ledger, row) for row in range(2))
     assert one.bodies.take(600_000) and not other.bodies.take(400_001) and other.bodies.take(400_000)
     assert one.requests.take(1) and other.requests.take(1) and one.requests.used == 2

@@ -24,7 +24,7 @@ from model.engines.cuda import identity, tensorrt_build
 from model.engines.cuda.identity import Gpu
 from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, mixed_profiles
 from model.engines.export import graphs_of
-from model.engines.job import Job, ModelSpec
+from model.engines.job import ConversionJob, ModelSpec
 from model.engines.parity import ParityError
 from model.engines.spec import EngineSpec
 from model.nn.vit import MaskedAutoencoder
@@ -47,7 +47,7 @@ class Machine:
     """One with a GPU; `jobs` are the conversions it was asked for, `alter` changes what TensorRT makes of a graph."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[ConversionJob] = []
         self.distribution: str | None = "torch-tensorrt"
         self.failure: Exception | None = None
         self.import_failure: Exception | None = None
@@ -75,7 +75,7 @@ class Machine:
             raise self.import_failure
         return pretend_tensorrt.runtime(self._graphs, self._profiles)
 
-    def _convert(self, job: Job, folder: Path, progress: Callable[[str], None]) -> None:
+    def _convert(self, job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
         self.jobs.append(job)
         convert._convert(job, folder, progress)
 

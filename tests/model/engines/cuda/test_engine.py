@@ -17,13 +17,13 @@ from model.config import Preprocessing
 from model.engines.base import Engine, EngineError, EngineInfo, FatalEngineError, gather_visible
 from model.engines.cuda.engine import DeviceEngine
 from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, mixed_profiles
-from model.engines.cuda.tensorrt import TensorRTKernels
-from model.engines.cuda.torch_graphs import TorchKernels
+from model.engines.cuda.tensorrt import TensorRTGraphs
+from model.engines.cuda.torch_graphs import TorchGraphs
 from model.engines.export import DECODER, ENCODER, MIXED, graphs_of
-from model.engines.job import ModelFacts
-from model.engines.parity import ParityError, answers, bar_for, gate
+from model.engines.job import LoadedModel
+from model.engines.parity import ParityError, answers, check_parity, tolerance_for
 from model.engines.reference import reference_engine
-from model.masking import ABSENT
+from model.masking import PAD
 from model.nn.vit import MaskedAutoencoder
 from service.inference.executor import stacked
 from tests.support import pretend_tensorrt
@@ -49,18 +49,18 @@ def model() -> Model:
         if name.endswith(("mask_token", "cls_token", "bias")):
             torch.nn.init.normal_(parameter, std=0.5)  # fresh ones are zeros, in which no mistake shows
     checkpoint = Checkpoint(NARROW, Preprocessing(), "mae-serve", dict(made.state_dict()))
-    facts = ModelFacts(NARROW, Preprocessing(), "mae-serve", None)
+    facts = LoadedModel(NARROW, Preprocessing(), "mae-serve", None)
     info = fake_info(NARROW, lanes=2, preferred_batch=MOST).model_copy(update={"mixes": True})
     return Model(checkpoint, info, reference_engine(checkpoint, facts))
 
 
 def torch_kernels(model: Model, folder: Path) -> Any:
-    return TorchKernels(model.checkpoints.checkpoint, model.info)
+    return TorchGraphs(model.checkpoint, model.info)
 
 
 def tensorrt_kernels(model: Model, folder: Path) -> Any:
     config = model.info.config
-    graphs = graphs_of(model.checkpoints.checkpoint, config, model.info.preprocessing, to_bytes=False, mixed=True)
+    graphs = graphs_of(model.checkpoint, config, model.info.preprocessing, to_bytes=False, mixed=True)
     for name in graphs:
         (folder / f"{name}.engine").write_text(name)
     profiles = {
@@ -68,7 +68,7 @@ def tensorrt_kernels(model: Model, folder: Path) -> Any:
         MIXED: mixed_profiles(config, MOST),
         DECODER: decoder_profiles(config, MOST),
     }
-    return TensorRTKernels(folder, model.info, pretend_tensorrt.runtime(graphs, profiles))
+    return TensorRTGraphs(folder, model.info, pretend_tensorrt.runtime(graphs, profiles))
 
 
 @pytest.fixture(params=[torch_kernels, tensorrt_kernels])
@@ -100,13 +100,13 @@ def same(found: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("visible", [16, 4, 7])
 def test_batches_of_every_size_get_what_the_reference_gives(engine: DeviceEngine, model: Model, visible: int) -> None:
     for size in (6, 3, 1, 5):
-        patches, positions = images(size, seed=size), places(visible, size)
-        seen = gather_visible(patches, positions)
+        patches, visible_indices = images(size, seed=size), places(visible, size)
+        seen = gather_visible(patches, visible_indices)
         lane = size % 2
-        same(engine.embed(lane, seen, positions), model.reference.embed(0, seen, positions), 1e-4)
-        same(engine.tokens(lane, seen, positions), model.reference.tokens(0, seen, positions), 1e-3)
-        pixels, error = engine.reconstruct(lane, patches, positions)
-        painted, squared = model.reference.reconstruct(0, patches, positions)
+        same(engine.embed(lane, seen, visible_indices), model.reference.embed(0, seen, visible_indices), 1e-4)
+        same(engine.tokens(lane, seen, visible_indices), model.reference.tokens(0, seen, visible_indices), 1e-3)
+        pixels, error = engine.reconstruct(lane, patches, visible_indices)
+        painted, squared = model.reference.reconstruct(0, patches, visible_indices)
         same(pixels, painted, 1)
         same(error, squared, 1e-3)
 
@@ -117,10 +117,10 @@ def test_images_of_a_mixed_batch_get_what_each_gets_alone(
 ) -> None:
     patches = images(len(counts), seed=sum(counts))
     alone = [places(count, 1)[0] for count in counts]
-    positions = stacked(alone, ABSENT)
+    visible_indices = stacked(alone, PAD)
     seen = stacked([image[where] for image, where in zip(patches, alone, strict=True)], 255)
-    pooled, tokens = engine.embed(1, seen, positions), engine.tokens(0, seen, positions)
-    pixels, error = engine.reconstruct(1, patches, positions)
+    pooled, tokens = engine.embed(1, seen, visible_indices), engine.tokens(0, seen, visible_indices)
+    pixels, error = engine.reconstruct(1, patches, visible_indices)
     for row, where in enumerate(alone):
         one = (patches[row : row + 1, where], where[None])
         same(pooled[row : row + 1], model.reference.embed(0, *one), 1e-4)
@@ -133,35 +133,41 @@ def test_images_of_a_mixed_batch_get_what_each_gets_alone(
 def test_the_gate_sees_when_images_of_a_mixed_batch_meet(kernels: Any, model: Model) -> None:
     engine = DeviceEngine(kernels, model.info)
     expected = answers(model.reference)
-    assert gate(engine, expected, bar_for("fp32")).cosine > 0.999999
+    assert check_parity(engine, expected, tolerance_for("fp32")).cosine > 0.999999
     right = engine._kernels.encode
 
-    def attending_to_nothing(lane: int, patches: Any, positions: Any, pooled: Any, latent: Any, mixed: bool) -> None:
-        right(lane, patches, positions.clamp_(min=0), pooled, latent, False)
+    def attending_to_nothing(
+        lane: int, patches: Any, visible_indices: Any, pooled: Any, latent: Any, mixed: bool
+    ) -> None:
+        right(lane, patches, visible_indices.clamp_(min=0), pooled, latent, False)
 
     engine._kernels.encode = attending_to_nothing  # type: ignore[method-assign]
     with pytest.raises(ParityError, match="embeddings in mixed batches differ"):
-        gate(engine, expected, bar_for("fp32"))
+        check_parity(engine, expected, tolerance_for("fp32"))
 
 
 def test_mixed_batches_are_refused_where_they_would_be_misread(kernels: Any, model: Model) -> None:
     engine = DeviceEngine(kernels, model.info.model_copy(update={"mixes": False}))
     with pytest.raises(EngineError, match="different numbers of visible patches"):
-        engine.embed(0, images(2), stacked([places(16, 1)[0], places(4, 1)[0]], ABSENT))
+        engine.embed(0, images(2), stacked([places(16, 1)[0], places(4, 1)[0]], PAD))
 
 
 def test_a_batch_that_is_filled_up_reads_nothing_of_an_earlier_one(engine: DeviceEngine, model: Model) -> None:
     """What six images with three patches each left where the fourth of four is: places that lie beyond four images."""
     engine.reconstruct(0, images(6), places(3, 6))
-    patches, positions = images(3, seed=1), places(4, 3)
-    same(engine.reconstruct(0, patches, positions)[0], model.reference.reconstruct(0, patches, positions)[0], 1)
+    patches, visible_indices = images(3, seed=1), places(4, 3)
+    same(
+        engine.reconstruct(0, patches, visible_indices)[0],
+        model.reference.reconstruct(0, patches, visible_indices)[0],
+        1,
+    )
 
 
 def test_answers_are_not_overwritten_by_the_next_batch(engine: DeviceEngine) -> None:
-    positions = places(4, 2)
-    first = engine.reconstruct(0, images(2), positions)
+    visible_indices = places(4, 2)
+    first = engine.reconstruct(0, images(2), visible_indices)
     kept = [array.copy() for array in first]
-    engine.reconstruct(0, images(2, seed=1), positions)
+    engine.reconstruct(0, images(2, seed=1), visible_indices)
     assert all(np.array_equal(a, b) for a, b in zip(first, kept, strict=True))
 
 

@@ -43,8 +43,8 @@ class Bench:
                 bench.compiled.append(info.precision)
                 super().__init__(folder, info)
 
-            def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
-                vectors = super().embed(lane, patches, positions)
+            def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
+                vectors = super().embed(lane, patches, visible_indices)
                 return vectors[::-1] if self.info.precision in bench.wrong else vectors
 
         for owner, name, stand_in in (

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.special import softmax
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Extras, Head
-from model.checkpoints.native import HeadFacts, Pooled
+from model.checkpoints.heads import Head, Heads
+from model.checkpoints.native import HeadConfig, Pooled
 from service.api.app import create_app
 from service.settings import Settings
 from tests.support.engines import FakeEngine
@@ -34,12 +34,12 @@ class Lamp(FakeEngine):
         if pool is not None:
             weight = np.zeros((4, 8), np.float32)
             weight[:, 2] = [-3, -1, 1, 1]
-            head = Head(HeadFacts(pool=pool, classes=CLASSES), weight, np.array([1, 0.5, -1, -1], np.float32))
-            self.extras = Extras(head)
+            head = Head(HeadConfig(pool=pool, classes=CLASSES), weight, np.array([1, 0.5, -1, -1], np.float32))
+            self.heads = Heads(head)
             self.info = self.info.model_copy(update={"head": head.facts})
 
-    def embed(self, lane: int, patches: Bytes, positions: Indices) -> Floats:
-        vectors = super().embed(lane, patches, positions) / 100
+    def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
+        vectors = super().embed(lane, patches, visible_indices) / 100
         vectors[:, 0] = 0
         return vectors
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.nn import autoencoder
+from model.nn import build_model
 from tests.service.cli.conftest import Mae
 from tests.support.engines import NARROW
 
@@ -15,7 +15,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     torch.manual_seed(0)
     # Quickly converted, and of usual widths, so that a file without a config can be read.
     widths = {"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4}
-    tensors = autoencoder(NARROW.model_copy(update=widths)).state_dict()
+    tensors = build_model(NARROW.model_copy(update=widths)).state_dict()
     torch.save({"model": tensors}, tmp_path / "narrow.pth")
     monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from model.masking import kept_share
+from model.masking import random_visible
 from tests.service.cli.conftest import SCRIPT, Mae
 
 NAMES = [f"squares/{index}.png" for index in range(8)]
@@ -77,7 +77,7 @@ def test_tokens_can_be_kept_in_part_and_added_to(mae: Mae, squares: Path, suffix
     assert mae("embed", *NAMES[:3], "-o", f"out.{suffix}", *flags, "--seed", "5").code == 0
     assert mae("embed", *NAMES, "-o", f"out.{suffix}", *flags).err.startswith("mae: 5 embedded, 3 there")  # seed 5
     assert mae("embed", squares, "-o", "mean.npz", "--keep", "0.25", "--seed", "5").code == 0
-    positions = kept_share(14, 0.25, 5).tolist()
+    visible_indices = random_visible(14, 0.25, 5).tolist()
     if suffix == "npz":
         with np.load("out.npz") as out:
             paths, vectors, found = out["paths"].tolist(), out["vectors"], out["positions"].tolist()
@@ -90,7 +90,7 @@ def test_tokens_can_be_kept_in_part_and_added_to(mae: Mae, squares: Path, suffix
         lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
         paths, vectors = [line["path"] for line in lines], np.array([line["vector"] for line in lines], np.float32)
         found = lines[-1]["space"]["positions"]
-    assert paths == NAMES and found == positions
+    assert paths == NAMES and found == visible_indices
     assert vectors.shape == (8, 49, 192)
     with np.load("mean.npz") as mean:
         np.testing.assert_allclose(vectors.mean(axis=1), mean["vectors"], atol=1e-5)

@@ -15,8 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from starlette.testclient import TestClient
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
-from model.checkpoints.heads import Extras, Head
-from model.checkpoints.native import HeadFacts
+from model.checkpoints.heads import Head, Heads
+from model.checkpoints.native import HeadConfig
 from model.config import MAEConfig, Preprocessing
 from model.nn.vit import MaskedAutoencoder
 from service.api.app import create_app
@@ -46,13 +46,13 @@ def paint(folder: Path, each: int, seed: int) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
-def write(path: str, half: bool = False, config: MAEConfig = SMALL, extras: Extras | None = None) -> None:
+def write(path: str, half: bool = False, config: MAEConfig = SMALL, heads: Heads | None = None) -> None:
     torch.manual_seed(0)
     tensors = {
         name: x if "pos_embed" in name else torch.randn_like(x) * 0.3
         for name, x in MaskedAutoencoder(config).state_dict().items()
     }
-    save(Path(path), Checkpoint(config, Preprocessing(), "mae-serve", tensors, extras=extras or Extras()), half)
+    save(Path(path), Checkpoint(config, Preprocessing(), "mae-serve", tensors, heads=heads or Heads()), half)
 
 
 @pytest.fixture
@@ -167,8 +167,8 @@ def test_an_encoder_alone_is_evaluated_without_reconstructions(mae: Mae, colours
 
 @pytest.mark.parametrize("half", [False, True])
 def test_whitening_is_fitted_stored_and_applied(mae: Mae, colours: None, half: bool) -> None:
-    head = Head(HeadFacts(pool="cls", classes=("a", "b")), np.ones((2, 16), np.float32), np.zeros(2, np.float32))
-    write("small.safetensors", half, extras=Extras(head))
+    head = Head(HeadConfig(pool="cls", classes=("a", "b")), np.ones((2, 16), np.float32), np.zeros(2, np.float32))
+    write("small.safetensors", half, heads=Heads(head))
     before = load_file("small.safetensors")
     result = mae("evaluate", "--fit", "--weights", "small.safetensors", *ENGINE, "--data", "train")
     assert result.code == 0 and "fitted on 36 images" in result.out
@@ -235,7 +235,7 @@ def test_foreign_weights_need_an_output(mae: Mae, colours: None) -> None:
     assert foreign.code == 2 and "mae convert" in foreign.err and "-o OUT.safetensors" in foreign.err
     assert mae(*command, "-o", "ours.safetensors").code == 0
     ours = load(Path("ours.safetensors"))
-    assert ours.layout == "mae-serve" and set(ours.extras.whitening) == {"cls", "mean"}
+    assert ours.layout == "mae-serve" and set(ours.heads.whitening) == {"cls", "mean"}
 
 
 def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
     packaged = mae("evaluate", "--fit", "--data", "train")
     assert packaged.code == 2 and "pass -o OUT.safetensors" in packaged.err
     assert mae("evaluate", "--fit", "--data", "train", "-o", "mine.safetensors").code == 0
-    assert set(load(Path("mine.safetensors")).extras.whitening) == {"cls", "mean"}
+    assert set(load(Path("mine.safetensors")).heads.whitening) == {"cls", "mean"}
 
 
 @pytest.mark.parametrize(
