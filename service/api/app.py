@@ -19,7 +19,8 @@ from service.api.responses import error_response, json_response
 from service.api.routes import classify, embed, ops, reconstruct
 from service.api.schemas import refusal
 from service.errors import ServiceError
-from service.service import BuildEngine, Service
+from service.lifecycle.engine_loader import BuildEngine
+from service.service import LocalService, Service
 from service.settings import Settings, load_settings
 
 DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
@@ -35,7 +36,7 @@ def create_app(
     Raises:
         InvalidSettings: a setting that cannot be.
     """
-    service = service or Service(load_settings() if settings is None else settings, build_engine)
+    service = service or LocalService(load_settings() if settings is None else settings, build_engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

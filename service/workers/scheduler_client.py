@@ -13,7 +13,8 @@ from service.inference.limits import Budget
 from service.inference.queue import QueuedRequest, QueueEntry
 from service.inference.scheduler import copy_of, queue_full, require_possible
 from service.metrics import Metrics
-from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, unpacked_error
+from service.workers.channel import Channel
+from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, unpack_error
 from service.workers.shared_buffers import SharedBuffers
 
 
@@ -91,12 +92,12 @@ class SchedulerClient:
     def stop(self) -> None:
         """Nothing to end: the lanes are elsewhere."""
 
-    def received(self, kind: Kind, content: memoryview) -> None:
+    def message_received(self, kind: Kind, content: memoryview) -> None:
         """What the device process says of images: DONE, RELEASED or FAILED."""
         if kind is Kind.FAILED:
             (number,) = NUMBER.unpack_from(content)
             if failed := self._tickets.get(number):
-                failed.fail(unpacked_error(content[NUMBER.size :]))
+                failed.fail(unpack_error(content[NUMBER.size :]))
             return
         queue = infer = 0.0
         if kind is Kind.DONE:
@@ -108,7 +109,7 @@ class SchedulerClient:
             request.answered += 1
             if kind is Kind.DONE:
                 ticket.timing.queue, ticket.timing.infer = queue, infer
-                ticket.settle(index, self._slots.row(slot, ticket.operation, visible))
+                ticket.settle(index, self._slots.result(slot, ticket.operation, visible))
         self._free.append(slot)
         self._send_waiting()
 

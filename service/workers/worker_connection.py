@@ -10,7 +10,8 @@ from service.errors import ServiceError
 from service.inference.executor import Operation, Row
 from service.inference.queue import Keeper, QueuedRequest, QueueEntry
 from service.inference.scheduler import BatchScheduler
-from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, packed_error
+from service.workers.channel import Channel
+from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, pack_error
 from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedCounters
 
@@ -51,7 +52,7 @@ class ServedRequest(QueuedRequest):
         if self.over or isinstance(row, ServiceError):
             self._desk.send(Kind.RELEASED, NUMBER.pack(slot))
         else:
-            self._desk.slots.put_row(slot, self.operation, self.visible, row)
+            self._desk.slots.put_result(slot, self.operation, self.visible, row)
             self._desk.send(Kind.DONE, DONE.pack(slot, self.timing.queue, self.timing.infer))
         if isinstance(row, ServiceError) and not self.over:
             self.fail(row)
@@ -61,23 +62,23 @@ class ServedRequest(QueuedRequest):
 
     def fail(self, error: ServiceError) -> None:
         """Tells the worker, which will give up."""
-        self._desk.send(Kind.FAILED, NUMBER.pack(self.number) + packed_error(error))
+        self._desk.send(Kind.FAILED, NUMBER.pack(self.number) + pack_error(error))
 
 
 class WorkerConnection(Channel):
     """The device process's end of a worker's channel. On the event loop, but for `left`."""
 
-    def __init__(self, row: int, ledger: SharedCounters, slots_fd: int, hear: MessageHandler) -> None:
-        """For the worker in `row` of the ledger; `hear` takes what it says of anything but images and its arrival."""
+    def __init__(self, worker_index: int, counters: SharedCounters, slots_fd: int, on_message: MessageHandler) -> None:
+        """For the worker `worker_index`; `on_message` takes what it says of anything but images and its arrival."""
         super().__init__()
-        self.row = row
-        self.arrived = False
+        self.worker_index = worker_index
+        self.started = False
         """Whether the worker takes connections."""
         self.messages = 0
         """That it has sent."""
-        self._ledger = ledger
+        self._counters = counters
         self._slots_fd = slots_fd
-        self._hear = hear
+        self._on_message = on_message
         self._batcher: BatchScheduler | None = None
         self._tickets: dict[int, ServedRequest] = {}
 
@@ -93,7 +94,7 @@ class WorkerConnection(Channel):
 
     def left(self, count: int) -> None:
         """So many images are not in the queue any more; the queue's lock makes its callers one writer."""
-        self._ledger.add(self.row, Column.LEFT, count)
+        self._counters.add(self.worker_index, Column.RELEASED, count)
 
     def end(self, ticket: ServedRequest) -> None:
         """Forgets a ticket, and gives its slots back as far as no batch has them."""
@@ -108,7 +109,7 @@ class WorkerConnection(Channel):
         for ticket in list(self._tickets.values()):
             self.end(ticket)
 
-    def received(self, kind: Kind, content: memoryview) -> None:
+    def message_received(self, kind: Kind, content: memoryview) -> None:
         """Takes images and leaves the rest to others."""
         self.messages += 1
         if kind is Kind.PUT:
@@ -117,9 +118,9 @@ class WorkerConnection(Channel):
             if ticket := self._tickets.get(*NUMBER.unpack(content)):
                 self.end(ticket)
         elif kind is Kind.HELLO:
-            self.arrived = True
+            self.started = True
         else:
-            self._hear(self, kind, content)
+            self._on_message(self, kind, content)
 
     def _put(
         self, number: int, slot: int, index: int, count: int, visible: int, operation: int, deadline: float
@@ -137,5 +138,5 @@ class WorkerConnection(Channel):
             ticket.put(index, *self.slots.image(slot, OPERATIONS[operation], visible))
         except ServiceError as error:  # the engine is lost; no lane takes any more, so this is the one writer
             self.left(1)
-            self.send(Kind.FAILED, NUMBER.pack(number) + packed_error(error))
+            self.send(Kind.FAILED, NUMBER.pack(number) + pack_error(error))
             self.send(Kind.RELEASED, NUMBER.pack(slot))

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
-from service.service import Service
+from service.service import LocalService
 from service.settings import Settings
 from tests.support.engines import fake_info
 
@@ -56,7 +56,7 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_alerts_can_see_the_first_failure_and_how_near_a_bound_is() -> None:
-    metrics = Service(Settings(queue_images=7, max_inflight_mb=64)).metrics
+    metrics = LocalService(Settings(queue_images=7, max_inflight_mb=64)).metrics
     assert value(metrics, "mae_engine_failures_total", kind="raised") == 0
     assert value(metrics, "mae_engine_failures_total", kind="not_finite") == 0
     assert value(metrics, "mae_queue_limit_images") == 7

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.api import middleware
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
 from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
-from service.service import Service
+from service.service import LocalService, Service
 from service.settings import Settings
 
 Headers = dict[str, str]
@@ -22,7 +22,7 @@ MB = 1_000_000
 
 
 def service(**settings: Any) -> Service:
-    return Service(Settings(**{"max_body_mb": 1, "max_inflight_mb": 2} | settings))
+    return LocalService(Settings(**{"max_body_mb": 1, "max_inflight_mb": 2} | settings))
 
 
 def gauge(of: Service, name: str, **labels: str) -> float:
