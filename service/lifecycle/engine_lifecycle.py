@@ -130,7 +130,9 @@ async def wait_until_quiet(requests: Budget, timeout_s: float) -> None:
     """Waits until no request has been in flight for QUIET_S, or `timeout_s` is over."""
     deadline = time.monotonic() + timeout_s
     quiet_since = time.monotonic()
-    while (now := time.monotonic()) < deadline and now - quiet_since < QUIET_S:
-        if requests.used:
+    while (now := time.monotonic()) < deadline:
+        if requests.used:  # first, whatever the time: a busy event loop may have slept longer than QUIET_S
             quiet_since = now
+        elif now - quiet_since >= QUIET_S:
+            return
         await asyncio.sleep(POLL_S)

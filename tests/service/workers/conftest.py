@@ -1,12 +1,10 @@
 """A worker's scheduler client and the engine process's connection to it, in one process, over a real channel."""
 
-import asyncio
 import contextlib
 import os
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters
 from service.workers.worker_connection import WorkerConnection
 from tests.support.engines import SMALL, FakeEngine
+from tests.support.waiting import until
 
 
 class WorkerEnd(Channel):
@@ -62,11 +61,7 @@ class Pair:
             request.put(index, np.full((patches, 16 * 16 * 3), number, np.uint8), visible_indices)
         return request
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            await asyncio.sleep(0.002)
+    until = staticmethod(until)
 
 
 @contextlib.asynccontextmanager

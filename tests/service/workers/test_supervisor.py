@@ -7,8 +7,7 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from service.workers.messages import Kind
 from service.workers.shared_counters import Column, SharedCounters
 from service.workers.supervisor import RestartPolicy, WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
+from tests.support.waiting import until
 
 BRIEF = RestartPolicy(
     start_timeout_s=5,
@@ -74,12 +74,6 @@ class Recorder:
     def processes(self) -> list[int]:
         return [process.pid for process in self.supervisor._processes.values()]
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            await asyncio.sleep(0.005)
-
 
 @contextlib.asynccontextmanager
 async def supervised(
@@ -103,7 +97,7 @@ def run(work: Any) -> None:
 def test_all_workers_run_and_all_end(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with supervised(WORKER, workers=2) as recorder:
-            await recorder.until(lambda: recorder.runs(0) and recorder.runs(1))
+            await until(lambda: recorder.runs(0) and recorder.runs(1))
             assert sorted(recorder.supervisor.connections) == [0, 1]
         assert sorted(recorder.ended) == [0, 1] and not recorder.failed
 
@@ -114,10 +108,10 @@ def test_all_workers_run_and_all_end(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_dead_worker_is_replaced_and_its_counters_are_cleared(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with supervised(WORKER) as recorder:
-            await recorder.until(recorder.runs)
+            await until(recorder.runs)
             recorder.counters.set(0, Column.BYTES, 5)
             os.kill(recorder.processes()[0], signal.SIGKILL)
-            await recorder.until(lambda: len(recorder.started) == 2 and recorder.runs())
+            await until(lambda: len(recorder.started) == 2 and recorder.runs())
             assert recorder.ended == [0] and recorder.counters.total(Column.BYTES) == 0
 
     run(main())
@@ -129,7 +123,7 @@ def test_workers_that_die_at_once_are_replaced_ever_more_slowly_and_in_the_end_n
 ) -> None:
     async def main() -> None:
         async with supervised(("sh", "-c", "exit 3"), workers=2) as recorder:
-            await recorder.until(lambda: recorder.failed)
+            await until(lambda: recorder.failed)
         assert "exit code 3" in recorder.failed[0]
         assert len(recorder.started) <= 8
 
@@ -145,8 +139,8 @@ def test_while_one_worker_runs_another_is_started_again_for_ever(tmp_path: Any) 
 
     async def main() -> None:
         async with supervised((sys.executable, "-S", "-c", code), workers=2, policy=policy) as recorder:
-            await recorder.until(recorder.runs)
-            await recorder.until(lambda: recorder.ended.count(1) >= 7)
+            await until(recorder.runs)
+            await until(lambda: recorder.ended.count(1) >= 7)
             assert not recorder.failed and recorder.runs()
 
     run(main())
@@ -159,7 +153,7 @@ def test_a_worker_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureF
 
     async def main() -> None:
         async with supervised(("sh", "-c", "exec sleep 60"), policy=policy) as recorder:
-            await recorder.until(lambda: recorder.failed)
+            await until(lambda: recorder.failed)
             assert "signal 9" in recorder.failed[0]
 
     run(main())
@@ -169,7 +163,7 @@ def test_a_worker_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureF
 def test_a_command_that_does_not_exist_is_reported() -> None:
     async def main() -> None:
         async with supervised(("/there/is/no/such/program",)) as recorder:
-            await recorder.until(lambda: recorder.failed)
+            await until(lambda: recorder.failed)
             assert "No such file" in recorder.failed[0]
 
     run(main())
@@ -180,7 +174,7 @@ def test_a_worker_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) 
 
     async def main() -> None:
         async with supervised((sys.executable, "-S", "-c", deaf)) as recorder:
-            await recorder.until(recorder.runs)
+            await until(recorder.runs)
             [process] = recorder.processes()
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
@@ -194,11 +188,11 @@ def test_a_worker_that_does_not_answer_any_more_is_killed(caplog: pytest.LogCapt
 
     async def main() -> None:
         async with supervised(WORKER, workers=2, policy=policy) as recorder:
-            await recorder.until(lambda: recorder.runs(0) and recorder.runs(1))
+            await until(lambda: recorder.runs(0) and recorder.runs(1))
             await asyncio.sleep(0.5)
             assert not recorder.ended, "workers that answer are left alone"
             os.kill(recorder.processes()[0], signal.SIGSTOP)
-            await recorder.until(lambda: recorder.ended)
+            await until(lambda: recorder.ended)
             assert len(recorder.ended) == 1
 
     run(main())
