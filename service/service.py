@@ -16,7 +16,7 @@ from model.engines.build import build
 from model.engines.spec import EngineSpec
 from service.errors import Draining, EngineLost, NotReady, Unauthorized
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import Budgets, LocalBudget
+from service.inference.limits import Budget, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
@@ -47,7 +47,9 @@ class Service:
         self.state: State = "loading"
         self.progress = "starting"
         self.exit_code = 0
-        self.budgets = budgets or Budgets(LocalBudget(settings.max_inflight_bytes), LocalBudget())
+        self.budgets = budgets or Budgets(
+            LocalBudget(settings.max_inflight_bytes), LocalBudget(), LocalBudget(settings.queue_images)
+        )
         self.on_exit: Callable[[], None] = lambda: None
         """Called when the process should end, with `exit_code` set."""
         self.on_change: Callable[[], None] = lambda: None
@@ -59,6 +61,7 @@ class Service:
         self.metrics.read_at_scrape(self.metrics.ready, lambda: self.state == "ready")
         self.metrics.read_at_scrape(self.metrics.inflight_requests, lambda: self.budgets.requests.used)
         self.metrics.read_at_scrape(self.metrics.inflight_bytes, lambda: self.budgets.bodies.used)
+        self.metrics.read_at_scrape(self.metrics.admitted_images, lambda: self.budgets.images.used)
         self.metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     @property
@@ -108,14 +111,13 @@ class Service:
         for task in self._tasks:
             task.cancel()
         if self._pipeline is not None:
-            self._pipeline.batcher.stop()
-            self._pipeline.decoder.close()
+            self._pipeline.close()
         self.metrics.close()
 
     def cut_off(self) -> None:
         """The drain is over: answers whatever was accepted and is not through."""
         if self._pipeline is not None:
-            self._pipeline.batcher.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+            self._pipeline.scheduler.fail_all(Draining("the server is shutting down, and the time to finish is over"))
 
     async def _load(self) -> None:
         try:
@@ -129,10 +131,12 @@ class Service:
     def _open(self, engine: Engine) -> None:
         """Takes work for `engine` from now on."""
         s, info = self.settings, engine.info
-        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
-        batcher = BatchScheduler(engine, self.metrics, self._queue_images(), s.max_delay_ms / 1000, self._engine_lost)
-        batcher.start()
-        self._pipeline = Pipeline(info, engine.heads, decoder, batcher, self.metrics)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
+        scheduler = BatchScheduler(
+            engine, self.metrics, self._scheduler_budget(), s.max_delay_ms / 1000, self._engine_lost
+        )
+        scheduler.start()
+        self._pipeline = Pipeline(info, engine.heads, decoder, scheduler, self.metrics, s.decode_threads)
         self.metrics.describe_engine(info)
         self._become("ready" if self.state == "loading" else self.state)
         log.info(
@@ -168,9 +172,9 @@ class Service:
         threading.Thread(target=run, name="load", daemon=True).start()
         return future
 
-    def _queue_images(self) -> int:
-        """How many images the queue may hold."""
-        return self.settings.queue_images
+    def _scheduler_budget(self) -> Budget:
+        """The room of the scheduler's queue."""
+        return self.budgets.images
 
     def _become(self, state: State, progress: str | None = None) -> None:
         self.state = state

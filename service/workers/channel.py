@@ -16,7 +16,7 @@ from typing import Any, cast
 import orjson
 
 from service.errors import ServiceError
-from service.inference.executor import Operation
+from service.inference.queue import Operation
 
 HEAD = Struct("<IB3x")
 """Bytes that follow, kind."""

@@ -7,13 +7,13 @@ import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 
 import orjson
 import uvicorn
 
 from model.engines.base import Engine
+from service.inference.limits import Budget, LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.server import SIGNALS
 from service.service import BuildEngine, Service
@@ -22,7 +22,7 @@ from service.workers.channel import NUMBER, Kind
 from service.workers.metrics_merge import CounterAggregator, exposition, unpacked_counters
 from service.workers.shared_counters import SharedCounters
 from service.workers.supervisor import WorkerSupervisor
-from service.workers.worker import budgets_of, images_of, packed_engine
+from service.workers.worker import budgets_of, packed_engine
 from service.workers.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ class EngineService(Service):
     def __init__(self, settings: Settings, build_engine: BuildEngine, ledger: SharedCounters) -> None:
         """Sees all that the workers count in `ledger`."""
         super().__init__(settings, build_engine, budgets_of(settings, ledger, 0))
-        self._images = images_of(settings, ledger, 0)
         self._batcher: BatchScheduler | None = None
 
     def open_desk(self, desk: WorkerConnection) -> None:
@@ -53,12 +52,11 @@ class EngineService(Service):
 
     def _open(self, engine: Engine) -> None:
         super()._open(engine)
-        assert self._pipeline is not None and isinstance(self._pipeline.batcher, BatchScheduler)
-        self._batcher = self._pipeline.batcher
-        self.metrics.read_at_scrape(self.metrics.admitted_images, lambda: self._images.used)
+        assert self._pipeline is not None and isinstance(self._pipeline.scheduler, BatchScheduler)
+        self._batcher = self._pipeline.scheduler
 
-    def _queue_images(self) -> int:
-        return sys.maxsize
+    def _scheduler_budget(self) -> Budget:
+        return LocalBudget()
 
 
 class EngineProcess:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
-from service.inference.executor import Operation, Row
+from service.inference.queue import DecoderOutput, Operation, Result
 
 ALIGNMENT = 64
 
@@ -42,24 +42,24 @@ class SharedBuffers:
         patches = self._view(slot, 0, np.uint8, rows, self._patch_dim)
         return patches, self._view(slot, self._floats_at, np.int32, visible)
 
-    def put_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
+    def write_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
         """Copies an image in."""
         its_patches, its_positions = self.image(slot, operation, len(visible_indices))
         its_patches[:], its_positions[:] = patches, visible_indices
 
-    def put_row(self, slot: int, operation: Operation, visible: int, row: Row) -> None:
-        """Copies a result in, over the image that it is of."""
-        if operation == "reconstruct":
+    def write_result(self, slot: int, operation: Operation, result: Result) -> None:
+        """Copies a result into the slot, over its image."""
+        if isinstance(result, DecoderOutput):
             pixels, error = self._reconstruction(slot)
-            pixels[:], error[:] = row
+            pixels[:], error[:] = result
         else:
-            self._vectors(slot, operation, visible)[:] = row
+            self._vectors(slot, operation, len(result))[:] = result
 
-    def row(self, slot: int, operation: Operation, visible: int) -> Row:
-        """A copy of the result."""
+    def read_result(self, slot: int, operation: Operation, visible: int) -> Result:
+        """Copies the result out of the slot."""
         if operation == "reconstruct":
             pixels, error = self._reconstruction(slot)
-            return pixels.copy(), error.copy()
+            return DecoderOutput(pixels.copy(), error.copy())
         return self._vectors(slot, operation, visible).copy()
 
     def _vectors(self, slot: int, operation: Operation, visible: int) -> Floats:

@@ -37,12 +37,8 @@ def budgets_of(settings: Settings, ledger: SharedCounters, row: int) -> Budgets:
     return Budgets(
         SharedBudget(ledger, row, Column.BYTES, settings.max_inflight_bytes),
         SharedBudget(ledger, row, Column.REQUESTS),
+        SharedBudget(ledger, row, Column.ADMITTED, settings.queue_images, less=Column.LEFT),
     )
-
-
-def images_of(settings: Settings, ledger: SharedCounters, row: int) -> SharedBudget:
-    """The queue's room, as the worker of `row` sees it."""
-    return SharedBudget(ledger, row, Column.ADMITTED, settings.queue_images, less=Column.LEFT)
 
 
 def packed_engine(info: EngineInfo, heads: Heads, slots: int) -> bytes:
@@ -96,7 +92,6 @@ class WorkerService(Service):
         self.leaving = False
         """Whether the device process has said that it is over."""
         self._end_of_channel = end
-        self._images = images_of(settings, ledger, row)
         self._slots_fd = slots_fd
         self._batcher: SchedulerClient | None = None
         self._scrapes: dict[int, Future[bytes]] = {}
@@ -160,11 +155,11 @@ class WorkerService(Service):
         s = self.settings
         info, heads, count = unpacked_engine(data)
         threads = -(-s.decode_threads // s.http_workers)
-        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, threads)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
         self._batcher = SchedulerClient(
-            self._link, SharedBuffers(self._slots_fd, info.config, count), self._images, self.metrics
+            self._link, SharedBuffers(self._slots_fd, info.config, count), self.budgets.images, self.metrics
         )
-        self._pipeline = Pipeline(info, heads, decoder, self._batcher, self.metrics)
+        self._pipeline = Pipeline(info, heads, decoder, self._batcher, self.metrics, threads)
 
     def _scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

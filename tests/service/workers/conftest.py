@@ -4,17 +4,15 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.inference.queue import QueuedRequest
+from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.workers.channel import Channel, Kind
@@ -23,6 +21,7 @@ from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters
 from service.workers.worker_connection import WorkerConnection
 from tests.support.engines import SMALL, FakeEngine
+from tests.support.queueing import Call, admitted, ask
 
 
 class WorkerEnd(Channel):
@@ -49,17 +48,14 @@ class Pair:
     device_metrics: Metrics
 
     async def ask(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> list[Any]:
-        with self.admit(*numbers, operation=operation, visible=visible, deadline=deadline) as ticket:
-            return await ticket.rows()
+        return await ask(self.remote, *numbers, operation=operation, visible=visible, deadline=deadline)
 
-    def admit(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> QueuedRequest:
+    @contextlib.contextmanager
+    def admit(self, *numbers: int, deadline: float = 1e9) -> Iterator[Call]:
         """A request whose images, of one grey each, are in the queue already."""
-        ticket = self.remote.admit(operation, len(numbers), deadline)
-        visible_indices = np.arange(visible, dtype=np.int32)
-        for index, number in enumerate(numbers):
-            rows = 4 if operation == "reconstruct" else visible
-            ticket.put(index, np.full((rows, 16 * 16 * 3), number, np.uint8), visible_indices)
-        return ticket
+        with admitted(self.remote, len(numbers), deadline=deadline) as call:
+            call.put_all(list(numbers))
+            yield call
 
     async def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 5
@@ -74,7 +70,7 @@ async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) 
     ledger, fd = SharedCounters.create(1), os.memfd_create("slots")
     ours, theirs = socket.socketpair()
     device_metrics, worker_metrics = Metrics(), Metrics()
-    batcher = BatchScheduler(engine, device_metrics, sys.maxsize)
+    batcher = BatchScheduler(engine, device_metrics, LocalBudget())
     batcher.start()
     desk, link = WorkerConnection(0, ledger, fd, lambda desk, kind, content: None), WorkerEnd()
     budget = SharedBudget(ledger, 0, Column.ADMITTED, queue_images, less=Column.LEFT)

@@ -8,7 +8,7 @@ from model.checkpoints.heads import Head, Heads, Whitening
 from model.checkpoints.native import HeadConfig
 from service.settings import Settings
 from service.workers.shared_counters import Column, SharedCounters
-from service.workers.worker import budgets_of, images_of, packed_engine, unpacked_engine
+from service.workers.worker import budgets_of, packed_engine, unpacked_engine
 from tests.support.engines import fake_info
 
 
@@ -53,8 +53,7 @@ def test_bounds_are_of_all_workers_together() -> None:
     one, other = (budgets_of(settings, ledger, row) for row in range(2))
     assert one.bodies.take(600_000) and not other.bodies.take(400_001) and other.bodies.take(400_000)
     assert one.requests.take(1) and other.requests.take(1) and one.requests.used == 2
-    mine, its = (images_of(settings, ledger, row) for row in range(2))
-    assert mine.take(3) and not its.take(2)
+    assert one.images.take(3) and not other.images.take(2)
     ledger.add(0, Column.LEFT, 1)
-    assert its.take(2) and mine.used == 4
+    assert other.images.take(2) and one.images.used == 4
     ledger.close()
