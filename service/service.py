@@ -99,10 +99,14 @@ class LocalService(Service):
 
     def __init__(self, settings: Settings, build_engine: BuildEngine = build) -> None:
         """Nothing is loaded yet; `build_engine` builds the engine after `start`."""
-        super().__init__(settings, Budgets(LocalBudget(settings.max_inflight_bytes), LocalBudget()))
-        self._decoder: ImageDecoder | None = None
+        budgets = Budgets(
+            bodies=LocalBudget(settings.max_inflight_bytes),
+            requests=LocalBudget(),
+            images=LocalBudget(settings.queue_images),
+        )
+        super().__init__(settings, budgets)
         self._lifecycle = EngineLifecycle(
-            settings, build_engine, self._state, self.metrics, self.budgets, settings.queue_images, self._open
+            settings, build_engine, self._state, self.metrics, budgets, budgets.images, self._open
         )
 
     def start(self) -> None:
@@ -118,14 +122,14 @@ class LocalService(Service):
         return self.metrics.render()
 
     async def close(self) -> None:
-        """Ends the lanes and the threads that decode."""
+        """Ends the lanes and the threads that decode; a batch that still runs after a moment is left behind."""
         self._lifecycle.close()
-        if self._decoder is not None:
-            self._decoder.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
         self.metrics.close()
 
     def _open(self, scheduler: BatchScheduler) -> None:
         engine, s = scheduler.engine, self.settings
         info = engine.info
-        self._decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
-        self._pipeline = Pipeline(info, engine.heads, self._decoder, scheduler, self.metrics)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
+        self._pipeline = Pipeline(info, engine.heads, decoder, scheduler, self.metrics, s.decode_threads)

@@ -28,11 +28,8 @@ def decoding(
     info: EngineInfo, samples: Sequence[Sample], max_pixels: int, threads: int, seconds: float
 ) -> list[StageCost]:
     """Bytes to patches, by the service's own decoder."""
-    decoder = ImageDecoder(info.config, info.preprocessing, max_pixels, threads)
-    try:
-        return [_cost("decode", one.name, one.mean_bytes, threads, seconds, _calls(one, decoder)) for one in samples]
-    finally:
-        decoder.close()
+    decoder = ImageDecoder(info.config, info.preprocessing, max_pixels)
+    return [_cost("decode", one.name, one.mean_bytes, threads, seconds, _calls(one, decoder)) for one in samples]
 
 
 def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]:

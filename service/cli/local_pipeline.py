@@ -12,6 +12,7 @@ from rich.console import Console
 from model.engines.base import Engine
 from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
+from service.inference.limits import LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
@@ -40,14 +41,14 @@ def build_engine(settings: Settings) -> Engine:
 async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
     """A pipeline as the service has one, for at most `most_images` images at once."""
     metrics = Metrics()
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
-    batcher = BatchScheduler(engine, metrics, most_images)
-    batcher.start()
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
+    scheduler = BatchScheduler(engine, metrics, LocalBudget(most_images))
+    scheduler.start()
+    pipeline = Pipeline(engine.info, engine.heads, decoder, scheduler, metrics, settings.decode_threads)
     try:
-        yield Pipeline(engine.info, engine.heads, decoder, batcher, metrics)
+        yield pipeline
     finally:
-        batcher.stop()
-        decoder.close()
+        pipeline.close()
 
 
 def said_of(path: str, error: OSError | ServiceError) -> str:

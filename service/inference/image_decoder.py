@@ -1,16 +1,14 @@
-"""Bytes of a stranger -> the model's square of pixels -> patches.
+"""Bytes of an uploaded image -> the model's square of pixels -> patches.
 
 The bytes decide the format, pixels are counted before they are loaded, and one resize does both the scaling and the
-crop. Pillow's decoders and its resize release the GIL, so a pool of threads uses all processors.
+crop. Pillow's decoders and its resize release the GIL, so a pool of threads uses all CPUs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,26 +37,15 @@ class DecodedImage:
 
 
 class ImageDecoder:
-    """Decodes images for one model, in a bounded pool of threads."""
+    """Decodes images for one model. Its methods may run in several threads at once."""
 
-    def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int, threads: int) -> None:
+    def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int) -> None:
         """For the image size and patches of `config`; images of more than `max_pixels` are refused."""
         self._config = config
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that the operator sets
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a stranger's damaged metadata are no news to the operator
-
-    @property
-    def threads(self) -> int:
-        """How many images are decoded at once."""
-        return self._threads
-
-    async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Runs `work` in the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def decode(self, data: bytes, index: int) -> DecodedImage:
         """Decodes image `index` of a request.
@@ -78,10 +65,6 @@ class ImageDecoder:
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
         return self._guarded(lambda image: self._removed_by(image, of), mask, "the mask", None)
-
-    def close(self) -> None:
-        """Lets the threads go."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _guarded(self, work: Callable[[Image.Image], T], data: bytes, what: str, index: int | None) -> T:
         """Opens `data` and works on it; whatever Pillow stumbles over is the image's fault."""

@@ -6,26 +6,13 @@ from collections.abc import Callable
 
 from model.arrays import Indices
 from model.config import MAEConfig
-from model.masking import MaskError, choose_visible, new_seed, random_visible, visible_without
+from model.masking import MaskError, choose_visible, new_seed, visible_without
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.inference.pipeline import ChooseVisible
-from service.parameters import EmbedParameters, ReconstructParameters
+from service.parameters import ReconstructParameters
 
 OF_A_DRAWN_MASK = {"mask_ratio", "strategy", "seed"}
-
-
-def choose_kept(config: MAEConfig, parameters: EmbedParameters) -> tuple[int | None, Indices]:
-    """The seed (none if every patch is encoded) and the positions of the patches to encode, int32 [K].
-
-    Raises:
-        InvalidParameter: so small a share that no patch is left.
-    """
-    seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
-    try:
-        return seed, random_visible(config.grid, parameters.keep, seed or 0)
-    except MaskError as error:
-        raise InvalidParameter(str(error), parameter="keep") from error
 
 
 def choose_removed(

@@ -36,7 +36,7 @@ class EngineLifecycle:
         state: ServiceState,
         metrics: Metrics,
         budgets: Budgets,
-        queue_images: int,
+        queue: Budget,
         on_open: Callable[[BatchScheduler], None],
     ) -> None:
         """Nothing is loaded yet.
@@ -47,8 +47,8 @@ class EngineLifecycle:
             state: where the service stands; this object changes it.
             metrics: of this process; its gauges are registered here.
             budgets: of the whole service; a drain waits until no request is left in them.
-            queue_images: how many images the scheduler may hold.
-            on_open: called with the scheduler once it is started, before the state is "ready".
+            queue: the images that the scheduler may hold.
+            on_open: takes the started scheduler, and stops it in the end. Called before the state is "ready".
         """
         self.scheduler: BatchScheduler | None = None
         """None until the engine is loaded."""
@@ -56,7 +56,7 @@ class EngineLifecycle:
         self._state = state
         self._metrics = metrics
         self._requests = budgets.requests
-        self._queue_images = queue_images
+        self._queue = queue
         self._on_open = on_open
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
@@ -64,6 +64,7 @@ class EngineLifecycle:
         metrics.read_at_scrape(metrics.ready, lambda: state.current == "ready")
         metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
         metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
+        metrics.read_at_scrape(metrics.admitted_images, lambda: budgets.images.used)
         metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     def start(self) -> None:
@@ -80,17 +81,13 @@ class EngineLifecycle:
             self._tasks.start(self._drain())
 
     def close(self) -> None:
-        """Ends the lanes. A batch that still runs gets a moment, and is left behind then."""
+        """Ends loading and draining."""
         self._tasks.cancel()
-        if self.scheduler is not None:
-            self.scheduler.stop()
 
     def _open(self, engine: Engine) -> None:
         """Takes work for `engine` from now on."""
         info, s = engine.info, self._settings
-        scheduler = BatchScheduler(
-            engine, self._metrics, self._queue_images, s.max_delay_ms / 1000, self._on_engine_lost
-        )
+        scheduler = BatchScheduler(engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost)
         scheduler.start()
         self.scheduler = scheduler
         self._on_open(scheduler)

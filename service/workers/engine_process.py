@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import sys
 
 import uvicorn
 
+from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
@@ -18,7 +18,7 @@ from service.server import SIGNALS, leave
 from service.settings import Settings
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
 from service.workers.metrics_merge import CounterAggregator, exposition, unpack_counters
-from service.workers.shared_counters import SharedCounters, shared_budgets, shared_image_budget
+from service.workers.shared_counters import SharedCounters, shared_budgets
 from service.workers.supervisor import WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
 
@@ -28,8 +28,6 @@ BACKLOG = 2048
 PULL_TIMEOUT_S = 0.5
 # Slots of a worker beyond those of its batches: further images of a worker wait in the worker's own memory.
 QUEUED_SLOTS = 512
-# The scheduler needs no limit: the workers keep QUEUE_IMAGES by the shared counters before they send an image.
-UNLIMITED = sys.maxsize
 
 
 class EngineProcess:
@@ -43,7 +41,6 @@ class EngineProcess:
         self._listener.listen(BACKLOG)
         self._settings = settings
         self._counters = SharedCounters.create(settings.http_workers)
-        self._images = shared_image_budget(settings, self._counters, 0)
         self._metrics = Metrics()
         self._aggregator = CounterAggregator()
         self._numbers = itertools.count(1)
@@ -59,7 +56,7 @@ class EngineProcess:
             self._state,
             self._metrics,
             shared_budgets(settings, self._counters, 0),
-            UNLIMITED,
+            LocalBudget(),  # no limit: the workers keep QUEUE_IMAGES before they send an image
             self._on_open,
         )
         self._supervisor = WorkerSupervisor(
@@ -78,6 +75,8 @@ class EngineProcess:
         for scrape in self._scrapes:
             scrape.cancel()
         self._lifecycle.close()
+        if self._lifecycle.scheduler is not None:
+            self._lifecycle.scheduler.stop()
         self._metrics.close()
         self._counters.close()
         return self._state.exit_code or 0
@@ -109,8 +108,6 @@ class EngineProcess:
         self._state.fail(reason)
 
     def _on_open(self, scheduler: BatchScheduler) -> None:
-        # The images are admitted by the workers, so the scheduler knows only those that they have sent.
-        self._metrics.read_at_scrape(self._metrics.admitted_images, lambda: self._images.used)
         for connection in self._supervisor.connections.values():
             self._open_connection(connection, scheduler)
 

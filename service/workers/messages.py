@@ -15,7 +15,7 @@ import safetensors.numpy
 from model.checkpoints.heads import ROWS, Head, Heads, Whitening
 from model.engines.base import EngineInfo
 from service.errors import ServiceError
-from service.inference.executor import Operation
+from service.inference.queue import Operation
 from service.lifecycle.state import State
 
 HEAD = Struct("<IB3x")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
-from service.inference.executor import Operation, Row
+from service.inference.queue import DecoderOutput, Operation, Result
 
 ALIGNMENT = 64
 
@@ -42,24 +42,24 @@ class SharedBuffers:
         patches = self._view(slot, 0, np.uint8, patch_count, self._patch_dim)
         return patches, self._view(slot, self._floats_at, np.int32, visible)
 
-    def put_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
+    def write_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
         """Copies an image into a slot."""
         slot_patches, slot_indices = self.image(slot, operation, len(visible_indices))
         slot_patches[:], slot_indices[:] = patches, visible_indices
 
-    def put_result(self, slot: int, operation: Operation, visible: int, result: Row) -> None:
+    def write_result(self, slot: int, operation: Operation, result: Result) -> None:
         """Copies a result into a slot, over the image that it is of."""
-        if operation == "reconstruct":
+        if isinstance(result, DecoderOutput):
             pixels, error = self._reconstruction(slot)
             pixels[:], error[:] = result
         else:
-            self._vectors(slot, operation, visible)[:] = result
+            self._vectors(slot, operation, len(result))[:] = result
 
-    def result(self, slot: int, operation: Operation, visible: int) -> Row:
+    def read_result(self, slot: int, operation: Operation, visible: int) -> Result:
         """A copy of the result in a slot."""
         if operation == "reconstruct":
             pixels, error = self._reconstruction(slot)
-            return pixels.copy(), error.copy()
+            return DecoderOutput(pixels.copy(), error.copy())
         return self._vectors(slot, operation, visible).copy()
 
     def _vectors(self, slot: int, operation: Operation, visible: int) -> Floats:

@@ -143,11 +143,7 @@ class SharedBudget:
 def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: int) -> Budgets:
     """The budgets of the whole service, as one worker uses them."""
     return Budgets(
-        SharedBudget(counters, worker_index, Column.BYTES, settings.max_inflight_bytes),
-        SharedBudget(counters, worker_index, Column.REQUESTS),
+        bodies=SharedBudget(counters, worker_index, Column.BYTES, settings.max_inflight_bytes),
+        requests=SharedBudget(counters, worker_index, Column.REQUESTS),
+        images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images, Column.RELEASED),
     )
-
-
-def shared_image_budget(settings: Settings, counters: SharedCounters, worker_index: int) -> SharedBudget:
-    """The images that the queue may hold, QUEUE_IMAGES for the whole service, as one worker uses them."""
-    return SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images, Column.RELEASED)

@@ -20,7 +20,7 @@ from service.workers.messages import NUMBER, Kind, unpack_engine, unpack_state
 from service.workers.metrics_merge import pack_counters
 from service.workers.scheduler_client import SchedulerClient
 from service.workers.shared_buffers import SharedBuffers
-from service.workers.shared_counters import SharedCounters, shared_budgets, shared_image_budget
+from service.workers.shared_counters import SharedCounters, shared_budgets
 
 log = logging.getLogger(__name__)
 # At most this much of what a worker has counted is lost if it is killed; a scrape asks for its counters at once.
@@ -65,9 +65,7 @@ class WorkerService(Service):
         """
         super().__init__(settings, shared_budgets(settings, counters, worker_index))
         self._channel = channel
-        self._images = shared_image_budget(settings, counters, worker_index)
         self._slots_fd = slots_fd
-        self._decoder: ImageDecoder | None = None
         self._scheduler: SchedulerClient | None = None
         self._tasks = BackgroundTasks(self._state.fail)
         self._scrapes: dict[int, Future[bytes]] = {}
@@ -125,8 +123,8 @@ class WorkerService(Service):
     async def close(self) -> None:
         """Sends the last counters, and closes the connection."""
         self._tasks.cancel()
-        if self._decoder is not None:
-            self._decoder.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
         self.metrics.close()
         self._push_if_changed()
         await asyncio.sleep(0)  # the channel writes at the end of a turn
@@ -138,9 +136,9 @@ class WorkerService(Service):
         info, heads, slot_count = unpack_engine(data)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
-        self._decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, threads)
-        self._scheduler = SchedulerClient(self._connection, slots, self._images, self.metrics)
-        self._pipeline = Pipeline(info, heads, self._decoder, self._scheduler, self.metrics)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
+        self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
+        self._pipeline = Pipeline(info, heads, decoder, self._scheduler, self.metrics, threads)
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

@@ -1,8 +1,8 @@
-"""What it costs that clients choose how much is masked: random mask ratios beside one ratio, through the real batcher.
+"""The cost of mask ratios that clients choose: random ratios beside one ratio, through the real scheduler.
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/ratios.py --clients 128
 
-Behind the batcher is an engine that sleeps 20 ms + 0.1 ms an image, as a GPU would with a small model: what counts is
+Behind the scheduler is an engine that sleeps 20 ms + 0.1 ms an image, as a GPU would with a small model: what counts is
 how full the batches are, and whether images with different numbers of visible patches share one. Each client sends its
 next image as soon as it has an answer; the cases take turns.
 """
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
+from service.inference.limits import LocalBudget
+from service.inference.pipeline import PendingResults
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 
@@ -43,8 +45,8 @@ class SleepingEngine:
 async def rate(ratios: str, mixes: bool, clients: int, lanes: int, batch: int, seconds: float) -> tuple[float, float]:
     """Images a second, and images a batch."""
     engine = SleepingEngine(lanes, batch, mixes)
-    batcher = BatchScheduler(engine, Metrics(), queue_images=2 * clients)  # type: ignore[arg-type]
-    batcher.start()
+    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(2 * clients))  # type: ignore[arg-type]
+    scheduler.start()
     draw = np.random.default_rng(0)
     patches = np.zeros((PATCHES, PATCH), np.uint8)
     answered, end = 0, time.monotonic() + seconds
@@ -54,15 +56,17 @@ async def rate(ratios: str, mixes: bool, clients: int, lanes: int, batch: int, s
         while time.monotonic() < end:
             kept = 0.25 if ratios == "one" else 1 - draw.random()
             visible = max(1, round(PATCHES * kept))
-            with batcher.admit("embed", 1, float("inf")) as ticket:
-                ticket.put(0, patches[:visible], np.arange(visible, dtype=np.int32))
-                await ticket.rows()
+            pending = PendingResults(1)
+            request = scheduler.admit("embed", 1, float("inf"), pending)
+            scheduler.put(request, 0, patches[:visible], np.arange(visible, dtype=np.int32))
+            await pending.wait()
+            scheduler.release(request)
             answered += 1
 
     start = time.monotonic()
     await asyncio.gather(*(client() for _ in range(clients)))
     taken = time.monotonic() - start
-    batcher.stop()
+    scheduler.stop()
     return answered / taken, answered / engine.batches
 
 

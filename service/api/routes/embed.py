@@ -10,15 +10,13 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
-from model.arrays import Floats, Indices
+from model.arrays import Floats
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
 from service.api.schemas import Embeddings, error_answers, request_body
-from service.inference.masks import choose_kept
-from service.inference.pipeline import require_pool
-from service.inference.postprocess import Postprocessing
+from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -41,23 +39,21 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
     intake = RequestContext(request)
     pipeline = intake.pipeline
-    require_pool(pipeline.info, parameters.pool)
-    seed, visible_indices = choose_kept(pipeline.info.config, parameters)
-    finishing = Postprocessing.of(pipeline.heads, parameters)
+    plan = EmbeddingPlan.of(parameters, pipeline.info, pipeline.heads)
     payload = await intake.payload()
     rows = await intake.attended(
-        pipeline.embed(payload.images, parameters.pool, visible_indices, intake.record.timings, intake.deadline)
+        pipeline.embed(payload.images, plan.pool, plan.visible_indices, intake.record.timings, intake.deadline)
     )
 
     def answer() -> bytes:
-        vectors = finishing.apply(rows)
+        vectors = plan.finish(rows)
         if media_type == NPY:
             return npy(vectors)
-        return json_bytes(_content(pipeline.info, parameters, vectors, visible_indices, seed))
+        return json_bytes(_content(pipeline.info, parameters, vectors, plan))
 
     large = len(rows) * rows[0].size > LARGE
     body = await pipeline.render(answer, intake.record.timings) if large else answer()
-    headers = {"x-mae-model": pipeline.info.model_id} | ({} if seed is None else {"x-mae-seed": str(seed)})
+    headers = {"x-mae-model": pipeline.info.model_id} | ({} if plan.seed is None else {"x-mae-seed": str(plan.seed)})
     return Response(body, headers=headers, media_type=media_type)
 
 
@@ -68,9 +64,7 @@ def npy(array: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def _content(
-    info: EngineInfo, parameters: EmbedParameters, vectors: Floats, visible_indices: Indices, seed: int | None
-) -> dict[str, Any]:
+def _content(info: EngineInfo, parameters: EmbedParameters, vectors: Floats, plan: EmbeddingPlan) -> dict[str, Any]:
     content: dict[str, Any] = {
         "model": info.model_id,
         "pool": parameters.pool,
@@ -80,10 +74,10 @@ def _content(
     }
     if parameters.pool == "tokens":
         content["grid"] = (info.config.grid, info.config.grid)
-        if seed is not None:
-            content["positions"] = visible_indices
-    if seed is not None:
-        content["seed"] = seed
+        if plan.seed is not None:
+            content["positions"] = plan.visible_indices
+    if plan.seed is not None:
+        content["seed"] = plan.seed
     if parameters.whiten:
         content["whitened"] = True
     return content

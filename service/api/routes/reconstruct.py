@@ -42,7 +42,7 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     payload = await intake.payload(takes_mask=True)
     one = len(payload.images) == 1
     media_type = preferred_type(request.headers.get("accept", ""), (PNG, JSON) if one else (JSON, ZIP))
-    config, decoder = pipeline.info.config, pipeline.decoder
+    config, decoder = pipeline.info.config, pipeline.image_decoder
     seed, place = choose_removed(config, decoder, parameters, payload.mask, len(payload.images))
     found = await intake.attended(pipeline.reconstruct(payload.images, place, timings, intake.deadline))
     view = parameters.view

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from model.arrays import Floats, Indices
+from model.arrays import Floats
 from model.engines.base import Engine
 from model.images.folders import find_images
 from service.cli.errors import CommandError
@@ -21,9 +21,8 @@ from service.cli.progress import Report
 from service.cli.vector_files.space import Row, VectorSpace
 from service.cli.vector_files.store import Store
 from service.errors import EngineLost, ServiceError
-from service.inference.masks import choose_kept
-from service.inference.pipeline import Timings, require_pool
-from service.inference.postprocess import Postprocessing
+from service.inference.embedding import EmbeddingPlan
+from service.inference.pipeline import Timings
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -62,20 +61,18 @@ def embed(
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with Store(output, overwrite) as store:
         engine = build_engine(settings)
-        require_pool(engine.info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        seed, visible_indices = choose_kept(engine.info.config, parameters)
-        finishing = Postprocessing.of(engine.heads, parameters)
-        dim = finishing.dim(engine.info.config)
-        store.begin(VectorSpace.of(engine.info, parameters, seed, visible_indices, dim))
+        plan = EmbeddingPlan.of(parameters, engine.info, engine.heads)
+        dim = plan.dim(engine.info.config)
+        store.begin(VectorSpace.of(engine.info, parameters, plan.seed, plan.visible_indices, dim))
         new = [image for image in images if image not in store.paths]
         there = len(images) - len(new)
         with Report(len(images) + len(refused), there) as report:
             for path, reason in refused:
                 report.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, engine, settings, parameters, visible_indices, finishing, store, report))
+                asyncio.run(_embed(new, engine, settings, plan, store, report))
                 store.finish()
             except KeyboardInterrupt:
                 report.say(f"interrupted: {report.done} embedded so far; the same command goes on from there")
@@ -88,9 +85,7 @@ async def _embed(
     images: list[str],
     engine: Engine,
     settings: Settings,
-    parameters: EmbedParameters,
-    visible_indices: Indices,
-    finishing: Postprocessing,
+    plan: EmbeddingPlan,
     store: Store,
     report: Report,
 ) -> None:
@@ -101,13 +96,13 @@ async def _embed(
         async def attempt(path: str) -> Floats | str:
             """The vector, or why there is none."""
             try:
-                data = await pipeline.decoder.run(Path(path).read_bytes)
-                rows = await pipeline.embed([data], parameters.pool, visible_indices, Timings())
+                data = await pipeline.run_in_pool(Path(path).read_bytes)
+                rows = await pipeline.embed([data], plan.pool, plan.visible_indices, Timings())
             except EngineLost:
                 raise
             except (OSError, ServiceError) as error:
                 return said_of(path, error)
-            finished: Floats = finishing.apply(rows)[0]
+            finished: Floats = plan.finish(rows)[0]
             return finished
 
         async with aclosing(_in_order(attempt, images, most)) as results:

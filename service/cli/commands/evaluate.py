@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +103,8 @@ def _evaluate(
     engine = build_engine(settings)
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder: there is nothing to show on a sheet")
-    with _reader(engine, settings) as read, Report(task.images) as report:
+    read = _image_reader(engine, settings)
+    with Report(task.images) as report:
         found = run(engine, read, task, choices, report, report.stage)
         shown = None if sheet is None else panels(engine, read, task, choices)
     if json is not None:
@@ -129,7 +128,8 @@ def _fit(folder: Path, choices: EvalConfig, settings: Settings, output: Path | N
     engine = build_engine(settings)
     target = _target(engine, settings, output)
     numbers = drawn(len(paths), choices).tolist()
-    with _reader(engine, settings) as read, Report(len(numbers) + len(refused)) as report:
+    read = _image_reader(engine, settings)
+    with Report(len(numbers) + len(refused)) as report:
         for path, reason in refused:
             report.skip(f"{path}: {reason}")
         whitening, count = fit_pools(engine, read, paths, numbers, report)
@@ -171,10 +171,9 @@ def _given(folder: Path | None, option: str) -> Path:
     return folder
 
 
-@contextmanager
-def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
+def _image_reader(engine: Engine, settings: Settings) -> Read:
     """Reads images as the service does."""
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
 
     def read(path: str) -> Bytes:
         try:
@@ -182,7 +181,4 @@ def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
         except (OSError, ServiceError) as error:
             raise Unreadable(said_of(path, error)) from error
 
-    try:
-        yield read
-    finally:
-        decoder.close()
+    return read

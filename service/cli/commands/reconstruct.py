@@ -74,7 +74,7 @@ def reconstruct(
 async def _reconstruct(
     pipeline: Pipeline, parameters: ReconstructParameters, data: bytes, drawn: bytes | None
 ) -> tuple[int | None, Reconstruction]:
-    seed, place = choose_removed(pipeline.info.config, pipeline.decoder, parameters, drawn, count=1)
+    seed, place = choose_removed(pipeline.info.config, pipeline.image_decoder, parameters, drawn, count=1)
     [found] = await pipeline.reconstruct([data], place, Timings())
     return seed, found
 

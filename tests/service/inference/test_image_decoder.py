@@ -24,7 +24,7 @@ ORIENTATIONS = range(1, 9)
 
 
 def decoder(config: MAEConfig = TINY, max_pixels: int = 10_000_000, **preprocessing: Any) -> ImageDecoder:
-    return ImageDecoder(config, Preprocessing(**preprocessing), max_pixels, 1)
+    return ImageDecoder(config, Preprocessing(**preprocessing), max_pixels)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

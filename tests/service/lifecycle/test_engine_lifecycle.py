@@ -33,9 +33,6 @@ class StubScheduler:
     def start(self) -> None:
         self.calls.append("start")
 
-    def stop(self) -> None:
-        self.calls.append("stop")
-
     def fail_all(self, error: ServiceError) -> None:
         self.error = error
 
@@ -45,7 +42,7 @@ class Process:
 
     def __init__(self, build: Any = lambda spec, report: FakeEngine(), **settings: Any) -> None:
         self.state, self.metrics = ServiceState(), Metrics()
-        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget())
+        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9))
         self.opened: list[tuple[Any, str]] = []
         self.lifecycle = EngineLifecycle(
             Settings(**settings),
@@ -53,7 +50,7 @@ class Process:
             self.state,
             self.metrics,
             self.budgets,
-            7,
+            self.budgets.images,
             lambda scheduler: self.opened.append((scheduler, self.state.current)),
         )
 
@@ -76,7 +73,7 @@ async def ready(**settings: Any) -> AsyncIterator[Process]:
     await until(lambda: process.state.current == "ready")
     yield process
     process.lifecycle.close()
-    assert process.scheduler.calls == ["start", "stop"]
+    assert process.scheduler.calls == ["start"]
 
 
 async def some_turns() -> None:
@@ -98,8 +95,10 @@ def test_gauges_show_what_the_budgets_hold() -> None:
     process = Process(queue_images=9, max_inflight_mb=64)
     process.budgets.requests.take(3)
     process.budgets.bodies.take(1000)
+    process.budgets.images.take(4)
     text = process.metrics.render()
     assert sample(text, "mae_ready") == 0
+    assert sample(text, "mae_admitted_images") == 4
     assert sample(text, "mae_inflight_requests") == 3 and sample(text, "mae_inflight_bytes") == 1000
     assert sample(text, "mae_queue_limit_images") == 9 and sample(text, "mae_inflight_limit_bytes") == 64e6
 

@@ -3,16 +3,14 @@
 import contextlib
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.inference.queue import QueuedRequest
+from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.workers.channel import Channel
@@ -22,6 +20,7 @@ from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters
 from service.workers.worker_connection import WorkerConnection
 from tests.support.engines import SMALL, FakeEngine
+from tests.support.queueing import Call, admitted, ask
 from tests.support.waiting import until
 
 
@@ -49,17 +48,14 @@ class Pair:
     engine_metrics: Metrics
 
     async def ask(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> list[Any]:
-        with self.admit(*numbers, operation=operation, visible=visible, deadline=deadline) as request:
-            return await request.rows()
+        return await ask(self.client, *numbers, operation=operation, visible=visible, deadline=deadline)
 
-    def admit(self, *numbers: int, operation: Any = "embed", visible: int = 4, deadline: float = 1e9) -> QueuedRequest:
+    @contextlib.contextmanager
+    def admit(self, *numbers: int, deadline: float = 1e9) -> Iterator[Call]:
         """A request whose images, of one grey each, are in the queue already."""
-        request = self.client.admit(operation, len(numbers), deadline)
-        visible_indices = np.arange(visible, dtype=np.int32)
-        for index, number in enumerate(numbers):
-            patches = 4 if operation == "reconstruct" else visible
-            request.put(index, np.full((patches, 16 * 16 * 3), number, np.uint8), visible_indices)
-        return request
+        with admitted(self.client, len(numbers), deadline=deadline) as call:
+            call.put_all(list(numbers))
+            yield call
 
     until = staticmethod(until)
 
@@ -70,7 +66,7 @@ async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) 
     counters, fd = SharedCounters.create(1), os.memfd_create("slots")
     engine_end, worker_end = socket.socketpair()
     engine_metrics, worker_metrics = Metrics(), Metrics()
-    scheduler = BatchScheduler(engine, engine_metrics, sys.maxsize)
+    scheduler = BatchScheduler(engine, engine_metrics, LocalBudget())
     scheduler.start()
     connection, worker = WorkerConnection(0, counters, fd, lambda connection, kind, content: None), WorkerEnd()
     budget = SharedBudget(counters, 0, Column.ADMITTED, queue_images, Column.RELEASED)

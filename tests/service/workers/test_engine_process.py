@@ -56,6 +56,8 @@ async def process_with(connections: list[StubConnection], **settings: Any) -> As
         yield process
     finally:
         process._lifecycle.close()
+        if process._lifecycle.scheduler is not None:
+            process._lifecycle.scheduler.stop()
         process._listener.close()
         process._counters.close()
 

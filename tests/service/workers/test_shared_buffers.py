@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from service.inference.queue import DecoderOutput
 from service.workers.shared_buffers import SharedBuffers
 from tests.support.engines import SMALL
 
@@ -20,10 +21,10 @@ def sides(fd: int) -> tuple[SharedBuffers, SharedBuffers]:
 def test_an_image_crosses(sides: tuple[SharedBuffers, SharedBuffers], visible_indices: list[int]) -> None:
     worker, engine = sides
     indices = np.array(visible_indices, np.int32)
-    worker.put_image(1, "embed", PATCHES[indices], indices)
+    worker.write_image(1, "embed", PATCHES[indices], indices)
     patches, received = engine.image(1, "embed", len(visible_indices))
     assert (patches == PATCHES[indices]).all() and (received == indices).all()
-    worker.put_image(2, "reconstruct", PATCHES, indices)
+    worker.write_image(2, "reconstruct", PATCHES, indices)
     patches, received = engine.image(2, "reconstruct", len(visible_indices))
     assert (patches == PATCHES).all() and (received == indices).all()
     assert received.dtype == np.int32 and patches.dtype == np.uint8
@@ -33,15 +34,15 @@ def test_an_image_crosses(sides: tuple[SharedBuffers, SharedBuffers], visible_in
 def test_vectors_cross(sides: tuple[SharedBuffers, SharedBuffers], operation: str, shape: tuple[int, int]) -> None:
     worker, engine = sides
     vectors = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    engine.put_result(0, operation, 3, vectors)  # type: ignore[arg-type]
-    assert (worker.result(0, operation, 3) == vectors).all()  # type: ignore[arg-type]
+    engine.write_result(0, operation, vectors)  # type: ignore[arg-type]
+    assert (worker.read_result(0, operation, 3) == vectors).all()  # type: ignore[arg-type]
 
 
 def test_a_reconstruction_crosses(sides: tuple[SharedBuffers, SharedBuffers]) -> None:
     worker, engine = sides
     error = np.array([0.25, 1, 2, 3], np.float32)
-    engine.put_result(2, "reconstruct", 1, (PATCHES, error))
-    pixels, received = worker.result(2, "reconstruct", 1)
+    engine.write_result(2, "reconstruct", DecoderOutput(PATCHES, error))
+    pixels, received = worker.read_result(2, "reconstruct", 1)
     assert (pixels == PATCHES).all() and (received == error).all()
 
 
@@ -49,8 +50,8 @@ def test_slots_do_not_overlap(sides: tuple[SharedBuffers, SharedBuffers]) -> Non
     worker, engine = sides
     indices = np.arange(4, dtype=np.int32)
     for slot in range(3):
-        worker.put_image(slot, "reconstruct", PATCHES + np.uint8(slot), indices)
-    engine.put_result(1, "reconstruct", 4, (PATCHES, np.zeros(4, np.float32)))
+        worker.write_image(slot, "reconstruct", PATCHES + np.uint8(slot), indices)
+    engine.write_result(1, "reconstruct", DecoderOutput(PATCHES, np.zeros(4, np.float32)))
     for slot in (0, 2):
         patches, received = engine.image(slot, "reconstruct", 4)
         assert (patches == PATCHES + np.uint8(slot)).all() and (received == indices).all()
@@ -59,7 +60,7 @@ def test_slots_do_not_overlap(sides: tuple[SharedBuffers, SharedBuffers]) -> Non
 def test_no_memory_is_taken_before_it_is_used(fd: int) -> None:
     slots = SharedBuffers(fd, SMALL, 10_000)
     assert os.fstat(fd).st_blocks == 0
-    slots.put_image(5, "embed", PATCHES, np.arange(4, dtype=np.int32))
+    slots.write_image(5, "embed", PATCHES, np.arange(4, dtype=np.int32))
     assert 0 < os.fstat(fd).st_blocks * 512 <= 16384
 
 

@@ -8,13 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.settings import Settings
-from service.workers.shared_counters import (
-    Column,
-    SharedBudget,
-    SharedCounters,
-    shared_budgets,
-    shared_image_budget,
-)
+from service.workers.shared_counters import Column, SharedBudget, SharedCounters, shared_budgets
 
 TAKER = """
 import sys
@@ -97,7 +91,6 @@ def test_limits_of_the_settings_hold_for_all_workers_together(counters: SharedCo
     first, second = (shared_budgets(settings, counters, worker_index) for worker_index in range(2))
     assert first.bodies.take(600_000) and not second.bodies.take(400_001) and second.bodies.take(400_000)
     assert first.requests.take(1) and second.requests.take(1) and first.requests.used == 2
-    images, other_images = (shared_image_budget(settings, counters, worker_index) for worker_index in range(2))
-    assert images.take(3) and not other_images.take(2)
+    assert first.images.take(3) and not second.images.take(2)
     counters.add(0, Column.RELEASED, 1)
-    assert other_images.take(2) and images.used == 4
+    assert second.images.take(2) and first.images.used == 4
