@@ -1,4 +1,4 @@
-"""Counters in a page of memory that all processes of the service share: a row of cells for each worker.
+"""Counters in a page of memory that all processes of the service share: some cells for each worker.
 
 Each cell is written by one process only, so no update can be lost. A lock is needed only to take from an amount that
 has a limit, and the kernel releases it when its holder dies. The page has no name in any file system: it is freed with

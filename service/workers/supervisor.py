@@ -59,7 +59,7 @@ class SupervisorListener(Protocol):
 
 
 class WorkerSupervisor:
-    """Keeps one worker running for each row of the counters."""
+    """Keeps as many workers running as the counters have cells for."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class WorkerSupervisor:
         """No worker runs yet.
 
         Args:
-            counters: have a row for each worker.
+            counters: of all workers; their number is the number of workers.
             listener_socket: the socket on which the workers accept connections.
             settings: content of the message SETTINGS, JSON.
             listener: is told of the workers' lives and messages.
@@ -133,7 +133,7 @@ class WorkerSupervisor:
             if self._failed_starts >= policy.max_failed_starts * self._counters.workers:
                 count = self._failed_starts
                 self._listener.on_workers_failed(
-                    f"{count} workers in a row have ended before they accepted a connection: {cause}"
+                    f"{count} workers, one after the other, have ended before they accepted a connection: {cause}"
                 )
                 return
             lifetime = time.monotonic() - begin

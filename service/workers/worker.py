@@ -60,7 +60,7 @@ class WorkerService(Service):
             settings: of the service.
             channel: the socket to the engine process.
             counters: of all workers.
-            worker_index: this worker's row in them.
+            worker_index: says which of their cells are this worker's.
             slots_fd: the memory that this worker shares with the engine process.
         """
         super().__init__(settings, shared_budgets(settings, counters, worker_index))

@@ -70,7 +70,7 @@ class WorkerConnection(Channel):
         """Not connected yet.
 
         Args:
-            worker_index: the worker's row in the counters.
+            worker_index: says which cells of the counters are the worker's.
             counters: of all workers.
             slots_fd: the memory that is shared with the worker.
             on_message: handles all messages but those about images and HELLO.
@@ -86,11 +86,6 @@ class WorkerConnection(Channel):
         self._on_message = on_message
         self._scheduler: BatchScheduler | None = None
         self._sinks: dict[int, ChannelSink] = {}
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the worker may send images."""
-        return self._scheduler is not None
 
     def open(self, scheduler: BatchScheduler, config: MAEConfig, count: int) -> None:
         """Lets the worker send images from now on, in `count` slots."""

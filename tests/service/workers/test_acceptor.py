@@ -1,4 +1,4 @@
-"""Which worker accepts a connection. The other worker is a row of the shared counters, which accepts nothing itself."""
+"""Which worker accepts a connection. The other worker exists only in the shared counters, and accepts nothing."""
 
 import asyncio
 import contextlib
