@@ -36,7 +36,9 @@ class LiveServer:
         self.wait_for(listening, seconds)
 
     def wait_until_ready(self, seconds: float = 120) -> None:
-        self.wait_for(lambda: httpx.get(self.url + "/readyz").status_code == 200, seconds)
+        # Until a worker accepts connections, a request waits in the listener's backlog: on a busy machine that is longer
+        # than the 5 seconds of httpx.
+        self.wait_for(lambda: httpx.get(self.url + "/readyz", timeout=seconds).status_code == 200, seconds)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -75,7 +75,7 @@ def one_client_each(server: LiveServer) -> Iterator[dict[int, httpx.Client]]:
 
 def start_two(start_server: Start, fake: dict[str, str] | None, **settings: object) -> LiveServer:
     server = start_server(fake, http_workers=2, **settings)
-    server.wait_for(lambda: server.text().count("Application startup complete") >= 2, 20)
+    server.wait_for(lambda: server.text().count("Application startup complete") >= 2, 60)
     return server
 
 
@@ -198,7 +198,7 @@ def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_serv
             answer = unharmed.result(10)
         assert answer.status_code == 200
         assert [vector[0] for vector in answer.json()["embeddings"]] == list(range(12))
-    server.wait_for(lambda: server.text().count("Application startup complete") == 3, 10)
+    server.wait_for(lambda: server.text().count("Application startup complete") == 3, 30)
     assert other in workers_of(server) and doomed not in workers_of(server) and len(workers_of(server)) == 2
     assert "has died" in server.text() and "signal 9" in server.text()
     assert server.metric("mae_requests_total", code="200") == 3, "the counts of the dead worker are lost"
