@@ -162,8 +162,7 @@ class Pipeline:
             NoDecoder: the model cannot reconstruct.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
-        if not self.info.config.has_decoder:
-            raise NoDecoder(f"{self.info.model} has no decoder: its weights hold the encoder alone")
+        require_decoder(self.info)
         seen: list[tuple[Bytes, Indices]] = [(np.empty(0, np.uint8), np.empty(0, np.int32))] * len(images)
         with self.batcher.admit("reconstruct", len(images), deadline) as ticket:
 
@@ -226,3 +225,9 @@ def require_pool(info: EngineInfo, pool: Pool) -> None:
         raise InvalidParameter(
             f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
         )
+
+
+def require_decoder(info: EngineInfo) -> None:
+    """Raises NoDecoder if the model cannot reconstruct."""
+    if not info.config.has_decoder:
+        raise NoDecoder(f"{info.model} has no decoder: its weights hold the encoder alone")

@@ -21,7 +21,7 @@ from service.cli.progress import Report
 from service.cli.vector_files.space import Row, VectorSpace
 from service.cli.vector_files.store import Store
 from service.errors import EngineLost, ServiceError
-from service.inference.masks import choose_kept
+from service.inference.masks import choose_patches_to_encode
 from service.inference.pipeline import Timings, require_pool
 from service.inference.postprocess import Postprocessing
 from service.parameters import EmbedParameters
@@ -65,7 +65,7 @@ def embed(
         require_pool(engine.info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        seed, visible_indices = choose_kept(engine.info.config, parameters)
+        seed, visible_indices = choose_patches_to_encode(engine.info.config, parameters)
         finishing = Postprocessing.of(engine.heads, parameters)
         dim = finishing.dim(engine.info.config)
         store.begin(VectorSpace.of(engine.info, parameters, seed, visible_indices, dim))

@@ -10,12 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from service.api.app import create_app
-from service.api.fast_path import FastPathMiddleware, InferenceRoute
+from service.api.fast_path import FastPathMiddleware, InferenceRoute, inference_routes
 from service.api.middleware import RequestRecord
 from service.api.responses import json_response
-from service.api.schemas import refusal
-from service.errors import QueueFull
-from service.parameters import ReconstructParameters
+from service.errors import QueueFull, ServiceError
+from service.parameters import ReconstructParameters, invalid_parameter
 from service.settings import Settings
 
 
@@ -23,9 +22,9 @@ async def echo(request: Request, parameters: Annotated[ReconstructParameters, Qu
     return json_response({"given": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
 
 
-async def refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return json_response(refusal(error.errors()[0]).body(), 422)
+async def refuse(request: Request, error: Exception) -> Response:
+    refusal = error if isinstance(error, ServiceError) else invalid_parameter(error.errors()[0])  # type: ignore[attr-defined]
+    return json_response(refusal.body(), refusal.status)
 
 
 def app(route_class: type[APIRoute]) -> FastAPI:
@@ -36,7 +35,8 @@ def app(route_class: type[APIRoute]) -> FastAPI:
         Settings(api_keys=("secret",) if route_class is InferenceRoute else ())
     ).state.service
     made.include_router(router)
-    made.add_exception_handler(RequestValidationError, refused)
+    for kind in (ServiceError, RequestValidationError):
+        made.add_exception_handler(kind, refuse)
     return made
 
 
@@ -76,8 +76,8 @@ def test_described_as_by_fastapi() -> None:
 
 
 def test_the_key_comes_first() -> None:
-    with pytest.raises(Exception, match="a valid key is needed"):
-        asyncio.run(answers("unknown=1", key="wrong"))
+    ours, _ = asyncio.run(answers("unknown=1", key="wrong"))
+    assert (ours.status_code, ours.json()["error"]["code"]) == (401, "unauthorized")
 
 
 class Unreachable:
@@ -128,7 +128,7 @@ def shortcut() -> Any:
     router = APIRouter(route_class=InferenceRoute)
     router.post("/echo")(echo)
     router.post("/fails")(fails)
-    inner = FastPathMiddleware(Unreachable(), [router])
+    inner = FastPathMiddleware(Unreachable(), inference_routes([router]))
 
     async def around(scope: Any, receive: Any, send: Any) -> None:
         scope["app"] = create_app(Settings())
@@ -138,13 +138,20 @@ def shortcut() -> Any:
     return around
 
 
-async def unkeyed(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
+async def wants_more(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
     """An endpoint that wants more than it would get."""
+
+
+async def wants_a_number(request: Request, parameters: Annotated[ReconstructParameters, Query()], id: int) -> None:
+    """An endpoint whose path parameter would have to be converted."""
 
 
 def test_what_would_not_be_called_is_refused() -> None:
     router = APIRouter(route_class=InferenceRoute)
-    with pytest.raises(TypeError, match="nothing else"):
-        router.post("/more")(unkeyed)
-    with pytest.raises(TypeError, match="nothing else"):
-        router.post("/depends", dependencies=[Depends(lambda: None)])(echo)
+    for path, endpoint, options in (
+        ("/more", wants_more, {}),
+        ("/{id}", wants_a_number, {}),
+        ("/depends", echo, {"dependencies": [Depends(lambda: None)]}),
+    ):
+        with pytest.raises(TypeError, match="nothing else"):
+            router.post(path, **options)(endpoint)
