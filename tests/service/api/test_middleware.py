@@ -256,9 +256,7 @@ def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
 @pytest.mark.parametrize("path", ["/embed", "/info", "/nowhere"])
 def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    found = run(
-        Client(observed(answer), path=path, headers={"traceparent": trace}).run()
-    ).headers
+    found = run(Client(observed(answer), path=path, headers={"traceparent": trace}).run()).headers
     assert found["traceparent"] == trace
     assert "x-request-id" in found
     assert "traceparent" not in run(Client(observed(answer), path=path).run()).headers
