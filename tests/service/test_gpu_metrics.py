@@ -231,7 +231,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The event loop goes on answering, and so does /metrics for everybody else."""
-    monkeypatch.setattr(gpu_metrics, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(gpu_metrics, "LOCK_TIMEOUT_S", 0.1)
 
     async def scrape() -> None:
         app = create_app(Settings(), lambda spec, progress: FakeEngine())
