@@ -54,9 +54,9 @@ def test_fields_may_be_anything() -> None:
 def test_a_traceback_is_a_key() -> None:
     line = JSONFormatter().format(record("x", exc_info=failure()))
     assert "\n" not in line
-    said = json.loads(line)["exception"]
-    assert said.startswith("Traceback (most recent call last)")
-    assert said.endswith("ValueError: bad\nnews")
+    exception = json.loads(line)["exception"]
+    assert exception.startswith("Traceback (most recent call last)")
+    assert exception.endswith("ValueError: bad\nnews")
 
 
 def test_a_text_line() -> None:

@@ -245,14 +245,14 @@ def read_json(content: Any, **options: Any) -> ImagesBody:
 
 
 def test_json_with_base64_and_data_uris() -> None:
-    said = {"images": [b64(IMAGES[0]), f"data:image/png;base64,{b64(IMAGES[1])}", f"DATA:;BASE64,{b64(IMAGES[2])}"]}
-    assert read_json(said) == ImagesBody(IMAGES)
+    content = {"images": [b64(IMAGES[0]), f"data:image/png;base64,{b64(IMAGES[1])}", f"DATA:;BASE64,{b64(IMAGES[2])}"]}
+    assert read_json(content) == ImagesBody(IMAGES)
 
 
 def test_json_with_a_mask() -> None:
-    said = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
-    assert read_json(said, takes_mask=True) == ImagesBody([b"image"], b"mask")
-    assert read_json({**said, "mask": None}, takes_mask=True) == ImagesBody([b"image"])
+    content = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
+    assert read_json(content, takes_mask=True) == ImagesBody([b"image"], b"mask")
+    assert read_json({**content, "mask": None}, takes_mask=True) == ImagesBody([b"image"])
 
 
 @pytest.mark.parametrize("key", ["mask", "image", "seed"])

@@ -1,4 +1,4 @@
-"""Routes of inference, beside the same routes as FastAPI calls them."""
+"""Inference routes, compared with the same routes as FastAPI calls them."""
 
 import asyncio
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from service.settings import Settings
 
 
 async def echo(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
-    return json_response({"given": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
+    return json_response({"parameters": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
 
 
 async def refuse(request: Request, error: Exception) -> Response:
@@ -27,26 +27,26 @@ async def refuse(request: Request, error: Exception) -> Response:
     return json_response(refusal.body(), refusal.status)
 
 
-def app(route_class: type[APIRoute]) -> FastAPI:
+def app_with(route_class: type[APIRoute]) -> FastAPI:
     router = APIRouter(route_class=route_class)
     router.post("/echo")(echo)
-    made = FastAPI()
-    made.state.service = create_app(
+    app = FastAPI()
+    app.state.service = create_app(
         Settings(api_keys=("secret",) if route_class is InferenceRoute else ())
     ).state.service
-    made.include_router(router)
+    app.include_router(router)
     for kind in (ServiceError, RequestValidationError):
-        made.add_exception_handler(kind, refuse)
-    return made
+        app.add_exception_handler(kind, refuse)
+    return app
 
 
-async def answers(query: str, key: str = "secret") -> list[httpx.Response]:
-    found = []
+async def post_both(query: str, key: str = "secret") -> list[httpx.Response]:
+    responses = []
     for route_class in (InferenceRoute, APIRoute):
-        transport = httpx.ASGITransport(app(route_class))
+        transport = httpx.ASGITransport(app_with(route_class))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            found.append(await client.post(f"/echo?{query}", headers={"x-api-key": key}))
-    return found
+            responses.append(await client.post(f"/echo?{query}", headers={"x-api-key": key}))
+    return responses
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ async def answers(query: str, key: str = "secret") -> list[httpx.Response]:
     ],
 )
 def test_parameters_mean_what_they_mean_to_fastapi(query: str) -> None:
-    ours, theirs = asyncio.run(answers(query))
+    ours, theirs = asyncio.run(post_both(query))
     assert (ours.status_code, ours.json()) == (theirs.status_code, theirs.json())
 
 
 def test_described_as_by_fastapi() -> None:
-    assert app(InferenceRoute).openapi() == app(APIRoute).openapi()
+    assert app_with(InferenceRoute).openapi() == app_with(APIRoute).openapi()
 
 
 def test_the_key_comes_first() -> None:
-    ours, _ = asyncio.run(answers("unknown=1", key="wrong"))
+    ours, _ = asyncio.run(post_both("unknown=1", key="wrong"))
     assert (ours.status_code, ours.json()["error"]["code"]) == (401, "unauthorized")
 
 
 class Unreachable:
-    """What FastAPI would be."""
+    """Stands where the rest of the app would."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        raise LookupError(f"{scope['method']} {scope['path']} went FastAPI's way")
+        raise LookupError(f"{scope['method']} {scope['path']} was left to the app")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
     method: str, path: str, status: int, code: str | None
 ) -> None:
     async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(shortcut())
+        transport = httpx.ASGITransport(fast_path())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path)
 
@@ -111,20 +111,20 @@ def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
 @pytest.mark.parametrize(("method", "path"), [("GET", "/echo"), ("POST", "/other"), ("POST", "/echo/")])
 def test_all_else_takes_the_usual_way(method: str, path: str) -> None:
     async def main() -> None:
-        transport = httpx.ASGITransport(shortcut())
+        transport = httpx.ASGITransport(fast_path())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.request(method, path)
 
-    with pytest.raises(LookupError, match=f"{method} {path} went"):
+    with pytest.raises(LookupError, match=f"{method} {path} was left"):
         asyncio.run(main())
 
 
 async def fails(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
-    raise QueueFull("there is no place")
+    raise QueueFull("the queue is full")
 
 
-def shortcut() -> Any:
-    """The shortcut with two routes, in front of nothing."""
+def fast_path() -> Any:
+    """The middleware with two routes, in front of an app that fails."""
     router = APIRouter(route_class=InferenceRoute)
     router.post("/echo")(echo)
     router.post("/fails")(fails)

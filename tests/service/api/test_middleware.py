@@ -1,4 +1,4 @@
-"""The two layers around every request, spoken to in plain ASGI."""
+"""The middleware around every request, called in plain ASGI."""
 
 import asyncio
 import logging
@@ -236,18 +236,18 @@ async def answer(request: Request) -> Response:
     return Response("answer")
 
 
-@pytest.mark.parametrize("given", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
-def test_a_request_keeps_its_id(given: str) -> None:
-    client = Client(observed(answer), headers={"x-request-id": given})
-    assert run(client.run()).headers["x-request-id"] == given
+@pytest.mark.parametrize("request_id", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
+def test_a_request_keeps_its_id(request_id: str) -> None:
+    client = Client(observed(answer), headers={"x-request-id": request_id})
+    assert run(client.run()).headers["x-request-id"] == request_id
 
 
 @pytest.mark.parametrize(
-    "given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
+    "request_id", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
 )
-def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
+def test_a_request_without_a_good_id_gets_one(request_id: str | None) -> None:
     app = observed(answer)
-    headers = {} if given is None else {"x-request-id": given}
+    headers = {} if request_id is None else {"x-request-id": request_id}
     ids = {run(Client(app, headers=headers).run()).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
@@ -256,15 +256,15 @@ def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
 @pytest.mark.parametrize("path", ["/embed", "/info", "/nowhere"])
 def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    found = run(Client(observed(answer), path=path, headers={"traceparent": trace}).run()).headers
-    assert found["traceparent"] == trace
-    assert "x-request-id" in found
+    headers = run(Client(observed(answer), path=path, headers={"traceparent": trace}).run()).headers
+    assert headers["traceparent"] == trace
+    assert "x-request-id" in headers
     assert "traceparent" not in run(Client(observed(answer), path=path).run()).headers
 
 
 def test_server_timing_tells_the_stages_that_were_passed() -> None:
-    found = run(Client(observed(answer)).run()).headers["server-timing"]
-    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in found.split(", "))  # type: ignore[union-attr]
+    timing = run(Client(observed(answer)).run()).headers["server-timing"]
+    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in timing.split(", "))  # type: ignore[union-attr]
     total = float(stages.pop("total"))
     assert stages == {"read": "1.5", "decode": "250.0", "infer": "12.3"}
     assert 0 <= total < 5000
