@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import threading
 import time
@@ -14,7 +13,7 @@ from model.checkpoints.errors import WeightsError
 from model.engines.base import Engine, EngineBuildError
 from model.engines.build import build
 from model.engines.spec import EngineSpec
-from service.errors import Draining, EngineLost, NotReady, Unauthorized
+from service.errors import Draining, EngineLost, NotReady
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budget, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
@@ -86,18 +85,6 @@ class Service:
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format. Call it in a thread."""
         return self.metrics.render()
-
-    def check_key(self, authorization: str, api_key: str) -> None:
-        """Compares `Authorization: Bearer KEY` or `X-API-Key: KEY` with the keys that there are.
-
-        Raises:
-            Unauthorized: none of them.
-        """
-        if not self.settings.api_keys:
-            return
-        given = (api_key or authorization.removeprefix("Bearer ")).encode()
-        if not any([hmac.compare_digest(given, key.encode()) for key in self.settings.api_keys]):
-            raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
 
     def terminate(self) -> None:
         """SIGTERM: take no new work, finish what was accepted, end. Call on the event loop."""
