@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from model.engines.build import build
-from service.errors import Draining, EngineLost, NotReady, Unauthorized
+from service.errors import Draining, EngineLost, NotReady
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
@@ -68,18 +67,6 @@ class Service(ABC):
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every change of the state, in any thread."""
         self._state.subscribe(listener)
-
-    def check_key(self, authorization: str, api_key: str) -> None:
-        """Compares `Authorization: Bearer KEY` or `X-API-Key: KEY` with the keys that there are.
-
-        Raises:
-            Unauthorized: none of them.
-        """
-        if not self.settings.api_keys:
-            return
-        given = (api_key or authorization.removeprefix("Bearer ")).encode()
-        if not any([hmac.compare_digest(given, key.encode()) for key in self.settings.api_keys]):
-            raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
 
     @abstractmethod
     def start(self) -> None:

@@ -35,7 +35,7 @@ def decoding(
 def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]:
     """Results to bytes: one image's vectors in every form, and where there is a decoder its pictures."""
     from service.api.responses import json_bytes
-    from service.api.routes.embed import base64_floats, npy  # here: `mae --help` needs no web framework
+    from service.api.routes.embed import base64_floats, npy_bytes  # here: `mae --help` needs no web framework
 
     config = info.config
     vector = np.random.default_rng(0).standard_normal((1, config.embed_dim), dtype=np.float32)
@@ -45,7 +45,7 @@ def answering(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]
         JSON_VECTOR: lambda: json_bytes({**facts, "embeddings": vector}),
         "JSON, a vector in base64": lambda: json_bytes({**facts, "embeddings": [base64_floats(one) for one in vector]}),
         "JSON, all tokens": lambda: json_bytes({**facts, "embeddings": tokens}),
-        "npy, a vector": lambda: npy(vector),
+        "npy, a vector": lambda: npy_bytes(vector),
     }
     if config.has_decoder:
         patches = fixed_patches(config)[0]

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from service.api.schemas import refusal
+from service.parameters import invalid_parameter
 from service.settings import Settings, load_settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -74,7 +74,7 @@ def parameters_of(model: type[M], given: Mapping[str, Any]) -> M:
     try:
         return model(**_fields(model, given))
     except ValidationError as error:
-        raise refusal(error.errors()[0]) from error
+        raise invalid_parameter(error.errors()[0]) from error
 
 
 def _fields(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class LiveServer:
         self.wait_for(listening, seconds)
 
     def wait_until_ready(self, seconds: float = 120) -> None:
-        # Until a worker accepts connections, a request waits in the listener's backlog: on a busy machine that is longer
-        # than the 5 seconds of httpx.
+        # Until a worker accepts connections, a request waits in the listener's backlog: on a busy machine for more than
+        # the 5 seconds that httpx has by default.
         self.wait_for(lambda: httpx.get(self.url + "/readyz", timeout=seconds).status_code == 200, seconds)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:

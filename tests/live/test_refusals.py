@@ -1,4 +1,4 @@
-"""Every refusal of the contract, sent to a real server, which afterwards serves as before."""
+"""Every refusal of the contract, from a real server, which documents it and afterwards serves as before."""
 
 import asyncio
 import base64
@@ -118,25 +118,45 @@ CASES: list[tuple[str, dict[str, Any], int, str, str]] = [
         "invalid_parameter",
         "mask",
     ),
-    ("/reconstruct", {"content": SMALL, "headers": {"accept": "text/html"}}, 406, "not_acceptable", "text/html"),
+    *(
+        (route, {"content": SMALL, "headers": {"accept": "text/html"}}, 406, "not_acceptable", "text/html")
+        for route in ("/embed", "/reconstruct")
+    ),
+    ("/classify", {"content": SMALL, "headers": {"accept": "text/html"}}, 404, "no_head", "classification head"),
 ]
 
 
+@pytest.fixture(scope="module")
+def documented(strict: LiveServer) -> dict[str, Any]:
+    """The paths of the server's OpenAPI document."""
+    paths: dict[str, Any] = httpx.get(strict.url + "/openapi.json").json()["paths"]
+    return paths
+
+
 @pytest.mark.parametrize(("route", "request_", "status", "code", "names"), CASES)
-def test_refused(strict: LiveServer, route: str, request_: dict[str, Any], status: int, code: str, names: str) -> None:
-    given = {**request_, "headers": KEY | request_.get("headers", {})}
-    answer = httpx.post(strict.url + route, **given)
+def test_refused(
+    strict: LiveServer,
+    documented: dict[str, Any],
+    route: str,
+    request_: dict[str, Any],
+    status: int,
+    code: str,
+    names: str,
+) -> None:
+    answer = httpx.post(strict.url + route, **{**request_, "headers": KEY | request_.get("headers", {})})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code), error
     assert names in error["message"]
     assert set(error) == {"code", "message", "details"}
     assert answer.headers["x-request-id"]
+    assert f"`{code}`" in documented[route.partition("?")[0]]["post"]["responses"][str(status)]["description"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}])
-def test_keys(strict: LiveServer, headers: dict[str, str]) -> None:
+def test_keys(strict: LiveServer, documented: dict[str, Any], headers: dict[str, str]) -> None:
     answer = httpx.post(strict.url + "/embed", content=SMALL, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert "401" in documented["/embed"]["post"]["responses"]
     assert httpx.post(strict.url + "/embed", content=SMALL, headers={"x-api-key": "other"}).status_code == 200
     for open_to_all in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert httpx.get(strict.url + open_to_all).status_code == 200

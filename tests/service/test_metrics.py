@@ -27,7 +27,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # those of GPUs are in test_gpu.py
-    found = families(Metrics())
+    exported = families(Metrics())
     kinds = {
         "mae_requests": "counter",
         "mae_request_duration_seconds": "histogram",
@@ -48,11 +48,11 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_queue_limit_images": "gauge",
         "mae_inflight_limit_bytes": "gauge",
     }
-    ours = {name for name in found if name.startswith("mae_") and not name.endswith("_created")}
-    assert {name: found[name].type for name in ours} == kinds  # type: ignore[attr-defined]
-    assert all(family.documentation for family in found.values())  # type: ignore[attr-defined]
-    assert "process_resident_memory_bytes" in found
-    assert "python_info" in found
+    ours = {name for name in exported if name.startswith("mae_") and not name.endswith("_created")}
+    assert {name: exported[name].type for name in ours} == kinds  # type: ignore[attr-defined]
+    assert all(family.documentation for family in exported.values())  # type: ignore[attr-defined]
+    assert "process_resident_memory_bytes" in exported
+    assert "python_info" in exported
 
 
 def test_alerts_can_see_the_first_failure_and_how_near_a_bound_is() -> None:

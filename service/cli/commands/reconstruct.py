@@ -19,7 +19,7 @@ from service.cli.files import require_folder, write_output
 from service.cli.local_pipeline import build_engine, pipeline_of, said_of
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
-from service.inference.masks import choose_removed
+from service.inference.masks import choose_patches_by_picture, choose_patches_to_remove
 from service.inference.pipeline import Pipeline, Reconstruction, Timings
 from service.parameters import ReconstructParameters
 
@@ -74,7 +74,10 @@ def reconstruct(
 async def _reconstruct(
     pipeline: Pipeline, parameters: ReconstructParameters, data: bytes, drawn: bytes | None
 ) -> tuple[int | None, Reconstruction]:
-    seed, place = choose_removed(pipeline.info.config, pipeline.image_decoder, parameters, drawn, count=1)
+    config = pipeline.info.config
+    seed, place = choose_patches_to_remove(config, parameters)
+    if drawn is not None:
+        seed, place = None, choose_patches_by_picture(config, pipeline.image_decoder, parameters, drawn, count=1)
     [found] = await pipeline.reconstruct([data], place, Timings())
     return seed, found
 

@@ -1,9 +1,11 @@
-"""Vectors between the engine and the answer."""
+"""What a request for embeddings asks for: its patches, and how its vectors are finished."""
 
 import numpy as np
 import pytest
 
 from model.checkpoints.heads import Heads, Whitening
+from model.config import PRESETS
+from model.masking import random_visible
 from service.errors import InvalidParameter
 from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
@@ -54,3 +56,27 @@ def test_what_the_model_does_not_hold_is_refused(heads: Heads, pool: str) -> Non
     with pytest.raises(InvalidParameter, match="whiten") as refused:
         plan_of(heads, EmbedParameters(pool=pool, whiten=True))
     assert refused.value.details == {"parameter": "whiten"}
+
+
+def test_the_whole_image_is_encoded_without_a_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(seed=7))
+    assert plan.seed is None and plan.visible_indices.tolist() == list(range(SMALL.num_patches))
+
+
+def test_a_share_of_the_image_is_encoded_by_a_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(keep=0.5, seed=7))
+    assert plan.seed == 7 and np.array_equal(plan.visible_indices, random_visible(SMALL.grid, 0.5, 7))
+    seeds = [plan_of(Heads(), EmbedParameters(keep=0.5)).seed for _ in range(2)]
+    assert None not in seeds and seeds[0] != seeds[1]
+
+
+def test_a_share_that_leaves_no_patch_is_refused() -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        plan_of(Heads(), EmbedParameters(keep=0.05))
+    assert refused.value.details == {"parameter": "keep"}
+
+
+def test_a_model_without_a_cls_token_refuses_it() -> None:
+    with pytest.raises(InvalidParameter, match="no cls token") as refused:
+        EmbeddingPlan.of(EmbedParameters(pool="cls"), fake_info(PRESETS["resnet_tiny"]), Heads())
+    assert refused.value.details == {"parameter": "pool"}

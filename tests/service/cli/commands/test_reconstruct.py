@@ -109,7 +109,7 @@ def test_a_pipe_is_written_to_and_not_replaced(mae: Mae, squares: Path) -> None:
         (["--mask-ratio", "1.5"], "mask_ratio: Input should be less than or equal to 1"),
         (["--mask-ratio", "1"], "mask_ratio: all 196 patches would be removed: nothing is left to reconstruct from"),
         (["--patches", "1,196"], "patches: there is no patch 196: they are numbered 0 to 195"),
-        (["--patches", "1", "--seed", "2"], "patches says which patches to remove: seed cannot too"),
+        (["--patches", "1", "--seed", "2"], "patches says which patches to remove, so seed cannot be given"),
         (["--mask", "text.png"], "the mask is no image that can be read"),
         (["--mask", "nowhere.png"], "nowhere.png: No such file or directory"),
         (["--view", "cubist"], "view: Input should be 'composite'"),
