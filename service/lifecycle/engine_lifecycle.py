@@ -51,7 +51,7 @@ class EngineLifecycle:
             on_open: takes the started scheduler, and stops it in the end. Called before the state is "ready".
         """
         self.scheduler: BatchScheduler | None = None
-        """None until the engine is loaded."""
+        """The scheduler of the engine; None until the engine is loaded."""
         self._settings = settings
         self._state = state
         self._metrics = metrics
