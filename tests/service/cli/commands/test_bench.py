@@ -38,7 +38,7 @@ def test_every_size_of_the_engine_that_would_serve(mae: Mae, tmp_path: Path) -> 
     assert shown == pytest.approx([figure["images_per_s"] for figure in found["figures"]], rel=0.01)
 
 
-def test_beside_torch_and_the_floor(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_torch_and_the_roofline(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile without its code generator, which takes a minute: the rest of it is real."""
     import torch
 
@@ -53,7 +53,7 @@ def test_beside_torch_and_the_floor(mae: Mae, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("model.benchmark.roofline.PEAK_SECONDS", 0.05)
     result = mae("bench", *QUICK, "--lanes", "1", "--max-batch", "1", "--compare", "--json", "-")
     assert result.code == 0, result.err
-    assert "x floor" in result.err and "TFLOP/s" in result.err
+    assert "roofline: images/s" in result.err and "TFLOP/s" in result.err
     [found] = json.loads(result.out)["benchmarks"]
     assert len(asked) == 2 and all(options["fullgraph"] for options in asked)
     engines = [figure["engine"] for figure in found["figures"]]
@@ -63,7 +63,7 @@ def test_beside_torch_and_the_floor(mae: Mae, monkeypatch: pytest.MonkeyPatch) -
         flops = found["flops_per_image"][f"{figure['operation']} {figure['visible']}"]
         assert figure["floor_images_per_s"] <= found["peak_flops_per_s"] / flops * (1 + 1e-9)
         assert figure["times_floor"] == pytest.approx(figure["floor_images_per_s"] / figure["images_per_s"])
-        assert figure["times_floor"] > 0.3, "nothing beats the floor by so much that it is no floor"
+        assert figure["times_floor"] > 0.3, "nothing beats the roofline by so much that it is none"
 
 
 def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,16 +87,19 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--seconds", "0"), "--seconds is more than 0"),
-        (("--model", "mae_tiny", "--model", "mae_base"), "--weights are of one model"),
+        (("--seconds", "0"), "--seconds must be more than 0"),
+        (("--model", "mae_tiny", "--model", "mae_base"), "--weights belongs to one model"),
         (("--json", "nowhere/bench.json"), "there is no folder nowhere"),
         (("--backend", "nonsense"), "BACKEND"),
-        (("--parts", "engine,wheels"), "--parts are engine, decode, answers, front, service, or all (given: 'wheels')"),
-        (("--connections", "4,0"), "--connections are numbers from 1 to 900"),
-        (("--connections", "many"), "--connections are numbers from 1 to 900"),
-        (("--load-seconds", "nan"), "--load-seconds is more than 0"),
-        (("--parts", "front", "--load-seconds", "60"), "--load-seconds is at most 22.5"),
-        (("--parts", "decode", "--compare"), "--compare is of the engine"),
+        (
+            ("--parts", "engine,wheels"),
+            "--parts takes engine, decode, answers, front, service, or all (given: 'wheels')",
+        ),
+        (("--connections", "4,0"), "--connections takes numbers from 1 to 900"),
+        (("--connections", "many"), "--connections takes numbers from 1 to 900"),
+        (("--load-seconds", "nan"), "--load-seconds must be more than 0"),
+        (("--parts", "front", "--load-seconds", "60"), "--load-seconds must be at most 22.5"),
+        (("--parts", "decode", "--compare"), "--compare needs the part engine"),
         (("--parts", "decode", "--images", "."), "holds no image"),
     ],
 )
@@ -124,7 +127,7 @@ def test_stages_without_the_engine_need_no_load(mae: Mae, squares: Path, monkeyp
     decoded = stages["decode", "8 of squares"]
     assert decoded["kilobytes"] == pytest.approx(sum(file.stat().st_size for file in squares.iterdir()) / 8000)
     assert ("answer", "PNG, composite") in stages
-    assert "8 of squares" in result.err and "no limit: " in result.err and "at most" in result.err
+    assert "8 of squares" in result.err and "no limit: " in result.err and "this takes between" in result.err
 
 
 @pytest.mark.parametrize("parts", ["all", "front", "engine,service"])
@@ -135,25 +138,25 @@ def test_without_wrk_it_says_what_to_install(mae: Mae, monkeypatch: pytest.Monke
 
 
 def test_the_whole_service_and_its_limit(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it put together; the two servers under load are measured by tests of their own, and pretend here."""
+    """All parts together; the load on both servers is replaced by fixed figures, since it has tests of its own."""
     from service.benchmark import run
-    from tests.service.benchmark.test_limit import under
+    from tests.service.benchmark.test_limit import load_figures
 
     names = ("/embed", "/embed, multipart", "/reconstruct")
-    asked: list[str] = []
+    measured: list[str] = []
 
-    def under_load(server, routes, connections, shares, window_s, progress, what):
+    def measure_under_load(server, routes, connections, shares, window_s, progress, server_name):
         assert server.core_seconds() > 0 and [route.name for route in routes] == [*names]
-        asked.append(what)
-        speed, core_ms = (200, 10.0) if what == "front end alone" else (50, 35.0)
-        return run.Served(figures=tuple(under(name, speed, core_ms) for name in names))
+        measured.append(server_name)
+        speed, core_ms = (200, 10.0) if server_name == "front end alone" else (50, 35.0)
+        return run.ServerFigures(figures=tuple(load_figures(name, speed, core_ms) for name in names))
 
-    monkeypatch.setattr(run, "under_load", under_load)
-    monkeypatch.setattr("service.benchmark.load.wrk_is_there", lambda: True)
+    monkeypatch.setattr(run, "measure_under_load", measure_under_load)
+    monkeypatch.setattr("service.benchmark.load.wrk_is_installed", lambda: True)
     options = ("--images", squares, "--max-batch", "1", "--lanes", "1")
     result = mae("bench", *QUICK, "--parts", "all", *options, "--json", "-")
     assert result.code == 0, result.err
-    assert asked == ["front end alone", "service"]
+    assert measured == ["front end alone", "service"]
     [found] = json.loads(result.out)["benchmarks"]
     limits = {limit["route"]: limit for limit in found["service"]["limits"]}
     assert tuple(limits) == names
@@ -164,9 +167,11 @@ def test_the_whole_service_and_its_limit(mae: Mae, squares: Path, monkeypatch: p
 
 
 def test_a_server_that_fails_is_one_sentence(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service.benchmark import processes
+    from service.benchmark import run
+    from service.benchmark.processes import serve_model
 
-    monkeypatch.setattr("service.benchmark.load.wrk_is_there", lambda: True)
-    monkeypatch.setattr(processes, "MAE_SERVE", (sys.executable, "-c", "print('out of memory, say')"))
+    monkeypatch.setattr("service.benchmark.load.wrk_is_installed", lambda: True)
+    command = (sys.executable, "-c", "print('out of memory, say')")
+    monkeypatch.setattr(run, "serve_model", lambda settings: serve_model(settings, command))
     result = mae("bench", *QUICK, "--parts", "service", "--images", squares)
     assert result.code == 2 and "mae: the server has ended with 0: out of memory, say" in result.err

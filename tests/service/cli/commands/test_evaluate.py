@@ -38,11 +38,11 @@ ENGINE = ("--backend", "torch", "--lanes", "1")
 
 
 def paint(folder: Path, each: int, seed: int) -> None:
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for number in range(each):
-            pixels = np.clip(draw.normal(colour, 45, (32, 32, 3)) + draw.normal(0, 25, 3), 0, 255)
+            pixels = np.clip(generator.normal(colour, 45, (32, 32, 3)) + generator.normal(0, 25, 3), 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
@@ -71,13 +71,13 @@ def wait_until_ready(client: TestClient) -> None:
         time.sleep(0.02)
 
 
-def evaluated(mae: Mae, *arguments: object) -> dict:
+def run_evaluate(mae: Mae, *arguments: object) -> dict:
     result = mae("evaluate", "--weights", "small.safetensors", *ENGINE, *arguments, "--json", "-")
     assert result.code == 0, result.err
     return json.loads(result.out)
 
 
-def embedded(mae: Mae, folder: str, *arguments: object) -> tuple[list[str], np.ndarray]:
+def run_embed(mae: Mae, folder: str, *arguments: object) -> tuple[list[str], np.ndarray]:
     options = ("--weights", "small.safetensors", *ENGINE, "-o", "vectors.npz", "--overwrite")
     assert mae("embed", folder, *options, *arguments).code == 0
     with np.load("vectors.npz") as out:
@@ -89,10 +89,10 @@ def classes(paths: list[str]) -> list[str]:
 
 
 def test_neighbours_are_those_of_scikit_learn_on_embedded_images(mae: Mae, colours: None) -> None:
-    found = evaluated(mae, "--train", "train", "--data", "data", "--neighbours", 1)
+    found = run_evaluate(mae, "--train", "train", "--data", "data", "--neighbours", 1)
     assert (found["images"]["train"], found["images"]["measured"], found["images"]["classes"]) == (36, 24, 3)
     for pool in ("cls", "mean"):
-        (fit_paths, fit), (paths, vectors) = (embedded(mae, name, "--pool", pool) for name in ("train", "data"))
+        (fit_paths, fit), (paths, vectors) = (run_embed(mae, name, "--pool", pool) for name in ("train", "data"))
         [row] = [r for r in found["classification"] if (r["features"], r["keep"]) == (pool, 1)]
         pca = PCA(whiten=True, svd_solver="full", n_components=15).fit(fit.astype(np.float64))
         for way, (a, b) in {
@@ -115,7 +115,7 @@ def test_reconstructions_are_those_of_mae_reconstruct(mae: Mae, colours: None) -
     for path in (*Path("data").rglob("*.png"),):
         if path.stem != "0":
             path.unlink()
-    found = evaluated(mae, "--train", "train", "--data", "data", "--seed", 5)
+    found = run_evaluate(mae, "--train", "train", "--data", "data", "--seed", 5)
     engine = ("--weights", "small.safetensors", *ENGINE)
     losses, decibels = [], []
     for number, name in enumerate(sorted(COLOURS)):
@@ -131,7 +131,7 @@ def test_reconstructions_are_those_of_mae_reconstruct(mae: Mae, colours: None) -
     assert [(r["strategy"], r["mask_ratio"]) for r in found["reconstruction"]] == [
         ("random", 0.5), ("random", 0.75), ("random", 0.9), ("block", 0.75), ("grid", 0.75)
     ]  # fmt: skip
-    assert evaluated(mae, "--train", "train", "--data", "data", "--seed", 5) == found
+    assert run_evaluate(mae, "--train", "train", "--data", "data", "--seed", 5) == found
 
 
 def test_one_folder_is_split_by_class_and_a_table_and_a_sheet_are_made(mae: Mae, colours: None) -> None:
@@ -154,13 +154,13 @@ def test_one_folder_is_split_by_class_and_a_table_and_a_sheet_are_made(mae: Mae,
 
 
 def test_a_limit_is_for_a_quick_look(mae: Mae, colours: None) -> None:
-    found = evaluated(mae, "--train", "train", "--data", "data", "--limit", 9)
+    found = run_evaluate(mae, "--train", "train", "--data", "data", "--limit", 9)
     assert (found["images"]["train"], found["images"]["measured"]) == (9, 9)
 
 
 def test_an_encoder_alone_is_evaluated_without_reconstructions(mae: Mae, colours: None) -> None:
     write("small.safetensors", config=SMALL.model_copy(update={"decoder_depth": 0}))
-    assert evaluated(mae, "--data", "data")["reconstruction"] == []
+    assert run_evaluate(mae, "--data", "data")["reconstruction"] == []
     result = mae("evaluate", "--weights", "small.safetensors", *ENGINE, "--data", "data", "--sheet", "sheet.png")
     assert result.code == 2 and "has no decoder" in result.err
 
@@ -177,8 +177,8 @@ def test_whitening_is_fitted_stored_and_applied(mae: Mae, colours: None, half: b
     assert {name: x.dtype for name, x in after.items() if name in before} == {n: x.dtype for n, x in before.items()}
     assert all(torch.equal(after[name], x) for name, x in before.items())
     for pool in ("cls", "mean"):
-        _, raw = embedded(mae, "train", "--pool", pool)
-        _, white = embedded(mae, "train", "--pool", pool, "--whiten")
+        _, raw = run_embed(mae, "train", "--pool", pool)
+        _, white = run_embed(mae, "train", "--pool", pool, "--whiten")
         expected = PCA(whiten=True, svd_solver="full").fit_transform(raw.astype(np.float64))[:, : white.shape[1]]
         expected *= np.sqrt(36 / 35) * np.sign((expected * white).sum(axis=0))
         np.testing.assert_allclose(white, expected, atol=0.02)
@@ -188,7 +188,7 @@ def test_whitened_vectors_through_the_route(
     mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]
 ) -> None:
     assert mae("evaluate", "--fit", "--weights", "small.safetensors", *ENGINE, "--data", "train").code == 0
-    _, white = embedded(mae, "data", "--whiten", "--normalize")
+    _, white = run_embed(mae, "data", "--whiten", "--normalize")
     np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1, atol=1e-5)
     monkeypatch.setenv("MAE_WEIGHTS", "small.safetensors")
     monkeypatch.setenv("MAE_BACKEND", "torch")
@@ -249,7 +249,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "no images are given: name a folder by --data"),
+        ([], "no images are given: name a folder with --data"),
         (["--fit"], "no images are given"),
         (["--data", "nowhere"], "nowhere: No such file or directory"),
         (["--data", "data/red"], "lies in no class"),
@@ -257,7 +257,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
         (["--data", "data", "--train", "one"], "which is not among the 1 known ones"),
         (["--data", "other", "--train", "train"], "which is not among the 3 known ones"),
         (["--data", "data", "--limit", "0"], "limit: Input should be greater than 0"),
-        (["--data", "data", "-o", "x.safetensors"], "-o goes with --fit"),
+        (["--data", "data", "-o", "x.safetensors"], "-o belongs to --fit"),
         (["--data", "data", "--fit", "--json", "-"], "--fit measures nothing"),
         (["--data", "data", "--json", "-", "--sheet", "-"], "cannot both go to standard output"),
         (["--data", "data", "--fit", "-o", "x.pth"], "x.pth should end in .safetensors"),
