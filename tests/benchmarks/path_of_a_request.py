@@ -4,11 +4,11 @@
     .venv/bin/python -m tests.benchmarks.path_of_a_request --pretrain   # `mae pretrain` with one step
     PYTHONPATH=OTHER_CHECKOUT .venv/bin/python -P tests/benchmarks/path_of_a_request.py
 
-A file counts if a function in it starts while the request is served, in any thread (sys.setprofile). A visit is a run of
-functions that start one after the other in the same file, so a file has more visits if control leaves it and comes back.
-Coroutines that continue after a wait are not counted, and neither is code that runs while a module is imported. Another
-request comes first, to warm up. The app runs in this process, without a network, around the engine that the settings
-(MAE_…) name. The last command measures the code of another checkout.
+A file counts if a function in it starts while the request is served, in any thread (sys.setprofile). A visit is a run
+of functions that start one after the other in the same file, so a file has more visits if control leaves it and comes
+back. Coroutines that continue after a wait are not counted, and neither is code that runs while a module is imported.
+Another request comes first, to warm up. The app runs in this process, without a network, around the engine that the
+settings (MAE_…) name. The last command measures the code of another checkout.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ async def serve_one_request(recorder: FunctionRecorder) -> None:
     Raises:
         SystemExit: the server does not become ready, or does not answer 200.
     """
-    # Before version 0.2.0 the app was in service/app.py. Trying the import would not tell: Python finds packages that the
-    # other checkout lacks in the installed project.
+    # Before version 0.2.0 the app was in service/app.py. Trying the import would not tell: packages that the other
+    # checkout lacks are found in the installed project.
     name = "service.api.app" if (project_root() / "service/api").is_dir() else "service.app"
     app = importlib.import_module(name).create_app()
     upload = {"image": ("image.jpg", jpeg(), "image/jpeg")}
