@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the image's `cpu` target, runs it, and ends with 1 at the first thing that is not as README.md says.
+# Builds the image's `cpu` target, runs it, and exits with 1 at the first difference from the documentation.
 #
 #   docker/check_image.sh                        with docker where its daemon answers, else with podman (and runc)
-#   BASE=debootstrap docker/check_image.sh       makes the base image from Debian's packages, where none can be pulled
+#   BASE=debootstrap docker/check_image.sh       makes the base image from Debian's packages if none can be pulled
 #
 # BASE          base image, as the build argument
 # BUILD_FLAGS   more flags for the build: a mirror, a proxy, certificates, --secret id=pip.conf,src=…
-# IMAGE         name of what is built (mae-serve-check:cpu); KEEP=1 leaves it there
+# IMAGE         name of the built image (mae-serve-check:cpu); KEEP=1 keeps it
 #
-# Needs curl and python3 beside docker or podman. Servers listen on the loopback interface.
+# Needs docker or podman, curl and python3. Servers listen on the loopback interface.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,14 +21,14 @@ read -ra EXTRA_BUILD_FLAGS <<<"${BUILD_FLAGS:-}"
 if docker info >/dev/null 2>&1; then
     TOOL=docker BUILD=(docker build) RUN=(docker run)
 else
-    # HEALTHCHECK needs docker's format; chroot, the host's network and runc with limits of its own do without a daemon,
-    # without a bridge and without cgroups of version 2, so they work inside other containers too.
+    # HEALTHCHECK needs docker's format. Isolation by chroot, the host's network, and runc with explicit limits need
+    # neither a daemon nor a bridge nor cgroups of version 2, so they work inside other containers too.
     TOOL=podman
     BUILD=(podman build --format docker --isolation chroot --network host --pull=never)
     RUN=(podman --runtime runc --log-level fatal run --pull=never --network host
         --ulimit nofile=1024:1024 --ulimit nproc=1000:1000)
 fi
-# What a careful operator runs with.
+# The flags of a careful operator.
 RUN+=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
 [[ $TOOL == podman ]] && RUN+=(--read-only-tmpfs=false)
 
@@ -60,7 +60,7 @@ build() { # build CONTEXT
         { tail -40 "$WORK/build.log" >&2; fail "the build"; }
 }
 
-start() { # start [FLAG…]: a server, and waits until it is ready; sets STARTED to how long that took
+start() { # start [FLAG…]: starts a server and waits until it is ready; sets STARTED to the time that it took
     local began
     PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     local listen=(--publish "127.0.0.1:$PORT:8000")
@@ -95,7 +95,7 @@ REVISION=$(git rev-parse HEAD)
 echo "== build"
 began=$(now)
 build .
-ok "built in $(since "$began") (layers of an earlier build count as cached: $(grep -cE 'Using cache|CACHED' "$WORK/build.log" || true))"
+ok "built in $(since "$began") (cached steps of an earlier build: $(grep -cE 'Using cache|CACHED' "$WORK/build.log" || true))"
 ok "size: $(inspect '{{.Size}}' | python3 -c 'print(f"{int(input()) / 1e6:.0f} MB, base image included")')"
 is "user" "$(inspect '{{.Config.User}}')" 10001:10001
 label() { inspect "{{index .Config.Labels \"org.opencontainers.image.$1\"}}"; }
@@ -129,12 +129,12 @@ start --env MAE_ENGINE_CACHE=/cache/anew
 is "conversions at a restart on the same volume" "$(converted)" 0
 ok "ready after $STARTED"
 start --volume "$PWD/tests/data:/weights:ro" --env MAE_WEIGHTS=/weights/mae_probe_tiny.safetensors
-is "conversions at the first start with weights of one's own" "$(converted)" 1
+is "conversions at the first start with other weights" "$(converted)" 1
 ok "ready after $STARTED"
 "$TOOL" rm --force "$NAME" >/dev/null 2>&1
 "$TOOL" volume rm "$VOLUME" >/dev/null
 start
-is "conversions at the first start, by the engine that is built in" "$(converted)" 0
+is "conversions at the first start with the packaged engine" "$(converted)" 0
 ok "ready after $STARTED"
 
 echo "== health"
@@ -150,7 +150,7 @@ fi
 ok "the health check passes"
 "$TOOL" exec --env MAE_PORT=1 "$NAME" python -I /opt/mae/bin/healthcheck.py >/dev/null &&
     fail "the health check passes where nothing listens"
-ok "and fails where nothing listens"
+ok "the health check fails where nothing listens"
 
 echo "== requests"
 "${RUN[@]}" --rm "$IMAGE" python -c '
@@ -177,9 +177,9 @@ print(image.format, len(image.getcolors(1 << 24)) > 100)' <"$WORK/panel.png")" "
 
 echo "== SIGTERM under load"
 cat >"$WORK/load.py" <<'END'
-"""Six clients send requests of 16 images one after another until they are refused, 60 s at most.
+"""Six clients send requests of 16 images one after another until one is refused, for at most 60 s.
 
-Prints, for each request, when it began, when it ended, and its status or the error's name.
+Prints for each request the times of its begin and its end, and its status or the name of the error.
 """
 
 import http.client
@@ -201,11 +201,11 @@ def client() -> None:
             connection.request("POST", "/embed", body, {"Content-Type": "multipart/form-data; boundary=x"})
             answer = connection.getresponse()
             answer.read()
-            said = str(answer.status)
+            result = str(answer.status)
         except (OSError, http.client.HTTPException) as error:
-            said = type(error).__name__
-        sys.stdout.write(f"{began} {time.time()} {said}\n")
-        if said != "200":
+            result = type(error).__name__
+        sys.stdout.write(f"{began} {time.time()} {result}\n")
+        if result != "200":
             return
 
 
@@ -229,12 +229,12 @@ import collections
 import sys
 
 signalled = float(sys.argv[1])
-rows = [line.split() for line in open(sys.argv[2])]
-accepted = [row for row in rows if float(row[0]) < signalled - 0.1]  # a request takes a moment to arrive
-during = sum(float(row[1]) > signalled for row in accepted)
-later = collections.Counter(row[2] for row in rows if float(row[0]) >= signalled)
+requests = [line.split() for line in open(sys.argv[2])]
+accepted = [request for request in requests if float(request[0]) < signalled - 0.1]  # a request takes a moment to arrive
+during = sum(float(request[1]) > signalled for request in accepted)
+later = collections.Counter(request[2] for request in requests if float(request[0]) >= signalled)
 print(f"ok    {len(accepted)} requests before the signal, {during} of them unfinished then; later ones: {dict(later)}")
-sys.exit(any(row[2] != "200" for row in accepted) or during == 0)
+sys.exit(any(request[2] != "200" for request in accepted) or during == 0)
 END
 
 echo "== rebuild after a change of the service's code"
@@ -248,7 +248,7 @@ began=$(now)
 build "$WORK/context"
 ok "rebuilt in $(since "$began"), with $(grep -cE 'Using cache|CACHED' "$WORK/build.log" || true) steps from the cache"
 layers >"$WORK/after.txt"
-is "layers made anew, of $(wc -l <"$WORK/after.txt")" "$(diff "$WORK/before.txt" "$WORK/after.txt" | grep -c '^>')" 1
-# Not asked of the first build: podman 4.3 takes a LABEL from its cache whatever the argument in it says.
+is "new layers, of $(wc -l <"$WORK/after.txt")" "$(diff "$WORK/before.txt" "$WORK/after.txt" | grep -c '^>')" 1
+# Not checked after the first build: podman 4.3 takes a LABEL from its cache even if the build argument in it changed.
 is "label revision" "$(label revision)" "$REVISION"
 echo "passed"
