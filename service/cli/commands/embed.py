@@ -81,7 +81,7 @@ def embed(
             except KeyboardInterrupt:
                 progress.write_line(f"interrupted: {progress.done} embedded so far; the same command continues the run")
                 raise typer.Exit(INTERRUPTED) from None
-    progress.write_line(f"{progress.done} embedded, {num_stored} there already, {progress.skipped} skipped: {output}")
+    progress.write_line(f"{progress.done} embedded, {num_stored} already stored, {progress.skipped} skipped: {output}")
     raise typer.Exit(1 if progress.skipped else 0)
 
 

@@ -17,25 +17,25 @@ def test_every_size_of_the_engine_that_would_serve(mae: Mae, tmp_path: Path) -> 
     file = tmp_path / "bench.json"
     result = mae("bench", *QUICK, "--lanes", "2", "--max-batch", "1", "--json", file)
     assert (result.code, result.err) == (0, "")
-    [found] = json.loads(file.read_text())["benchmarks"]
-    assert (found["engine"]["backend"], found["engine"]["preferred_batch"], found["random_weights"]) == (
+    [benchmark] = json.loads(file.read_text())["benchmarks"]
+    assert (benchmark["engine"]["backend"], benchmark["engine"]["preferred_batch"], benchmark["random_weights"]) == (
         "openvino",
         1,
         False,
     )
-    assert found["engine"]["parity"]["cosine"] > 0.999999
-    sizes = {(f["operation"], f["visible"], f["batch"], f["lanes"]) for f in found["figures"]}
+    assert benchmark["engine"]["parity"]["cosine"] > 0.999999
+    sizes = {(f["operation"], f["visible"], f["batch"], f["lanes"]) for f in benchmark["figures"]}
     assert sizes == {(o, k, b, n) for o in ("embed", "reconstruct") for k in (196, 49) for b in (1,) for n in (1, 2)}
-    for figure in found["figures"]:
+    for figure in benchmark["figures"]:
         assert figure["engine"] == "openvino fp32" and figure["batches"] >= 5 * figure["lanes"]
         assert 0 < figure["p50_ms"] <= figure["p99_ms"] and figure["images_per_s"] > 0
         assert figure["floor_images_per_s"] is None
     rows = [line.split() for line in result.out.splitlines() if "openvino fp32 " in line and line.startswith("  ")]
     assert [(row[0], *map(int, row[1:4])) for row in rows] == [
-        (f["operation"], f["visible"], f["batch"], f["lanes"]) for f in found["figures"]
+        (f["operation"], f["visible"], f["batch"], f["lanes"]) for f in benchmark["figures"]
     ]
     shown = [float(row[6]) for row in rows]
-    assert shown == pytest.approx([figure["images_per_s"] for figure in found["figures"]], rel=0.01)
+    assert shown == pytest.approx([figure["images_per_s"] for figure in benchmark["figures"]], rel=0.01)
 
 
 def test_beside_torch_and_the_roofline(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,14 +54,14 @@ def test_beside_torch_and_the_roofline(mae: Mae, monkeypatch: pytest.MonkeyPatch
     result = mae("bench", *QUICK, "--lanes", "1", "--max-batch", "1", "--compare", "--json", "-")
     assert result.code == 0, result.err
     assert "roofline: images/s" in result.err and "TFLOP/s" in result.err
-    [found] = json.loads(result.out)["benchmarks"]
+    [benchmark] = json.loads(result.out)["benchmarks"]
     assert len(asked) == 2 and all(options["fullgraph"] for options in asked)
-    engines = [figure["engine"] for figure in found["figures"]]
+    engines = [figure["engine"] for figure in benchmark["figures"]]
     assert engines == ["openvino fp32", "torch eager fp32", "torch.compile fp32"] * 4
-    assert found["flops_per_image"]["embed 196"] == 2_506_982_400
-    for figure in found["figures"]:
-        flops = found["flops_per_image"][f"{figure['operation']} {figure['visible']}"]
-        assert figure["floor_images_per_s"] <= found["peak_flops_per_s"] / flops * (1 + 1e-9)
+    assert benchmark["flops_per_image"]["embed 196"] == 2_506_982_400
+    for figure in benchmark["figures"]:
+        flops = benchmark["flops_per_image"][f"{figure['operation']} {figure['visible']}"]
+        assert figure["floor_images_per_s"] <= benchmark["peak_flops_per_s"] / flops * (1 + 1e-9)
         assert figure["times_floor"] == pytest.approx(figure["floor_images_per_s"] / figure["images_per_s"])
         assert figure["times_floor"] > 0.3, "nothing beats the roofline by so much that it is none"
 
@@ -85,7 +85,7 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (("--seconds", "0"), "--seconds must be more than 0"),
         (("--model", "mae_tiny", "--model", "mae_base"), "--weights belongs to one model"),
@@ -104,11 +104,11 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_built(
-    mae: Mae, arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mae: Mae, arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = mae("bench", *arguments)
-    assert result.code == 2 and said in result.err
+    assert result.code == 2 and sentence in result.err
 
 
 def test_an_unknown_preset_is_refused(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +121,9 @@ def test_stages_without_the_engine_need_no_load(mae: Mae, squares: Path, monkeyp
     monkeypatch.setenv("PATH", "")
     result = mae("bench", *QUICK, "--parts", "decode,answers", "--images", squares, "--json", "-")
     assert result.code == 0, result.err
-    [found] = json.loads(result.out)["benchmarks"]
-    assert found["figures"] == [] and found["service"]["front"] is None and found["service"]["limits"] == []
-    stages = {(one["stage"], one["what"]): one for one in found["service"]["stages"]}
+    [benchmark] = json.loads(result.out)["benchmarks"]
+    assert benchmark["figures"] == [] and benchmark["service"]["front"] is None and benchmark["service"]["limits"] == []
+    stages = {(cost["stage"], cost["what"]): cost for cost in benchmark["service"]["stages"]}
     decoded = stages["decode", "8 of squares"]
     assert decoded["kilobytes"] == pytest.approx(sum(file.stat().st_size for file in squares.iterdir()) / 8000)
     assert ("answer", "PNG, composite") in stages
@@ -157,10 +157,10 @@ def test_the_whole_service_and_its_limit(mae: Mae, squares: Path, monkeypatch: p
     result = mae("bench", *QUICK, "--parts", "all", *options, "--json", "-")
     assert result.code == 0, result.err
     assert measured == ["front end alone", "service"]
-    [found] = json.loads(result.out)["benchmarks"]
-    limits = {limit["route"]: limit for limit in found["service"]["limits"]}
+    [benchmark] = json.loads(result.out)["benchmarks"]
+    limits = {limit["route"]: limit for limit in benchmark["service"]["limits"]}
     assert tuple(limits) == names
-    core_ms = {(figure["operation"], figure["visible"]): figure["core_ms"] for figure in found["figures"]}
+    core_ms = {(figure["operation"], figure["visible"]): figure["core_ms"] for figure in benchmark["figures"]}
     assert limits["/embed"]["core_ms"] == pytest.approx(10 + core_ms["embed", 196])
     assert limits["/reconstruct"]["core_ms"] == pytest.approx(10 + core_ms["reconstruct", 49])
     assert "Where the time goes" in result.err and "measured / limit" in result.err
