@@ -1,4 +1,4 @@
-"""The service's engine and pipeline for a command, without a server."""
+"""The service's engine and pipeline inside a command, without a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from model.engines.base import Engine
-from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import LocalBudget
 from service.inference.pipeline import Pipeline
@@ -18,14 +17,13 @@ from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 
-ONLY_IMAGE = "image 0"
-
 
 def build_engine(settings: Settings) -> Engine:
-    """The engine of `settings`, past the parity gate; a terminal shows what is being done.
+    """Builds the engine of `settings`, which includes the parity check; a terminal shows the current step.
 
     Raises:
-        WeightsError, EngineBuildError: as `model.engines.build.build`.
+        WeightsError: the weights cannot be read.
+        EngineBuildError: the engine cannot be built, or fails the parity check.
     """
     from model.engines.build import build
 
@@ -38,20 +36,14 @@ def build_engine(settings: Settings) -> Engine:
 
 
 @asynccontextmanager
-async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
-    """A pipeline as the service has one, for at most `most_images` images at once."""
+async def open_pipeline(engine: Engine, settings: Settings, max_images: int) -> AsyncIterator[Pipeline]:
+    """The service's pipeline around `engine`, for at most `max_images` images at the same time."""
     metrics = Metrics()
     decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
-    scheduler = BatchScheduler(engine, metrics, LocalBudget(most_images))
+    scheduler = BatchScheduler(engine, metrics, LocalBudget(max_images))
     scheduler.start()
     pipeline = Pipeline(engine.info, engine.heads, decoder, scheduler, metrics, settings.decode_threads)
     try:
         yield pipeline
     finally:
         pipeline.close()
-
-
-def said_of(path: str, error: OSError | ServiceError) -> str:
-    """What is wrong, said of a file where the service speaks of the only image of a request."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return text.replace(ONLY_IMAGE, path, 1) if ONLY_IMAGE in text else f"{path}: {text}"
