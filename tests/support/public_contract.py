@@ -1,6 +1,6 @@
 """Everything public, one fact a line, computed from the code.
 
-`.venv/bin/python -m tests.support.public_contract` writes it to tests/data/public_contract.txt, where a test compares it.
+The module run as a script (COMMAND) writes it to tests/data/public_contract.txt, where a test compares it.
 """
 
 import os

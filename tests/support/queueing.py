@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 
 ALL_FOUR = np.arange(4, dtype=np.int32)
 
@@ -51,13 +51,7 @@ async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) 
 
 def gauge(batcher: BatchScheduler, name: str, **labels: str) -> float:
     """As Prometheus would see it."""
-    text = batcher._metrics.render().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return sample(batcher._metrics.render(), name, **labels)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

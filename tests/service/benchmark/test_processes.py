@@ -122,6 +122,8 @@ def test_a_server_does_not_outlive_who_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, sys, time
 from service.benchmark.processes import running
+
+pytestmark = pytest.mark.live
 with running([sys.executable, "-c", {SERVER!r}, {str(file)!r}], os.environ) as server:
     print(server._process.pid, flush=True)
     time.sleep(60)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import BatchScheduler
@@ -92,16 +91,6 @@ async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) 
         desk.close()
         await desk.gone.wait()
         os.close(fd)
-
-
-def sample(text: bytes, name: str, **labels: str) -> float:
-    """The sum of a sample in an exposition, as Prometheus would read it."""
-    return sum(
-        found.value
-        for family in text_string_to_metric_families(text.decode())
-        for found in family.samples
-        if found.name == name and labels.items() <= found.labels.items()
-    )
 
 
 @pytest.fixture

@@ -65,12 +65,14 @@ def test_a_dead_worker_holds_nothing(ledger: SharedCounters) -> None:
     assert other.used == 3 and other.take(7)
 
 
+@pytest.mark.live
 def test_processes_that_take_at_once_take_no_more_than_there_is(ledger: SharedCounters) -> None:
     takers = [other_process(TAKER, ledger, str(row)) for row in range(2)]
     assert sum(int(taker.communicate(timeout=20)[0]) for taker in takers) == 500
     assert ledger.total(Column.BYTES) == 500
 
 
+@pytest.mark.live
 def test_who_takes_waits_for_who_is_taking_but_not_for_the_dead(ledger: SharedCounters) -> None:
     holder = other_process(HOLDER, ledger)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

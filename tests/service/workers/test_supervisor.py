@@ -22,6 +22,8 @@ BRIEF = RestartPolicy(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25,
 ARRIVES = """
 import socket, sys
 from struct import Struct
+
+pytestmark = pytest.mark.live
 channel = socket.socket(fileno=int(sys.argv[1]))
 head = Struct("<IB3x")
 channel.send(head.pack(0, 2))
