@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.engines.cuda import identity
-from tests.support import fast_run
+from tests.support import costly
 
 TESTS = Path(__file__).parent
 
@@ -24,7 +24,7 @@ if WORKER:
 
 
 # Which markers a test gets for where it lies and for the fixtures that it uses, whatever lies between.
-FOLDER_MARKERS = {"live": "live"}
+FOLDER_MARKERS = {"live": "live", "gpu": "live", "tensorrt": "converts"}
 FIXTURE_MARKERS = {
     "start_server": "live",
     "null_server": "live",
@@ -38,7 +38,7 @@ FIXTURE_MARKERS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    fast = "only tests that start no process and convert no model; one that does, fails"
+    fast = "only the tests that start no process and convert no model"
     parser.addoption("--fast", action="store_true", help=fast)
     group = parser.getgroup("gpu", "tests marked gpu")
     group.addoption(
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in set(filter(None, names)):
             item.add_marker(name)
     if config.getoption("--fast"):
-        fast_run.deselect_costly(config, items)
+        costly.deselect_costly(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     # torch is imported only where there is a device
     there = bool(marked) and (config.getoption("--gpu-backend") or (identity.nvidia_device() and identity.cuda_works()))
@@ -68,10 +68,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with costly.processes_refused(not costly.is_costly(item)):
+        return (yield)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _held_to_fast(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In a fast run: no test does what the others were left out for. The first fixture, so that it sees all others."""
-    with fast_run.nothing_costly() if request.config.getoption("--fast") else nullcontext():
+def _cheap(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In a fast run nothing is converted. The first fixture of all, so that it sees the others."""
+    with costly.conversions_refused() if request.config.getoption("--fast") else nullcontext():
         yield
 
 
