@@ -12,6 +12,8 @@ import pytest
 from service.benchmark.processes import ServerFailed, core_seconds, environment_of, running
 from service.settings import load_settings
 
+pytestmark = pytest.mark.live
+
 TICKS = os.sysconf("SC_CLK_TCK")
 # Listens as a server does, says so, and has a worker, whose id it writes into a file.
 SERVER = """
@@ -122,8 +124,6 @@ def test_a_server_does_not_outlive_who_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, sys, time
 from service.benchmark.processes import running
-
-pytestmark = pytest.mark.live
 with running([sys.executable, "-c", {SERVER!r}, {str(file)!r}], os.environ) as server:
     print(server._process.pid, flush=True)
     time.sleep(60)

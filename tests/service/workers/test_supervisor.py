@@ -18,12 +18,12 @@ from service.workers.shared_counters import Column, SharedCounters
 from service.workers.supervisor import RestartPolicy, WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
 
+pytestmark = pytest.mark.live
+
 BRIEF = RestartPolicy(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25, stillborn=3)
 ARRIVES = """
 import socket, sys
 from struct import Struct
-
-pytestmark = pytest.mark.live
 channel = socket.socket(fileno=int(sys.argv[1]))
 head = Struct("<IB3x")
 channel.send(head.pack(0, 2))
