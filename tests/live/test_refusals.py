@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import struct
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.live.conftest import LiveServer, Start
+from tests.support.images import encoded
 
 KEY = {"authorization": "Bearer right"}
 
@@ -23,7 +23,7 @@ KEY = {"authorization": "Bearer right"}
 def strict(start_server: Start, photographs) -> Iterator[LiveServer]:
     """A server with narrow limits; after all refusals it must answer what it answered before them."""
     server = start_server(max_images=4, max_body_mb=2, max_inflight_mb=6, api_keys="other,right")
-    photograph = encoded(photographs["chelsea"])
+    photograph = encoded(photographs["chelsea"], "JPEG")
 
     def answers() -> list[bytes]:
         return [
@@ -37,12 +37,6 @@ def strict(start_server: Start, photographs) -> Iterator[LiveServer]:
     assert server.metric("mae_admitted_images") == server.metric("mae_inflight_bytes") == 0
     assert httpx.get(server.url + "/readyz").status_code == 200
     assert "Traceback" not in server.text()
-
-
-def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind)
-    return out.getvalue()
 
 
 def bomb() -> bytes:
@@ -181,7 +175,7 @@ def test_a_long_body_without_a_length(strict: LiveServer) -> None:
 
 
 def test_a_truncated_jpeg_names_its_image(strict: LiveServer, photographs) -> None:
-    whole = encoded(photographs["coffee"])
+    whole = encoded(photographs["coffee"], "JPEG")
     files = [("i", ("a", whole)), ("i", ("b", whole[: len(whole) // 2]))]
     answer = httpx.post(strict.url + "/embed", files=files, headers=KEY)
     assert (answer.status_code, answer.json()["error"]["details"]["image"]) == (400, 1)
@@ -190,7 +184,7 @@ def test_a_truncated_jpeg_names_its_image(strict: LiveServer, photographs) -> No
 def test_two_thousand_large_uploads_at_once(start_server: Start, photographs) -> None:
     """Memory stays bounded: most are told 429 before their bodies are read, and a small request is served meanwhile."""
     server = start_server(max_body_mb=32, max_inflight_mb=64)
-    photograph = encoded(photographs["chelsea"])
+    photograph = encoded(photographs["chelsea"], "JPEG")
     before, peak = server.resident_mb(), 0.0
     over = threading.Event()
 

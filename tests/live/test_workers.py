@@ -15,11 +15,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey, many_connections, post_all
 from tests.support.fake_server import POISON
+from tests.support.metrics import families
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
@@ -83,7 +83,7 @@ def totals(text: str) -> dict[str, float]:
     """All counters and histograms of requests, by sample; scrapes and probes are not counted."""
     return {
         f"{sample.name}{sorted(sample.labels.items())}": sample.value
-        for family in text_string_to_metric_families(text)
+        for family in families(text).values()
         if family.name.startswith("mae_") and family.type in ("counter", "histogram")
         for sample in family.samples
     }

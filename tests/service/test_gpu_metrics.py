@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service import gpu_metrics
 from service.api.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.support.engines import FakeEngine
+from tests.support.metrics import samples
 
 NAMES = {
     "mae_gpu_memory_used_bytes",
@@ -115,9 +115,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 def read(metrics: Metrics) -> dict[tuple[str, str], float]:
     return {
         (sample.name, sample.labels["gpu"]): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-        if family.name.startswith("mae_gpu")
+        for sample in samples(metrics.render())
+        if sample.name.startswith("mae_gpu")
     }
 
 

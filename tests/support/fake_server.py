@@ -6,25 +6,21 @@ import time
 
 import numpy as np
 
-from model.checkpoints.heads import Heads
 from model.config import PRESETS
 from model.engines.base import FatalEngineError
 from service.serving import run
 from service.settings import load_settings
-from tests.support.engines import fake_info
+from tests.support.engines import FakeEngine
 
 POISON = 201
 """An image of this grey is the one that the engine stumbles over."""
 
 
-class FakeEngine:
+class StumblingEngine(FakeEngine):
     """Vectors of the patches' mean, tokens of a patch's and its place; costs a given time; stumbles as FAKE says."""
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
-        self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
-        self.heads = Heads()
-        self.lanes = 1
-        self.preferred_batch = batch
+        super().__init__(batch, config=PRESETS["mae_tiny"])
         self._kind = kind
         self._seconds = seconds
 
@@ -58,7 +54,7 @@ def build(spec, progress):
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":
         raise RuntimeError("out of memory, say")
-    engine = FakeEngine(kind, seconds, spec.max_batch or 16)
+    engine = StumblingEngine(kind, seconds, spec.max_batch or 16)
     if kind == "unopenable":
         del engine.lanes
     return engine

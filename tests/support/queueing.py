@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.inference.limits import LocalBudget
 from service.inference.pipeline import PendingResults
@@ -16,6 +15,7 @@ from service.inference.queue import QueuedRequest
 from service.inference.scheduler import BatchScheduler, Scheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 
 ALL_FOUR = np.arange(4, dtype=np.int32)
 
@@ -85,13 +85,7 @@ def reserved(scheduler: BatchScheduler) -> int:
 
 def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:
     """As Prometheus would see it."""
-    text = scheduler._metrics.render().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return sample(scheduler._metrics.render(), name, **labels)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

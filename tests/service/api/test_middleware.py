@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,6 +16,7 @@ from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware,
 from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
 from service.service import LocalService, Service
 from service.settings import Settings
+from tests.support.metrics import sample
 
 Headers = dict[str, str]
 MB = 1_000_000
@@ -27,13 +27,7 @@ def service(**settings: Any) -> Service:
 
 
 def gauge(of: Service, name: str, **labels: str) -> float:
-    text = of.metrics.render().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return sample(of.metrics.render(), name, **labels)
 
 
 class Client:

@@ -12,6 +12,8 @@ import pytest
 from service.benchmark.processes import ServerFailed, core_seconds, environment_of, run_server
 from service.settings import load_settings
 
+pytestmark = pytest.mark.live
+
 TICKS = os.sysconf("SC_CLK_TCK")
 # Listens and logs its address as a server does, and starts a worker, whose id it writes into a file.
 SERVER = """

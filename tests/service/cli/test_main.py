@@ -21,11 +21,13 @@ def help_of(*command: str) -> str:
     return " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.live
 def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, service.cli.main; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
+@pytest.mark.live
 def test_the_script_tells_its_version() -> None:
     assert subprocess.check_output([SCRIPT, "--version"], text=True) == f"mae-serve {version('mae-serve')}\n"
 

@@ -15,8 +15,8 @@ from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.state import ServiceState
 from service.metrics import Metrics
 from service.settings import Settings
-from tests.service.workers.conftest import sample
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 from tests.support.queueing import run
 from tests.support.waiting import until
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
@@ -84,16 +83,6 @@ async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) 
         connection.close()
         await connection.disconnected.wait()
         os.close(fd)
-
-
-def sample(text: bytes, name: str, **labels: str) -> float:
-    """The sum of a sample in an exposition, as Prometheus would read it."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @pytest.fixture

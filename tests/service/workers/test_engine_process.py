@@ -13,8 +13,8 @@ from service.workers import engine_process
 from service.workers.engine_process import EngineProcess
 from service.workers.messages import NUMBER, Kind, unpack_engine, unpack_state
 from service.workers.metrics_merge import pack_counters
-from tests.service.workers.conftest import sample
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 from tests.support.queueing import run
 from tests.support.waiting import until
 

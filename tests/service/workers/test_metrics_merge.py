@@ -4,7 +4,7 @@ import pytest
 
 from service.metrics import Metrics
 from service.workers.metrics_merge import CounterAggregator, exposition, pack_counters, unpack_counters
-from tests.service.workers.conftest import sample
+from tests.support.metrics import sample
 
 
 def counted(requests: int = 0, seconds: float = 0.1, endpoint: str = "/embed") -> Metrics:

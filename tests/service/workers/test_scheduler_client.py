@@ -10,8 +10,9 @@ import pytest
 from model.engines.base import FatalEngineError
 from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
 from service.inference.pipeline import PendingResults
-from tests.service.workers.conftest import Pair, connected, sample
+from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 from tests.support.queueing import Gate, admitted, run
 
 

@@ -68,12 +68,14 @@ def test_a_cleared_worker_holds_nothing(counters: SharedCounters) -> None:
     assert second.used == 3 and second.take(7)
 
 
+@pytest.mark.live
 def test_processes_that_take_at_the_same_time_take_no_more_than_the_limit(counters: SharedCounters) -> None:
     takers = [other_process(TAKER, counters, str(worker_index)) for worker_index in range(2)]
     assert sum(int(taker.communicate(timeout=20)[0]) for taker in takers) == 500
     assert counters.total(Column.BYTES) == 500
 
 
+@pytest.mark.live
 def test_the_lock_is_released_when_its_holder_dies(counters: SharedCounters) -> None:
     holder = other_process(HOLDER, counters)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

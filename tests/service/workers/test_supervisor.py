@@ -18,6 +18,8 @@ from service.workers.supervisor import RestartPolicy, WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.live
+
 BRIEF = RestartPolicy(
     start_timeout_s=5,
     first_delay_s=0.02,
