@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.images", "model.checkpoints"),  # files <-> pixels <-> patches; files <-> weights
     ("model.engines",),  # weights -> something that computes
     ("model.training", "model.evaluation", "model.benchmark"),  # what is done with networks and engines
-    ("service.errors", "service.settings", "service.parameters", "service.logs", "service.gpu_metrics"),
+    ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
+    ("service.parameters",),  # the query parameters of routes, which are flags of commands too
     ("service.metrics",),
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.lifecycle",),  # loading, ready, draining, lost

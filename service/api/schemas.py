@@ -130,7 +130,7 @@ class ErrorDetail(BaseModel):
     details: dict[str, Any]
 
 
-class ErrorResponse(BaseModel):
+class ErrorAnswer(BaseModel):
     """The shape of every error."""
 
     error: ErrorDetail
@@ -165,5 +165,5 @@ def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, An
     for error in errors:
         codes.setdefault(error.status, []).append(f"`{error.code}`")
     return {
-        status: {"model": ErrorResponse, "description": " or ".join(names)} for status, names in sorted(codes.items())
+        status: {"model": ErrorAnswer, "description": " or ".join(names)} for status, names in sorted(codes.items())
     }
