@@ -38,8 +38,8 @@ def imports_of(path: Path, modules: Collection[str]) -> Iterator[str]:
     """Those of `modules` that a file imports, anywhere in it; relative imports are not used here."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = (f"{node.module}.{alias.name}" for alias in node.names)
-            yield from (name if name in modules else node.module for name in names if node.module in modules)
+            for alias in node.names:  # a name is a module or stands in one
+                yield from [name for name in (f"{node.module}.{alias.name}", node.module) if name in modules][:1]
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
 

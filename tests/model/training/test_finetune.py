@@ -211,7 +211,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "nothing says how long to train"),
+        ([], "the length of the training is not given"),
         (["--steps", "1", "--layer-decay", "0"], "--layer-decay: Input should be greater than 0"),
         (["--steps", "1", "--pool", "tokens"], "--pool: Input should be 'cls' or 'mean'"),
         (["--steps", "1", "--image-size", "33"], "33 is not a multiple of the patch size, 16"),

@@ -143,7 +143,7 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
         (["--image-size", "33", "--steps", "1"], "not a multiple of patch_size 16"),
         (["--model", "resnet_tiny", "--optimiser", "muon", "--steps", "1"], "the model has no matrices"),
         (["--resume"], "holds no run to resume"),
-        ([], "nothing says how long to train"),
+        ([], "the length of the training is not given"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
