@@ -115,6 +115,18 @@ class _Turn:
     entries: deque[QueueEntry] = field(default_factory=deque)
 
 
+@dataclass(frozen=True, slots=True)
+class NextBatch:
+    """The images that have left the queue, or the time until some may."""
+
+    entries: Sequence[QueueEntry] = ()
+    """The batch; empty if all images that were due are in `expired`, or if none was due."""
+    expired: Sequence[QueueEntry] = ()
+    """Images that were removed because their deadline has passed."""
+    wait_s: float | None = None
+    """Seconds until a batch is due: 0 if one was, None if the queue is empty."""
+
+
 class FairQueue:
     """Queued images by batch key and request. The caller holds a lock around every call."""
 
@@ -156,32 +168,18 @@ class FairQueue:
         self._shrink(request.key, len(entries))
         return entries
 
-    def next_key(self, now: float, flush: bool = False) -> tuple[BatchKey | None, float | None]:
-        """The key whose turn it is at time `now`, or else the seconds until there is one.
+    def next_batch(self, now: float, flush: bool = False) -> NextBatch:
+        """Removes the next batch from the queue: one image of each request in turn, the longest waiting request first.
 
         Args:
             now: seconds of time.monotonic().
             flush: batches that are not full are due at once.
-
-        Returns:
-            The key and None; None and the seconds; or None and None if the queue is empty.
         """
         delays = {key: 0.0 if flush else self._delay(key, now) for key in self._turns}
         due = [key for key, delay in delays.items() if delay <= 0]
-        if due:
-            return min(due, key=self._last_turn), None
-        return None, min(delays.values(), default=None)
-
-    def take(self, key: BatchKey, now: float) -> tuple[list[QueueEntry], list[QueueEntry]]:
-        """Removes the next batch of a key: one image of each request in turn, the longest waiting request first.
-
-        Args:
-            key: a key of the queue.
-            now: seconds of time.monotonic().
-
-        Returns:
-            The batch, which may be empty, and the images that were removed because their deadline has passed.
-        """
+        if not due:
+            return NextBatch(wait_s=min(delays.values(), default=None))
+        key = min(due, key=self._last_turn)
         turns = self._turns[key]
         candidates: deque[QueuedRequest] = deque()
         expired: list[QueueEntry] = []
@@ -208,7 +206,7 @@ class FairQueue:
                 turns[request] = turn
         if batch:
             self._shrink(key, len(batch))
-        return batch, expired
+        return NextBatch(batch, expired, wait_s=0.0)
 
     def _shrink(self, key: BatchKey, count: int) -> None:
         self._sizes[key] -= count

@@ -152,9 +152,11 @@ class BatchScheduler:
                 return
             request.released = True
             self._requests.discard(request)
-            if entries := self._queue.remove(request):
-                request.sink.dropped(entries)
-            self._drop(request, request.unbatched, "abandoned" if time.monotonic() < request.deadline else "deadline")
+            if request.unbatched:
+                if entries := self._queue.remove(request):
+                    request.sink.dropped(entries)
+                reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
+                self._drop(request, request.unbatched, reason)
 
     def fail_all(self, error: ServiceError) -> None:
         """See `Scheduler.fail_all`."""
@@ -199,41 +201,34 @@ class BatchScheduler:
             log.critical("lane %d has ended", lane, exc_info=error)
             self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
-    def _next_batch(self) -> list[QueueEntry] | None:
+    def _next_batch(self) -> Sequence[QueueEntry] | None:
         """Waits for a batch; returns None when none will come any more."""
         with self._changed:
             while not self.lost:
-                now = time.monotonic()
-                key, delay_s = self._queue.next_key(now, flush=self._stopping)
-                if key is None:
+                batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
+                for entry in batch.expired:
+                    entry.request.sink.dropped((entry,))
+                    self._drop(entry.request, 1, "deadline")
+                if batch.entries:
+                    for entry in batch.entries:
+                        entry.request.unbatched -= 1
+                        entry.request.sink.taken((entry,))
+                    self._images.give(len(batch.entries))
+                    self._busy += 1
+                    return batch.entries
+                if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
-                    self._changed.wait(delay_s)
-                elif batch := self._take(key, now):
-                    self._busy += 1
-                    return batch
+                    self._changed.wait(batch.wait_s)
             return None
-
-    def _take(self, key: BatchKey, now: float) -> list[QueueEntry]:
-        batch, expired = self._queue.take(key, now)
-        for entry in expired:
-            entry.request.sink.dropped((entry,))
-            self._drop(entry.request, 1, "deadline")
-        for entry in batch:
-            entry.request.unbatched -= 1
-            entry.request.sink.taken((entry,))
-        if batch:
-            self._images.give(len(batch))
-        return batch
 
     def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
         """Frees the room of `count` images of a request that enter no batch."""
-        if count:
-            self._metrics.dropped.labels(reason).inc(count)
-            self._images.give(count)
-            request.unbatched -= count
+        self._metrics.dropped.labels(reason).inc(count)
+        self._images.give(count)
+        request.unbatched -= count
 
-    def _deliver(self, batch: list[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
+    def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
         taken_at = time.monotonic() - infer_s
         waits = [taken_at - entry.queued_at for entry in batch]
         for queue_s in waits:
