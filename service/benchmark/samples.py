@@ -13,8 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.config import PRESETS
 from model.engines.parity import fixed_patches
-from model.images.preprocess import FORMATS
-from model.images.render import picture
+from model.images.preprocess import FORMATS, unpatchify
 
 MOST_FILES = 64
 GRAIN = 5.0
@@ -51,7 +50,7 @@ def made(kind: str, width: int, height: int, count: int) -> Sample:
     grain = np.random.default_rng(0)
     files = []
     for patches in fixed_patches(PRESETS["mae_tiny"])[:count]:
-        large = Image.fromarray(picture(patches)).resize((width, height), Image.Resampling.BICUBIC)
+        large = Image.fromarray(unpatchify(patches)).resize((width, height), Image.Resampling.BICUBIC)
         # One grain for all channels, as in a picture's brightness: grain of colour is what cameras take away.
         levels = np.asarray(large) + grain.normal(0, GRAIN, (height, width, 1))
         out = io.BytesIO()

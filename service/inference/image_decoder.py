@@ -20,7 +20,16 @@ from PIL import Image, UnidentifiedImageError
 
 from model.arrays import Bytes
 from model.config import MAEConfig, Preprocessing
-from model.images.preprocess import FORMATS, cut, loaded, orientation_of, rgb, square, turned
+from model.images.preprocess import (
+    FORMATS,
+    DecodedPixels,
+    apply_orientation,
+    patches_of,
+    patchify,
+    read_orientation,
+    resize_and_crop,
+    to_rgb,
+)
 from service.errors import InvalidParameter, ServiceError, TooManyPixels, UndecodableImage, UnsupportedType
 
 T = TypeVar("T")
@@ -107,12 +116,10 @@ class ImageDecoder:
             raise UndecodableImage(f"{what} cannot be decoded: {error}", **details) from error
 
     def _decode(self, image: Image.Image) -> DecodedImage:
-        size, orientation = image.size, orientation_of(image)
+        size, orientation = image.size, read_orientation(image)
         if image.format == "TIFF" and orientation >= 5:  # whose size Pillow gives turned from the start
             size = size[::-1]
-        upright = loaded(image, self._preprocessing.resized_short_side(self._config.image_size))
-        pixels = np.asarray(square(upright, self._config, self._preprocessing))
-        return DecodedImage(cut(pixels, self._config.patch_size), size, orientation)
+        return DecodedImage(patches_of(image, self._config, self._preprocessing), size, orientation)
 
     def _removed_by(self, mask: Image.Image, of: DecodedImage) -> NDArray[np.intp]:
         if mask.size != of.size:
@@ -120,10 +127,10 @@ class ImageDecoder:
                 f"the mask is {mask.width} x {mask.height} pixels, its image as stored {of.size[0]} x {of.size[1]}",
                 parameter="mask",
             )
-        white = rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-        upright = turned(white, of.orientation)  # drawn over the stored image
-        flags = square(upright, self._config, self._preprocessing, Image.Resampling.BOX)
-        shares = cut(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
+        white = to_rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
+        upright = DecodedPixels.whole(apply_orientation(white, of.orientation))  # drawn over the stored image
+        flags = resize_and_crop(upright, self._config, self._preprocessing, Image.Resampling.BOX)
+        shares = patchify(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
         return np.flatnonzero(shares > 127.5)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import ROWS, Head, Heads
+from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import InvalidParameter, NoDecoder, NoHead, ServiceError
@@ -126,7 +126,7 @@ class Pipeline:
 
             await self._feed(feed, len(images))
             rows = await self._rows(ticket, timings)
-        return rows if pool == "tokens" else [row[ROWS[pool]] for row in rows]
+        return rows if pool == "tokens" else [row[POOL_INDEX[pool]] for row in rows]
 
     async def classify(self, images: list[bytes], timings: Timings, deadline: float = math.inf) -> list[Floats]:
         """Probabilities of the head's classes for `images`, float32 [C] each, in the order of the head's facts.
@@ -144,7 +144,7 @@ class Pipeline:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
         head, whole = self.head, all_indices(self.info.config.num_patches)
-        vectors = await self.embed(images, head.facts.pool, whole, timings, deadline)
+        vectors = await self.embed(images, head.config.pool, whole, timings, deadline)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct(

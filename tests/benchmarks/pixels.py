@@ -20,7 +20,7 @@ from PIL import Image
 
 from model.engines.base import Engine
 from model.engines.build import build
-from model.images.preprocess import cut, rgb
+from model.images.preprocess import patchify, to_rgb
 from model.masking import all_indices
 from service.inference.image_decoder import ImageDecoder
 from service.settings import load_settings
@@ -30,7 +30,7 @@ BATCH = 8
 
 def plain(data: bytes, short: int, side: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
     """All pixels, then the resize, then the crop: uint8 [side, side, 3]."""
-    image = rgb(Image.open(io.BytesIO(data)))
+    image = to_rgb(Image.open(io.BytesIO(data)))
     width, height = image.size
     size = (short * width // min(width, height), short * height // min(width, height))
     left, top = (round((length - side) / 2) for length in size)
@@ -77,7 +77,7 @@ def main() -> None:
     short, side = preprocessing.resized_short_side(config.image_size), config.image_size
     decoder = ImageDecoder(config, preprocessing, settings.max_pixels, 1)
     resampling = Image.Resampling[preprocessing.filter.upper()]
-    expected = np.stack([cut(plain(data, short, side, resampling), config.patch_size) for data in images])
+    expected = np.stack([patchify(plain(data, short, side, resampling), config.patch_size) for data in images])
     found = np.stack([decoder.decode(data, 0).patches for data in images])
     decoder.close()
     levels = np.abs(found.astype(np.int16) - expected)

@@ -28,7 +28,7 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     preferred_type(request.headers.get("accept", ""), (JSON,))
     intake = RequestContext(request)
     pipeline = intake.pipeline
-    labels = pipeline.head.facts.classes  # before the body is read: without a head there is nothing to read it for
+    labels = pipeline.head.config.classes  # before the body is read: without a head there is nothing to read it for
     payload = await intake.payload()
     found = await intake.attended(pipeline.classify(payload.images, intake.record.timings, intake.deadline))
     content = {

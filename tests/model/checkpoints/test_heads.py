@@ -48,7 +48,7 @@ def test_they_come_back_to_the_bit_whatever_the_weights_precision(
     save(path, checkpoint, half=half)
     for found in (load(path).heads, read_heads(path)):
         assert found.head is not None
-        assert found.head.facts == HeadConfig(pool="cls", classes=CLASSES)
+        assert found.head.config == HeadConfig(pool="cls", classes=CLASSES)
         assert set(found.whitening) == {"mean"}
         for name, array in checkpoint.heads.arrays().items():
             np.testing.assert_array_equal(found.arrays()[name], array)

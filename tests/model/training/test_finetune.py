@@ -125,7 +125,7 @@ def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.heads.head is not None
-    assert probe.heads.head.facts == HeadConfig(pool="cls", classes=CLASSES)
+    assert probe.heads.head.config == HeadConfig(pool="cls", classes=CLASSES)
     for name, tensor in probe.tensors.items():
         assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
     assert float(rows(run)[-1]["val_accuracy"]) >= 0.95

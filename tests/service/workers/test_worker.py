@@ -32,7 +32,7 @@ def test_an_engine_with_extras() -> None:
     info = fake_info(preferred_batch=7).model_copy(update={"head": facts})
     found, heads, slots = unpacked_engine(packed_engine(info, Heads(head, {"mean": whitening}), 9))
     assert (found, slots) == (info, 9)
-    assert heads.head is not None and heads.head.facts == facts
+    assert heads.head is not None and heads.head.config == facts
     assert (heads.head.weight == head.weight).all() and (heads.head.bias == head.bias).all()
     assert set(heads.whitening) == {"mean"}
     assert (heads.whitening["mean"].centre == whitening.centre).all()
