@@ -14,9 +14,9 @@ from model.arrays import Bytes
 from model.checkpoints.locate import HUB_PREFIX, PACKAGED, locate
 from model.engines.base import Engine, EngineError
 from model.evaluation.config import EvalConfig
-from model.evaluation.evaluate import EvaluationError, Task, drawn, panels
+from model.evaluation.evaluate import EvalSplit, EvaluationError, choose_images, render_sheet
 from model.evaluation.evaluate import evaluate as run
-from model.evaluation.extract import Read, Unreadable
+from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
 from model.images.png import png
@@ -101,13 +101,13 @@ def _evaluate(
     if outputs == ["-", "-"]:
         raise CommandError("--json and --sheet cannot both go to standard output")
     fitted = None if train is None else labelled_images(train)
-    task = Task.of(labelled_images(data, fitted and fitted.classes), fitted, choices)
+    task = EvalSplit.choose(labelled_images(data, fitted and fitted.classes), fitted, choices)
     engine = build_engine(settings)
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder: there is nothing to show on a sheet")
     with _reader(engine, settings) as read, Report(task.images) as report:
         found = run(engine, read, task, choices, report, report.stage)
-        shown = None if sheet is None else panels(engine, read, task, choices)
+        shown = None if sheet is None else render_sheet(engine, read, task, choices)
     if json is not None:
         write_output(json, found.model_dump_json(indent=1).encode() + b"\n")
     if sheet is not None and shown is not None:
@@ -128,7 +128,7 @@ def _fit(folder: Path, choices: EvalConfig, settings: Settings, output: Path | N
         raise CommandError(f"there are no images in {folder}")
     engine = build_engine(settings)
     target = _target(engine, settings, output)
-    numbers = drawn(len(paths), choices).tolist()
+    numbers = choose_images(len(paths), choices).tolist()
     with _reader(engine, settings) as read, Report(len(numbers) + len(refused)) as report:
         for path, reason in refused:
             report.skip(f"{path}: {reason}")
@@ -172,7 +172,7 @@ def _given(folder: Path | None, option: str) -> Path:
 
 
 @contextmanager
-def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
+def _reader(engine: Engine, settings: Settings) -> Iterator[Reader]:
     """Reads images as the service does."""
     decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
 
@@ -180,7 +180,7 @@ def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
         try:
             return decoder.decode(Path(path).read_bytes(), 0).patches
         except (OSError, ServiceError) as error:
-            raise Unreadable(said_of(path, error)) from error
+            raise UnreadableImage(said_of(path, error)) from error
 
     try:
         yield read
