@@ -56,7 +56,9 @@ class Features(NamedTuple):
 
     def select(self, images: NDArray[np.bool_]) -> Self:
         """The results for some of the images [n]."""
-        return type(self)(*(array[images] for array in self))
+        return type(self)(
+            self.numbers[images], self.vectors[images], self.reconstruction[images], self.thumbnails[images]
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

@@ -14,8 +14,8 @@ from model.evaluation.extract import Progress, Reader, extract
 from model.evaluation.spec import EvalSpec
 
 MIN_VARIANCE = 1e-8
-"""Least variance of an axis that is kept, as a share of the largest. Less is the rounding of float32. There always is an
-axis with less, since the last layer norm removes the mean of a token."""
+"""Least variance of an axis that is kept, as a share of the largest. Less is the rounding of float32. There always is
+an axis with less, since the last layer norm removes the mean of a token."""
 
 
 class WhiteningError(ValueError):

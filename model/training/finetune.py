@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.checkpoints.checkpoint import Checkpoint, load
 from model.checkpoints.heads import POOL_INDEX, Head, Heads, pools_of
-from model.checkpoints.locate import locate, locate_named
+from model.checkpoints.locate import locate_named
 from model.checkpoints.native import HeadConfig
 from model.config import Preprocessing
 from model.nn.base import DECODER_PREFIXES, Autoencoder, unfreeze
@@ -227,7 +227,7 @@ def restore_finetuning(
         raise RunError(f"{output} was begun with other images held out")
     if held_out is not None:
         require_same_images(output, held_out, now["validation"])
-    if locate(restored.weights, None).digest != images["weights"]:
+    if locate_named(restored.weights).digest != images["weights"]:
         raise RunError(f"{output} was begun with other weights than those that are now at {restored.weights}")
     return restored, folder, validation
 

@@ -146,7 +146,7 @@ class WeightAverage:
         self._steps = 0
 
     def update(self) -> None:
-        """Takes in the weights after a step. At first the decay is smaller, so that the average soon forgets its start."""
+        """Takes in the weights after a step. The decay grows at first, so that the average soon forgets its start."""
         self._steps += 1
         decay = min(self.decay, self._steps / (self._steps + 10))
         torch._foreach_lerp_(self._mean, self._live, 1 - decay)

@@ -55,7 +55,7 @@ def killed_once_saved(command: str, run: Path, *arguments: object) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    """What the run wrote of its steps."""
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """The lines of metrics.csv."""
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.benchmark.timing import Contender, Size, doublings, inputs, measure, sizes_of
+from model.benchmark.timing import Contender, Size, inputs, measure, powers_of_two, sizes_of
 from model.config import PRESETS
 from model.engines.base import EngineError
 from tests.support.engines import SMALL, FakeEngine
@@ -34,8 +34,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def test_doublings() -> None:
-    assert {most: doublings(most) for most in (1, 2, 3, 4, 6, 32)} == {
+def test_powers_of_two() -> None:
+    assert {limit: powers_of_two(limit) for limit in (1, 2, 3, 4, 6, 32)} == {
         1: [1],
         2: [1, 2],
         3: [1, 2, 3],

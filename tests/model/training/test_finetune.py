@@ -30,7 +30,7 @@ from model.training.validation import Validation
 from service.api.app import create_app
 from service.settings import Settings
 from tests.support import training
-from tests.support.training import rows
+from tests.support.training import read_metrics
 
 through = partial(training.through, "finetune")
 killed_once_saved = partial(training.killed_once_saved, "finetune")
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path) -> list[float]:
-    return [float(row["loss"]) for row in rows(run) if row["loss"]]
+    return [float(row["loss"]) for row in read_metrics(run) if row["loss"]]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_accuracy_is_measured_at_the_end(whole: Path) -> None:
-    said = [row for row in rows(whole) if row["val_accuracy"]]
+    said = [row for row in read_metrics(whole) if row["val_accuracy"]]
     assert [row["step"] for row in said] == ["30"]
     assert float(said[0]["val_accuracy"]) == 1 and float(said[0]["val_loss"]) < 0.4
     assert len(losses(whole)) == 30 and np.mean(losses(whole)[-5:]) < 0.7 * np.mean(losses(whole)[:5])
@@ -114,7 +114,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert len(losses(run)) < 30
     through("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
-    assert rows(run)[-1]["val_loss"] == rows(whole)[-1]["val_loss"]
+    assert read_metrics(run)[-1]["val_loss"] == read_metrics(whole)[-1]["val_loss"]
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -128,7 +128,7 @@ def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path
     assert probe.heads.head.config == HeadConfig(pool="cls", classes=CLASSES)
     for name, tensor in probe.tensors.items():
         assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
-    assert float(rows(run)[-1]["val_accuracy"]) >= 0.95
+    assert float(read_metrics(run)[-1]["val_accuracy"]) >= 0.95
 
 
 def objective(**choices: Any) -> Finetuning:
@@ -187,7 +187,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
     weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
     head = Head(HeadConfig(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
-    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), workers=1)
+    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), threads=1)
     found = validation.measure(checkpoint, head, torch.device("cpu"))
 
     truth, vectors = [], []
@@ -245,6 +245,12 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_pat
     (tmp_path / "pretrained" / "recipe.json").write_text('{"recipe": {"mask_ratio": 0.75}, "data": {}}')
     assert "a run of another command" in through("-o", tmp_path / "pretrained", "--resume", code=2)
     assert (whole / "state.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_begun_with_a_presets_name_goes_on(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "preset"
+    through(folder, "-o", run, *SMALL, "--steps", "1", "--frozen", "--weights", "mae_tiny")
+    through("-o", run, "--resume")
 
 
 def classes(root: Path, count: int) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from model.checkpoints.locate import locate
 from model.training.config import Recipe
 from model.training.pretrain import starting_point
 from tests.support import training
-from tests.support.training import rows
+from tests.support.training import read_metrics
 
 through = partial(training.through, "pretrain")
 killed_once_saved = partial(training.killed_once_saved, "pretrain")
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path) -> list[float]:
-    said = rows(run)
+    said = read_metrics(run)
     assert [int(row["step"]) for row in said] == list(range(1, len(said) + 1))
     return [float(row["loss"]) for row in said]
 
@@ -61,6 +62,15 @@ def test_the_loss_falls(whole: Path) -> None:
     said = losses(whole)
     assert len(said) == 40
     assert np.mean(said[-5:]) < 0.85 * np.mean(said[:5])
+
+
+def test_the_learning_rate_of_each_step_is_upstreams_in_the_middle_of_the_step(whole: Path) -> None:
+    rates = [float(line["lr"]) for line in read_metrics(whole)]
+    assert len(rates) == 40
+    for step, rate in enumerate(rates):  # the defaults: a peak of 1e-3, 5 % of warm-up, no rate at the end
+        done = (step + 0.5) / 40
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
+        assert rate == pytest.approx(1e-3 * (done / 0.05 if done < 0.05 else cosine)), step
 
 
 def test_the_weights_can_be_served(whole: Path) -> None:
