@@ -30,7 +30,7 @@ class HuggingFacePreprocessor(BaseModel):
     """preprocessor_config.json; omitted fields have the defaults of transformers' `ViTImageProcessor`."""
 
     do_resize: Literal[True] = True
-    size: Edges = Edges(height=224, width=224)
+    size: Edges = Field(default_factory=lambda: Edges(height=224, width=224))
     resample: int = Field(default=2, ge=0, lt=len(PIL_FILTERS))
     do_center_crop: bool | None = None
     crop_size: Edges | None = None
@@ -92,7 +92,7 @@ class TimmConfig(BaseModel):
     """config.json of a model that timm has pushed to the hub."""
 
     architecture: str
-    pretrained_cfg: TimmPreprocessing = TimmPreprocessing()
+    pretrained_cfg: TimmPreprocessing = Field(default_factory=TimmPreprocessing)
 
     @model_validator(mode="before")
     @classmethod
