@@ -28,10 +28,10 @@ class Clock(threading.local):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    clocks = SimpleNamespace(perf_counter=lambda: found.now, process_time=lambda: Clock.cores)
+    clock = Clock()
+    clocks = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: Clock.cores)
     monkeypatch.setattr("model.benchmark.timing.time", clocks)
-    return found
+    return clock
 
 
 def test_powers_of_two() -> None:
@@ -101,14 +101,14 @@ def test_the_rate_is_the_median_of_the_turns(clock: Clock) -> None:
 
 def test_contenders_take_turns() -> None:
     """a b, b a, a b, …: each size is measured for all before the next, and every other turn goes backwards."""
-    said: list[str] = []
+    messages: list[str] = []
     sizes = [Size("embed", 4, 1, 1), Size("embed", 4, 2, 1)]
     contenders = [Contender("a", FakeEngine(), sizes), Contender("b", FakeEngine(), sizes[:1])]
-    found = measure(contenders, 0.003, 3, said.append)
-    order = [line.split(": ")[1] for line in said]
+    figures = measure(contenders, 0.003, 3, messages.append)
+    order = [line.split(": ")[1] for line in messages]
     assert order == ["a", "b", "a", "a", "b", "a", "a", "b", "a"]
-    assert [(figure.engine, figure.batch) for figure in found] == [("a", 1), ("b", 1), ("a", 2)]
-    assert all(figure.batches >= 3 for figure in found), "each turn times one batch at least"
+    assert [(figure.engine, figure.batch) for figure in figures] == [("a", 1), ("b", 1), ("a", 2)]
+    assert all(figure.batches >= 3 for figure in figures), "each turn times one batch at least"
 
 
 def test_each_lane_has_a_thread_of_its_own() -> None:

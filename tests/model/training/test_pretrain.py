@@ -31,20 +31,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty smooth pictures at two depths, a broken file and a text."""
     root = tmp_path_factory.mktemp("photographs")
     (root / "deep" / "deeper").mkdir(parents=True)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(20):
-        small = Image.fromarray(draw.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        place = root / "deep" / "deeper" if number % 2 else root
-        small.resize((60, 48), Image.Resampling.BICUBIC).save(place / f"{number}.png")
+        small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        parent = root / "deep" / "deeper" if number % 2 else root
+        small.resize((60, 48), Image.Resampling.BICUBIC).save(parent / f"{number}.png")
     (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more than this")
     (root / "notes.txt").write_text("no image")
     return root
 
 
 def losses(run: Path) -> list[float]:
-    said = read_metrics(run)
-    assert [int(row["step"]) for row in said] == list(range(1, len(said) + 1))
-    return [float(row["loss"]) for row in said]
+    lines = read_metrics(run)
+    assert [int(line["step"]) for line in lines] == list(range(1, len(lines) + 1))
+    return [float(line["loss"]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_loss_falls(whole: Path) -> None:
-    said = losses(whole)
-    assert len(said) == 40
-    assert np.mean(said[-5:]) < 0.85 * np.mean(said[:5])
+    values = losses(whole)
+    assert len(values) == 40
+    assert np.mean(values[-5:]) < 0.85 * np.mean(values[:5])
 
 
 def test_the_learning_rate_of_each_step_is_upstreams_in_the_middle_of_the_step(whole: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     through("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
     assert (run / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
-    one, other = (load(path / "model.safetensors").tensors for path in (run, whole))
-    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    tensors, others = (load(path / "model.safetensors").tensors for path in (run, whole))
+    assert all(tensor.equal(others[name]) for name, tensor in tensors.items())
 
 
 def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None
 def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path) -> None:
     folder, whole, run = tmp_path / "colours", tmp_path / "whole", tmp_path / "resumed"
     folder.mkdir()
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(8):  # of one colour each, so that what is removed can be told from what is not
-        Image.new("RGB", (100, 100), tuple(draw.integers(0, 256, 3).tolist())).save(folder / f"{number}.png")
+        Image.new("RGB", (100, 100), tuple(rng.integers(0, 256, 3).tolist())).save(folder / f"{number}.png")
     small = ("--model", "resnet_tiny", "--image-size", "96", "--decoder-depth", "1", "--lr", "2e-3", *SMALL[2:])
     through(folder, "-o", whole, *small, "--steps", "25")
-    said = losses(whole)
-    assert np.mean(said[-3:]) < 0.7 * np.mean(said[:3])
+    values = losses(whole)
+    assert np.mean(values[-3:]) < 0.7 * np.mean(values[:3])
     with Image.open(whole / "previews" / "step-0000025.png") as sheet:
         assert sheet.size == (4 * 96 + 3 * 8, 6 * 96 + 5 * 8)
     config = load(locate(str(whole), None).path).config
@@ -185,7 +185,7 @@ def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path
     killed_once_saved(run, folder, *small, "--steps", "25")
     assert len(losses(run)) < 25
     through("-o", run, "--resume", "--save-minutes", "9")
-    assert losses(run) == said
+    assert losses(run) == values
     changes = {"model": "resnet_tiny", "init": str(whole), "image_size": 160, "steps": 1}
     start = starting_point(Recipe(**changes), "warm")
     assert all(tensor.equal(start.tensors[name]) for name, tensor in load(whole / "model.safetensors").tensors.items())
