@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.arrays import Bytes
+from model.arrays import Bytes, Floats
 
 SIGMA, RADIUS = 1.5, 5
 WINDOW = 2 * RADIUS + 1
@@ -40,7 +39,7 @@ def ssim(a: Bytes, b: Bytes) -> float:
     return float((luminance * (2 * covariance + C2) / (variances + C2)).mean(dtype=np.float64))
 
 
-def _window_means(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _window_means(planes: Floats) -> Floats:
     """Weighted means under the window: [..., H, W, 3] -> [..., H - 10, W - 10, 3]."""
     from scipy.ndimage import correlate1d
 

@@ -32,8 +32,8 @@ from service.settings import Settings
 from tests.support import training
 from tests.support.training import read_metrics
 
-through = partial(training.through, "finetune")
-killed_once_saved = partial(training.killed_once_saved, "finetune")
+run_command = partial(training.run_command, "finetune")
+kill_once_saved = partial(training.kill_once_saved, "finetune")
 SMALL = ("--image-size", "32", "--batch-size", "16", "--threads", "1", "--log-steps", "1")
 CLASSES = ("blue", "green", "stripes")
 
@@ -68,7 +68,7 @@ def losses(run: Path) -> list[float]:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "signs"
-    err = through(folder, "-o", run, *SMALL, "--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
+    err = run_command(folder, "-o", run, *SMALL, "--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
     assert "of 12 held-out images right" in err
     return run
 
@@ -110,9 +110,9 @@ def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "signs"
     choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
-    killed_once_saved(run, folder, *SMALL, *choices)
+    kill_once_saved(run, folder, *SMALL, *choices)
     assert len(losses(run)) < 30
-    through("-o", run, "--resume", "--save-minutes", "9")
+    run_command("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
     assert read_metrics(run)[-1]["val_loss"] == read_metrics(whole)[-1]["val_loss"]
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -121,7 +121,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    err = training.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
+    err = training.run_in_process("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.heads.head is not None
@@ -222,37 +222,37 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
+    err = run_command(folder, "-o", tmp_path / "run", *arguments, code=2)
     assert sentence in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
-    assert "lies in no class" in through(folder / "blue", "-o", tmp_path / "run", "--steps", "1", code=2)
-    assert "name a folder of classes" in through("-o", tmp_path / "run", "--steps", "1", code=2)
+    assert "lies in no class" in run_command(folder / "blue", "-o", tmp_path / "run", "--steps", "1", code=2)
+    assert "name a folder of classes" in run_command("-o", tmp_path / "run", "--steps", "1", code=2)
     other = tmp_path / "other" / "red"
     other.mkdir(parents=True)
     (other / "a.png").touch()
-    err = through(folder, "-o", tmp_path / "run", "--steps", "1", "--validation", other.parent, code=2)
+    err = run_command(folder, "-o", tmp_path / "run", "--steps", "1", "--validation", other.parent, code=2)
     assert "is of the class 'red', which is not among the 3 known ones" in err
 
 
 def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_path: Path) -> None:
     before = (whole / "state.pt").stat().st_mtime_ns
-    assert "--resume goes on with it" in through(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
-    assert "was begun with mixup 0.2" in through("-o", whole, "--resume", "--mixup", "0.3", code=2)
-    assert "are not the same" in through(*classes(tmp_path, 3), "-o", whole, "--resume", code=2)
-    assert "other images held out" in through("-o", whole, "--resume", "--validation", folder, code=2)
+    assert "--resume goes on with it" in run_command(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
+    assert "was begun with mixup 0.2" in run_command("-o", whole, "--resume", "--mixup", "0.3", code=2)
+    assert "are not the same" in run_command(*classes(tmp_path, 3), "-o", whole, "--resume", code=2)
+    assert "other images held out" in run_command("-o", whole, "--resume", "--validation", folder, code=2)
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "recipe.json").write_text('{"recipe": {"mask_ratio": 0.75}, "data": {}}')
-    assert "a run of another command" in through("-o", tmp_path / "pretrained", "--resume", code=2)
+    assert "a run of another command" in run_command("-o", tmp_path / "pretrained", "--resume", code=2)
     assert (whole / "state.pt").stat().st_mtime_ns == before
 
 
 def test_a_run_begun_with_a_presets_name_goes_on(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "preset"
-    through(folder, "-o", run, *SMALL, "--steps", "1", "--frozen", "--weights", "mae_tiny")
-    through("-o", run, "--resume")
+    run_command(folder, "-o", run, *SMALL, "--steps", "1", "--frozen", "--weights", "mae_tiny")
+    run_command("-o", run, "--resume")
 
 
 def classes(root: Path, count: int) -> list[Path]:
