@@ -1,4 +1,4 @@
-"""Names for the arrays that cross between modules."""
+"""Types of the arrays that pass between modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a masked autoencoder is made of: its sizes, and how its images are prepared."""
+"""The sizes of a masked autoencoder, and how its images are prepared."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Family = Literal["vit", "resnet"]
 Positive = Annotated[int, Field(gt=0)]
 Colour = tuple[float, float, float]
 STEM_STRIDE = 4
-"""Pixels to one place of the first feature map of a residual encoder, along each side."""
+"""Stride of the first layer of a residual encoder, in pixels."""
 
 
 class MAEConfig(BaseModel):
     """Sizes of an encoder and its decoder, under upstream's names (facebookresearch/mae, models_mae.py).
 
-    `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct. `name` travels with
-    the weights and is what users see.
+    `decoder_depth` 0 means that there is no decoder: such a model embeds but does not reconstruct. `name` is stored
+    with the weights, and users see it.
 
-    A `resnet` has `stages`, a width and a number of blocks each, and no heads; each stage but the first halves the
-    resolution. Then `depth` counts the blocks of all stages, `embed_dim` is the width of the last one, and
-    `decoder_depth` counts the blocks before the upsampling; the ratios of perceptrons, `qkv_bias` and `positions` mean
-    nothing.
+    A `resnet` has `stages`, each with a width and a number of blocks, and no heads. Each stage but the first halves the
+    resolution. Its `depth` counts the blocks of all stages, its `embed_dim` is the width of the last stage, and its
+    `decoder_depth` counts the blocks before the upsampling. The ratios of perceptrons, `qkv_bias` and `positions` mean
+    nothing to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,7 @@ class MAEConfig(BaseModel):
     norm_pix_loss: bool = Field(default=False, description="The decoder predicts pixels normalised within each patch")
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _require_consistent(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.family == "vit":
@@ -64,11 +64,11 @@ class MAEConfig(BaseModel):
         attentions = [(self.embed_dim, self.num_heads, "encoder")]
         if self.has_decoder:
             attentions.append((self.decoder_embed_dim, self.decoder_num_heads, "decoder"))
-        for width, heads, whose in attentions:
+        for width, heads, part in attentions:
             if heads < 1 or width % heads:
-                raise ValueError(f"the {whose}'s width {width} is not a multiple of its {heads} heads")
+                raise ValueError(f"the {part}'s width {width} is not a multiple of its {heads} heads")
             if self.positions == "sincos" and width % 4:
-                raise ValueError(f"sine-cosine positions need the {whose}'s width ({width}) to be a multiple of 4")
+                raise ValueError(f"sine-cosine positions need the {part}'s width ({width}) to be a multiple of 4")
 
     def _require_stages(self) -> None:
         if not self.stages:
@@ -95,7 +95,7 @@ class MAEConfig(BaseModel):
 
     @property
     def has_cls(self) -> bool:
-        """Whether the encoder has a cls token; a residual one has the mean of its features in that place."""
+        """Whether the encoder has a cls token; a residual encoder gives the mean of its features instead."""
         return self.family == "vit"
 
     @property
@@ -105,17 +105,17 @@ class MAEConfig(BaseModel):
 
     @property
     def num_patches(self) -> int:
-        """N, the number of patches of an image."""
+        """N, the number of patches per image."""
         return self.grid**2
 
     @property
     def patch_dim(self) -> int:
-        """P = p * p * 3, the numbers in one patch."""
+        """P = p * p * 3, the numbers per patch."""
         return self.patch_size**2 * 3
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes the model's square: part of the model, since other pixels give other vectors.
+    """How an image becomes the model's square. It is part of the model, since other pixels give other vectors.
 
     `resize="short"` scales the short side to `image_size / crop_fraction` and takes the centre square;
     `"squash"` scales both sides to `image_size` whatever the shape (Hugging Face's ViTImageProcessor does).
@@ -130,13 +130,13 @@ class Preprocessing(BaseModel):
     std: Annotated[Colour, Field(description="per channel, of pixels in 0..1")] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
-    def _usable(self) -> Self:
+    def _require_finite(self) -> Self:
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise ValueError("mean must be finite and std positive")
         return self
 
     def resized_short_side(self, image_size: int) -> int:
-        """Length in pixels of the short side before the centre square of `image_size` is cut out, as timm rounds it.
+        """Length in pixels of the short side before the centre square of `image_size` is cropped, rounded as by timm.
 
         The millionth undoes the rounding of fractions such as 224 / 400, which would otherwise give 399.
         """

@@ -1,10 +1,11 @@
-"""Which patches a masked autoencoder sees: random, block, grid, explicit (He et al. 2021, section 3 and figure 6).
+"""Masking: which patches stay visible, by random, block or grid strategy (He et al. 2021, section 3 and figure 6).
 
-NumPy alone, so that serving needs no torch. Every draw comes from the raw 64-bit outputs of PCG64, which NumPy keeps
-frozen across versions (its shuffles and integer draws are not), so a seed means the same mask for good.
+The module needs NumPy alone, so that serving needs no torch. Every draw comes from the raw 64-bit outputs of PCG64,
+which NumPy keeps frozen across versions (its shuffles and integer draws are not), so a seed means the same mask for
+good.
 
-A mask is written as positions: the indices of the visible patches, row-major, ascending, int32 [K]; as an array of
-N flags, 1 means removed and 0 kept, as upstream.
+A mask is written as visible indices: the row-major indices of the visible patches, ascending, int32 [K]. Written as N
+flags, 1 means removed and 0 kept, as upstream.
 """
 
 from __future__ import annotations
@@ -17,30 +18,31 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model.arrays import Indices
+from model.arrays import Bytes, Indices
 
 Strategy = Literal["random", "block", "grid"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MAX_SEED = 2**64 - 1
 PAD = -1
-"""No position: fills up the rows of images with fewer visible patches than others of their batch."""
+"""The index that means no patch. It pads the visible indices of images with fewer visible patches than others of their
+batch."""
 
 
 class MaskError(ValueError):
-    """A mask that cannot be: nothing or everything visible, or a patch that the image does not have."""
+    """A mask that is not possible: it leaves nothing or everything visible, or names a patch that does not exist."""
 
 
 def choose_visible(strategy: Strategy, grid: int, mask_ratio: float, seed: int) -> Indices:
-    """Positions of the K = int(N (1 - mask_ratio)) patches that stay visible, int32 [K].
+    """Chooses the K = int(N (1 - mask_ratio)) patches that stay visible, int32 [K].
 
     Raises:
         MaskError: the ratio removes none or all of the N = grid * grid patches.
     """
-    return _checked(_kept(strategy, grid, visible_count(grid**2, mask_ratio), seed), grid**2)
+    return _require_mixed(_draw(strategy, grid, visible_count(grid**2, mask_ratio), seed), grid**2)
 
 
 def random_visible(grid: int, keep: float, seed: int) -> Indices:
-    """Positions of a random K = int(N keep) patches, int32 [K]; all of them for `keep` 1.
+    """Chooses a random K = int(N keep) of the patches, int32 [K]; all of them for `keep` 1.
 
     Raises:
         MaskError: fewer than one patch would be kept.
@@ -50,43 +52,51 @@ def random_visible(grid: int, keep: float, seed: int) -> Indices:
     count = int(grid**2 * keep)
     if count < 1:
         raise MaskError(f"keep={keep} leaves none of the {grid**2} patches")
-    return _kept("random", grid, count, seed)
+    return _draw("random", grid, count, seed)
 
 
 def visible_without(removed: Iterable[int], num_patches: int) -> Indices:
-    """Positions left visible when the patches `removed` (row-major indices) are taken away, int32 [K].
+    """The patches that stay visible when the patches `removed` (row-major indices) are removed, int32 [K].
 
     Raises:
-        MaskError: an index outside 0..N-1, nothing removed, or everything.
+        MaskError: an index is outside 0..N-1, or nothing or everything is removed.
     """
     mask = np.zeros(num_patches, dtype=bool)
     for index in removed:
         if not 0 <= index < num_patches:
             raise MaskError(f"there is no patch {index}: they are numbered 0 to {num_patches - 1}")
         mask[index] = True
-    return _checked(np.flatnonzero(~mask).astype(np.int32), num_patches)
+    return _require_mixed(np.flatnonzero(~mask).astype(np.int32), num_patches)
 
 
 def all_indices(num_patches: int) -> Indices:
-    """Positions 0..N-1, int32 [N]: the whole image."""
+    """All indices 0..N-1, int32 [N]: the whole image is visible."""
     return np.arange(num_patches, dtype=np.int32)
 
 
-def removed_flags(visible_indices: Indices, num_patches: int) -> NDArray[np.uint8]:
+def removed_flags(visible_indices: Indices, num_patches: int) -> Bytes:
     """The mask as upstream writes it, uint8 [N]: 1 = removed, 0 = kept."""
     mask = np.ones(num_patches, dtype=np.uint8)
     mask[visible_indices] = 0
     return mask
 
 
-def restore_indices_for(visible_indices: NDArray[np.int32], num_patches: int) -> NDArray[np.int32]:
-    """Which row of `[mask token, cls, visible…]` the decoder puts in each of the N places: int32 [B, K] -> [B, N].
+def restore_indices_for(visible_indices: Indices, num_patches: int) -> Indices:
+    """The token in `[mask token, cls, visible…]` that the decoder takes for each of the N patches.
 
-    Indices may be `PAD`.
+    It is the counterpart of upstream's `ids_restore`: 0 for a removed patch, 2 + k for the k-th visible one.
+
+    Args:
+        visible_indices: indices of the visible patches, int32 [B, K]; some may be `PAD`.
+        num_patches: N.
+
+    Returns:
+        int32 [B, N].
     """
-    rows = np.zeros((len(visible_indices), num_patches + 1), dtype=np.int32)  # the last column is what PAD means
-    np.put_along_axis(rows, visible_indices, np.arange(2, visible_indices.shape[1] + 2, dtype=np.int32)[None], axis=1)
-    return np.ascontiguousarray(rows[:, :num_patches])
+    tokens = np.arange(2, visible_indices.shape[1] + 2, dtype=np.int32)
+    restore = np.zeros((len(visible_indices), num_patches + 1), dtype=np.int32)  # PAD, -1, writes to the last column
+    np.put_along_axis(restore, visible_indices, tokens[None], axis=1)
+    return np.ascontiguousarray(restore[:, :num_patches])
 
 
 def visible_count(num_patches: int, mask_ratio: float) -> int:
@@ -95,23 +105,24 @@ def visible_count(num_patches: int, mask_ratio: float) -> int:
 
 
 def new_seed() -> int:
-    """A fresh seed below 2**53, which JSON readers with double precision give back unchanged."""
+    """Draws a seed below 2**53, which JSON readers with double precision give back unchanged."""
     return secrets.randbelow(2**53)
 
 
-def _kept(strategy: Strategy, grid: int, count: int, seed: int) -> Indices:
+def _draw(strategy: Strategy, grid: int, count: int, seed: int) -> Indices:
+    """Draws `count` visible patches, ascending, int32 [count]."""
     bits = np.random.PCG64(seed)
     if strategy == "random":
         order = np.argsort(bits.random_raw(grid**2), kind="stable")
     elif strategy == "grid":
         order = _grid_order(bits, grid)
     else:
-        return _outside_blocks(bits, grid, count)
+        return _draw_outside_blocks(bits, grid, count)
     return np.sort(order[:count]).astype(np.int32)
 
 
 def _grid_order(bits: np.random.PCG64, grid: int) -> NDArray[np.intp]:
-    """Patches in the order of a Bayer matrix, shifted by the seed: any prefix of it is spread evenly.
+    """Patches in the order of a Bayer matrix, shifted by the seed: any prefix of the order is spread evenly.
 
     The first quarter is one patch of every 2 x 2, which is the paper's grid-wise sampling (figure 6); the first half is
     a chequerboard.
@@ -123,33 +134,34 @@ def _grid_order(bits: np.random.PCG64, grid: int) -> NDArray[np.intp]:
     return np.argsort(np.roll(ranks, (down, right), axis=(0, 1))[:grid, :grid], axis=None, kind="stable")
 
 
-def _outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Indices:
-    """What rectangles leave when all but `count` patches are gone: block-wise masking (BEiT, Bao et al. 2021, alg. 1).
+def _draw_outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Indices:
+    """Removes rectangles until `count` patches are left: block-wise masking (BEiT, Bao et al. 2021, algorithm 1).
 
-    A rectangle has 16 patches at least (or what is left to remove), an aspect ratio between 0.3 and 1 / 0.3, and lies
-    around a patch that was still visible, so each one removes something; the last one stops at the exact count.
+    A rectangle has at least 16 patches (or as many as are left to remove) and an aspect ratio between 0.3 and 1 / 0.3.
+    It lies around a patch that was still visible, so each one removes something. The last one stops at the exact count.
     """
     removed = np.zeros((grid, grid), dtype=bool)
     left = grid**2 - count
     while left:
-        area_draw, aspect_draw, place_draw = (int(raw >> 11) * 2.0**-53 for raw in bits.random_raw(3))
+        area_draw, aspect_draw, centre_draw = (int(raw >> 11) * 2.0**-53 for raw in bits.random_raw(3))
         area = min(16, left) + area_draw * (left - min(16, left))
         aspect = math.exp((2 * aspect_draw - 1) * math.log(1 / 0.3))
         height = min(grid, max(1, round(math.sqrt(area * aspect))))
         width = min(grid, max(1, round(math.sqrt(area / aspect))))
         visible = np.flatnonzero(~removed)
-        row, column = divmod(int(visible[int(place_draw * len(visible))]), grid)
+        row, column = divmod(int(visible[int(centre_draw * len(visible))]), grid)
         top = min(max(row - height // 2, 0), grid - height)
-        first = min(max(column - width // 2, 0), grid - width)
+        start = min(max(column - width // 2, 0), grid - width)
         block = np.zeros_like(removed)
-        block[top : top + height, first : first + width] = True
-        fresh = np.flatnonzero(block & ~removed)[:left]
-        removed.flat[fresh] = True
-        left -= len(fresh)
+        block[top : top + height, start : start + width] = True
+        newly_removed = np.flatnonzero(block & ~removed)[:left]
+        removed.flat[newly_removed] = True
+        left -= len(newly_removed)
     return np.flatnonzero(~removed).astype(np.int32)
 
 
-def _checked(visible_indices: Indices, num_patches: int) -> Indices:
+def _require_mixed(visible_indices: Indices, num_patches: int) -> Indices:
+    """Returns the indices unless they leave no patch visible or none removed."""
     if len(visible_indices) == 0:
         raise MaskError(f"all {num_patches} patches would be removed: nothing is left to reconstruct from")
     if len(visible_indices) == num_patches:

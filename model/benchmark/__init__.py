@@ -1,1 +1,1 @@
-"""How fast an engine is, beside torch and beside what its device could do."""
+"""Benchmarks of an engine, beside torch and beside the roofline of its device."""

@@ -1,4 +1,4 @@
-"""The same graphs run by torch without an engine of ours: eagerly, and by torch.compile. What is to be beaten."""
+"""Baselines to compare an engine with: the same graphs run by torch, eagerly and by torch.compile."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from model.nn.serving import DecoderGraph, EncoderGraph
 
 
 class Baseline:
-    """An engine in form, with one lane that has the whole device: autocast to float16 on CUDA, float32 elsewhere."""
+    """Torch as an `Engine` with one lane that has the whole device: autocast to float16 on CUDA, float32 elsewhere."""
 
     def __init__(self, checkpoint: Checkpoint, info: EngineInfo, compiled: bool) -> None:
-        """Puts the graphs of `checkpoint` onto the device that `info` names."""
+        """Puts the graphs of `checkpoint` on the device that `info` names."""
         self._device = torch.device(info.device)
         self._half = self._device.type == "cuda"
         if not self._half:
@@ -33,45 +33,45 @@ class Baseline:
         self.lanes = 1
         self.preferred_batch = info.preferred_batch
         model = checkpoint.build(info.config.image_size)
-        self._encoder = self._prepared(EncoderGraph(model, info.preprocessing), compiled)
+        self._encoder = self._prepare(EncoderGraph(model, info.preprocessing), compiled)
         self._decoder = (
-            self._prepared(DecoderGraph(model, info.preprocessing), compiled) if info.config.has_decoder else None
+            self._prepare(DecoderGraph(model, info.preprocessing), compiled) if info.config.has_decoder else None
         )
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        return _host(self._encode(patches, visible_indices)[0])
+        return _to_host(self._encode(patches, visible_indices)[0])
 
     def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        return _host(self._encode(patches, visible_indices)[1][:, 1:])
+        return _to_host(self._encode(patches, visible_indices)[1][:, 1:])
 
     def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
         """See `Engine.reconstruct`."""
         if self._decoder is None:
             raise EngineError("the model has no decoder")
         latent = self._encode(gather_visible(patches, visible_indices), visible_indices)[1]
-        rows = restore_indices_for(visible_indices, self.info.config.num_patches)
-        pixels, error = self._run(self._decoder, latent, self._send(rows), self._send(patches))
-        return pixels.cpu().numpy(), _host(error)
+        restore_indices = restore_indices_for(visible_indices, self.info.config.num_patches)
+        pixels, error = self._run(self._decoder, latent, self._to_device(restore_indices), self._to_device(patches))
+        return pixels.cpu().numpy(), _to_host(error)
 
-    def _prepared(self, graph: nn.Module, compiled: bool) -> Any:
+    def _prepare(self, graph: nn.Module, compiled: bool) -> Any:
         graph = graph.eval().to(self._device)
-        # Dynamic, as a server needs it: another graph for each batch size and K would be minutes of compiling. Whole,
-        # because a part left out would run eagerly under the name of the compiler.
+        # Dynamic shapes, as a server needs them: one graph per batch size and K would take minutes to compile. The full
+        # graph, because a part that is left out would run eagerly under the compiler's name.
         return torch.compile(graph, fullgraph=True, dynamic=True) if compiled else graph
 
     def _encode(self, patches: Bytes, visible_indices: Indices) -> tuple[Tensor, Tensor]:
-        pooled, latent = self._run(self._encoder, self._send(patches), self._send(visible_indices))
+        pooled, latent = self._run(self._encoder, self._to_device(patches), self._to_device(visible_indices))
         return pooled, latent
 
     def _run(self, graph: Any, *arguments: Tensor) -> Any:
         with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=self._half):
             return graph(*arguments)
 
-    def _send(self, array: Bytes | Indices) -> Tensor:
+    def _to_device(self, array: Bytes | Indices) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
 
-def _host(tensor: Tensor) -> Floats:
+def _to_host(tensor: Tensor) -> Floats:
     return np.asarray(tensor.float().cpu().numpy(), dtype=np.float32)

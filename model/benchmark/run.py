@@ -1,4 +1,4 @@
-"""One engine's benchmark: its figures, those of its rivals, and the floor beneath them."""
+"""The benchmark of one engine: its figures, those of the baselines, and the roofline."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ TURNS = 5
 
 
 class Benchmark(BaseModel):
-    """What was found of one model."""
+    """The results of a benchmark of one model."""
 
     model_config = ConfigDict(frozen=True)
 
     engine: EngineInfo
     random_weights: bool
-    """Whether the weights were made for the occasion."""
+    """Whether the weights are random ones, made for the benchmark."""
     seconds: float
-    """Spent on each figure, in `turns` turns."""
+    """Seconds spent on each figure, in `turns` turns."""
     turns: int
     peak_flops_per_s: float | None = None
-    """Of a large product of matrices on the engine's device in its precision; only beside rivals, like all of these."""
+    """Speed of a large matrix product on the engine's device in its precision. It is measured only in a comparison with
+    baselines, as are the next three."""
     peak_bytes_per_s: float | None = None
-    """Of a large copy, read and written together."""
+    """Speed of a large copy: bytes read and bytes written together."""
     flops_per_image: dict[str, int] = {}
-    """Of the graphs, by operation and visible patches ("embed 196"); a multiply-add is two."""
+    """Operations of the graphs by route and visible patches ("embed 196"); a multiply-add is two."""
     left_out: dict[str, str] = {}
-    """Rivals that do not run here, and why: torch.compile needs a C compiler, which an image may lack."""
+    """Baselines that do not run here, with the reason: torch.compile needs a C compiler, which an image may lack."""
     figures: tuple[Figures, ...]
 
 
@@ -44,19 +45,19 @@ def benchmark(
     random_weights: bool = False,
     compare: bool = False,
     turns: int = TURNS,
-    progress: Callable[[str], None] = lambda said: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """Measures `engine` at all of its sizes.
+    """Measures `engine` at all of its batch sizes and lanes.
 
     Args:
-        engine: one that has passed the gate.
-        weights: the checkpoint that it was built from, which rivals load.
-        seconds: to spend on each figure.
-        preset: what a foreign checkpoint is, as the engine was told.
-        random_weights: to be told in the result.
-        compare: measure torch's own ways with the same graphs too, and the device's peak.
+        engine: an engine that has passed the parity check.
+        weights: the checkpoint that it was built from, which the baselines load.
+        seconds: time to spend on each figure.
+        preset: the preset that a foreign checkpoint is, as the engine was told.
+        random_weights: recorded in the result.
+        compare: measure the baselines with the same graphs too, and the device's peak.
         turns: see `measure`.
-        progress: told in words what is being done.
+        progress: is told, in words, of each step of the work.
 
     Raises:
         EngineError: an engine cannot run a batch.
@@ -65,10 +66,12 @@ def benchmark(
     info = engine.info
     contenders = [Contender(f"{info.backend} {info.precision}", engine, sizes)]
     if not compare:
-        found = measure(contenders, seconds, turns, progress)
-        return Benchmark(engine=info, random_weights=random_weights, seconds=seconds, turns=turns, figures=tuple(found))
+        figures = measure(contenders, seconds, turns, progress)
+        return Benchmark(
+            engine=info, random_weights=random_weights, seconds=seconds, turns=turns, figures=tuple(figures)
+        )
 
-    # torch enters this process for the comparison alone
+    # Only a comparison imports torch.
     from model.benchmark.baselines import Baseline
     from model.benchmark.roofline import measure_peak, roofline_seconds, works_of
     from model.checkpoints.checkpoint import load
@@ -76,16 +79,16 @@ def benchmark(
     progress("measuring the device's peak")
     before = measure_peak(info.device, info.precision)
     checkpoint = load(weights, preset, norm_pix_loss=info.config.norm_pix_loss)
-    alone = [size for size in sizes if size.lanes == 1]
+    one_lane = [size for size in sizes if size.lanes == 1]
     left_out = {}
     for kind, compiled in (("torch eager", False), ("torch.compile", True)):
-        rival = Baseline(checkpoint, info, compiled)
-        name = f"{kind} {rival.info.precision}"
+        baseline = Baseline(checkpoint, info, compiled)
+        name = f"{kind} {baseline.info.precision}"
         progress(f"trying {name}")
-        if compiled and (reason := _trouble(rival, alone)):
+        if compiled and (reason := _failure(baseline, one_lane)):
             left_out[name] = reason
         else:
-            contenders.append(Contender(name, rival, alone))
+            contenders.append(Contender(name, baseline, one_lane))
     works = {
         (size.operation, size.visible): works_of(
             info.config, size.visible, info.precision, size.operation == "reconstruct"
@@ -94,10 +97,10 @@ def benchmark(
     }
     figures = []
     measured = measure(contenders, seconds, turns, progress)
-    peak = before.better(measure_peak(info.device, info.precision))  # twice, lest a neighbour was busy
+    peak = before.better(measure_peak(info.device, info.precision))  # measured twice, in case the machine was busy
     for figure in measured:
-        floor = figure.batch / roofline_seconds(works[figure.operation, figure.visible], figure.batch, peak)
-        update = {"floor_images_per_s": floor, "times_floor": floor / figure.images_per_s}
+        roofline = figure.batch / roofline_seconds(works[figure.operation, figure.visible], figure.batch, peak)
+        update = {"floor_images_per_s": roofline, "times_floor": roofline / figure.images_per_s}
         figures.append(figure.model_copy(update=update))
     return Benchmark(
         engine=info,
@@ -112,11 +115,11 @@ def benchmark(
     )
 
 
-def _trouble(rival: Engine, sizes: Sequence[Size]) -> str | None:
-    """Why `rival` cannot run a batch of each size, None if it can: before a figure is taken, it is compiled for all."""
+def _failure(baseline: Engine, sizes: Sequence[Size]) -> str | None:
+    """Runs a batch of each size, which compiles it, and says why `baseline` cannot; None if it can."""
     try:
         for size in sizes:
-            run_once(rival, size)
-    except Exception as error:  # a compiler fails in every way there is, and the figures of the others still count
+            run_once(baseline, size)
+    except Exception as error:  # a compiler may raise anything, and the figures of the others still count
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return None

@@ -1,7 +1,7 @@
-"""Batches a second and milliseconds a batch of engines, measured in turns.
+"""Timing engines in turns: images per second and milliseconds per batch.
 
-Clocks, heat and neighbours drift while one measures. So every figure is made of several short turns, each of which
-goes through all engines and sizes once, every other time backwards: drift then meets all of them alike.
+Clock rates, heat and other processes drift during a measurement. So every figure comes from several short turns, each
+of which goes through all engines and sizes once, every other time backwards: drift then affects all of them alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPERATIONS: tuple[Operation, ...] = ("embed", "reconstruct")
 
 
 class Size(NamedTuple):
-    """What an engine is asked to do at once: on each of `lanes` lanes, batches of `batch` images."""
+    """The load on an engine: batches of `batch` images on each of `lanes` lanes at once."""
 
     operation: Operation
     visible: int
@@ -34,34 +34,35 @@ class Size(NamedTuple):
 
 
 class Figures(BaseModel):
-    """How fast one engine did one size."""
+    """The speed of one engine at one size."""
 
     model_config = ConfigDict(frozen=True)
 
     engine: str
     operation: Operation
     visible: int
-    """K, the visible patches of an image."""
+    """K, the visible patches per image."""
     batch: int
     lanes: int
     images_per_s: float
-    """Of all lanes together: the median of the turns."""
+    """Images per second of all lanes together, the median of the turns."""
     p50_ms: float
-    """Half of the batches took less, from the host's bytes to the host's numbers."""
+    """Median time of a batch in milliseconds, from arrays on the host to arrays on the host."""
     p99_ms: float
+    """99th percentile of the same."""
     core_ms: float
-    """Milliseconds of one processor that an image cost this process, over all its threads: neighbours do not show."""
+    """CPU milliseconds per image of this process, over all its threads; other processes do not count."""
     batches: int
-    """How many were timed."""
+    """Number of batches that were timed."""
     floor_images_per_s: float | None = None
-    """What the device could do at the most (see `model.benchmark.roofline`)."""
+    """Images per second at the roofline (see `model.benchmark.roofline`)."""
     times_floor: float | None = None
-    """How many times as long as that it took."""
+    """The time it took, as a multiple of the roofline's."""
 
 
 @dataclass
 class Contender:
-    """An engine under a name, and the sizes it is measured at."""
+    """An engine under a name, and the sizes to measure it at."""
 
     name: str
     engine: Engine
@@ -76,35 +77,35 @@ class _Record:
 
 
 def sizes_of(engine: Engine) -> list[Size]:
-    """Both operations, whole images and a quarter of the patches, batches and lanes doubled up to the engine's most."""
+    """Both operations, whole images and a quarter of the patches, and powers of two of batch size and lanes."""
     config = engine.info.config
     return [
         Size(operation, visible, batch, lanes)
         for operation in OPERATIONS[: 1 + config.has_decoder]
         for visible in dict.fromkeys((config.num_patches, max(1, config.num_patches // 4)))
-        for batch in doublings(engine.preferred_batch)
-        for lanes in doublings(engine.lanes)
+        for batch in powers_of_two(engine.preferred_batch)
+        for lanes in powers_of_two(engine.lanes)
     ]
 
 
-def doublings(most: int) -> list[int]:
-    """1, 2, 4, … and `most`."""
-    return [*(2**n for n in range((most - 1).bit_length())), most]
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, … below `limit`, and `limit`."""
+    return [*(2**n for n in range((limit - 1).bit_length())), limit]
 
 
 def measure(
     contenders: Sequence[Contender],
     seconds: float,
     turns: int,
-    progress: Callable[[str], None] = lambda said: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> list[Figures]:
-    """The figures of every contender at each of its sizes; sizes that several share stand together.
+    """Measures every contender at each of its sizes; sizes that several share follow each other.
 
     Args:
-        contenders: who is measured.
-        seconds: for one figure, spread over the turns; each turn times one batch at least.
-        turns: how often.
-        progress: told in words what is being measured.
+        contenders: the engines to measure.
+        seconds: time for one figure, spread over the turns; each turn times at least one batch.
+        turns: number of turns.
+        progress: is told, in words, of each measurement.
 
     Raises:
         EngineError: an engine cannot run a batch.
@@ -125,17 +126,17 @@ def measure(
 
 
 def inputs(config: MAEConfig, size: Size) -> tuple[Bytes, Indices]:
-    """Noise for one batch of `size`: how long an engine takes does not depend on what it sees."""
+    """Noise for one batch of `size`, since the time of an engine does not depend on the image."""
     generator = np.random.default_rng(0)
     n = config.num_patches
     patches = generator.integers(0, 256, (size.batch, n, config.patch_dim), dtype=np.uint8)
-    places = [np.sort(generator.permutation(n)[: size.visible]) for _ in range(size.batch)]
-    visible_indices = np.stack(places).astype(np.int32)
+    indices = [np.sort(generator.permutation(n)[: size.visible]) for _ in range(size.batch)]
+    visible_indices = np.stack(indices).astype(np.int32)
     return (patches if size.operation == "reconstruct" else gather_visible(patches, visible_indices)), visible_indices
 
 
 def run_once(engine: Engine, size: Size) -> None:
-    """One batch on the first lane."""
+    """Runs one batch on the first lane."""
     _call(engine, size.operation)(0, *inputs(engine.info.config, size))
 
 
@@ -144,12 +145,12 @@ def _call(engine: Engine, operation: Operation) -> Callable[[int, Bytes, Indices
 
 
 def _run(engine: Engine, size: Size, seconds: float) -> tuple[float, list[tuple[float, list[float]]]]:
-    """Core-seconds of all lanes at once, and of each: images a second, and the seconds of each batch."""
+    """CPU seconds of all lanes together, and for each lane images per second and the seconds of each batch."""
     patches, visible_indices = inputs(engine.info.config, size)
     call = _call(engine, size.operation)
     start_line = threading.Barrier(size.lanes)
 
-    def warm(lane: int) -> None:  # a graph is captured, a shape is set: not what is measured
+    def warm(lane: int) -> None:  # a first batch may capture a graph or set shapes, which is not to be measured
         call(lane, patches, visible_indices)
 
     def work(lane: int) -> tuple[float, list[float]]:

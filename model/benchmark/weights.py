@@ -1,4 +1,4 @@
-"""Weights for a preset of which there are none: random ones do as long as nothing but time is measured."""
+"""Random weights for a preset that has none: enough where only time is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.nn import build_model
 
 
 def write_random_weights(preset: str, folder: Path) -> Path:
-    """A fresh model of `preset` in `folder`, the same bytes every time, so that its engines are found again."""
+    """Writes a model of `preset` to `folder`, with the same bytes every time, so that the cache finds its engines."""
     config = PRESETS[preset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

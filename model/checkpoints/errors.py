@@ -1,4 +1,4 @@
-"""What can be wrong with weights, told in one sentence."""
+"""The error for weights that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from safetensors import SafetensorError
 
 
 class WeightsError(ValueError):
-    """Weights that are missing, foreign or damaged; one sentence says what was found and what was expected."""
+    """Weights are missing, foreign or damaged; the message is a whole sentence that names the file or folder.
+
+    It says what was found and what was expected.
+    """
 
 
 @contextmanager
-def naming_path(path: Path) -> Iterator[None]:
-    """Makes whatever is wrong with the weights at `path` a WeightsError: one sentence, with the path as its subject.
-
-    So functions that look at weights raise verb phrases ("holds no config.json"), whether they know the path or not.
-    """
+def reading(path: Path) -> Iterator[None]:
+    """Turns the exceptions of other libraries, raised while the weights at `path` are read, into a WeightsError."""
     try:
         yield
-    except WeightsError as error:
-        raise WeightsError(f"{path} {error}") from error
     except ValidationError as error:
         raise WeightsError(f"{path} describes a model that cannot be: {_explain(error)}") from error
     except SafetensorError as error:
@@ -35,7 +33,7 @@ def naming_path(path: Path) -> Iterator[None]:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line for what pydantic found: each field, its value, and what it should have been."""
+    """One line for pydantic's findings: each field, its value, and what it should have been."""
     details = error.errors(include_url=False, include_context=False)
     return "; ".join(
         f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r} ({detail['msg']})"

@@ -1,6 +1,6 @@
-"""How others write down the same model: the names and sizes of upstream, Hugging Face's ViTMAE, timm.
+"""Foreign checkpoints of the same model: the names and sizes of upstream, Hugging Face's ViTMAE and timm.
 
-Messages of the errors raised here are verb phrases; whoever knows the path puts it before them (`source.naming_path`).
+Functions take the path of the weights for the messages of their errors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,55 +27,56 @@ DECODER_HEADS = {128: 4, 256: 8, 512: 16}
 logger = logging.getLogger(__name__)
 
 
-def infer_config(tensors: Mapping[str, Tensor], preset: MAEConfig | None, name: str) -> MAEConfig:
-    """Sizes from the shapes of tensors under upstream's names, for files that come without a config.
+def infer_config(path: Path, tensors: Mapping[str, Tensor], preset: MAEConfig | None, name: str) -> MAEConfig:
+    """Infers sizes from the shapes of tensors under upstream's names, for files that come without a config.
 
     Args:
+        path: the file or folder of the weights.
         tensors: a state dict of facebookresearch/mae or of timm's encoder.
-        preset: what the file should be; it gives the heads, otherwise guessed from the usual widths.
-        name: for the config.
+        preset: the preset that it should be. It gives the number of heads, which is otherwise guessed from the width.
+        name: name of the model.
 
     Raises:
         WeightsError: this is not a masked autoencoder, not the preset's, or of an unusual width without a preset.
     """
-    _require_familiar(tensors)
-    width, _, _, patch = _shape(tensors, "patch_embed.proj.weight", 4)
-    tokens = _shape(tensors, "pos_embed", 3)[1]
+    _require_autoencoder(path, tensors)
+    width, _, _, patch = _shape(path, tensors, "patch_embed.proj.weight", 4)
+    tokens = _shape(path, tensors, "pos_embed", 3)[1]
     grid = math.isqrt(max(tokens - 1, 0))
     if grid == 0 or grid**2 + 1 != tokens:
-        raise WeightsError(f"has {tokens} positions: expected one for cls and those of a square of patches")
+        raise WeightsError(f"{path} has {tokens} positions: expected one for cls and those of a square of patches")
     sizes: dict[str, Any] = {
         "family": "vit",
         "patch_size": patch,
         "embed_dim": width,
         "depth": _depth(tensors, "blocks"),
-        "mlp_ratio": _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "mlp_ratio": _shape(path, tensors, "blocks.0.mlp.fc1.weight", 2)[0] / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "decoder_depth": 0,
     }
     if "decoder_embed.weight" in tensors:
-        decoder_width = _shape(tensors, "decoder_embed.weight", 2)[0]
+        decoder_width = _shape(path, tensors, "decoder_embed.weight", 2)[0]
         sizes |= {
             "decoder_embed_dim": decoder_width,
             "decoder_depth": _depth(tensors, "decoder_blocks"),
-            "decoder_mlp_ratio": _shape(tensors, "decoder_blocks.0.mlp.fc1.weight", 2)[0] / decoder_width,
+            "decoder_mlp_ratio": _shape(path, tensors, "decoder_blocks.0.mlp.fc1.weight", 2)[0] / decoder_width,
         }
     if preset is not None:
-        _require_equal(sizes, preset)
+        _require_equal(path, sizes, preset)
         heads = {"num_heads": preset.num_heads, "decoder_num_heads": preset.decoder_num_heads}
     else:
-        heads = _usual_heads(sizes)
+        heads = _guess_heads(path, sizes)
     positions = kind_of_positions(tensors)
     return MAEConfig(name=name, image_size=grid * patch, positions=positions, **sizes, **heads)
 
 
-def require_agreement(config: MAEConfig, preset: MAEConfig) -> None:
-    """Raises WeightsError, naming what differs, unless the model is the preset, perhaps without its decoder."""
-    _require_equal(config.model_dump(), preset)
+def require_agreement(path: Path, config: MAEConfig, preset: MAEConfig) -> None:
+    """Raises WeightsError, naming the differences, unless the model is the preset, perhaps without its decoder."""
+    _require_equal(path, config.model_dump(), preset)
 
 
 def kind_of_positions(tensors: Mapping[str, Tensor]) -> Literal["sincos", "learned"]:
-    """Whether the stored position tables are the fixed sine-cosine ones."""
+    """Tells whether the stored position tables are the fixed sine-cosine ones or learned."""
     for table in (tensors[name] for name in POSITION_TABLES if name in tensors):
         width, grid = table.shape[-1], math.isqrt(max(table.shape[1] - 1, 0))
         # bfloat16, the coarsest that weights come in, is off by 2**-9 near 1; learned tables differ by far more
@@ -85,13 +87,13 @@ def kind_of_positions(tensors: Mapping[str, Tensor]) -> Literal["sincos", "learn
     return "sincos"
 
 
-def upstream_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ViTMAE's state dict under upstream's names, its queries, keys and values joined.
+def to_upstream_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames a ViTMAE's state dict to upstream's names, and joins its queries, keys and values.
 
-    Files vary with the transformers that wrote them; each spelling is understood, with and without the prefix `vit.`:
-    published ones (`vit.encoder.layer.0.attention.attention.query`, `decoder.decoder_layers.0.…`), those of
-    transformers 5 in memory (`vit.layers.0.attention.q_proj`), and what its `save_pretrained` writes
-    (`decoder.decoder_encoder.layer.0.…`). Names that fit none are kept, for the caller to refuse.
+    Files vary with the version of transformers that wrote them. Each spelling is understood, with and without the
+    prefix `vit.`: published ones (`vit.encoder.layer.0.attention.attention.query`, `decoder.decoder_layers.0.…`), those
+    of transformers 5 in memory (`vit.layers.0.attention.q_proj`), and what its `save_pretrained` writes
+    (`decoder.decoder_encoder.layer.0.…`). Names that fit none are kept, and the caller refuses them.
 
     Raises:
         WeightsError: two names mean the same tensor.
@@ -101,10 +103,10 @@ def upstream_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         new, spelling = _upstream_name(name)
         if new in renamed:
-            raise WeightsError(f"holds {new} twice, the second time as {name}")
+            raise WeightsError(f"{path} holds {new} twice, the second time as {name}")
         renamed[new] = tensor
         spellings |= {spelling} if spelling else set()
-    logger.info("Hugging Face names met: %s", ", ".join(sorted(spellings)))
+    logger.info("spellings of Hugging Face names: %s", ", ".join(sorted(spellings)))
     for query in [name for name in renamed if ".attn.q." in name]:
         parts = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
         if all(part in renamed for part in parts):
@@ -113,16 +115,16 @@ def upstream_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _same_sides(value: object) -> object:
-    """A side from itself or from two equal ones."""
+def _one_side(value: object) -> object:
+    """Reduces two equal sides to one."""
     return value[0] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1] else value
 
 
-Side = Annotated[Positive, BeforeValidator(_same_sides)]
+Side = Annotated[Positive, BeforeValidator(_one_side)]
 
 
 class HuggingFaceConfig(BaseModel):
-    """config.json of a ViTMAE; what it leaves out has transformers' defaults (`ViTMAEConfig`)."""
+    """config.json of a ViTMAE; omitted fields have the defaults of transformers' `ViTMAEConfig`."""
 
     hidden_size: Positive = 768
     num_hidden_layers: Positive = 12
@@ -141,7 +143,7 @@ class HuggingFaceConfig(BaseModel):
     norm_pix_loss: bool = False
 
     def to_config(self, tensors: Mapping[str, Tensor], name: str) -> MAEConfig:
-        """The same under our names; without a decoder if `tensors`, under upstream's names, has none."""
+        """Translates it to our names; there is no decoder if `tensors`, under upstream's names, has none."""
         decoder: dict[str, Any] = {"decoder_depth": 0}
         if any(key.startswith("decoder") for key in tensors):
             decoder = {
@@ -197,7 +199,7 @@ _LAYER = re.compile(r"(encoder\.layer|layers|decoder\.decoder_layers|decoder\.de
 
 
 def _upstream_name(name: str) -> tuple[str, str | None]:
-    """Upstream's name for one of Hugging Face's, and the spelling of its layer; unknown names come back as they are."""
+    """Upstream's name for one of Hugging Face's, and the spelling of its layer; unknown names stay as they are."""
     whole, dot, kind = name.removeprefix("vit.").rpartition(".")
     if kind not in ("weight", "bias"):
         whole, dot, kind = name.removeprefix("vit."), "", ""
@@ -210,23 +212,25 @@ def _upstream_name(name: str) -> tuple[str, str | None]:
     return f"{blocks}.{layer[2]}.{_LAYER_PARTS[layer[3]]}{dot}{kind}", name[: name.index(layer[1])] + layer[1]
 
 
-def _require_familiar(tensors: Mapping[str, Tensor]) -> None:
+def _require_autoencoder(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if classifier := [name for name in tensors if name.startswith(("head.", "fc_norm."))]:
-        raise WeightsError(f"is a fine-tuned classifier (it holds {classifier[0]}): expected a pre-trained autoencoder")
+        raise WeightsError(
+            f"{path} is a fine-tuned classifier (it holds {classifier[0]}): expected a pre-trained autoencoder"
+        )
     if "patch_embed.proj.weight" not in tensors:
-        found = f"{len(tensors)} tensors such as {next(iter(tensors))}" if tensors else "no tensors"
+        content = f"{len(tensors)} tensors such as {next(iter(tensors))}" if tensors else "no tensors"
         hint = "; pass its folder, config.json included" if any("patch_embeddings" in name for name in tensors) else ""
         raise WeightsError(
-            f"holds {found}: expected those of a masked autoencoder, patch_embed.proj.weight first{hint}"
+            f"{path} holds {content}: expected those of a masked autoencoder, patch_embed.proj.weight first{hint}"
         )
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in tensors:
-        raise WeightsError(f"lacks {name}, which every masked autoencoder has")
+        raise WeightsError(f"{path} lacks {name}, which every masked autoencoder has")
     shape = tuple(tensors[name].shape)
     if len(shape) != dimensions or 0 in shape:
-        raise WeightsError(f"holds {name} as {list(shape)}: expected {dimensions} dimensions")
+        raise WeightsError(f"{path} holds {name} as {list(shape)}: expected {dimensions} dimensions")
     return shape
 
 
@@ -234,16 +238,18 @@ def _depth(tensors: Mapping[str, Tensor], blocks: str) -> int:
     return len({name.split(".")[1] for name in tensors if name.startswith(f"{blocks}.")})
 
 
-def _usual_heads(sizes: Mapping[str, Any]) -> dict[str, int]:
+def _guess_heads(path: Path, sizes: Mapping[str, Any]) -> dict[str, int]:
     heads = {"num_heads": ENCODER_HEADS.get(sizes["embed_dim"])}
     if sizes["decoder_depth"]:
         heads["decoder_num_heads"] = DECODER_HEADS.get(sizes["decoder_embed_dim"])
     if None in heads.values():
-        raise WeightsError("is of an unusual width, and tensors do not tell the number of heads: say which with MODEL")
+        raise WeightsError(
+            f"{path} is of an unusual width, and tensors do not tell the number of heads: say which with MODEL"
+        )
     return {name: count for name, count in heads.items() if count}
 
 
-def _require_equal(sizes: Mapping[str, Any], preset: MAEConfig) -> None:
+def _require_equal(path: Path, sizes: Mapping[str, Any], preset: MAEConfig) -> None:
     compared = {"family", "stages", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
     if sizes["decoder_depth"]:
         compared |= {"decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio"}
@@ -254,4 +260,4 @@ def _require_equal(sizes: Mapping[str, Any], preset: MAEConfig) -> None:
         if sizes[key] != expected[key]
     ]
     if differences:
-        raise WeightsError(f"is not {preset.name}: {'; '.join(differences)}")
+        raise WeightsError(f"{path} is not {preset.name}: {'; '.join(differences)}")

@@ -1,4 +1,4 @@
-"""Where weights come from: the package, a file, a folder, or a repository of the Hugging Face hub. Imports no torch."""
+"""Finding weights: in the package, a file, a folder, or a repository of the Hugging Face hub. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.errors import WeightsError, naming_path
+from model.checkpoints.errors import WeightsError, reading
 from model.checkpoints.native import read_metadata
 from model.config import PRESETS, MAEConfig
 
@@ -28,10 +28,10 @@ class Source:
 
     Attributes:
         path: a file or a folder.
-        digest: SHA-256 in hex of what defines the model: the file, or a folder's weights and settings with their names.
-        name: what to call the model: its own name if the file carries one, ORG/NAME, or the stem of the file.
-        license: as the file's metadata or the model card beside it says.
-        config: the model's, where the file itself says it.
+        digest: SHA-256 in hex of the file, or of a folder's weights and settings with their names.
+        name: name of the model: the one in the file if there is one, ORG/NAME, or the stem of the file.
+        license: licence in the file's metadata or on the model card beside it.
+        config: the model's config, if the file carries it.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Source:
     config: MAEConfig | None = None
 
     def is_preset(self, preset: str | None) -> bool:
-        """Whether the file says all that `preset` says, sizes and name: to name it then changes nothing."""
+        """Tells whether the file carries the very config of `preset`, so that to name the preset changes nothing."""
         return preset is not None and self.config is not None and self.config == PRESETS.get(preset)
 
 
@@ -53,7 +53,7 @@ def locate(weights: str | None, model: str | None) -> Source:
         model: a preset's name; None for the default one.
 
     Raises:
-        WeightsError: there are none, or they cannot be read.
+        WeightsError: there are no such weights, or they cannot be read.
     """
     if weights is None:
         path = _packaged(DEFAULT_MODEL if model is None else model)
@@ -61,8 +61,8 @@ def locate(weights: str | None, model: str | None) -> Source:
         path = _download(weights)
     else:
         path = Path(weights).expanduser().absolute()
-    with naming_path(path):
-        path = _of_run(path)
+    with reading(path):
+        path = _enter_run(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
             path=path,
@@ -76,13 +76,13 @@ def locate(weights: str | None, model: str | None) -> Source:
     return source
 
 
-def named(weights: str | None) -> Source:
-    """As `locate`, where a preset's name stands for its packaged weights."""
+def locate_named(weights: str | None) -> Source:
+    """Finds the weights as `locate` does, but a preset's name stands for its packaged weights."""
     return locate(None, weights) if weights in PRESETS else locate(weights, None)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files with the tensors of a Hugging Face or timm folder: safetensors, whole or in shards, before a pickle.
+    """Files with the tensors of a Hugging Face or timm folder: safetensors, whole or in shards, or else a pickle.
 
     Raises:
         WeightsError: there are none, or a shard is missing.
@@ -92,16 +92,16 @@ def weight_files(folder: Path) -> list[Path]:
         names = _shards(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise WeightsError(f"lacks {missing[0]}, which {index.name} names")
+            raise WeightsError(f"{folder} lacks {missing[0]}, which {index.name} names")
         return [folder / name for name in names]
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
-    raise WeightsError(f"holds no model.safetensors, {index.name} or pytorch_model.bin")
+    raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin")
 
 
 def readable_name(path: Path) -> str:
-    """ORG/NAME for a snapshot in the hub's cache, a folder's name, or the stem of a file."""
+    """A name to show: ORG/NAME for a snapshot in the hub's cache, a folder's name, or the stem of a file."""
     if path.is_dir():
         repository = path.parent.parent.name
         if path.parent.name == "snapshots" and repository.startswith("models--"):
@@ -111,7 +111,7 @@ def readable_name(path: Path) -> str:
 
 
 def card_license(path: Path) -> str | None:
-    """The licence that the front matter of a folder's README.md names; None for a file, or without such a card."""
+    """The licence in the front matter of a folder's README.md; None for a file, or without such a card."""
     card = path / "README.md"
     if not card.is_file():
         return None
@@ -120,7 +120,7 @@ def card_license(path: Path) -> str | None:
     return line[1] if line else None
 
 
-def _of_run(path: Path) -> Path:
+def _enter_run(path: Path) -> Path:
     """The weights inside the folder of a training run; any other path as it is."""
     inside = path / "model.safetensors"
     return inside if inside.is_file() and read_metadata(inside) is not None else path
@@ -146,7 +146,7 @@ def _download(weights: str) -> Path:
         raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
 
     repository, revision = match.groups()
-    # The second round is for repositories of the days before safetensors: their pickles are large, so only if needed.
+    # The second round is for repositories from before safetensors. Their pickles are large, so only if needed.
     for kind in ("*.safetensors*", "pytorch_model.bin"):
         try:
             snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*HUB_SETTINGS, kind])
@@ -162,18 +162,20 @@ def _shards(index: Path) -> list[str]:
     try:
         names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"has a {index.name} without a weight_map: expected names and shards") from error
+        raise WeightsError(
+            f"{index.parent} has a {index.name} without a weight_map: expected names and shards"
+        ) from error
     if any(Path(name).name != name for name in names):
-        raise WeightsError(f"has a {index.name} that names a shard outside the folder")
+        raise WeightsError(f"{index.parent} has a {index.name} that names a shard outside the folder")
     return sorted(names)
 
 
 def _folder_digest(folder: Path) -> str:
     settings = [folder / name for name in ("config.json", "preprocessor_config.json") if (folder / name).is_file()]
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted([*settings, *weight_files(folder)]):
-        whole.update(f"{path.name}\0{_file_digest(path)}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{path.name}\0{_file_digest(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _file_digest(path: Path) -> str:

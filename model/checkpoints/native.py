@@ -1,4 +1,4 @@
-"""Our own file format: safetensors, with the config and the preprocessing in their metadata. No torch."""
+"""Our own file format: safetensors with the config and the preprocessing in their metadata. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
+from model.checkpoints.errors import reading
 from model.config import MAEConfig, Preprocessing
 
 METADATA_KEY = "mae-serve"
 Pooled = Literal["cls", "mean"]
-"""One vector an image: the cls token, or the mean of the patch tokens."""
+"""The vector that stands for an image: the cls token, or the mean of the patch tokens."""
 
 
 class HeadConfig(BaseModel):
-    """What a classification head is: the pooled vector that it takes and the classes that it knows."""
+    """The pooled vector that a classification head takes, and the classes that it tells apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +26,7 @@ class HeadConfig(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What our own safetensors files say about themselves, as JSON under `METADATA_KEY`."""
+    """The description that our own safetensors files carry, as JSON under `METADATA_KEY`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,20 +38,20 @@ class Metadata(BaseModel):
 
 
 def read_metadata(path: Path) -> Metadata | None:
-    """Metadata of one of our own safetensors files, None for any other file.
+    """Reads the metadata of one of our own safetensors files; None for any other file.
 
     Raises:
-        SafetensorError: the file is damaged.
-        ValidationError: the metadata describes no model.
+        WeightsError: the file is missing or damaged, or its metadata describes no model.
     """
-    if not is_safetensors(path):
-        return None
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(METADATA_KEY)
-    return None if text is None else Metadata.model_validate_json(text)
+    with reading(path):
+        if not is_safetensors(path):
+            return None
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+        return None if text is None else Metadata.model_validate_json(text)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
+    """Tells whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"

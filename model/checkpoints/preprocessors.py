@@ -1,7 +1,8 @@
-"""How others prepare images, as our `Preprocessing`: Hugging Face's preprocessor_config.json, timm's pretrained_cfg."""
+"""Foreign preprocessing as our `Preprocessing`: Hugging Face's preprocessor_config.json, timm's pretrained_cfg."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -13,7 +14,7 @@ PIL_FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", 
 
 
 class Edges(BaseModel):
-    """A size as image processors write it: both sides, or the short one."""
+    """A size as transformers' image processors write it: both sides, or the short one."""
 
     height: Positive | None = None
     width: Positive | None = None
@@ -26,10 +27,10 @@ class Edges(BaseModel):
 
 
 class HuggingFacePreprocessor(BaseModel):
-    """preprocessor_config.json; what it leaves out has the defaults of transformers' `ViTImageProcessor`."""
+    """preprocessor_config.json; omitted fields have the defaults of transformers' `ViTImageProcessor`."""
 
     do_resize: Literal[True] = True
-    size: Edges = Edges(height=224, width=224)
+    size: Edges = Field(default_factory=lambda: Edges(height=224, width=224))
     resample: int = Field(default=2, ge=0, lt=len(PIL_FILTERS))
     do_center_crop: bool | None = None
     crop_size: Edges | None = None
@@ -39,8 +40,8 @@ class HuggingFacePreprocessor(BaseModel):
     image_mean: Colour = (0.5, 0.5, 0.5)
     image_std: Colour = (0.5, 0.5, 0.5)
 
-    def to_preprocessing(self, image_size: int) -> Preprocessing:
-        """The same under our names.
+    def to_preprocessing(self, image_size: int, path: Path) -> Preprocessing:
+        """Translates it to our names; `path` is its folder, for messages.
 
         Raises:
             WeightsError: it does not end in the model's square of `image_size`.
@@ -52,7 +53,9 @@ class HuggingFacePreprocessor(BaseModel):
         elif self.size == square and (not self.do_center_crop or self.crop_size in (None, square)):
             resize = {"resize": "squash"}
         else:
-            raise WeightsError(f"prepares images in a way that does not end in {image_size} x {image_size} pixels")
+            raise WeightsError(
+                f"{path} prepares images in a way that does not end in {image_size} x {image_size} pixels"
+            )
         return Preprocessing(
             filter=PIL_FILTERS[self.resample],
             mean=self.image_mean if self.do_normalize else (0.0, 0.0, 0.0),
@@ -62,7 +65,7 @@ class HuggingFacePreprocessor(BaseModel):
 
 
 class TimmPreprocessing(BaseModel):
-    """What timm knows of the images a model was trained with; its own defaults where it is silent."""
+    """timm's description of the images that a model was trained with; omitted fields have timm's defaults."""
 
     input_size: tuple[Literal[3], int, int] = (3, 224, 224)
     interpolation: Filter = "bicubic"
@@ -72,22 +75,24 @@ class TimmPreprocessing(BaseModel):
     std: Colour = (0.229, 0.224, 0.225)
     license: str | None = None
 
-    def to_preprocessing(self, image_size: int) -> Preprocessing:
-        """The same under our names.
+    def to_preprocessing(self, image_size: int, path: Path) -> Preprocessing:
+        """Translates it to our names; `path` is the model's folder, for messages.
 
         Raises:
-            WeightsError: it is for images of another size than the positions are.
+            WeightsError: it is for images of another size than the position table is.
         """
         if self.input_size[1:] != (image_size, image_size):
-            raise WeightsError(f"has the input_size {list(self.input_size)}: its positions expect {image_size} pixels")
+            raise WeightsError(
+                f"{path} has the input_size {list(self.input_size)}: its positions expect {image_size} pixels"
+            )
         return Preprocessing(crop_fraction=self.crop_pct, filter=self.interpolation, mean=self.mean, std=self.std)
 
 
 class TimmConfig(BaseModel):
-    """config.json of a model that timm pushed to the hub."""
+    """config.json of a model that timm has pushed to the hub."""
 
     architecture: str
-    pretrained_cfg: TimmPreprocessing = TimmPreprocessing()
+    pretrained_cfg: TimmPreprocessing = Field(default_factory=TimmPreprocessing)
 
     @model_validator(mode="before")
     @classmethod

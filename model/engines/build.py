@@ -8,7 +8,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from model.checkpoints.errors import naming_path
 from model.checkpoints.heads import read_heads
 from model.checkpoints.locate import locate
 from model.engines import parity
@@ -59,9 +58,8 @@ def build(spec: EngineSpec, progress: Callable[[str], None] = log.info) -> Engin
             raise
         choice = _announced(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
         engine = _build(BuildContext(spec, source, model, choice, progress))
-    with naming_path(source.path):
-        engine.heads = heads = read_heads(source.path)
-    facts = {"head": heads.head and heads.head.facts, "whitening": tuple(heads.whitening)}
+    engine.heads = heads = read_heads(source.path)
+    facts = {"head": heads.head and heads.head.config, "whitening": tuple(heads.whitening)}
     engine.info = engine.info.model_copy(update=facts)
     return engine
 

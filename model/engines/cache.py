@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.atomic_write import atomic_write
 from model.engines.base import EngineBuildError
 
 log = logging.getLogger(__name__)
@@ -86,14 +86,10 @@ class EngineCache:
 
         A cache that cannot be written serves all the same: what it lacks is found out anew each time.
         """
-        fresh = self.root / f".{name}-{uuid.uuid4().hex}.json"
         try:
-            fresh.write_text(json.dumps(facts))
-            os.replace(fresh, self.root / f"{name}.json")
+            atomic_write(self.root / f"{name}.json", json.dumps(facts).encode())
         except OSError as error:
             log.warning("not kept in the engine cache: %s", error)
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
             return False
         return True
 

@@ -1,1 +1,1 @@
-"""What a model is worth on labelled images: neighbours, probes and masked reconstruction; and whitening."""
+"""Evaluation of a model on labelled images: neighbours, probes and masked reconstruction; and whitening."""

@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.arrays import Floats
-from model.checkpoints.heads import ROWS
+from model.arrays import Bytes, Floats
+from model.checkpoints.heads import POOL_INDEX
 from model.engines.base import Engine
 from model.evaluation.config import EvalConfig
-from model.evaluation.extract import Features, Progress, Read, Unreadable, ask
+from model.evaluation.extract import Features, Progress, Reader, UnreadableImage, extract
 from model.evaluation.neighbours import Labels, predict
-from model.evaluation.probe import probe
-from model.evaluation.results import Classification, Counts, Evaluation, LinearProbe, Neighbours, Reconstructed
+from model.evaluation.probe import fit_probe
+from model.evaluation.results import Classification, Counts, Evaluation, LinearProbe, Neighbours, Reconstruction
 from model.evaluation.similarity import WINDOW
-from model.evaluation.spec import SHOWN, EvalSpec
+from model.evaluation.spec import SHEET_MASK, EvalSpec
 from model.evaluation.whitening import fit_whitening
 from model.images.folders import Labelled
 from model.images.render import panel, sheet
@@ -27,148 +27,166 @@ Numbers = NDArray[np.int64]
 
 
 class EvaluationError(ValueError):
-    """Images on which nothing can be evaluated; one sentence says why."""
+    """Nothing can be evaluated on the images; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is fitted on and what is measured on."""
+class EvalSplit:
+    """The images to fit on and the images to measure on.
+
+    Attributes:
+        train: images, of which some are fitted on.
+        train_numbers: indices of those in `train`.
+        data: images, of which some are measured on.
+        numbers: indices of those in `data`.
+        description: how they were chosen, in words.
+    """
 
     train: Labelled
     train_numbers: Numbers
-    """Places of the images in `train`."""
     data: Labelled
     numbers: Numbers
-    """Places of the images in `data`."""
-    split: str
-    """In words."""
+    description: str
 
     @classmethod
-    def of(cls, data: Labelled, train: Labelled | None, choices: EvalConfig) -> Task:
-        """Draws images if `choices` limit them, and splits each class where there is nothing else to train on.
+    def choose(cls, data: Labelled, train: Labelled | None, config: EvalConfig) -> EvalSplit:
+        """Draws images if `config` limits them, and splits each class where there is no `train`.
 
         Raises:
             EvaluationError: there are fewer than two classes.
         """
         if len((train or data).classes) < 2:
             raise EvaluationError(f"there is one class alone, {data.classes[0]}: telling classes needs two")
-        numbers = drawn(len(data.paths), choices)
+        numbers = choose_images(len(data.paths), config)
         if train is not None:
-            fitted = drawn(len(train.paths), choices)
-            return cls(train, fitted, data, numbers, "classifiers are fitted on the folder of --train")
-        measured = _stratified(np.array(data.labels)[numbers], choices)
-        said = f"{choices.test_share:.0%} of each class, drawn with seed {choices.seed}, are measured on"
-        return cls(data, numbers[~measured], data, numbers[measured], said + ", the rest is fitted on")
+            train_numbers = choose_images(len(train.paths), config)
+            return cls(train, train_numbers, data, numbers, "classifiers are fitted on the folder of --train")
+        measured = _stratify(np.array(data.labels)[numbers], config)
+        share = f"{config.test_share:.0%} of each class, drawn with seed {config.seed}, are measured on"
+        return cls(data, numbers[~measured], data, numbers[measured], share + ", the rest is fitted on")
 
     @property
     def images(self) -> int:
-        """How many there are to try, those included that cannot be."""
+        """The number of images to try, including those that cannot be."""
         return len(self.train_numbers) + len(self.numbers) + len(self.refused)
 
     @property
     def refused(self) -> list[tuple[str, str]]:
-        """What cannot be tried, with the reason."""
+        """Paths that cannot be tried, with the reason."""
         return self.data.refused if self.train is self.data else [*self.train.refused, *self.data.refused]
 
 
 def evaluate(
-    engine: Engine, read: Read, task: Task, choices: EvalConfig, progress: Progress, stage: Callable[[str], None]
+    engine: Engine,
+    read: Reader,
+    split: EvalSplit,
+    config: EvalConfig,
+    progress: Progress,
+    stage: Callable[[str], None],
 ) -> Evaluation:
-    """Sends the images of a task through an engine, and fits and measures.
+    """Sends the images of a split through an engine, fits classifiers, and measures.
 
     Args:
-        engine: what computes.
-        read: gives an image's patches.
-        task: which images.
-        choices: what shapes the figures.
-        progress: told of each image.
-        stage: told in words what is being done.
+        engine: computes vectors and reconstructions.
+        read: reads an image's patches.
+        split: the images.
+        config: options that shape the figures.
+        progress: is told of each image.
+        stage: is told, in words, of each stage of the work.
 
     Raises:
         EvaluationError: too few images can be used, or the model's square is too small.
         EngineError: the engine cannot run a batch.
     """
-    config = engine.info.config
-    if config.has_decoder and config.image_size < WINDOW:
-        raise EvaluationError(f"pictures of {config.image_size} pixels are too small: SSIM needs {WINDOW}")
-    broken = _Broken(progress)
-    for path, reason in task.refused:
-        broken.skip(f"{path}: {reason}")
+    model = engine.info.config
+    if model.has_decoder and model.image_size < WINDOW:
+        raise EvaluationError(f"pictures of {model.image_size} pixels are too small: SSIM needs {WINDOW}")
+    recorder = _SkipRecorder(progress)
+    for path, reason in split.refused:
+        recorder.skip(f"{path}: {reason}")
     stage("embedding the images to fit on")
-    questions = EvalSpec.of(config, choices.seed, reconstructs=False)
-    train = ask(engine, read, task.train.paths, task.train_numbers.tolist(), questions, broken)
+    spec = EvalSpec.for_model(model, config.seed, reconstruct=False)
+    train = extract(engine, read, split.train.paths, split.train_numbers.tolist(), spec, recorder)
     stage("embedding and reconstructing")
-    questions = EvalSpec.of(config, choices.seed, reconstructs=config.has_decoder)
-    found = ask(engine, read, task.data.paths, task.numbers.tolist(), questions, broken)
-    if train is None or found is None:
+    spec = EvalSpec.for_model(model, config.seed, reconstruct=model.has_decoder)
+    data = extract(engine, read, split.data.paths, split.numbers.tolist(), spec, recorder)
+    if train is None or data is None:
         raise EvaluationError(f"none of the images to {'fit' if train is None else 'measure'} on can be used")
-    labels, truth = np.array(task.train.labels)[train.numbers], np.array(task.data.labels)[found.numbers]
-    if len(np.unique(labels)) < 2:
+    train_labels, labels = np.array(split.train.labels)[train.numbers], np.array(split.data.labels)[data.numbers]
+    classes, counts = np.unique(train_labels, return_counts=True)
+    if len(classes) < 2:
         raise EvaluationError("the images to fit on that can be used are all of one class")
-    classes, votes = np.unique(labels, return_counts=True)
-    judge = _Judge(labels, truth, choices, stage)
+    scorer = _Scorer(train_labels, labels, config, stage)
     return Evaluation(
         model=engine.info.model_id,
         backend=engine.info.backend,
         precision=engine.info.precision,
-        neighbours=choices.neighbours,
-        seed=choices.seed,
-        norm_pix_loss=config.norm_pix_loss,
+        neighbours=config.neighbours,
+        seed=config.seed,
+        norm_pix_loss=model.norm_pix_loss,
         images=Counts(
-            train=len(labels),
-            measured=len(truth),
-            classes=len(task.train.classes),
-            split=task.split,
-            broken=tuple(broken.reasons),
+            train=len(train_labels),
+            measured=len(labels),
+            classes=len(split.train.classes),
+            split=split.description,
+            broken=tuple(recorder.reasons),
         ),
-        largest_class=float(np.mean(truth == classes[votes.argmax()])),
-        classification=judge.all(questions, train, found),
+        largest_class=float(np.mean(labels == classes[counts.argmax()])),
+        classification=scorer.score_all(spec, train, data),
         reconstruction=tuple(
-            Reconstructed(strategy=mask.strategy, mask_ratio=mask.ratio, loss=loss, psnr_db=decibel, ssim=likeness)
-            for mask, (loss, decibel, likeness) in zip(questions.masks, found.painted.mean(axis=0), strict=True)
+            Reconstruction(strategy=mask.strategy, mask_ratio=mask.ratio, loss=loss, psnr_db=psnr, ssim=ssim)
+            for mask, (loss, psnr, ssim) in zip(spec.masks, data.reconstruction.mean(axis=0), strict=True)
         ),
     )
 
 
-def panels(engine: Engine, read: Read, task: Task, choices: EvalConfig) -> NDArray[np.uint8]:
-    """A sheet of a few of the measured images: original, masked, reconstruction, composite, at a mask ratio of 0.75.
+def render_sheet(engine: Engine, read: Reader, split: EvalSplit, config: EvalConfig) -> Bytes:
+    """A sheet of a few of the measured images: original, masked, reconstruction and composite at a mask ratio of 0.75.
 
     Raises:
         EvaluationError: none of them can be used, or the grid of patches is too small.
         EngineError: the engine cannot run a batch.
     """
-    questions = EvalSpec.of(engine.info.config, choices.seed, reconstructs=True)
-    if SHOWN not in questions.masks:
-        raise EvaluationError(f"a grid of {questions.grid} x {questions.grid} patches is too small to be shown masked")
-    count = min(choices.sheet_images, len(task.numbers))
-    rows = []
-    for number in task.numbers[np.linspace(0, len(task.numbers) - 1, count).round().astype(int)].tolist():
+    spec = EvalSpec.for_model(engine.info.config, config.seed, reconstruct=True)
+    if SHEET_MASK not in spec.masks:
+        raise EvaluationError(f"a grid of {spec.grid} x {spec.grid} patches is too small to be shown masked")
+    count = min(config.sheet_images, len(split.numbers))
+    panels = []
+    for number in split.numbers[np.linspace(0, len(split.numbers) - 1, count).round().astype(int)].tolist():
         try:
-            patches, visible = read(task.data.paths[number]), questions.visible(SHOWN, number)
-        except Unreadable:  # named already
+            patches = read(split.data.paths[number])
+        except UnreadableImage:  # `evaluate` has named it
             continue
-        pixels, _ = engine.reconstruct(0, patches[None], visible[None])
-        rows.append(panel(patches, pixels[0], visible))
-    if not rows:
+        visible_indices = spec.visible_to_reconstruct(SHEET_MASK, number)
+        pixels, _ = engine.reconstruct(0, patches[None], visible_indices[None])
+        panels.append(panel(patches, pixels[0], visible_indices))
+    if not panels:
         raise EvaluationError("none of the images for the sheet can be used")
-    return sheet(rows)
+    return sheet(panels)
 
 
-class _Judge:
-    """Fits on the training vectors of one kind after the other, and measures."""
+def choose_images(count: int, config: EvalConfig) -> Numbers:
+    """Chooses which of `count` images to use, ascending: all of them, or as many as the limit allows."""
+    if config.limit is None or config.limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(config.seed).permutation(count)[: config.limit])
 
-    def __init__(self, labels: Labels, truth: Labels, choices: EvalConfig, stage: Callable[[str], None]) -> None:
-        self._labels, self._truth, self._choices, self._stage = labels, truth, choices, stage
 
-    def all(self, questions: EvalSpec, train: Features, found: Features) -> tuple[Classification, ...]:
-        rows = [
-            self._row(pool, keep, train.vectors[:, place, ROWS[pool]], found.vectors[:, place, ROWS[pool]])
-            for pool in questions.pools
-            for place, keep in enumerate(questions.keeps)
+class _Scorer:
+    """Fits classifiers on training vectors of each kind, and measures their accuracy."""
+
+    def __init__(self, train_labels: Labels, labels: Labels, config: EvalConfig, stage: Callable[[str], None]) -> None:
+        self._train_labels, self._labels, self._config, self._stage = train_labels, labels, config, stage
+
+    def score_all(self, spec: EvalSpec, train: Features, data: Features) -> tuple[Classification, ...]:
+        scores = [
+            self._score(pool, keep, train.vectors[:, k, POOL_INDEX[pool]], data.vectors[:, k, POOL_INDEX[pool]])
+            for pool in spec.pools
+            for k, keep in enumerate(spec.keeps)
         ]
-        return (*rows, self._row("thumbnail", 1.0, train.thumbnails, found.thumbnails))
+        return (*scores, self._score("thumbnail", 1.0, train.thumbnails, data.thumbnails))
 
-    def _row(
+    def _score(
         self, features: Literal["cls", "mean", "thumbnail"], keep: float, train: Floats, vectors: Floats
     ) -> Classification:
         self._stage(f"classifying by {features}, {keep:.0%} of the patches")
@@ -178,21 +196,21 @@ class _Judge:
             centred=self._knn(train - whitening.centre, vectors - whitening.centre),
             whitened=self._knn(whitening.apply(train), whitening.apply(vectors)),
         )
-        probed = probe(train, self._labels, vectors, self._choices.probe_iterations)
+        probe = fit_probe(train, self._train_labels, vectors, self._config.probe_iterations)
         linear = LinearProbe(
-            accuracy=self._right(probed.classes), iterations=probed.iterations, converged=probed.converged
+            accuracy=self._accuracy(probe.classes), iterations=probe.iterations, converged=probe.converged
         )
         return Classification(features=features, keep=keep, dim=train.shape[1], knn=knn, linear=linear)
 
     def _knn(self, train: Floats, vectors: Floats) -> float:
-        return self._right(predict(train, self._labels, vectors, self._choices.neighbours))
+        return self._accuracy(predict(train, self._train_labels, vectors, self._config.neighbours))
 
-    def _right(self, classes: Labels) -> float:
-        return float(np.mean(classes == self._truth))
+    def _accuracy(self, classes: Labels) -> float:
+        return float(np.mean(classes == self._labels))
 
 
-class _Broken:
-    """Passes progress on, and keeps the reasons."""
+class _SkipRecorder:
+    """Passes progress on, and records why images were skipped."""
 
     def __init__(self, progress: Progress) -> None:
         self.reasons: list[str] = []
@@ -206,19 +224,12 @@ class _Broken:
         self._progress.skip(reason)
 
 
-def drawn(count: int, choices: EvalConfig) -> Numbers:
-    """Numbers of the images to look at: all of 0..count-1 or as many as the limit says, ascending."""
-    if choices.limit is None or choices.limit >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(choices.seed).permutation(count)[: choices.limit])
-
-
-def _stratified(labels: Labels, choices: EvalConfig) -> NDArray[np.bool_]:
-    """Which images are measured on, [n]: the share of each class, one at least, but never all of a class."""
-    draw = np.random.default_rng((choices.seed, 1))
+def _stratify(labels: Labels, config: EvalConfig) -> NDArray[np.bool_]:
+    """Chooses the images to measure on, [n]: the share of each class, at least one, but never all of a class."""
+    rng = np.random.default_rng((config.seed, 1))
     measured = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
-        members = draw.permutation(np.flatnonzero(labels == label))
-        count = min(len(members) - 1, max(1, round(choices.test_share * len(members))))
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(len(members) - 1, max(1, round(config.test_share * len(members))))
         measured[members[:count]] = True
     return measured

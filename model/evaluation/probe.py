@@ -1,7 +1,7 @@
-"""Linear probe: how well a linear classifier of the vectors does (He et al. 2021, section 4.3).
+"""Linear probe: a linear classifier of the vectors (He et al. 2021, section 4.3).
 
-The paper trains it by stochastic gradients on augmented images; here it is multinomial logistic regression on the
-vectors of the images as they are.
+The paper trains it by stochastic gradients on augmented images. Here it is multinomial logistic regression on the
+vectors of the unchanged images.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from model.arrays import Floats
 from model.evaluation.neighbours import Labels
 
 
-class Probed(NamedTuple):
-    """What a probe said."""
+class ProbeResult(NamedTuple):
+    """The predictions of a linear probe, and how its solver ended."""
 
     classes: Labels
-    """Of the vectors asked about, int64 [m]."""
+    """Predicted classes, int64 [m]."""
     iterations: int
-    """Of the solver."""
+    """Iterations that the solver took."""
     converged: bool
-    """Whether it was through before it had to stop."""
+    """Whether the solver converged within its iterations."""
 
 
-def probe(train: Floats, labels: Labels, vectors: Floats, iterations: int) -> Probed:
-    """Fits logistic regression (LBFGS, C = 1) on standardised vectors and asks it about others.
+def fit_probe(train: Floats, labels: Labels, vectors: Floats, iterations: int) -> ProbeResult:
+    """Fits logistic regression (LBFGS, C = 1) on standardised vectors, and classifies others.
 
     Args:
-        train: float32 [n, D]; each number is standardised by its mean and deviation here.
+        train: float32 [n, D]; each dimension is standardised by its mean and deviation here.
         labels: of `train`, int64 [n], at least two different ones.
         vectors: float32 [m, D].
-        iterations: most of the solver.
+        iterations: largest number of iterations of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -42,7 +42,7 @@ def probe(train: Floats, labels: Labels, vectors: Floats, iterations: int) -> Pr
     scaler = StandardScaler().fit(train)
     classifier = LogisticRegression(max_iter=iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is told by `converged`
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
         classifier.fit(scaler.transform(train), labels)
     taken = int(classifier.n_iter_.max())
-    return Probed(classifier.predict(scaler.transform(vectors)).astype(np.int64), taken, taken < iterations)
+    return ProbeResult(classifier.predict(scaler.transform(vectors)).astype(np.int64), taken, taken < iterations)

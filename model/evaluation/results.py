@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The results of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from pydantic import BaseModel, ConfigDict
 from model.masking import Strategy
 
 
-class Frozen(BaseModel):
-    """Facts."""
-
+class _Result(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class Counts(Frozen):
-    """Images that figures rest on."""
+class Counts(_Result):
+    """Numbers of images behind the figures."""
 
     train: int
-    """Fitted on."""
+    """Images to fit on."""
     measured: int
-    """Measured on."""
+    """Images to measure on."""
     classes: int
     split: str
-    """How the two were told apart."""
+    """How the images to fit on and to measure on were chosen."""
     broken: tuple[str, ...]
-    """What could not be used, with the reason."""
+    """Images that could not be used, with the reason."""
 
 
-class Neighbours(Frozen):
-    """Share of images whose class the vote of the nearest neighbours tells."""
+class Neighbours(_Result):
+    """Share of images whose class the vote of the nearest neighbours gives."""
 
     raw: float
+    """Accuracy on the vectors as they are."""
     centred: float
-    """The mean of the training vectors subtracted."""
+    """Accuracy after the mean of the training vectors is subtracted."""
     whitened: float
-    """PCA whitening fitted on the training vectors."""
+    """Accuracy after PCA whitening fitted on the training vectors."""
 
 
-class LinearProbe(Frozen):
-    """Share of images whose class logistic regression tells."""
+class LinearProbe(_Result):
+    """Share of images whose class logistic regression gives."""
 
     accuracy: float
     iterations: int
     converged: bool
 
 
-class Classification(Frozen):
-    """How well vectors of one kind tell classes."""
+class Classification(_Result):
+    """How well vectors of one kind tell the classes apart."""
 
     features: Literal["cls", "mean", "thumbnail"]
     keep: float
@@ -58,21 +57,21 @@ class Classification(Frozen):
     linear: LinearProbe
 
 
-class Reconstructed(Frozen):
-    """How well removed patches are painted; means over the images."""
+class Reconstruction(_Result):
+    """How well removed patches are reconstructed; means over the images."""
 
     strategy: Strategy
     mask_ratio: float
     loss: float
-    """Mean squared error over the removed patches, in what the decoder predicts: standardised pixels, or pixels
+    """Mean squared error over the removed patches, in the unit of the decoder's target: standardised pixels, or pixels
     normalised within each patch."""
     psnr_db: float
-    """Of the composite: the visible patches, and the removed ones as painted."""
+    """PSNR in dB of the composite: the visible patches, and the removed ones as reconstructed."""
     ssim: float
-    """Of the composite."""
+    """SSIM of the composite."""
 
 
-class Evaluation(Frozen):
+class Evaluation(_Result):
     """All figures of one model."""
 
     model: str
@@ -85,8 +84,8 @@ class Evaluation(Frozen):
     """Whether losses are in pixels normalised within each patch."""
     images: Counts
     largest_class: float
-    """What naming the largest training class every time would score."""
+    """Accuracy of always naming the largest training class."""
     classification: tuple[Classification, ...]
-    """The vectors, and last the thumbnails they are compared with."""
-    reconstruction: tuple[Reconstructed, ...]
+    """The model's vectors, and last the thumbnails that they are compared with."""
+    reconstruction: tuple[Reconstruction, ...]
     """Empty without a decoder."""

@@ -1,46 +1,46 @@
-"""How alike two pictures are: peak signal-to-noise ratio and structural similarity."""
+"""Similarity of two images: peak signal-to-noise ratio and structural similarity."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.arrays import Bytes
+from model.arrays import Bytes, Floats
 
 SIGMA, RADIUS = 1.5, 5
 WINDOW = 2 * RADIUS + 1
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-MOST_DB = 99.0
+MAX_DB = 99.0
 
 
-def psnr(one: Bytes, other: Bytes) -> float:
-    """In dB, of pictures uint8 of one shape; at most `MOST_DB`, which equal pictures have."""
-    error = np.square(one.astype(np.float64) - other).mean()
-    return min(MOST_DB, 10 * np.log10(255**2 / error)) if error else MOST_DB
+def psnr(a: Bytes, b: Bytes) -> float:
+    """PSNR in dB of images uint8 of one shape; at most `MAX_DB`, which equal images have."""
+    error = np.square(a.astype(np.float64) - b).mean()
+    return min(MAX_DB, 10 * np.log10(255**2 / error)) if error else MAX_DB
 
 
-def ssim(one: Bytes, other: Bytes) -> float:
-    """Mean structural similarity (Wang et al. 2004, section III) of pictures uint8 [H, W, 3], at most 1.
+def ssim(a: Bytes, b: Bytes) -> float:
+    """Mean structural similarity (Wang et al. 2004, section III) of images uint8 [H, W, 3], at most 1.
 
-    Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, wherever it fits inside; mean over the channels.
+    The window is a Gaussian of 11 x 11 with sigma 1.5, K1 = 0.01 and K2 = 0.03. The mean is over the channels and over
+    all positions where the window lies inside.
 
     Raises:
-        ValueError: the pictures are smaller than the window.
+        ValueError: the images are smaller than the window.
     """
-    if min(one.shape[:2]) < WINDOW:
-        raise ValueError(f"pictures of {one.shape[1]} x {one.shape[0]} are smaller than the window of {WINDOW}")
-    # float32 with its origin moved into the middle, so that variances do not come out of differences of large numbers
-    x, y = (picture.astype(np.float32) - np.float32(128) for picture in (one, other))
-    mean_x, mean_y, xx, yy, xy = _windowed(np.stack([x, y, x * x, y * y, x * y]))
-    spread = xx - mean_x * mean_x + yy - mean_y * mean_y
-    together = xy - mean_x * mean_y
+    if min(a.shape[:2]) < WINDOW:
+        raise ValueError(f"pictures of {a.shape[1]} x {a.shape[0]} are smaller than the window of {WINDOW}")
+    # float32 with the origin in the middle of the range, so that variances are not differences of large numbers
+    x, y = (image.astype(np.float32) - np.float32(128) for image in (a, b))
+    mean_x, mean_y, xx, yy, xy = _window_means(np.stack([x, y, x * x, y * y, x * y]))
+    variances = xx - mean_x * mean_x + yy - mean_y * mean_y
+    covariance = xy - mean_x * mean_y
     mean_x, mean_y = mean_x + 128, mean_y + 128
-    likeness = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
-    return float((likeness * (2 * together + C2) / (spread + C2)).mean(dtype=np.float64))
+    luminance = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
+    return float((luminance * (2 * covariance + C2) / (variances + C2)).mean(dtype=np.float64))
 
 
-def _windowed(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weighted means [..., H - 10, W - 10, 3] of [..., H, W, 3] under the window."""
+def _window_means(planes: Floats) -> Floats:
+    """Weighted means under the window: [..., H, W, 3] -> [..., H - 10, W - 10, 3]."""
     from scipy.ndimage import correlate1d
 
     weights = np.exp(-np.square(np.arange(-RADIUS, RADIUS + 1)) / (2 * SIGMA**2))

@@ -1,4 +1,4 @@
-"""What is asked of every image."""
+"""The specification of an evaluation: what to compute for every image."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from model.config import MAEConfig
 from model.masking import Strategy, choose_visible, random_visible, visible_count
 
 KEEPS = (1.0, 0.5, 0.25)
-"""Shares of the patches that are embedded."""
+"""Shares of the patches to embed."""
 
 
 class Mask(NamedTuple):
-    """How patches are removed."""
+    """A way to remove patches."""
 
     strategy: Strategy
     ratio: float
 
 
 MASKS = (Mask("random", 0.5), Mask("random", 0.75), Mask("random", 0.9), Mask("block", 0.75), Mask("grid", 0.75))
-SHOWN = Mask("random", 0.75)
-"""The one on sheets."""
+SHEET_MASK = Mask("random", 0.75)
+"""The mask of the images on a sheet."""
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Shares to embed and masks to reconstruct; each image has its own patches, drawn by `seed` plus its number."""
+    """Shares to embed and masks to reconstruct from.
+
+    Each image has its own visible patches, drawn by `seed` plus the image's number.
+    """
 
     grid: int
     seed: int
@@ -38,16 +41,16 @@ class EvalSpec:
     masks: tuple[Mask, ...] = ()
 
     @classmethod
-    def of(cls, config: MAEConfig, seed: int, reconstructs: bool) -> Self:
-        """All of them, but for shares that would leave none or all of a small grid's patches."""
+    def for_model(cls, config: MAEConfig, seed: int, reconstruct: bool) -> Self:
+        """All shares and masks, without those that would leave none or all of the patches of a small grid."""
         n = config.num_patches
-        masks = [mask for mask in MASKS if reconstructs and 0 < visible_count(n, mask.ratio) < n]
+        masks = [mask for mask in MASKS if reconstruct and 0 < visible_count(n, mask.ratio) < n]
         return cls(config.grid, seed, pools_of(config), tuple(keep for keep in KEEPS if int(n * keep)), tuple(masks))
 
-    def kept(self, keep: float, number: int) -> Indices:
-        """The patches of image `number` to embed, int32 [K]."""
+    def visible_to_embed(self, keep: float, number: int) -> Indices:
+        """Indices of the patches of image `number` to embed, int32 [K]."""
         return random_visible(self.grid, keep, self.seed + number)
 
-    def visible(self, mask: Mask, number: int) -> Indices:
-        """The patches of image `number` to reconstruct from, int32 [K]."""
+    def visible_to_reconstruct(self, mask: Mask, number: int) -> Indices:
+        """Indices of the patches of image `number` to reconstruct from, int32 [K]."""
         return choose_visible(mask.strategy, self.grid, mask.ratio, self.seed + number)

@@ -1,4 +1,4 @@
-"""Whitening into a file of weights. Imports torch."""
+"""Storing whitening in a file of weights. Imports torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def store_whitening(
     model: str | None = None,
     norm_pix_loss: bool | None = None,
 ) -> None:
-    """Writes weights in our own format with whitening beside them; what else lies there stays.
+    """Writes weights in our own format with whitening beside them; a classification head is kept.
 
     Args:
         source: weights of any layout.
         output: the file to make or replace, which may be that of the source.
-        whitening: to store, instead of what there was.
+        whitening: replaces the whitening in the file.
         model: as for `model.checkpoints.checkpoint.load`.
-        norm_pix_loss: the same.
+        norm_pix_loss: as for `model.checkpoints.checkpoint.load`.
 
     Raises:
         WeightsError: the weights cannot be read.
@@ -43,7 +43,7 @@ def store_whitening(
 
 
 def _is_half(path: Path) -> bool:
-    """Whether the model's tensors in a file are float16, all of them."""
+    """Tells whether all tensors of the model in a file are float16."""
     if path.is_dir() or not is_safetensors(path):
         return False
     with safe_open(path, framework="numpy") as file:

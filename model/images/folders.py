@@ -1,4 +1,4 @@
-"""Images in folders: which files to try, and what class a folder stands for."""
+"""Images in folders: which files to try, and which class a folder stands for."""
 
 from __future__ import annotations
 
@@ -11,55 +11,57 @@ from typing import NamedTuple
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff")
 )
-"""Of the formats in `pictures.FORMATS`, in lower case."""
+"""Suffixes of the formats in `model.images.preprocess.FORMATS`, in lower case."""
 
 
 def find_images(paths: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Images to try: files as they are given, folders searched to any depth by suffix, in the order of names.
+    """Finds images to try: files as they are named, and in folders, at any depth, files with an image's suffix.
 
     Returns:
-        The images, each once, and what cannot be tried, with the reason.
+        The images, each once, those of a folder ordered by name; and the paths that cannot be tried, with the reason.
 
     Raises:
         FileNotFoundError: one of `paths` does not exist.
     """
-    found: dict[str, None] = {}
+    candidates: dict[str, None] = {}
     refused: list[tuple[str, str]] = []
     for path in paths:
         if path.is_dir():
-            found |= dict.fromkeys(_inside(path, refused))
+            candidates |= dict.fromkeys(_walk(path, refused))
         elif path.exists():
-            found[str(path)] = None
+            candidates[str(path)] = None
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    images = [image for image in found if _is_text(image)]
-    odd = [os.fsencode(image).decode(errors="replace") for image in found if not _is_text(image)]
-    return images, [*refused, *((image, "its name is not UTF-8") for image in odd)]
+    images = [image for image in candidates if _is_text(image)]
+    undecodable = [os.fsencode(image).decode(errors="replace") for image in candidates if not _is_text(image)]
+    return images, [*refused, *((image, "its name is not UTF-8") for image in undecodable)]
 
 
 class ClassFolderError(ValueError):
-    """A folder of classes that cannot be used; one sentence says why."""
+    """A folder of classes that cannot be used; the message is one sentence that says why."""
 
 
 class Labelled(NamedTuple):
     """Images and their classes."""
 
     paths: list[str]
-    """In the order of names."""
+    """Paths of the images, ordered by name."""
     labels: list[int]
-    """Of each path, an index into `classes`."""
+    """The class of each image, an index into `classes`."""
     classes: tuple[str, ...]
-    """Sorted by name."""
+    """Names of the classes, sorted."""
     refused: list[tuple[str, str]]
-    """What cannot be tried, with the reason."""
+    """Paths that cannot be tried, with the reason."""
 
 
 def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Labelled:
-    """Images of a folder of classes: an image's class is its own folder, relative to `folder` (`birds`, `birds/owl`).
+    """Finds the images of a folder of classes.
+
+    An image's class is the path of its own folder relative to `folder` (`birds`, `birds/owl`).
 
     Args:
         folder: searched to any depth, as `find_images` does.
-        classes: those to number by, for a second folder of the same classes; by default those that are found.
+        classes: the classes to number by, for a second folder with the same ones; by default those that are found.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `folder` is no folder.
@@ -76,14 +78,16 @@ def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Label
             f"{paths[names.index('.')]} lies in no class: expected a folder for each class inside {folder}"
         )
     known = tuple(sorted(set(names)) if classes is None else classes)
-    places = {name: place for place, name in enumerate(known)}
+    label_of = {name: label for label, name in enumerate(known)}
     for path, name in zip(paths, names, strict=True):
-        if name not in places:
+        if name not in label_of:
             raise ClassFolderError(f"{path} is of the class {name!r}, which is not among the {len(known)} known ones")
-    return Labelled(paths, [places[name] for name in names], known, refused)
+    return Labelled(paths, [label_of[name] for name in names], known, refused)
 
 
-def _inside(folder: Path, refused: list[tuple[str, str]]) -> Iterator[str]:
+def _walk(folder: Path, refused: list[tuple[str, str]]) -> Iterator[str]:
+    """Image files in `folder` at any depth; folders that cannot be read are added to `refused`."""
+
     def refuse(error: OSError) -> None:
         refused.append((str(error.filename), error.strerror or str(error)))
 

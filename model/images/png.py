@@ -1,4 +1,4 @@
-"""Pixels -> a PNG file, for a tenth of what an encoder that looks for the smallest file costs."""
+"""Pixels -> a PNG file, at a tenth of the cost of an encoder that looks for the smallest file."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import struct
 
 import numpy as np
 from isal import isal_zlib
-from numpy.typing import NDArray
+
+from model.arrays import Bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-BITS, COLOURS = 8, 2  # RGB of eight bits each
+BIT_DEPTH, COLOUR_TYPE = 8, 2  # RGB of eight bits each
 UP = 2  # the filter that writes a byte's difference from the byte above
 # Of ISA-L's levels 0 to 3: little slower than 0, and 3 makes hardly anything smaller.
 LEVEL = 2
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [H, W, 3] -> a PNG file.
+def png(pixels: Bytes) -> bytes:
+    """Encodes pixels uint8 [H, W, 3] as a PNG file.
 
-    Encoders try five filters on every row, byte by byte, and that costs more than the compression. One filter for all
-    rows is one subtraction of NumPy's, and on photographs the file is as large as at Pillow's fastest level.
+    Other encoders try five filters on every row, byte by byte, which costs more than the compression. One filter for
+    all rows is a single subtraction in NumPy, and on photographs the file is as large as at Pillow's fastest level.
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, -1)
@@ -27,7 +28,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the format wants it
-    header = struct.pack(">IIBBBBB", width, height, BITS, COLOURS, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, BIT_DEPTH, COLOUR_TYPE, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", isal_zlib.compress(filtered, LEVEL)), (b"IEND", b""))
     return SIGNATURE + b"".join(_chunk(name, content) for name, content in chunks)
 

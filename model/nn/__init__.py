@@ -1,4 +1,4 @@
-"""The families of masked autoencoders: which class a config asks for."""
+"""The networks, and the class that each family of masked autoencoders has."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ FAMILIES: dict[Family, type[Autoencoder]] = {"vit": MaskedAutoencoder, "resnet":
 
 
 def build_model(config: MAEConfig) -> Autoencoder:
-    """A freshly initialised model of the config's family and sizes."""
+    """Builds a freshly initialised model of the config's family and sizes."""
     return FAMILIES[config.family](config)

@@ -1,4 +1,4 @@
-"""What every family of masked autoencoders shares: the contract of encoder and decoder, and the objective."""
+"""The contract that every family of masked autoencoders keeps, and the objective that all of them share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch.nn import functional as F
 from model.config import Loss, MAEConfig
 from model.nn.losses import masked_loss
 
+DECODER_PREFIXES = ("decoder", "mask_token")
+"""The names of a decoder's tensors begin with these, in every family."""
+
 
 class Autoencoder(nn.Module, ABC):
-    """An encoder that sees the visible patches alone, and a decoder that paints all of them.
+    """An encoder that sees the visible patches alone, and a decoder that predicts all of them.
 
-    Patches go in as rows of P = p * p * 3 numbers (row, column, channel), with the places where they lie. Whatever
-    keeps this contract is trained, compiled and served alike.
+    A patch is P = p * p * 3 numbers in the order row, column, channel. With the patches goes their index in the image,
+    0 to N - 1. Every model that keeps this contract is trained, compiled and served alike.
     """
 
     def __init__(self, config: MAEConfig) -> None:
@@ -26,21 +29,21 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def forward_encoder(self, visible: Tensor, visible_indices: Tensor) -> Tensor:
-        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D].
+        """Visible patches [B, K, P] and their indices, int [B, K] -> latent [B, 1 + K, D].
 
-        Row 0 stands for the whole image, the others for the visible patches in the order of `visible_indices`.
+        The first vector stands for the whole image, the others for the visible patches, in the order of
+        `visible_indices`.
         """
 
     @abstractmethod
     def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
-        """Latent [B, 1 + K, D] and what stands in each place, int [B, N] -> pixels of every patch [B, N, P].
+        """Latent [B, 1 + K, D] and the token of each patch, int [B, N] -> pixels of every patch [B, N, P].
 
-        `rows` counts in `[mask token, row 0 of the latent, visible…]`: 0 is the mask token, 2 + k the k-th visible
-        patch.
+        `restore_indices` point into `[mask token, latent…]`: 0 is the mask token, 2 + k the k-th visible patch.
         """
 
     def forward(self, patches: Tensor, visible_indices: Tensor, loss: Loss = "mse") -> tuple[Tensor, Tensor, Tensor]:
-        """Masks, encodes, decodes and compares.
+        """Masks, encodes, decodes, and compares the prediction with the image.
 
         Args:
             patches: standardised pixels, [B, N, P].
@@ -62,18 +65,18 @@ class Autoencoder(nn.Module, ABC):
         return masked_loss(pred, patches, mask, loss, self.config.norm_pix_loss), pred, mask
 
 
-def let_learn(model: Autoencoder) -> None:
-    """Makes every parameter learn but sine-cosine tables, which never do."""
+def unfreeze(model: Autoencoder) -> None:
+    """Makes every parameter trainable but sine-cosine tables, which stay fixed."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(model.config.positions == "learned" or not name.endswith("pos_embed"))
 
 
-def looked_up(table: Tensor, restore_indices: Tensor) -> Tensor:
-    """Rows of each image's own table: [B, R, C], int [B, L] with values below R -> [B, L, C].
+def gather_vectors(table: Tensor, indices: Tensor) -> Tensor:
+    """Gathers vectors from each image's own table: [B, R, C], int [B, L] with values below R -> [B, L, C].
 
     All tables are laid below one another and read by `F.embedding`, the one gather that every compiler takes with
     dynamic shapes.
     """
     batch, count, width = table.shape
-    start = torch.arange(batch, device=restore_indices.device, dtype=restore_indices.dtype) * count
-    return F.embedding(restore_indices + start[:, None], table.reshape(-1, width))
+    start = torch.arange(batch, device=indices.device, dtype=indices.dtype) * count
+    return F.embedding(indices + start[:, None], table.reshape(-1, width))

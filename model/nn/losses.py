@@ -1,4 +1,4 @@
-"""The reconstruction losses: mean over the removed patches alone (He et al. 2021, section 3)."""
+"""The reconstruction losses; the mean is over the removed patches alone (He et al. 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, kind: Loss = "mse", 
     """Mean loss of the removed patches, a scalar.
 
     Args:
-        pred: what the decoder says, [B, N, P].
+        pred: the decoder's prediction, [B, N, P].
         target: the image's patches in standardised pixels, [B, N, P].
         mask: 1 = removed, 0 = kept, [B, N].
         kind: `mse`, or `cosine` for 1 - cos(pred, target) of each patch.

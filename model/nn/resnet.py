@@ -7,37 +7,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import STEM_STRIDE, MAEConfig
-from model.nn.base import Autoencoder, looked_up
+from model.nn.base import Autoencoder, gather_vectors
 from model.nn.vit import patchify, unpatchify
 
 
 class ConvMaskedAutoencoder(Autoencoder):
     """Residual encoder over an image without its removed patches, light upsampling decoder.
 
-    The simplest form in the literature: removed patches are zero, which after standardisation is the mean colour
-    (context encoders, Pathak et al. 2016), and a mask token stands for them in the decoder. Features at removed places
-    are set to zero again after every block, so that the shape of the mask is not blurred away by depth. SparK (Tian et
-    al. 2023) and ConvNeXt V2 (Woo et al. 2023) do better with sparse convolutions, which never compute at removed
-    places and so save their time too; here every place is computed whatever is removed.
+    This is the simplest form in the literature: removed patches are zero, which after standardisation is the mean
+    colour (context encoders, Pathak et al. 2016), and a mask token stands for them in the decoder. Features at removed
+    positions are set to zero again after every block, so that depth does not blur the shape of the mask. SparK (Tian et
+    al. 2023) and ConvNeXt V2 (Woo et al. 2023) do better with sparse convolutions, which skip removed positions and so
+    save their time too. Here every position is computed, removed or not.
 
-    The unit of masking is the encoder's stride, so that a patch is one place of the last feature map. Normalisation is
-    over the channels of each place alone: statistics over the batch would make an image's vector depend on its
-    company, and statistics over space would depend on how much of it is removed.
+    The unit of masking is the encoder's stride, so that a patch is one position of the last feature map. Normalisation
+    is over the channels of each position alone. Statistics over the batch would make an image's vector depend on the
+    other images, and statistics over space would depend on how many patches are removed.
     """
 
     def __init__(self, config: MAEConfig) -> None:
-        """Builds the model with He et al.'s initialisation (2015); the decoder only if the config has one."""
+        """Builds the model with He et al.'s initialisation (2015), and the decoder only if the config has one."""
         super().__init__(config)
         c, eps = config, config.layer_norm_eps
         widths = [width for width, count in c.stages for _ in range(count)]
         # the first block of each stage but the first halves the resolution
-        firsts = [place == 0 and stage > 0 for stage, (_, count) in enumerate(c.stages) for place in range(count)]
-        before = [widths[0], *widths[:-1]]
+        halves = [block == 0 and stage > 0 for stage, (_, count) in enumerate(c.stages) for block in range(count)]
+        in_widths = [widths[0], *widths[:-1]]
         self.stem = nn.Conv2d(3, widths[0], kernel_size=STEM_STRIDE, stride=STEM_STRIDE)
         self.stem_norm = ChannelNorm(widths[0], eps)
         self.blocks = nn.ModuleList(
-            ResidualBlock(inner, outer, 2 if first else 1, eps)
-            for inner, outer, first in zip(before, widths, firsts, strict=True)
+            ResidualBlock(in_width, width, 2 if halve else 1, eps)
+            for in_width, width, halve in zip(in_widths, widths, halves, strict=True)
         )
         self.norm = nn.LayerNorm(c.embed_dim, eps=eps)
         if c.has_decoder:
@@ -52,20 +52,20 @@ class ConvMaskedAutoencoder(Autoencoder):
         self._initialize_weights()
 
     def forward_encoder(self, visible: Tensor, visible_indices: Tensor) -> Tensor:
-        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D], normed.
+        """Visible patches [B, K, P] and their indices, int [B, K] -> latent [B, 1 + K, D], normed.
 
-        There is no cls token: row 0 is the mean of the visible features.
+        There is no cls token: the first vector is the mean of the visible features.
         """
         c = self.config
-        restore_indices = _rows(visible_indices, c.num_patches)  # [B, N]
-        patches = looked_up(F.pad(visible, (0, 0, 1, 0)), restore_indices)  # [B, N, P], zeros where removed
+        source_indices = _source_indices(visible_indices, c.num_patches)  # [B, N]
+        patches = gather_vectors(F.pad(visible, (0, 0, 1, 0)), source_indices)  # [B, N, P], zeros where removed
         x = unpatchify(patches, c.patch_size).permute(0, 3, 1, 2)  # [B, 3, H, W]
-        kept = (restore_indices > 0).to(x.dtype).reshape(-1, 1, c.grid, c.grid)
+        visible_mask = (source_indices > 0).to(x.dtype).reshape(-1, 1, c.grid, c.grid)
         x = self.stem_norm(self.stem(x))
         for block in self.blocks:
             x = block(x)  # [B, C, H / s, W / s]
-            x = x * F.interpolate(kept, scale_factor=x.shape[-1] // c.grid, mode="nearest")
-        features = looked_up(x.flatten(2).transpose(1, 2), visible_indices)  # [B, K, D]
+            x = x * F.interpolate(visible_mask, scale_factor=x.shape[-1] // c.grid, mode="nearest")
+        features = gather_vectors(x.flatten(2).transpose(1, 2), visible_indices)  # [B, K, D]
         features = self.norm(features)
         return torch.cat([features.mean(dim=1, keepdim=True), features], dim=1)
 
@@ -73,7 +73,8 @@ class ConvMaskedAutoencoder(Autoencoder):
         """Latent [B, 1 + K, D], int [B, N] -> pixels of every patch [B, N, P]; see `Autoencoder.forward_decoder`."""
         c = self.config
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
-        x = looked_up(torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1), restore_indices)  # [B, N, Dd]
+        table = torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 2 + K, Dd]
+        x = gather_vectors(table, restore_indices)  # [B, N, Dd]
         x = x.transpose(1, 2).reshape(-1, c.decoder_embed_dim, c.grid, c.grid)
         for block in self.decoder_blocks:
             x = block(x)
@@ -100,45 +101,45 @@ class ConvMaskedAutoencoder(Autoencoder):
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut (He et al. 2015, figure 2)."""
 
-    def __init__(self, inner: int, outer: int, stride: int, eps: float) -> None:
-        """From `inner` channels to `outer`; the shortcut is a 1 x 1 convolution where shapes differ."""
+    def __init__(self, in_channels: int, out_channels: int, stride: int, eps: float) -> None:
+        """Makes the layers; the shortcut is a 1 x 1 convolution where shapes differ."""
         super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.norm1 = ChannelNorm(outer, eps)
-        self.conv2 = nn.Conv2d(outer, outer, kernel_size=3, padding=1, bias=False)
-        self.norm2 = ChannelNorm(outer, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.norm1 = ChannelNorm(out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = ChannelNorm(out_channels, eps)
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or inner != outer:
-            self.shortcut = nn.Conv2d(inner, outer, kernel_size=1, stride=stride)
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inner, H, W] -> [B, outer, H / stride, W / stride]."""
+        """[B, C, H, W] -> [B, C', H / stride, W / stride]."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return F.relu(y + self.shortcut(x))
 
 
 class Upsampling(nn.Module):
-    """Twice the resolution: nearest neighbours, then a 3 x 3 convolution (Odena et al. 2016).
+    """Doubles the resolution: nearest neighbours, then a 3 x 3 convolution (Odena et al. 2016).
 
-    Without a norm, which over so few channels would take the brightness of each place away.
+    There is no norm: over so few channels it would remove the brightness of each position.
     """
 
-    def __init__(self, inner: int, outer: int) -> None:
-        """From `inner` channels to `outer`."""
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        """Makes the convolution."""
         super().__init__()
-        self.conv = nn.Conv2d(inner, outer, kernel_size=3, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inner, H, W] -> [B, outer, 2 H, 2 W]."""
+        """[B, C, H, W] -> [B, C', 2 H, 2 W]."""
         return F.relu(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each place (as in ConvNeXt, Liu et al. 2022)."""
+    """Layer normalisation over the channels of each position (as in ConvNeXt, Liu et al. 2022)."""
 
     def __init__(self, channels: int, eps: float) -> None:
-        """One scale and shift a channel."""
+        """Makes one scale and one shift per channel."""
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,12 +147,12 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _rows(visible_indices: Tensor, num_patches: int) -> Tensor:
-    """Which visible patch lies in each place, int [B, K] -> [B, N]: 0 none, 1 + k the k-th.
+def _source_indices(visible_indices: Tensor, num_patches: int) -> Tensor:
+    """The visible patch that each of the N patches is, int [B, K] -> [B, N]: 0 for none, 1 + k for the k-th.
 
-    A comparison and a sum, since scattering does not convert with dynamic shapes everywhere.
+    It is a comparison and a sum, since scattering does not convert with dynamic shapes everywhere.
     """
-    places = torch.arange(num_patches, device=visible_indices.device, dtype=visible_indices.dtype)
-    found = (visible_indices[:, :, None] == places).to(visible_indices.dtype)  # [B, K, N]
+    patches = torch.arange(num_patches, device=visible_indices.device, dtype=visible_indices.dtype)
+    matches = (visible_indices[:, :, None] == patches).to(visible_indices.dtype)  # [B, K, N]
     order = torch.arange(1, visible_indices.shape[1] + 1, device=visible_indices.device, dtype=visible_indices.dtype)
-    return (found * order[:, None]).sum(dim=1, dtype=visible_indices.dtype)
+    return (matches * order[:, None]).sum(dim=1, dtype=visible_indices.dtype)

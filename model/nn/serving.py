@@ -1,8 +1,9 @@
-"""The graphs that get compiled: bytes of patches in, vectors or bytes of pixels out.
+"""The graphs that get compiled: patches of bytes in, vectors or pixels in bytes out.
 
-Everything between lies inside: standardisation, pooling, the error of each patch, the way back to pixels. So one byte
-a channel crosses to the device, and no host code can disagree with the model about what a pixel means. Positions come
-instead of masks (see `model.masking`), which every compiler converts with a dynamic batch and a dynamic K.
+Everything between lies inside the graph: standardisation, pooling, the error of each patch, and the way back to pixels.
+So one byte per channel crosses to the device, and no host code can disagree with the model about the meaning of a
+pixel. The graphs take indices of patches instead of masks (see `model.masking`), since every compiler converts those
+with a dynamic batch and a dynamic K.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from model.nn.vit import MaskedAutoencoder
 
 
 class Standardise(nn.Module):
-    """uint8 patches -> (x / 255 - mean) / std, and back."""
+    """Standardises the pixels of patches, (x / 255 - mean) / std, and turns predictions back into pixels."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, preprocessing: Preprocessing, patch_size: int) -> None:
-        """Spreads mean and std over the P = p * p * 3 numbers of a patch."""
+        """Repeats mean and std over the P = p * p * 3 numbers of a patch."""
         super().__init__()
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("scale", (1 / (255 * std)).repeat(patch_size**2))
@@ -34,7 +35,7 @@ class Standardise(nn.Module):
         return patches.to(self.scale.dtype) * self.scale - self.shift
 
     def pixels(self, standardised: Tensor) -> Tensor:
-        """Float [..., P] -> whole numbers 0..255, still float."""
+        """Standardised float [..., P] -> integers 0..255, as float [..., P]."""
         return ((standardised + self.shift) / self.scale).round().clamp(0, 255)
 
 
@@ -57,9 +58,9 @@ class EncoderGraph(nn.Module):
 
 
 class PaddedEncoderGraph(nn.Module):
-    """An `EncoderGraph` for images with different numbers of visible patches: positions below 0 hold none.
+    """An `EncoderGraph` for images with different numbers of visible patches: an index below 0 is padding.
 
-    A graph of its own, so that batches without such images pay for no mask. Tokens at those places mean nothing.
+    It is a graph of its own, so that batches without padding pay for no attention mask. Tokens of padding mean nothing.
     """
 
     def __init__(self, model: MaskedAutoencoder, preprocessing: Preprocessing) -> None:
@@ -78,10 +79,10 @@ class PaddedEncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Latent [B, 1 + K, D], int32 rows [B, N], uint8 patches [B, N, P] -> pixels [B, N, P], squared error [B, N].
+    """Latent [B, 1 + K, D], restore indices int32 [B, N], uint8 [B, N, P] -> pixels [B, N, P], squared error [B, N].
 
-    `to_bytes` False gives the pixels as half floats, in which whole numbers to 255 are exact, for a compiler without a
-    conversion to uint8 (TensorRT).
+    With `to_bytes` False the pixels are half floats, in which integers to 255 are exact. This is for a compiler without
+    a conversion to uint8 (TensorRT).
     """
 
     def __init__(self, model: Autoencoder, preprocessing: Preprocessing, to_bytes: bool = True) -> None:
@@ -92,7 +93,7 @@ class DecoderGraph(nn.Module):
         self.to_bytes = to_bytes
 
     def forward(self, latent: Tensor, restore_indices: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Paints every patch, and says how far each lies from the truth, in standardised pixels."""
+        """Predicts every patch, and measures its squared error in standardised pixels (or in normalised ones)."""
         target = self.standardise(patches)
         pred = self.model.forward_decoder(latent, restore_indices)
         error = patch_loss(pred, target, norm_pix=self.model.config.norm_pix_loss)

@@ -7,21 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import MAEConfig
-from model.nn.base import Autoencoder, looked_up
+from model.nn.base import Autoencoder, gather_vectors
 
 
 class MaskedAutoencoder(Autoencoder):
     """Encoder over the visible patches, light decoder over all of them.
 
-    Patches go in as rows of P = p * p * 3 numbers (row, column, channel), so that the encoder touches nothing but what
-    is visible. The tensors' names and shapes are upstream's, `patch_embed.proj` included.
+    It takes patches instead of images, so that the encoder computes nothing for removed ones. The tensors' names and
+    shapes are upstream's, `patch_embed.proj` included.
     """
 
     pos_embed: Tensor
     decoder_pos_embed: Tensor
 
     def __init__(self, config: MAEConfig) -> None:
-        """Builds the model with upstream's initialisation; the decoder only if the config has one."""
+        """Builds the model with upstream's initialisation, and the decoder only if the config has one."""
         super().__init__(config)
         c = config
         self.patch_embed = PatchEmbed(c.patch_size, c.embed_dim)
@@ -45,28 +45,25 @@ class MaskedAutoencoder(Autoencoder):
         self._initialize_weights()
 
     def forward_encoder(self, visible: Tensor, visible_indices: Tensor, present: Tensor | None = None) -> Tensor:
-        """Visible patches [B, K, P] and where they lie, int [B, K] -> latent [B, 1 + K, D]: normed, cls first.
+        """Visible patches [B, K, P] and their indices, int [B, K] -> latent [B, 1 + K, D]: normed, cls first.
 
-        `present`, bool [B, K], is False where an image has fewer visible patches than others of its batch: nothing
-        attends to those places.
+        `present`, bool [B, K], is False for padding, where an image has fewer visible patches than others of its
+        batch. Nothing attends to padding.
         """
         x = self.patch_embed(visible) + F.embedding(visible_indices, self.pos_embed[0, 1:])  # [B, K, D]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls, x], dim=1)  # [B, 1 + K, D]
-        keys = None if present is None else F.pad(present, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1 + K]
+        attn_mask = None if present is None else F.pad(present, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1 + K]
         for block in self.blocks:
-            x = block(x, keys)
+            x = block(x, attn_mask)
         latent: Tensor = self.norm(x)
         return latent
 
     def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
-        """Latent [B, 1 + K, D] -> pixels of every patch [B, N, P].
-
-        `rows`, int [B, N], says what stands in each place: 0 the mask token, 2 + k the k-th visible patch.
-        """
+        """Latent [B, 1 + K, D], restore indices int [B, N] -> pixels of every patch [B, N, P]."""
         x = self.decoder_embed(latent)  # [B, 1 + K, Dd]
         table = torch.cat([self.mask_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 2 + K, Dd]
-        x = torch.cat([x[:, :1], looked_up(table, restore_indices)], dim=1)  # [B, 1 + N, Dd]
+        x = torch.cat([x[:, :1], gather_vectors(table, restore_indices)], dim=1)  # [B, 1 + N, Dd]
         x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
@@ -97,10 +94,10 @@ class MaskedAutoencoder(Autoencoder):
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch, its weight held in upstream's convolution layout [D, 3, p, p]."""
+    """A linear map of each patch; its weight has upstream's convolution layout [D, 3, p, p]."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
-        """One p x p convolution of stride p."""
+        """Makes the p x p convolution of stride p."""
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
@@ -114,16 +111,16 @@ class Block(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al. 2020)."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, eps: float) -> None:
-        """Attention and a two-layer perceptron, each with a residual."""
+        """Makes attention and a two-layer perceptron, each with a residual."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `keys`, bool [B, 1, 1, L], says what may be attended to."""
-        x = x + self.attn(self.norm1(x), keys)
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `attn_mask`, bool [B, 1, 1, L], is True where a token may be attended to."""
+        x = x + self.attn(self.norm1(x), attn_mask)
         x = x + self.mlp(self.norm2(x))
         return x
 
@@ -132,18 +129,18 @@ class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
-        """`dim` split over `num_heads`."""
+        """Splits `dim` over `num_heads`."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `keys`, bool [B, 1, 1, L], says what may be attended to."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `attn_mask`, bool [B, 1, 1, L], is True where a token may be attended to."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, L, D / H] each
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         x = self.proj(x.transpose(1, 2).reshape(batch, length, dim))
         return x
 
@@ -152,7 +149,7 @@ class Mlp(nn.Module):
     """Two linear layers around an exact GELU."""
 
     def __init__(self, dim: int, hidden: int) -> None:
-        """`dim` -> `hidden` -> `dim`."""
+        """Makes layers `dim` -> `hidden` -> `dim`."""
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
@@ -185,6 +182,6 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     along = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # [grid, width / 4]
     line = torch.cat([along.sin(), along.cos()], dim=1)  # [grid, width / 2]
     columns = line[None].expand(grid, -1, -1)
-    restore_indices = line[:, None].expand(-1, grid, -1)
-    table = torch.cat([columns, restore_indices], dim=-1).reshape(1, grid * grid, width)
+    rows = line[:, None].expand(-1, grid, -1)
+    table = torch.cat([columns, rows], dim=-1).reshape(1, grid * grid, width)
     return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], dim=1).float()

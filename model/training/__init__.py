@@ -1,1 +1,1 @@
-"""Training: from folders of images to weights."""
+"""Training: pretraining and fine-tuning on folders of images."""

@@ -1,4 +1,4 @@
-"""Photographs as batches of training samples, each a pure function of the seed and its number.
+"""Images as batches of training samples; each sample is a pure function of the seed and of its number.
 
 So a run that is resumed, or spread over several processes, sees the same crops and masks in the same order.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,32 +20,42 @@ from PIL import Image
 
 from model.arrays import Bytes, Indices
 from model.config import MAEConfig, Preprocessing
-from model.images.preprocess import FORMATS, cut, loaded
-from model.masking import Strategy, choose_visible
+from model.images.preprocess import Box, DecodedPixels, ImageError, filter_of, load_upright, open_image, patchify
+from model.masking import Strategy, all_indices, choose_visible
+
+T = TypeVar("T")
+PREFETCH_STEPS = 3
+ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 log = logging.getLogger(__name__)
-PREFETCH = 3
-ASPECTS = (3 / 4, 4 / 3)
 
 
 class NoImages(ValueError):
-    """There is nothing to train on."""
+    """There is no image to train on."""
 
 
 class Batch(NamedTuple):
-    """One process's part of a step."""
+    """One process's part of a step: B images."""
 
     patches: Bytes
-    """uint8 [B, N, P]."""
+    """All patches, uint8 [B, N, P]."""
     visible_indices: Indices
-    """The visible patches, int32 [B, K]."""
+    """Indices of the visible patches, int32 [B, K]."""
     labels: NDArray[np.int64]
-    """Class of each image, [B]; zeros where there are none."""
+    """Class of each image, [B]; zeros where there are no classes."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """RandomResizedCrop (Szegedy et al. 2014) and a flip, and then a mask."""
+    """RandomResizedCrop (Szegedy et al. 2014), a random flip, and a random mask.
+
+    Attributes:
+        config: image size and patch size.
+        preprocessing: gives the filter of the resize.
+        crop_scale: least share of an image that a crop keeps.
+        mask_ratio: share of the patches that is removed; 0 for none.
+        strategy: how patches are chosen.
+    """
 
     config: MAEConfig
     preprocessing: Preprocessing
@@ -53,122 +63,162 @@ class Augmentation:
     mask_ratio: float
     strategy: Strategy
 
-    def crop(self, image: Image.Image, draw: np.random.Generator) -> Bytes:
-        """A random part of an upright RGB image, as patches uint8 [N, P]."""
+    def crop(self, pixels: DecodedPixels, rng: np.random.Generator) -> Bytes:
+        """A random crop of an upright image, flipped in half of the cases, as patches uint8 [N, P]."""
         side = self.config.image_size
-        box = random_box(image.size, self.crop_scale, draw)
-        square = image.resize((side, side), Image.Resampling[self.preprocessing.filter.upper()], box=box)
-        if draw.random() < 0.5:
+        start_x, start_y, end_x, end_y = pixels.box
+        left, top, right, bottom = draw_crop((end_x - start_x, end_y - start_y), self.crop_scale, rng)
+        box = (start_x + left, start_y + top, start_x + right, start_y + bottom)
+        square = pixels.image.resize((side, side), filter_of(self.preprocessing), box=box)
+        if rng.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return cut(np.asarray(square), self.config.patch_size)
+        return patchify(np.asarray(square), self.config.patch_size)
 
-    def mask(self, draw: np.random.Generator) -> Indices:
-        """Positions of the patches that stay visible, int32 [K]; all of them for a ratio of 0."""
-        seed = int(draw.integers(2**63))
+    def mask(self, rng: np.random.Generator) -> Indices:
+        """Indices of the patches that stay visible, int32 [K]; all of them for a ratio of 0."""
+        seed = int(rng.integers(2**63))
         if self.mask_ratio == 0:
-            return np.arange(self.config.num_patches, dtype=np.int32)
+            return all_indices(self.config.num_patches)
         return choose_visible(self.strategy, self.config.grid, self.mask_ratio, seed)
 
 
-def random_box(size: tuple[int, int], least: float, draw: np.random.Generator) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) that keeps a share between `least` and 1 of an image, of an aspect near 1.
+def draw_crop(size: tuple[float, float], min_share: float, rng: np.random.Generator) -> Box:
+    """Draws the box of a crop that keeps a share between `min_share` and 1 of an image, of an aspect ratio near 1.
 
-    As torchvision's RandomResizedCrop: ten tries, then the largest centre box of an allowed aspect.
+    This is torchvision's RandomResizedCrop in real numbers: ten tries, then the largest centre box of an allowed aspect
+    ratio.
+
+    Args:
+        size: width and height of the image.
+        min_share: least share of its area.
+        rng: the source of the draws.
     """
     width, height = size
     for _ in range(10):
-        area = width * height * draw.uniform(least, 1)
-        aspect = math.exp(draw.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1])))
+        area = width * height * rng.uniform(min_share, 1)
+        aspect = math.exp(rng.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
-            left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return left, top, left + w, top + h
-    w, h = min(width, height * ASPECTS[1]), min(height, width / ASPECTS[0])
+    w, h = min(width, height * ASPECT_RATIOS[1]), min(height, width / ASPECT_RATIOS[0])
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
 class ImageDataset:
-    """Image files, some of which may turn out to be broken."""
+    """Image files, some of which may turn out to be broken.
+
+    Attributes:
+        paths: the files, in an order that should not change from run to run.
+        labels: class of each file; zeros where there are no classes.
+        broken: files that cannot be used, with the reason.
+    """
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int] | None = None) -> None:
-        """Files, in an order that should not change from run to run, and their classes."""
+        """Takes the files and their classes.
+
+        Raises:
+            NoImages: there are none.
+        """
         if not paths:
             raise NoImages("there are no images to train on")
         self.paths = paths
         self.labels = labels if labels is not None else [0] * len(paths)
         self.broken: dict[str, str] = {}
-        """Why a file cannot be used."""
 
-    def load(self, index: int, least_side: int) -> tuple[Image.Image, int]:
-        """The image `index`, or the next one that can be read, and its class.
+    def load(self, index: int, decode: Callable[[Image.Image], T]) -> tuple[T, int]:
+        """Decodes image `index`, or the next one that can be read.
+
+        Args:
+            index: the image.
+            decode: makes the result from an opened image.
+
+        Returns:
+            The result, and the class of the image.
 
         Raises:
-            NoImages: none can be read.
+            NoImages: no image can be read.
         """
-        for place in range(index, index + len(self.paths)):
-            path = self.paths[place % len(self.paths)]
+        count = len(self.paths)
+        for number in ((index + offset) % count for offset in range(count)):
+            path = self.paths[number]
             if path in self.broken:
                 continue
             try:
-                with Image.open(path, formats=FORMATS) as image:
-                    return loaded(image, least_side), self.labels[place % len(self.paths)]
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+                with open_image(path) as image:
+                    return decode(image), self.labels[number]
+            except ImageError as error:
                 self.broken[path] = str(error)
                 log.warning("skipped: %s: %s", path, error)
-        raise NoImages(f"none of the {len(self.paths)} images can be read")
+        raise NoImages(f"none of the {count} images can be read")
 
 
-class Loader:
-    """Batches from a given step on, decoded ahead by threads."""
+class DataLoader:
+    """Batches from a given step on; threads decode a few steps ahead."""
 
     def __init__(
         self,
-        photographs: ImageDataset,
+        dataset: ImageDataset,
         augmentation: Augmentation,
         seed: int,
         batch_size: int,
-        part: tuple[int, int],
-        workers: int,
+        *,
+        rank: int,
+        world_size: int,
+        threads: int,
     ) -> None:
-        """Of each step's `batch_size` samples, this process takes the `part` (rank, number of processes)."""
-        self._photographs = photographs
+        """Starts the threads.
+
+        Args:
+            dataset: the images.
+            augmentation: makes a sample of each image.
+            seed: the seed of all draws.
+            batch_size: samples per step, over all processes.
+            rank: number of this process, which gets its share of each step.
+            world_size: number of processes.
+            threads: threads that decode.
+        """
+        self._dataset = dataset
         self._augmentation = augmentation
         self._seed = seed
         self._batch_size = batch_size
-        self._rank, self._size = part
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._rank = rank
+        self._world_size = world_size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Without end, beginning with that of `step`."""
+        """Batches without end, beginning with that of `step`."""
         ahead: deque[list[Future[tuple[Bytes, Indices, int]]]] = deque()
         steps = count(step)
         while True:
-            while len(ahead) <= PREFETCH:
-                ahead.append([self._pool.submit(self._sample, *place) for place in self._places(next(steps))])
+            while len(ahead) <= PREFETCH_STEPS:
+                numbers = self._sample_numbers(next(steps))
+                ahead.append([self._pool.submit(self._sample, number, self._image_of(number)) for number in numbers])
             patches, visible_indices, labels = zip(*(future.result() for future in ahead.popleft()), strict=True)
             yield Batch(np.stack(patches), np.stack(visible_indices), np.array(labels, dtype=np.int64))
 
     def close(self) -> None:
-        """Lets the threads go."""
+        """Stops the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _places(self, step: int) -> list[tuple[int, int]]:
-        """Number and image of each of this process's samples; epochs follow each other without a gap."""
-        share = self._batch_size // self._size
-        start = step * self._batch_size + self._rank * share
-        return [(number, self._image_of(number)) for number in range(start, start + share)]
+    def _sample_numbers(self, step: int) -> range:
+        """Numbers of this process's samples in a step; epochs follow each other without a gap."""
+        share = self._batch_size // self._world_size
+        first = step * self._batch_size + self._rank * share
+        return range(first, first + share)
 
     def _image_of(self, number: int) -> int:
-        epoch, place = divmod(number, len(self._photographs.paths))
+        """Index of the image of sample `number`: each epoch has its own order."""
+        epoch, position = divmod(number, len(self._dataset.paths))
         if self._order[0] != epoch:
-            shuffle = np.random.default_rng((self._seed, 0, epoch))
-            self._order = epoch, shuffle.permutation(len(self._photographs.paths))
-        return int(self._order[1][place])
+            rng = np.random.default_rng((self._seed, 0, epoch))
+            self._order = epoch, rng.permutation(len(self._dataset.paths))
+        return int(self._order[1][position])
 
     def _sample(self, number: int, index: int) -> tuple[Bytes, Indices, int]:
-        draw = np.random.default_rng((self._seed, 1, number))
-        image, label = self._photographs.load(index, self._augmentation.config.image_size)
-        return self._augmentation.crop(image, draw), self._augmentation.mask(draw), label
+        """Patches uint8 [N, P], visible indices int32 [K] and class of sample `number`, made of image `index`."""
+        rng = np.random.default_rng((self._seed, 1, number))
+        side = self._augmentation.config.image_size
+        pixels, label = self._dataset.load(index, lambda image: load_upright(image, side))
+        return self._augmentation.crop(pixels, rng), self._augmentation.mask(rng), label

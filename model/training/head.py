@@ -16,13 +16,13 @@ class LinearHead(nn.Module):
     """Pooled vectors [B, D] -> logits [B, C]."""
 
     def __init__(self, width: int, classes: int, normalised: bool) -> None:
-        """A linear layer that begins near zero.
+        """Makes a linear layer that begins near zero.
 
         Args:
             width: D.
             classes: C.
-            normalised: put a BatchNorm without affine before it (He et al. 2021, A.1: features of a frozen encoder
-                have the scale that pretraining left them).
+            normalised: put a BatchNorm without affine before it (He et al. 2021, A.1), since features of a frozen
+                encoder keep the scale of pretraining.
         """
         super().__init__()
         self.norm = nn.BatchNorm1d(width, eps=EPS, affine=False) if normalised else nn.Identity()
@@ -36,8 +36,8 @@ class LinearHead(nn.Module):
         return logits
 
 
-def folded(state: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
-    """Weight [C, D] and bias [C] of the one linear layer that a `LinearHead` of this state is in eval mode."""
+def fold_batch_norm(state: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+    """Folds the BatchNorm of a `LinearHead` in eval mode into its linear layer: weight [C, D] and bias [C]."""
     weight, bias = (state[name].double().cpu() for name in ("linear.weight", "linear.bias"))
     if "norm.running_mean" in state:
         mean, variance = (state[name].double().cpu() for name in ("norm.running_mean", "norm.running_var"))

@@ -3,144 +3,135 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.arrays import Bytes, Indices
 from model.checkpoints.checkpoint import Checkpoint, load
-from model.checkpoints.locate import named
+from model.checkpoints.locate import locate_named
 from model.config import PRESETS, Loss, MAEConfig, Preprocessing
 from model.images.folders import find_images
-from model.images.png import png
-from model.images.preprocess import cut, square
-from model.images.render import panel, sheet
-from model.masking import choose_visible, restore_indices_for
 from model.nn import build_model
-from model.nn.base import Autoencoder, let_learn
-from model.nn.serving import DecoderGraph, EncoderGraph, Standardise
+from model.nn.base import DECODER_PREFIXES, Autoencoder, unfreeze
+from model.nn.serving import Standardise
 from model.training.config import Recipe
-from model.training.dataset import Augmentation, ImageDataset, Loader
-from model.training.distributed import DistributedContext, require_divisible
-from model.training.optimiser import adamw, muon, plain_groups
+from model.training.dataset import Augmentation, ImageDataset
+from model.training.distributed import DistributedContext
+from model.training.optimiser import PRETRAINING_BETAS, adamw, muon, parameter_groups
+from model.training.preview import Preview
 from model.training.progress import TrainingProgress
-from model.training.resume import facts_of, require_same_images, said_recipe
-from model.training.run import WEIGHTS, Run, RunError
-from model.training.trainer import Trainer, resumed
+from model.training.run import Run, RunError, record_images, require_same_images, restore_recipe
+from model.training.session import run_session
+from model.training.trainer import Task
+
+MODEL = "model."
 
 log = logging.getLogger(__name__)
 
 
 class Pretraining(nn.Module):
-    """The objective: uint8 patches [B, N, P] and positions [B, K] -> the masked loss."""
+    """The objective: uint8 patches [B, N, P] and visible indices [B, K] -> the masked loss, a scalar."""
 
     def __init__(self, model: Autoencoder, preprocessing: Preprocessing, loss: Loss) -> None:
-        """Around `model`, whose names stay its own."""
+        """Wraps `model`, whose tensors keep their names after `MODEL`."""
         super().__init__()
         self.model = model
         self.standardise = Standardise(preprocessing, model.config.patch_size)
         self.loss: Loss = loss
 
     def forward(self, patches: Tensor, visible_indices: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar; `labels` say nothing here."""
+        """The loss; `labels` are not used."""
         loss: Tensor = self.model(self.standardise(patches), visible_indices, self.loss)[0]
         return loss
 
 
 def pretrain(
     folders: Sequence[Path],
-    folder: Path,
+    output: Path,
     recipe: Recipe,
-    place: DistributedContext,
+    context: DistributedContext,
     progress: TrainingProgress,
     resume: bool,
 ) -> Path:
-    """Trains, or goes on training, and leaves the weights in `folder`.
+    """Pretrains a model, or goes on pretraining it, and leaves its weights in `output`.
 
     Args:
-        folders: images, and folders of them at any depth.
-        folder: the run's; made if it does not exist.
-        recipe: what to do; of a resumed run, what its recipe.json says, but for what does not shape the weights.
-        place: this process among its peers.
-        progress: told how it goes.
-        resume: go on with the run in `folder`.
+        folders: images, and folders of images at any depth.
+        output: the run's folder; it is made if it does not exist.
+        recipe: the options; those of a resumed run come from `restore_pretraining`.
+        context: this process among the others.
+        progress: shows how far the run is.
+        resume: go on with the run in `output`.
 
     Returns:
         The file of weights, which can be served.
 
     Raises:
         RunError: the run cannot be begun or resumed.
-        NoImages: there is nothing to train on.
-        WeightsError: `init` cannot be read.
+        NoImages: there is no image to train on.
+        WeightsError: the weights that `init` names cannot be read.
         Interrupted, DivergedError, OSError: as `Trainer.fit`.
     """
-    torch.manual_seed(recipe.seed)
-    torch.set_num_threads(recipe.threads or place.cpus)
-    images, refused = find_images(folders)
-    for path, reason in refused:
-        log.warning("skipped: %s: %s", path, reason)
-    photographs = ImageDataset(images)
-    start = starting_point(recipe, recipe.name or folder.absolute().name)
-    require_divisible(recipe.batch_size, place)
-    model = start.build()
-    let_learn(model)
-    objective = Pretraining(model, start.preprocessing, recipe.loss)
-    objective.to(place.device).train()
-    optimiser = optimiser_of(recipe, objective)
-    run = Run(folder)
-    if place.is_main and not resume:  # last, so that what cannot be leaves no run behind
-        run.begin(recipe, facts_of(images, folders))
-
-    def checkpoint(state: dict[str, Tensor]) -> Checkpoint:
-        tensors = {name.removeprefix("model."): x.float().cpu() for name, x in state.items() if name[:6] == "model."}
-        return Checkpoint(start.config, start.preprocessing, "mae-serve", tensors, start.license)
-
-    trainer = Trainer(
-        objective,
-        optimiser,
-        recipe,
-        place,
-        run,
-        len(images),
-        checkpoint,
-        recipe.ema,
-    )
-    if resume:
-        resumed(run, trainer, folder)
-    augmentation = Augmentation(
-        start.config, start.preprocessing, recipe.crop_scale, recipe.mask_ratio, recipe.strategy
-    )
-    workers = recipe.workers or (place.cpus if place.device.type == "cuda" else 1)
-    loader = Loader(photographs, augmentation, recipe.seed, recipe.batch_size, (place.rank, place.size), workers)
-    preview = (
-        Preview(photographs, augmentation, recipe.preview_images) if place.is_main and recipe.preview_images else None
+    name = recipe.name or output.absolute().name
+    return run_session(
+        lambda: PretrainingTask(folders, name, recipe, context), output, recipe, context, progress, resume
     )
 
-    def show() -> None:
-        if preview is not None:
-            run.preview(trainer.step, preview.render(trainer.served()))
 
-    try:
-        trainer.fit(loader, progress, show, recipe.preview_minutes)
-    finally:
-        loader.close()
-        if photographs.broken:
-            progress.say(f"{len(photographs.broken)} of {len(images)} images could not be read and were skipped")
-    return run.folder / WEIGHTS
+class PretrainingTask(Task):
+    """An autoencoder that learns to reconstruct images; the reports are sheets of reconstructions."""
+
+    def __init__(self, folders: Sequence[Path], name: str, recipe: Recipe, context: DistributedContext) -> None:
+        """Finds the images and makes the model, which is to be served under `name`.
+
+        Raises:
+            RunError, NoImages, WeightsError: as `pretrain`.
+        """
+        paths, refused = find_images(folders)
+        for path, reason in refused:
+            log.warning("skipped: %s: %s", path, reason)
+        self.dataset = ImageDataset(paths)
+        self.images = record_images(paths, folders)
+        self._start = start = starting_point(recipe, name)
+        self.augmentation = Augmentation(
+            start.config, start.preprocessing, recipe.crop_scale, recipe.mask_ratio, recipe.strategy
+        )
+        model = start.build()
+        unfreeze(model)
+        self.objective = Pretraining(model, start.preprocessing, recipe.loss).to(context.device).train()
+        self.optimiser = make_optimiser(recipe, self.objective)
+        self.ema = recipe.ema
+        self.report_minutes = recipe.preview_minutes
+        self._preview_images = recipe.preview_images
+        self._preview: Preview | None = None
+
+    def checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
+        """The model without the rest of the objective."""
+        tensors = {
+            name.removeprefix(MODEL): tensor.float().cpu() for name, tensor in state.items() if name.startswith(MODEL)
+        }
+        return Checkpoint(self._start.config, self._start.preprocessing, "mae-serve", tensors, self._start.license)
+
+    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> None:
+        """Saves a sheet of reconstructions."""
+        if self._preview_images == 0:
+            return
+        if self._preview is None:
+            self._preview = Preview(self.dataset, self.augmentation, self._preview_images)
+        run.save_preview(step, self._preview.render(checkpoint))
 
 
-def optimiser_of(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
-    """What the recipe names, over the parameters that learn.
+def make_optimiser(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
+    """Makes the optimiser that the recipe names, for the trainable parameters.
 
     Raises:
-        RunError: the model has nothing for it.
+        RunError: the model has no parameters for it.
     """
     if recipe.optimiser == "adamw":
-        return adamw(plain_groups(objective.named_parameters(), recipe.weight_decay))
+        return adamw(parameter_groups(objective.named_parameters(), recipe.weight_decay), PRETRAINING_BETAS)
     try:
         return muon(objective.named_parameters(), recipe.weight_decay, recipe.muon_scale)
     except ValueError as error:
@@ -148,17 +139,21 @@ def optimiser_of(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
 
 
 def starting_point(recipe: Recipe, name: str) -> Checkpoint:
-    """The model before its first step: upstream's initialisation, or the weights that `init` names."""
-    config = preset_of(recipe)
+    """The model before its first step: upstream's initialisation, or the weights that `init` names.
+
+    Raises:
+        RunError: there is no such model.
+        WeightsError: the weights cannot be read.
+    """
+    config = model_config(recipe)
     if recipe.init is None:
-        fresh = build_model(config.model_copy(update={"name": name}))
-        return Checkpoint(fresh.config, Preprocessing(), "mae-serve", dict(fresh.state_dict()), recipe.license)
-    found = load(named(recipe.init).path)
-    return warm_start(found, config, recipe, name)
+        model = build_model(config.model_copy(update={"name": name}))
+        return Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict()), recipe.license)
+    return warm_start(load(locate_named(recipe.init).path), config, recipe, name)
 
 
-def preset_of(recipe: Recipe) -> MAEConfig:
-    """The preset with what the recipe changes of it.
+def model_config(recipe: Recipe) -> MAEConfig:
+    """The recipe's preset, with the changes that the recipe makes to it.
 
     Raises:
         RunError: there is no such preset, or it cannot be changed so.
@@ -176,66 +171,53 @@ def preset_of(recipe: Recipe) -> MAEConfig:
         raise RunError(f"{recipe.model} cannot be like this: {error}") from error
 
 
-def warm_start(found: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
-    """The weights of `found` for the recipe's loss and image size; a missing or unlike decoder is made anew."""
-    size = recipe.image_size or found.config.image_size
-    merged = found.config.model_dump() | {"name": name, "image_size": size, "norm_pix_loss": recipe.norm_pix_loss}
-    decoder = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio")
-    fresh_decoder = not found.config.has_decoder or (
-        recipe.decoder_depth is not None and recipe.decoder_depth != found.config.decoder_depth
-    )
-    if fresh_decoder:
-        merged |= {key: getattr(config, key) for key in decoder}
-        log.warning("%s: the decoder is made anew", recipe.init)
-    try:
-        fresh = build_model(MAEConfig(**merged))
-    except ValueError as error:
-        raise RunError(f"{recipe.init} cannot be like this: {error}") from error
-    tensors = dict(fresh.state_dict())
-    kept = found.build(size).state_dict()
-    tensors |= {n: x for n, x in kept.items() if not (fresh_decoder and n.startswith(("decoder", "mask_token")))}
-    return Checkpoint(fresh.config, found.preprocessing, "mae-serve", tensors, recipe.license or found.license)
+def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
+    """The model of `weights` for the recipe's loss and image size; a missing or different decoder is made anew.
 
-
-class Preview:
-    """A few fixed images through fixed masks, as the model in training reconstructs them."""
-
-    def __init__(self, photographs: ImageDataset, augmentation: Augmentation, count: int) -> None:
-        """Takes the first `count` images of a fixed shuffle."""
-        config = augmentation.config
-        chosen = np.random.default_rng(0).permutation(len(photographs.paths))[:count]
-        squares = []
-        for index in chosen:
-            image, _ = photographs.load(int(index), config.image_size)
-            squares.append(cut(np.asarray(square(image, config, augmentation.preprocessing)), config.patch_size))
-        self._patches: Bytes = np.stack(squares)
-        seeds = range(len(squares))
-        self._positions: Indices = np.stack(
-            [choose_visible(augmentation.strategy, config.grid, augmentation.mask_ratio, seed) for seed in seeds]
-        )
-
-    def render(self, checkpoint: Checkpoint) -> bytes:
-        """Original, masked, reconstruction and composite of each image, as PNG."""
-        model, config = checkpoint.build(), checkpoint.config
-        visible = np.take_along_axis(self._patches, self._positions[..., None].astype(np.int64), axis=1)
-        patches, visible_indices, rows = map(
-            torch.from_numpy, (self._patches, self._positions, restore_indices_for(self._positions, config.num_patches))
-        )
-        with torch.inference_mode():
-            _, latent = EncoderGraph(model, checkpoint.preprocessing)(torch.from_numpy(visible), visible_indices)
-            pixels, _ = DecoderGraph(model, checkpoint.preprocessing)(latent, rows, patches)
-        return png(sheet([panel(*one) for one in zip(self._patches, pixels.numpy(), self._positions, strict=True)]))
-
-
-def resumable(
-    folder: Path, recipe: Recipe, given: set[str], folders: Sequence[Path] | None
-) -> tuple[Recipe, list[Path]]:
-    """Recipe and images of the run in `folder`, and of `recipe` what was `given` anew and may be.
+    Args:
+        weights: the weights that `init` names.
+        config: gives the sizes of a decoder that is made anew.
+        recipe: the options.
+        name: the model's new name.
 
     Raises:
-        RunError: there is no run, a choice would change it, or the images are not those of before.
+        RunError: the model cannot have the recipe's image size or decoder.
     """
-    before, data = said_recipe(folder, recipe, given)
-    paths = [Path(path) for path in data["folders"]] if not folders else list(folders)
-    require_same_images(folder, data, facts_of(find_images(paths)[0], paths))
-    return before, paths
+    size = recipe.image_size or weights.config.image_size
+    merged = weights.config.model_dump() | {"name": name, "image_size": size, "norm_pix_loss": recipe.norm_pix_loss}
+    new_decoder = not weights.config.has_decoder or (
+        recipe.decoder_depth is not None and recipe.decoder_depth != weights.config.decoder_depth
+    )
+    if new_decoder:
+        sizes = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio")
+        merged |= {key: getattr(config, key) for key in sizes}
+        log.warning("%s: the decoder is made anew", recipe.init)
+    try:
+        model = build_model(MAEConfig(**merged))
+    except ValueError as error:
+        raise RunError(f"{recipe.init} cannot be like this: {error}") from error
+    tensors = dict(model.state_dict())
+    for key, tensor in weights.build(size).state_dict().items():
+        if not (new_decoder and key.startswith(DECODER_PREFIXES)):
+            tensors[key] = tensor
+    return Checkpoint(model.config, weights.preprocessing, "mae-serve", tensors, recipe.license or weights.license)
+
+
+def restore_pretraining(
+    output: Path, recipe: Recipe, given: set[str], folders: Sequence[Path] | None
+) -> tuple[Recipe, list[Path]]:
+    """Reads recipe and folders of the run in `output`, for resuming it.
+
+    Args:
+        output: the run's folder.
+        recipe: the options of the command that resumes it.
+        given: names of the options in `recipe` that the user gave.
+        folders: images to take instead of the run's folders, if they have moved.
+
+    Raises:
+        RunError: there is no run, an option would change it, or the images are not those of before.
+    """
+    restored, images = restore_recipe(output, recipe, given)
+    folders = [Path(path) for path in images["folders"]] if not folders else list(folders)
+    require_same_images(output, images, record_images(find_images(folders)[0], folders))
+    return restored, folders

@@ -1,4 +1,4 @@
-"""What a training run says while it goes on."""
+"""The progress of a training run on standard error."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ LINE_SECONDS = 60
 
 
 class TrainingProgress:
-    """A bar with loss, images per second and time left where there is a terminal, else a line a minute."""
+    """A bar with loss, images per second and time left on a terminal; elsewhere one line per minute."""
 
     def __init__(self, quiet: bool) -> None:
-        """`quiet` for all processes but one."""
+        """Shows nothing if `quiet`, as all processes but one should be."""
         self.note = ""
-        """What was measured last, for the line."""
+        """The latest measurement, shown beside the loss."""
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._terminal = sys.stderr.isatty() and not quiet
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
         )
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._terminal)
-        self._task = self._bar.add_task("", total=1.0, said="")
-        self._last = time.monotonic()
+        self._task = self._bar.add_task("", total=1.0, status="")
+        self._last_line = time.monotonic()
 
-    def show(self, progress: float, step: int, loss: float, rate: float, left: float) -> None:
-        """How far it is.
+    def show(self, done: float, step: int, loss: float, rate: float, seconds_left: float) -> None:
+        """Shows how far the run is.
 
         Args:
-            progress: 0 to 1.
-            step: steps done.
-            loss: mean of the last row of metrics.
+            done: the part of the schedule that is done, 0 to 1.
+            step: steps that are done.
+            loss: mean loss since the last call.
             rate: images per second.
-            left: seconds to go.
+            seconds_left: time to the end of the schedule.
         """
         note = f"  {self.note}" if self.note else ""
-        said = f"step {step}  loss {loss:.4f}{note}  {rate:.1f} images/s  {duration(left)} left"
-        self._bar.update(self._task, completed=progress, said=said)
-        if not self._terminal and time.monotonic() - self._last >= LINE_SECONDS:
-            self._last = time.monotonic()
-            self.say(f"{progress:.0%}  {said}")
+        status = f"step {step}  loss {loss:.4f}{note}  {rate:.1f} images/s  {format_duration(seconds_left)} left"
+        self._bar.update(self._task, completed=done, status=status)
+        if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(f"{done:.0%}  {status}")
 
     def say(self, sentence: str) -> None:
         """Writes one line."""
@@ -63,11 +63,11 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.stop()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds, as h:mm:ss."""
     whole = max(0, round(seconds))
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,45 +1,62 @@
-"""The folder of a training run: what is resumed from, what is served, and what is looked at."""
+"""The folder of a training run: its recipe, the state it is resumed from, its weights, metrics and previews."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import ValidationError
 from tensorboardX import SummaryWriter
 
+from model.atomic_write import atomic_write
 from model.checkpoints.checkpoint import Checkpoint, save
+from model.training.config import TrainingConfig
+
+C = TypeVar("C", bound=TrainingConfig)
 
 RECIPE, STATE, WEIGHTS, METRICS, PREVIEWS = "recipe.json", "state.pt", "model.safetensors", "metrics.csv", "previews"
+CHANGEABLE = frozenset(
+    (
+        "threads",
+        "workers",
+        "log_steps",
+        "save_minutes",
+        "preview_minutes",
+        "preview_images",
+        "validation_minutes",
+        "compile",
+    )
+)
+"""Options that may differ when a run is resumed: they change neither data order nor schedule nor arithmetic."""
 
 
 class RunError(ValueError):
-    """A run that cannot be started or gone on with; one sentence."""
+    """A run that cannot be started or resumed; the message is one sentence."""
 
 
 class Run:
-    """Files of one run; each is replaced whole or not at all, but for metrics.csv, which grows."""
+    """The files of one run. Each is replaced whole or not at all, but for metrics.csv, which grows."""
 
     def __init__(self, folder: Path, measures: Sequence[str] = ()) -> None:
-        """The folder is made by `begin`; metrics.csv has columns for `measures` too, which are logged now and then."""
+        """Names the folder, which `begin` makes; metrics.csv gets columns for `measures` after those of the steps."""
         self.folder = folder
         self._measures = measures
         self._columns: Sequence[str] = ()
         self._board: SummaryWriter | None = None
-        self._rows: Any = None
+        self._metrics: Any = None
 
-    def begin(self, recipe: BaseModel, data: Mapping[str, Any]) -> None:
-        """Makes the folder and writes down what is about to be done.
+    def begin(self, recipe: TrainingConfig, data: Mapping[str, Any]) -> None:
+        """Makes the folder, and records what the run is about to do.
 
         Args:
-            recipe: the choices.
-            data: facts of the images, which a resumed run must meet again.
+            recipe: the options.
+            data: a record of the images, which a resumed run must find again.
 
         Raises:
             RunError: the folder holds a run.
@@ -47,34 +64,22 @@ class Run:
         if (self.folder / RECIPE).exists():
             raise RunError(f"{self.folder} holds a run already: --resume goes on with it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        said = {"recipe": recipe.model_dump(), "data": dict(data)}
-        replace(self.folder / RECIPE, json.dumps(said, indent=1).encode())
-
-    def recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The recipe and the data's facts that the run was begun with.
-
-        Raises:
-            RunError: there is no run.
-        """
-        path = self.folder / RECIPE
-        if not path.is_file():
-            raise RunError(f"{self.folder} holds no run to resume: it has no {RECIPE}")
-        said = json.loads(path.read_bytes())
-        return said["recipe"], said["data"]
+        record = {"recipe": recipe.model_dump(), "data": dict(data)}
+        atomic_write(self.folder / RECIPE, json.dumps(record, indent=1).encode(), durable=True)
 
     def save(self, state: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-        """Keeps what the run can be resumed from, and the weights as they are served.
+        """Saves the state that the run can be resumed from, and the weights as they are served.
 
         Raises:
-            OSError: they cannot be written; those of before are whole.
+            OSError: they cannot be written; the files saved before are whole.
         """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        replace(self.folder / STATE, buffer.getbuffer())
+        atomic_write(self.folder / STATE, buffer.getbuffer(), durable=True)
         save(self.folder / WEIGHTS, checkpoint)
 
-    def state(self) -> dict[str, Any] | None:
-        """What was saved last, None if the run was ended before that."""
+    def load_state(self) -> dict[str, Any] | None:
+        """The state that was saved last; None if the run was ended before that."""
         path = self.folder / STATE
         if not path.is_file():
             return None
@@ -82,56 +87,80 @@ class Run:
         return state
 
     def open_metrics(self, columns: Sequence[str], step: int) -> None:
-        """Begins metrics.csv and the TensorBoard events, or goes on with them: rows after `step` are dropped."""
+        """Opens metrics.csv and the TensorBoard events, and drops the lines after `step` of an earlier process."""
         path = self.folder / METRICS
         kept = []
         if path.is_file():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+                kept = [line for line in csv.DictReader(file) if int(line["step"]) <= step]
         text = io.StringIO(newline="")
         self._columns = (*columns, *self._measures)
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(kept)
-        replace(path, text.getvalue().encode())
-        self._rows = path.open("a", newline="")
+        atomic_write(path, text.getvalue().encode(), durable=True)
+        self._metrics = path.open("a", newline="")
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """One row of metrics.csv, empty where `row` says nothing, and its scalars for TensorBoard."""
-        csv.DictWriter(self._rows, self._columns).writerow(row)
-        self._rows.flush()
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Appends one line to metrics.csv, with blanks for columns not in `metrics`, and scalars for TensorBoard."""
+        csv.DictWriter(self._metrics, self._columns).writerow(metrics)
+        self._metrics.flush()
         if self._board is not None:
-            for name, value in row.items():
+            for name, value in metrics.items():
                 if name != "step":
-                    self._board.add_scalar(name, value, int(row["step"]))
+                    self._board.add_scalar(name, value, int(metrics["step"]))
 
-    def preview(self, step: int, png: bytes) -> None:
-        """Keeps a sheet of reconstructions."""
+    def save_preview(self, step: int, png: bytes) -> None:
+        """Saves a sheet of reconstructions."""
         folder = self.folder / PREVIEWS
         folder.mkdir(exist_ok=True)
-        replace(folder / f"step-{step:07d}.png", png)
+        atomic_write(folder / f"step-{step:07d}.png", png)
 
     def close(self) -> None:
-        """Closes what is open."""
-        if self._rows is not None:
-            self._rows.close()
+        """Closes the files that `open_metrics` has opened."""
+        if self._metrics is not None:
+            self._metrics.close()
         if self._board is not None:
             self._board.close()
 
 
-def replace(path: Path, data: bytes | memoryview) -> None:
-    """Writes a whole file at once or not at all, through to the disk.
+def restore_recipe(folder: Path, recipe: C, given: set[str]) -> tuple[C, dict[str, Any]]:
+    """Reads the recipe of the run in `folder`, for resuming it.
+
+    Args:
+        folder: the run's folder.
+        recipe: the options of the command that resumes it.
+        given: names of the options in `recipe` that the user gave. They replace those of the run if `CHANGEABLE`.
+
+    Returns:
+        The recipe, and the record of the images that the run was begun with.
 
     Raises:
-        OSError: it cannot be written; nothing has changed.
+        RunError: there is no run, it is of another kind, or an option would change it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run to resume: it has no {RECIPE}")
+    record = json.loads(path.read_bytes())
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        begun = type(recipe)(**record["recipe"])
+    except ValidationError as error:
+        raise RunError(f"{folder} holds a run of another command") from error
+    for name in sorted(given - CHANGEABLE):
+        if getattr(recipe, name) != getattr(begun, name):
+            raise RunError(f"{folder} was begun with {name} {getattr(begun, name)}: it cannot go on with another one")
+    changes = {name: getattr(recipe, name) for name in given & CHANGEABLE}
+    return begun.model_copy(update=changes), record["data"]
+
+
+def record_images(images: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
+    """A record of the images of a run: a resumed run must find the same files in the same order."""
+    names = hashlib.sha256("\0".join(images).encode()).hexdigest()
+    return {"folders": [str(path.absolute()) for path in folders], "images": len(images), "names": names}
+
+
+def require_same_images(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises RunError unless the images recorded `now` are those that the run in `folder` was begun with."""
+    if now["names"] != begun["names"]:
+        raise RunError(f"{folder} was begun with {begun['images']} images; those found now are not the same")

@@ -13,8 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.config import PRESETS
 from model.engines.parity import fixed_patches
-from model.images.preprocess import FORMATS
-from model.images.render import picture
+from model.images.preprocess import FORMATS, unpatchify
 
 MAX_FILES = 64
 NOISE_LEVELS = 5.0
@@ -68,7 +67,7 @@ def generate_sample(image_format: str, width: int, height: int, count: int) -> S
     noise = np.random.default_rng(0)
     files = []
     for patches in fixed_patches(PRESETS["mae_tiny"])[:count]:
-        enlarged = Image.fromarray(picture(patches)).resize((width, height), Image.Resampling.BICUBIC)
+        enlarged = Image.fromarray(unpatchify(patches)).resize((width, height), Image.Resampling.BICUBIC)
         # The same noise in all channels: cameras remove noise of colour, so photographs have little of it.
         levels = np.asarray(enlarged) + noise.normal(0, NOISE_LEVELS, (height, width, 1))
         out = io.BytesIO()

@@ -14,12 +14,25 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.arrays import Bytes
 from model.config import MAEConfig, Preprocessing
-from model.images.preprocess import FORMATS, cut, loaded, orientation_of, rgb, square, turned
-from service.errors import InvalidParameter, ServiceError, TooManyPixels, UndecodableImage, UnsupportedType
+from model.images.preprocess import (
+    FORMATS,
+    DecodedPixels,
+    ImageError,
+    PixelLimitError,
+    UnknownFormatError,
+    apply_orientation,
+    open_image,
+    patches_of,
+    patchify,
+    read_orientation,
+    resize_and_crop,
+    to_rgb,
+)
+from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
 
 T = TypeVar("T")
 
@@ -44,7 +57,6 @@ class ImageDecoder:
         self._config = config
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
-        Image.MAX_IMAGE_PIXELS = None  # The operator's limit, which is checked here, replaces Pillow's own.
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Damaged metadata of uploads is no news to the operator.
 
     def decode(self, data: bytes, index: int) -> DecodedImage:
@@ -68,49 +80,47 @@ class ImageDecoder:
             InvalidParameter: the mask's size is not the image's.
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
-        return self._open(mask, "the mask", lambda image: self._removed_by(image, decoded))
+        size, removed = self._open(mask, "the mask", lambda image: (image.size, self._removed_by(image, decoded)))
+        if removed is None:
+            raise InvalidParameter(
+                f"the mask is {size[0]} x {size[1]} pixels, its image as stored {decoded.size[0]} x {decoded.size[1]}",
+                parameter="mask",
+            )
+        return removed
 
     def _open(self, data: bytes, name: str, read: Callable[[Image.Image], T], **details: int) -> T:
-        """Opens `data`, checks its number of pixels, and reads it. Any error of Pillow's is the image's fault."""
+        """Opens `data` and reads it; the errors name the image."""
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > self._max_pixels:
-                    raise TooManyPixels(
-                        f"{name} has {image.width} x {image.height} pixels; the limit is {self._max_pixels} in all",
-                        limit=self._max_pixels,
-                        **details,
-                    )
+            with open_image(io.BytesIO(data), self._max_pixels) as image:
                 return read(image)
-        except (ServiceError, MemoryError):
-            raise
-        except UnidentifiedImageError:
+        except PixelLimitError as error:
+            raise TooManyPixels(
+                f"{name} has {error.size[0]} x {error.size[1]} pixels; the limit is {self._max_pixels} in all",
+                limit=self._max_pixels,
+                **details,
+            ) from None
+        except UnknownFormatError:
             if kind := recognise_unserved(data[:1024]):
                 raise UnsupportedType(
                     f"{name} is {kind}; served are {', '.join(FORMATS)}", supported=FORMATS, **details
                 ) from None
             raise UndecodableImage(f"{name} is no image that can be read ({', '.join(FORMATS)})", **details) from None
-        except Exception as error:  # Pillow's decoders raise errors of any class for damaged files.
+        except ImageError as error:
             raise UndecodableImage(f"{name} cannot be decoded: {error}", **details) from error
 
     def _decode(self, image: Image.Image) -> DecodedImage:
-        size, orientation = image.size, orientation_of(image)
+        size, orientation = image.size, read_orientation(image)
         if image.format == "TIFF" and orientation >= 5:  # Pillow gives its size after the orientation is applied.
             size = size[::-1]
-        upright = loaded(image, self._preprocessing.resized_short_side(self._config.image_size))
-        pixels = np.asarray(square(upright, self._config, self._preprocessing))
-        return DecodedImage(cut(pixels, self._config.patch_size), size, orientation)
+        return DecodedImage(patches_of(image, self._config, self._preprocessing), size, orientation)
 
-    def _removed_by(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp]:
+    def _removed_by(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp] | None:
         if mask.size != decoded.size:
-            width, height = decoded.size
-            raise InvalidParameter(
-                f"the mask is {mask.width} x {mask.height} pixels, its image as stored {width} x {height}",
-                parameter="mask",
-            )
-        white = rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-        upright = turned(white, decoded.orientation)  # The mask was drawn over the stored image.
-        flags = square(upright, self._config, self._preprocessing, Image.Resampling.BOX)
-        shares = cut(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
+            return None
+        white = to_rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
+        upright = DecodedPixels.whole(apply_orientation(white, decoded.orientation))  # The mask covers the stored image
+        flags = resize_and_crop(upright, self._config, self._preprocessing, Image.Resampling.BOX)
+        shares = patchify(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
         return np.flatnonzero(shares > 127.5)
 
 

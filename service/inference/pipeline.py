@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import ROWS, Head, Heads
+from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
@@ -186,7 +186,7 @@ class Pipeline:
         operation: Operation = "tokens" if pool == "tokens" else "embed"
         results = await self._infer(operation, images, prepare, timings, deadline)
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
-        return vectors if pool == "tokens" else [vector[ROWS[pool]] for vector in vectors]
+        return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
     async def classify(self, images: list[bytes], timings: Timings, deadline: float = math.inf) -> list[Floats]:
         """Classifies images by the model's head.
@@ -208,7 +208,7 @@ class Pipeline:
         """
         head = self.head
         visible_indices = all_indices(self.info.config.num_patches)
-        vectors = await self.embed(images, head.facts.pool, visible_indices, timings, deadline)
+        vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct(

@@ -12,7 +12,7 @@ from struct import Struct
 import orjson
 import safetensors.numpy
 
-from model.checkpoints.heads import ROWS, Head, Heads, Whitening
+from model.checkpoints.heads import POOL_INDEX, Head, Heads, Whitening
 from model.engines.base import EngineInfo
 from service.errors import ServiceError
 from service.inference.queue import Operation
@@ -105,7 +105,7 @@ def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
     head = None if info.head is None else Head(info.head, arrays["head.weight"], arrays["head.bias"])
     whitening = {
         pool: Whitening(arrays[f"whitening.{pool}.centre"], arrays[f"whitening.{pool}.matrix"])
-        for pool in ROWS
+        for pool in POOL_INDEX
         if f"whitening.{pool}.centre" in arrays
     }
     return info, Heads(head, whitening), content["slots"]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from model.engines.base import Engine
 from model.engines.build import build
-from model.images.preprocess import cut, rgb
+from model.images.preprocess import patchify, to_rgb
 from model.masking import all_indices
 from service.inference.image_decoder import ImageDecoder
 from service.settings import load_settings
@@ -30,7 +30,7 @@ BATCH = 8
 
 def plain(data: bytes, short: int, side: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
     """All pixels, then the resize, then the crop: uint8 [side, side, 3]."""
-    image = rgb(Image.open(io.BytesIO(data)))
+    image = to_rgb(Image.open(io.BytesIO(data)))
     width, height = image.size
     size = (short * width // min(width, height), short * height // min(width, height))
     left, top = (round((length - side) / 2) for length in size)
@@ -52,9 +52,9 @@ def mosaic(files: list[Path], first: int, size: tuple[int, int]) -> bytes:
 
 def embeddings(engine: Engine, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Vectors [n, 2, D] of whole images, uint8 [n, N, P]."""
-    everywhere = np.repeat(all_indices(patches.shape[1])[None], BATCH, axis=0)
+    every_patch = np.repeat(all_indices(patches.shape[1])[None], BATCH, axis=0)
     parts = [patches[start : start + BATCH] for start in range(0, len(patches), BATCH)]
-    return np.concatenate([engine.embed(0, part, everywhere[: len(part)]) for part in parts])
+    return np.concatenate([engine.embed(0, part, every_patch[: len(part)]) for part in parts])
 
 
 def main() -> None:
@@ -63,12 +63,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--mosaic", metavar="WxH")
-    given = parser.parse_args()
-    files = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    files = [files[n * len(files) // given.count] for n in range(min(given.count, len(files)))]
-    if given.mosaic:
-        width, height = map(int, given.mosaic.split("x"))
-        images = [mosaic(files, 61 * n, (width, height)) for n in range(given.count)]
+    arguments = parser.parse_args()
+    files = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    files = [files[n * len(files) // arguments.count] for n in range(min(arguments.count, len(files)))]
+    if arguments.mosaic:
+        width, height = map(int, arguments.mosaic.split("x"))
+        images = [mosaic(files, 61 * n, (width, height)) for n in range(arguments.count)]
     else:
         images = [file.read_bytes() for file in files]
     settings = load_settings()
@@ -77,16 +77,16 @@ def main() -> None:
     short, side = preprocessing.resized_short_side(config.image_size), config.image_size
     decoder = ImageDecoder(config, preprocessing, settings.max_pixels)
     resampling = Image.Resampling[preprocessing.filter.upper()]
-    expected = np.stack([cut(plain(data, short, side, resampling), config.patch_size) for data in images])
-    found = np.stack([decoder.decode(data, 0).patches for data in images])
+    expected = np.stack([patchify(plain(data, short, side, resampling), config.patch_size) for data in images])
+    served = np.stack([decoder.decode(data, 0).patches for data in images])
     decoder.close()
-    levels = np.abs(found.astype(np.int16) - expected)
-    ours, theirs = (embeddings(engine, patches).astype(np.float64) for patches in (found, expected))
+    levels = np.abs(served.astype(np.int16) - expected)
+    ours, theirs = (embeddings(engine, patches).astype(np.float64) for patches in (served, expected))
     print(f"{len(images)} images, {engine.info.model_id}, {engine.info.backend} {engine.info.precision}")
     print(f"levels of 255: mean {levels.mean():.3f}, worst image's mean {levels.mean(axis=(1, 2)).max():.2f}, ", end="")
     print(f"99.9 % within {np.percentile(levels, 99.9):.0f}, worst pixel {levels.max()}")
-    for row, pool in enumerate(("cls", "mean")):
-        a, b = ours[:, row], theirs[:, row]
+    for pool_index, pool in enumerate(("cls", "mean")):
+        a, b = ours[:, pool_index], theirs[:, pool_index]
         for name, middle in (("cosine", 0.0), ("centred cosine", b.mean(axis=0))):
             x, y = a - middle, b - middle
             cosines = (x * y).sum(axis=1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))

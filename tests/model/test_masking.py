@@ -162,10 +162,10 @@ def test_removed_flags_are_one_where_removed() -> None:
 
 def test_decoder_rows_by_hand() -> None:
     visible_indices = np.array([[1, 3], [0, 4]], dtype=np.int32)
-    rows = restore_indices_for(visible_indices, 5)
-    # row 0 of the table is the mask token, row 1 cls, rows 2 and 3 the visible patches in order
-    assert rows.tolist() == [[0, 2, 0, 3, 0], [2, 0, 0, 0, 3]]
-    assert rows.dtype == np.int32
+    tokens_of_patches = restore_indices_for(visible_indices, 5)
+    # token 0 of the table is the mask token, token 1 cls, tokens 2 and 3 the visible patches in order
+    assert tokens_of_patches.tolist() == [[0, 2, 0, 3, 0], [2, 0, 0, 0, 3]]
+    assert tokens_of_patches.dtype == np.int32
 
 
 def test_new_seeds_survive_a_double() -> None:

@@ -1,4 +1,4 @@
-"""Training through the commands: in this process where that is enough, in one of its own where a signal matters."""
+"""Running the training commands: in this process where that is enough, in a process of its own where signals matter."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BIN = Path(sys.executable).parent
 TWO_PROCESSES = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
 
 
-def begin(command: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Begins `mae command` in a process of its own."""
+def start(command: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Starts `mae command` in a process of its own."""
     words = [*launcher, str(BIN / "mae"), command, *map(str, arguments)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def through(command: str, *arguments: object, code: int = 0) -> str:
-    """Runs `mae command` to the end in this process; what was said on standard error."""
+def run_command(command: str, *arguments: object, code: int = 0) -> str:
+    """Runs `mae command` to the end in this process, and returns its standard error."""
     threads = torch.get_num_threads()
     with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
         main([command, *map(str, arguments)])
@@ -36,17 +36,17 @@ def through(command: str, *arguments: object, code: int = 0) -> str:
     return err.getvalue()
 
 
-def alone(command: str, *arguments: object, launcher: tuple[str, ...] = ()) -> str:
-    """Runs `mae command` to the end in a process of its own; what was said on standard error."""
-    process = begin(command, *arguments, launcher=launcher)
+def run_in_process(command: str, *arguments: object, launcher: tuple[str, ...] = ()) -> str:
+    """Runs `mae command` to the end in a process of its own, and returns its standard error."""
+    process = start(command, *arguments, launcher=launcher)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     return err
 
 
-def killed_once_saved(command: str, run: Path, *arguments: object) -> None:
-    """Begins a run that saves after every step, and kills it as soon as it has saved."""
-    process = begin(command, *arguments, "-o", run, "--save-minutes", "0.0001")
+def kill_once_saved(command: str, run: Path, *arguments: object) -> None:
+    """Starts a run that saves after every step, and kills it as soon as it has saved."""
+    process = start(command, *arguments, "-o", run, "--save-minutes", "0.0001")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run / "state.pt").is_file():
         time.sleep(0.02)
@@ -55,7 +55,7 @@ def killed_once_saved(command: str, run: Path, *arguments: object) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    """What the run wrote of its steps."""
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """The lines of metrics.csv."""
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))

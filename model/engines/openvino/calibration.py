@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from model.arrays import Bytes
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineBuildError
 from model.engines.job import Calibration
 from model.images.folders import find_images
-from model.images.preprocess import FORMATS, cut, loaded, square
+from model.images.preprocess import ImageError, open_image, patches_of
 
 log = logging.getLogger(__name__)
 LEAST, MOST = 24, 192
@@ -50,12 +49,9 @@ def read_squares(paths: Sequence[str], config: MAEConfig, preprocessing: Preproc
     patches = []
     for path in paths:
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                upright = loaded(image, preprocessing.resized_short_side(config.image_size))
-            patches.append(cut(np.asarray(square(upright, config, preprocessing)), config.patch_size))
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+            with open_image(path) as image:
+                patches.append(patches_of(image, config, preprocessing))
+        except ImageError as error:
             log.warning("not calibrated on: %s: %s", path, error)
     _enough(len(patches))
     return np.stack(patches)

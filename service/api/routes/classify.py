@@ -28,7 +28,7 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     """Returns the most probable classes of each image, by the model's classification head."""
     context = RequestContext(request)
     pipeline = context.pipeline
-    labels = pipeline.head.facts.classes
+    labels = pipeline.head.config.classes
     preferred_type(request.headers.get("accept", ""), (JSON,))
     body = await context.read_body()
     probabilities = await context.run_while_client_waits(

@@ -12,9 +12,9 @@ from model.arrays import Bytes
 from model.checkpoints.locate import HUB_PREFIX, PACKAGED, locate
 from model.engines.base import Engine, EngineError
 from model.evaluation.config import EvalConfig
-from model.evaluation.evaluate import EvaluationError, Task, drawn, panels
+from model.evaluation.evaluate import EvalSplit, EvaluationError, choose_images, render_sheet
 from model.evaluation.evaluate import evaluate as run
-from model.evaluation.extract import Read, Unreadable
+from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
 from model.images.png import png
@@ -107,14 +107,14 @@ def _evaluate(
         raise CommandError("--json and --sheet cannot both go to standard output")
     training_images = None if train is None else labelled_images(train)
     classes = training_images and training_images.classes
-    task = Task.of(labelled_images(data, classes), training_images, config)
+    task = EvalSplit.choose(labelled_images(data, classes), training_images, config)
     engine = build_engine(settings)
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder, which --sheet needs")
     read = _image_reader(engine, settings)
     with ProgressBar(task.images) as progress:
         evaluation = run(engine, read, task, config, progress, progress.stage)
-        picture = None if sheet is None else panels(engine, read, task, config)
+        picture = None if sheet is None else render_sheet(engine, read, task, config)
     if json is not None:
         write_output(json, evaluation.model_dump_json(indent=1).encode() + b"\n")
     if sheet is not None and picture is not None:
@@ -135,7 +135,7 @@ def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | No
         raise CommandError(f"there are no images in {folder}")
     engine = build_engine(settings)
     target = _whitening_target(engine, settings, output)
-    numbers = drawn(len(paths), config).tolist()
+    numbers = choose_images(len(paths), config).tolist()
     read = _image_reader(engine, settings)
     with ProgressBar(len(numbers) + len(refused)) as progress:
         for path, reason in refused:
@@ -186,7 +186,7 @@ def _require_images(folder: Path | None, option: str) -> Path:
     return folder
 
 
-def _image_reader(engine: Engine, settings: Settings) -> Read:
+def _image_reader(engine: Engine, settings: Settings) -> Reader:
     """A function that reads an image file as the service does, uint8 patches [N, P]."""
     decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
 
@@ -194,6 +194,6 @@ def _image_reader(engine: Engine, settings: Settings) -> Read:
         try:
             return decoder.decode(Path(path).read_bytes(), 0).patches
         except (OSError, ServiceError) as error:
-            raise Unreadable(describe_file_error(path, error)) from error
+            raise UnreadableImage(describe_file_error(path, error)) from error
 
     return read

@@ -50,21 +50,21 @@ def finetune(
     chosen = {name: value for name, value in options.items() if value is not None}
     if "weights" in chosen:
         chosen["weights"] = absolute_weights(chosen["weights"])
-    from model.training.distributed import joined
+    from model.training.distributed import join_processes
     from model.training.finetune import finetune as train
-    from model.training.finetune import resumable_finetuning
+    from model.training.finetune import restore_finetuning
     from model.training.progress import TrainingProgress
 
     with translate_errors():
         recipe = recipe_of(FinetuningRecipe, chosen)
         if resume:
-            recipe, folder, validation = resumable_finetuning(output, recipe, set(chosen), folder, validation)
+            recipe, folder, validation = restore_finetuning(output, recipe, set(chosen), folder, validation)
         else:
             require_bound(recipe)
         if folder is None:
             raise CommandError("no images are given: name a folder of classes")
         if validation is not None and "validation_share" in chosen:
             raise CommandError("--validation and --validation-share exclude each other")
-        with joined() as place, TrainingProgress(quiet=not place.is_main) as progress:
+        with join_processes() as place, TrainingProgress(quiet=not place.is_main) as progress:
             weights = train(folder, validation, output, recipe, place, progress, resume)
             progress.say(f"done: {weights}")

@@ -41,19 +41,19 @@ def pretrain(
     chosen = {name: value for name, value in options.items() if value is not None}
     if "init" in chosen:
         chosen["init"] = absolute_weights(chosen["init"])
-    from model.training.distributed import joined
+    from model.training.distributed import join_processes
     from model.training.pretrain import pretrain as train
-    from model.training.pretrain import resumable
+    from model.training.pretrain import restore_pretraining
     from model.training.progress import TrainingProgress
 
     with translate_errors():
         recipe = recipe_of(Recipe, chosen)
         if resume:
-            recipe, folders = resumable(output, recipe, set(chosen), folders)
+            recipe, folders = restore_pretraining(output, recipe, set(chosen), folders)
         else:
             require_bound(recipe)
         if not folders:
             raise CommandError("no images are given: name a folder")
-        with joined() as place, TrainingProgress(quiet=not place.is_main) as progress:
+        with join_processes() as place, TrainingProgress(quiet=not place.is_main) as progress:
             weights = train(folders, output, recipe, place, progress, resume)
             progress.say(f"done: {weights}")

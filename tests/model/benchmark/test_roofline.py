@@ -1,4 +1,4 @@
-"""Floor and rivals: work against formulas written down by hand, rivals against the golden numbers."""
+"""Roofline and baselines: work against formulas written by hand, baselines against the golden numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,13 +45,13 @@ def test_work_of_a_transformer(preset: str, quarter: bool) -> None:
 
 
 def test_work_of_a_residual_network() -> None:
-    """Every place is computed whatever is seen, so nothing but the input shrinks."""
+    """Every position is computed, removed or not, so nothing but the input shrinks."""
     whole, quarter = (works_of(PRESETS["resnet_tiny"], k, "fp32", decodes=True) for k in (49, 12))
     assert whole[0].flops == quarter[0].flops > 5e8 and whole[1].flops > 5e7
     assert whole[0].input_output_bytes > quarter[0].input_output_bytes
 
 
-def test_the_floor_is_whichever_takes_longer_of_each_graph() -> None:
+def test_the_roofline_of_each_graph_is_whichever_takes_longer() -> None:
     peak = Peak(device="x", precision="fp16", flops_per_s=1000, bytes_per_s=100)
     computes = Work(flops=500, weight_bytes=10, input_output_bytes=1, activation_bytes=1)
     moves = Work(flops=1, weight_bytes=300, input_output_bytes=20, activation_bytes=30)
@@ -64,7 +64,7 @@ def test_the_floor_is_whichever_takes_longer_of_each_graph() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_peak_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
-    """Between what no processor is too slow for and what none can do; the threads are put back."""
+    """The bounds hold for any CPU; the number of threads is restored."""
     monkeypatch.setattr("model.benchmark.roofline.PEAK_SECONDS", 0.05)
     monkeypatch.setitem(MATRIX, "cpu", 512)
     monkeypatch.setitem(COPIED_BYTES, "cpu", 16 << 20)
@@ -74,18 +74,18 @@ def test_the_peak_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision:
     assert torch.get_num_threads() == threads
 
 
-def test_rivals_compute_the_model(probe: Path, golden: Mapping[str, np.ndarray]) -> None:
+def test_baselines_compute_the_model(probe: Path, golden: Mapping[str, np.ndarray]) -> None:
     checkpoint = load(probe)
     info = fake_info(checkpoint.config).model_copy(update={"preprocessing": checkpoint.preprocessing})
-    rival = Baseline(checkpoint, info, compiled=False)
-    assert (rival.info.precision, rival.lanes) == ("fp32", 1)
+    baseline = Baseline(checkpoint, info, compiled=False)
+    assert (baseline.info.precision, baseline.lanes) == ("fp32", 1)
     images = golden["images"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
-    everywhere = np.tile(np.arange(196, dtype=np.int32), (8, 1))
-    vectors = rival.embed(0, images, everywhere)
+    every_patch = np.tile(np.arange(196, dtype=np.int32), (8, 1))
+    vectors = baseline.embed(0, images, every_patch)
     assert np.abs(vectors[:, 0] - golden["embed_cls"]).max() < 1e-4
-    assert np.abs(rival.tokens(0, images, everywhere).mean(axis=1) - golden["embed_mean"]).max() < 1e-4
+    assert np.abs(baseline.tokens(0, images, every_patch).mean(axis=1) - golden["embed_mean"]).max() < 1e-4
     visible_indices = np.stack([np.flatnonzero(mask == 0) for mask in golden["mask"]]).astype(np.int32)
-    pixels, error = rival.reconstruct(0, images, visible_indices)
+    pixels, error = baseline.reconstruct(0, images, visible_indices)
     painted = golden["reconstruction"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     assert np.abs(pixels.astype(int) - painted).max() <= 1
     loss = (error * golden["mask"]).sum(axis=1) / golden["mask"].sum(axis=1)

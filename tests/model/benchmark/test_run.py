@@ -20,10 +20,10 @@ def engine(probe: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     monkeypatch.setitem(roofline.MATRIX, "cpu", 256)
     monkeypatch.setitem(roofline.COPIED_BYTES, "cpu", 1 << 20)
     checkpoint = load(probe)
-    found = FakeEngine(preferred_batch=1, lanes=2)
-    facts = {"config": checkpoint.config, "preprocessing": checkpoint.preprocessing}
-    found.info = found.info.model_copy(update=facts)
-    return found
+    fake = FakeEngine(preferred_batch=1, lanes=2)
+    update = {"config": checkpoint.config, "preprocessing": checkpoint.preprocessing}
+    fake.info = fake.info.model_copy(update=update)
+    return fake
 
 
 def test_a_compiler_that_does_not_work_is_named_and_the_others_are_measured(
@@ -36,24 +36,24 @@ def test_a_compiler_that_does_not_work_is_named_and_the_others_are_measured(
         return run
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    found = benchmark(engine, probe, 0.01, compare=True, turns=1)
-    assert found.left_out == {"torch.compile fp32": "Failed to find C compiler"}
-    assert {figure.engine for figure in found.figures} == {"torch fp32", "torch eager fp32"}
-    assert len(found.figures) == 4 * 2 + 4, "the rival has one lane"
+    result = benchmark(engine, probe, 0.01, compare=True, turns=1)
+    assert result.left_out == {"torch.compile fp32": "Failed to find C compiler"}
+    assert {figure.engine for figure in result.figures} == {"torch fp32", "torch eager fp32"}
+    assert len(result.figures) == 4 * 2 + 4, "the baseline has one lane"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_every_precision_has_a_floor(
+def test_every_precision_has_a_roofline(
     engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
     engine.info = engine.info.model_copy(update={"precision": precision})
-    found = benchmark(engine, probe, 0.01, compare=True, turns=1)
-    assert {figure.engine for figure in found.figures} >= {f"torch {precision}", "torch eager fp32"}
-    assert all(figure.times_floor is not None and figure.times_floor > 0 for figure in found.figures)
+    result = benchmark(engine, probe, 0.01, compare=True, turns=1)
+    assert {figure.engine for figure in result.figures} >= {f"torch {precision}", "torch eager fp32"}
+    assert all(figure.times_floor is not None and figure.times_floor > 0 for figure in result.figures)
 
 
-def test_alone_there_is_no_floor(engine: FakeEngine, probe: Path) -> None:
-    found = benchmark(engine, probe, 0.01, turns=1)
-    assert found.peak_flops_per_s is None and found.flops_per_image == {}
-    assert [figure.times_floor for figure in found.figures] == [None] * 8
+def test_without_a_comparison_there_is_no_roofline(engine: FakeEngine, probe: Path) -> None:
+    result = benchmark(engine, probe, 0.01, turns=1)
+    assert result.peak_flops_per_s is None and result.flops_per_image == {}
+    assert [figure.times_floor for figure in result.figures] == [None] * 8

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.benchmark.timing import Contender, Size, doublings, inputs, measure, sizes_of
+from model.benchmark.timing import Contender, Size, inputs, measure, powers_of_two, sizes_of
 from model.config import PRESETS
 from model.engines.base import EngineError
 from tests.support.engines import SMALL, FakeEngine
@@ -28,14 +28,14 @@ class Clock(threading.local):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    clocks = SimpleNamespace(perf_counter=lambda: found.now, process_time=lambda: Clock.cores)
+    clock = Clock()
+    clocks = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: Clock.cores)
     monkeypatch.setattr("model.benchmark.timing.time", clocks)
-    return found
+    return clock
 
 
-def test_doublings() -> None:
-    assert {most: doublings(most) for most in (1, 2, 3, 4, 6, 32)} == {
+def test_powers_of_two() -> None:
+    assert {limit: powers_of_two(limit) for limit in (1, 2, 3, 4, 6, 32)} == {
         1: [1],
         2: [1, 2],
         3: [1, 2, 3],
@@ -101,14 +101,14 @@ def test_the_rate_is_the_median_of_the_turns(clock: Clock) -> None:
 
 def test_contenders_take_turns() -> None:
     """a b, b a, a b, …: each size is measured for all before the next, and every other turn goes backwards."""
-    said: list[str] = []
+    messages: list[str] = []
     sizes = [Size("embed", 4, 1, 1), Size("embed", 4, 2, 1)]
     contenders = [Contender("a", FakeEngine(), sizes), Contender("b", FakeEngine(), sizes[:1])]
-    found = measure(contenders, 0.003, 3, said.append)
-    order = [line.split(": ")[1] for line in said]
+    figures = measure(contenders, 0.003, 3, messages.append)
+    order = [line.split(": ")[1] for line in messages]
     assert order == ["a", "b", "a", "a", "b", "a", "a", "b", "a"]
-    assert [(figure.engine, figure.batch) for figure in found] == [("a", 1), ("b", 1), ("a", 2)]
-    assert all(figure.batches >= 3 for figure in found), "each turn times one batch at least"
+    assert [(figure.engine, figure.batch) for figure in figures] == [("a", 1), ("b", 1), ("a", 2)]
+    assert all(figure.batches >= 3 for figure in figures), "each turn times one batch at least"
 
 
 def test_each_lane_has_a_thread_of_its_own() -> None:

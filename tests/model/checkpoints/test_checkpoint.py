@@ -249,13 +249,13 @@ class Touch:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("place", ["model", "args", "optimizer"])
-def test_code_in_a_pickle_never_runs(tmp_path: Path, zipped: bool, place: str, weights: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("key", ["model", "args", "optimizer"])
+def test_code_in_a_pickle_never_runs(tmp_path: Path, zipped: bool, key: str, weights: dict[str, Tensor]) -> None:
     victim = tmp_path / "victim"
     pickle.loads(pickle.dumps(Touch(victim))).close()
     assert victim.exists(), "the trap works"
     victim.unlink()
-    content = {"model": weights} | {place: Touch(victim)}
+    content = {"model": weights} | {key: Touch(victim)}
     torch.save(content, tmp_path / "trap.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match="refused by PyTorch's safe loader"):
         load(tmp_path / "trap.pth")

@@ -84,7 +84,7 @@ class TestHuggingFace:
         save_file(state, file)
         with caplog.at_level(logging.INFO):
             assert same(load(tmp_path).tensors, expected)
-        assert f"names met: {met}" in caplog.text
+        assert f"spellings of Hugging Face names: {met}" in caplog.text
         assert torch.equal(
             expected["blocks.1.attn.qkv.weight"][24:48], reference.vit.layers[1].attention.k_proj.weight
         ), "queries, keys and values are stacked in this order"

@@ -23,13 +23,13 @@ CLASSES = ("cat", "dog", "zebra crossing")
 
 @pytest.fixture
 def heads() -> Heads:
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     head = Head(
         HeadConfig(pool="cls", classes=CLASSES),
-        draw.normal(size=(3, 8)).astype(np.float32),
-        draw.normal(size=3).astype(np.float32),
+        rng.normal(size=(3, 8)).astype(np.float32),
+        rng.normal(size=3).astype(np.float32),
     )
-    whitening = Whitening(draw.normal(size=8).astype(np.float32), 1e5 * draw.normal(size=(8, 5)).astype(np.float32))
+    whitening = Whitening(rng.normal(size=8).astype(np.float32), 1e5 * rng.normal(size=(8, 5)).astype(np.float32))
     return Heads(head, {"mean": whitening})
 
 
@@ -46,12 +46,12 @@ def test_they_come_back_to_the_bit_whatever_the_weights_precision(
 ) -> None:
     path = tmp_path / "model.safetensors"
     save(path, checkpoint, half=half)
-    for found in (load(path).heads, read_heads(path)):
-        assert found.head is not None
-        assert found.head.facts == HeadConfig(pool="cls", classes=CLASSES)
-        assert set(found.whitening) == {"mean"}
+    for read in (load(path).heads, read_heads(path)):
+        assert read.head is not None
+        assert read.head.config == HeadConfig(pool="cls", classes=CLASSES)
+        assert set(read.whitening) == {"mean"}
         for name, array in checkpoint.heads.arrays().items():
-            np.testing.assert_array_equal(found.arrays()[name], array)
+            np.testing.assert_array_equal(read.arrays()[name], array)
     assert load(path).tensors.keys() == checkpoint.tensors.keys()
 
 
@@ -92,8 +92,8 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_probabilities_are_scikit_learns() -> None:
-    draw = np.random.default_rng(0)
-    vectors, labels = draw.normal(size=(60, 8)).astype(np.float32), draw.integers(3, size=60)
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.normal(size=(60, 8)).astype(np.float32), rng.integers(3, size=60)
     oracle = LogisticRegression().fit(vectors, labels)
     head = Head(
         HeadConfig(pool="mean", classes=CLASSES),
@@ -105,8 +105,8 @@ def test_probabilities_are_scikit_learns() -> None:
 
 
 def test_whitening_is_scikit_learns() -> None:
-    draw = np.random.default_rng(0)
-    vectors = (draw.normal(size=(200, 8)) @ draw.normal(size=(8, 8)) + 50).astype(np.float32)
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(200, 8)) @ rng.normal(size=(8, 8)) + 50).astype(np.float32)
     oracle = PCA(whiten=True).fit(vectors.astype(np.float64))
     matrix = oracle.components_.T / np.sqrt(oracle.explained_variance_)
     whitening = Whitening(oracle.mean_.astype(np.float32), matrix.astype(np.float32))

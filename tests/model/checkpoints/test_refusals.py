@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints import foreign
+from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
-from model.config import MAEConfig
+from model.checkpoints.heads import Heads, read_heads
+from model.checkpoints.locate import weight_files
+from model.checkpoints.native import HeadConfig, Metadata, read_metadata
+from model.checkpoints.preprocessors import HuggingFacePreprocessor, TimmPreprocessing
+from model.config import PRESETS, MAEConfig, Preprocessing
 
 Weights = dict[str, Tensor]
 
@@ -39,9 +45,12 @@ BYTES: dict[str, tuple[Callable[[Weights], bytes], str]] = {
     "text": (lambda weights: b"Dear diary", "is neither a safetensors file nor a PyTorch checkpoint"),
     "a zip of nothing": (lambda weights: b"PK\x05\x06" + bytes(18), "is refused by PyTorch's safe loader"),
     "half a torch file": (lambda weights: as_torch_file(weights)[:-1000], "is refused by PyTorch's safe loader"),
-    "half a safetensors": (lambda weights: save(weights)[:-1000], "is a damaged safetensors file"),
-    "half of ours": (lambda weights: save(weights, {"mae-serve": "{}"})[:-1000], "is a damaged safetensors file"),
-    "half a header": (lambda weights: save(weights)[:100], "is a damaged safetensors file"),
+    "half a safetensors": (lambda weights: to_bytes(weights)[:-1000], "is a damaged safetensors file"),
+    "half of ours": (
+        lambda weights: to_bytes(weights, {"mae-serve": "{}"})[:-1000],
+        "is a damaged safetensors file",
+    ),
+    "half a header": (lambda weights: to_bytes(weights)[:100], "is a damaged safetensors file"),
 }
 
 
@@ -243,3 +252,30 @@ def test_a_hugging_face_file_out_of_its_folder(
 ) -> None:
     hugging_face(tmp_path)
     assert refusal(tmp_path / "model.safetensors").endswith("; pass its folder, config.json included")
+
+
+def test_a_sentence_names_its_path_wherever_it_is_raised(tmp_path: Path, config: MAEConfig, weights: Weights) -> None:
+    """Every function that refuses weights says whose, without the help of its caller."""
+    path = tmp_path / "bird"
+    path.mkdir()
+    doubled = {f"{prefix}decoder.decoder_norm.bias": torch.ones(1) for prefix in ("", "vit.")}
+    metadata = Metadata(config=config, preprocessing=Preprocessing(), head=HeadConfig(pool="cls", classes=("a",)))
+    crops = HuggingFacePreprocessor(size={"shortest_edge": 48})  # type: ignore[arg-type]
+    huge = Checkpoint(config, Preprocessing(), "mae-serve", weights | {"cls_token": torch.full((1, 1, 192), 1e6)})
+    refusals: list[Callable[[], object]] = [
+        lambda: weight_files(path),
+        lambda: foreign.infer_config(path, {}, None, "bird"),
+        lambda: foreign.infer_config(path, {"head.bias": torch.ones(1)}, None, "bird"),
+        lambda: foreign.require_agreement(path, config, PRESETS["mae_base"]),
+        lambda: foreign.to_upstream_names(path, doubled),
+        lambda: crops.to_preprocessing(32, path),
+        lambda: TimmPreprocessing().to_preprocessing(32, path),
+        lambda: Heads.from_arrays(path, {}, metadata),
+        lambda: read_metadata(tmp_path / "bird.safetensors"),
+        lambda: read_heads(tmp_path / "bird.safetensors"),
+        lambda: save(tmp_path / "bird.safetensors", huge, half=True),
+    ]
+    for refuse in refusals:
+        with pytest.raises(WeightsError) as error:
+            refuse()
+        assert str(error.value).startswith(str(path))

@@ -11,16 +11,16 @@ from model.evaluation.neighbours import predict
 
 @pytest.mark.parametrize("k", [1, 4, 20])
 def test_most_votes_win_and_ties_go_to_the_nearest(k: int) -> None:
-    draw = np.random.default_rng(k)
-    train, vectors = (draw.normal(size=(n, 5)).astype(np.float32) for n in (300, 700))
-    labels = draw.integers(0, 4, 300)
+    rng = np.random.default_rng(k)
+    train, vectors = (rng.normal(size=(n, 5)).astype(np.float32) for n in (300, 700))
+    labels = rng.integers(0, 4, 300)
     nearest = NearestNeighbors(n_neighbors=k, metric="cosine").fit(train).kneighbors(vectors)[1]
     expected, ties = [], 0
-    for row in labels[nearest].tolist():
-        votes = Counter(row)
+    for voters in labels[nearest].tolist():
+        votes = Counter(voters)
         best = [label for label in votes if votes[label] == max(votes.values())]
         ties += len(best) > 1
-        expected.append(min(best, key=row.index))
+        expected.append(min(best, key=voters.index))
     assert ties or k == 1
     np.testing.assert_array_equal(predict(train, labels, vectors, k), expected)
 

@@ -2,22 +2,22 @@
 
 import numpy as np
 
-from model.evaluation.probe import probe
+from model.evaluation.probe import fit_probe
 
 
 def test_it_finds_what_is_linear_whatever_the_scale() -> None:
-    draw = np.random.default_rng(0)
-    labels = draw.integers(3, 6, 400)
-    vectors = draw.normal(size=(400, 4))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, 6, 400)
+    vectors = rng.normal(size=(400, 4))
     vectors[:, 1] += 8 * labels
     vectors = (vectors * [1e4, 1e-3, 1, 0] + [1e5, 7, 0, 2]).astype(np.float32)  # the last one is constant
-    found = probe(vectors[:300], labels[:300], vectors[300:], 200)
-    assert np.mean(found.classes == labels[300:]) > 0.98
-    assert found.converged and 0 < found.iterations < 200
+    result = fit_probe(vectors[:300], labels[:300], vectors[300:], 200)
+    assert np.mean(result.classes == labels[300:]) > 0.98
+    assert result.converged and 0 < result.iterations < 200
 
 
 def test_it_stops_when_it_has_to() -> None:
-    draw = np.random.default_rng(1)
-    vectors, labels = draw.normal(size=(200, 50)).astype(np.float32), draw.integers(0, 5, 200)
-    found = probe(vectors, labels, vectors, 2)
-    assert (found.iterations, found.converged) == (2, False)
+    rng = np.random.default_rng(1)
+    vectors, labels = rng.normal(size=(200, 50)).astype(np.float32), rng.integers(0, 5, 200)
+    result = fit_probe(vectors, labels, vectors, 2)
+    assert (result.iterations, result.converged) == (2, False)

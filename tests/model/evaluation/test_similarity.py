@@ -11,23 +11,23 @@ from model.evaluation.similarity import psnr, ssim
 
 
 def pairs(photographs: Mapping[str, Image.Image]) -> list[tuple[np.ndarray, np.ndarray]]:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     cat, rocket = (np.asarray(photographs[name].resize((60, 47))) for name in ("chelsea", "rocket"))
     flat = np.full_like(cat, 250)
-    noisy = np.clip(cat + draw.normal(0, 9, cat.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(cat + rng.normal(0, 9, cat.shape), 0, 255).astype(np.uint8)
     corners = (cat[:11, :11], noisy[:11, :11])
     return [(cat, rocket), (cat, noisy), (cat, flat), (flat, flat - 2), (cat, 255 - cat), corners]
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_they_are_those_of_scikit_image(photographs: Mapping[str, Image.Image], number: int) -> None:
-    one, other = pairs(photographs)[number]
+    a, b = pairs(photographs)[number]
     expected = structural_similarity(
-        one, other, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2
     )
-    assert ssim(one, other) == pytest.approx(expected, abs=1e-6)
-    assert ssim(other, one) == pytest.approx(expected, abs=1e-6)
-    assert psnr(one, other) == pytest.approx(peak_signal_noise_ratio(one, other), abs=1e-9)
+    assert ssim(a, b) == pytest.approx(expected, abs=1e-6)
+    assert ssim(b, a) == pytest.approx(expected, abs=1e-6)
+    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b), abs=1e-9)
 
 
 def test_equal_pictures(photographs: Mapping[str, Image.Image]) -> None:

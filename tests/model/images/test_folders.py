@@ -17,9 +17,9 @@ def zoo(tmp_path: Path) -> Path:
 
 
 def test_an_images_class_is_its_own_folder(zoo: Path) -> None:
-    found = labelled_images(zoo)
-    assert found.classes == ("ant/.hidden", "bear", "bear/black", "owl")
-    assert [(Path(path).relative_to(zoo).as_posix(), label) for path, label in zip(*found[:2], strict=True)] == [
+    labelled = labelled_images(zoo)
+    assert labelled.classes == ("ant/.hidden", "bear", "bear/black", "owl")
+    assert [(Path(path).relative_to(zoo).as_posix(), label) for path, label in zip(*labelled[:2], strict=True)] == [
         ("ant/.hidden/x.png", 0),
         ("bear/2.tif", 1),
         ("bear/black/1.webp", 2),
@@ -41,8 +41,8 @@ def test_a_second_folder_is_numbered_like_the_first(zoo: Path, tmp_path: Path) -
 
 
 def test_a_relative_folder(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, folder in ((zoo.parent, "zoo"), (zoo.parent, "./zoo/"), (zoo, ".")):
-        monkeypatch.chdir(place)
+    for directory, folder in ((zoo.parent, "zoo"), (zoo.parent, "./zoo/"), (zoo, ".")):
+        monkeypatch.chdir(directory)
         assert labelled_images(Path(folder)).classes == ("ant/.hidden", "bear", "bear/black", "owl")
 
 

@@ -61,10 +61,10 @@ def test_pictures(name: Any, expected: np.ndarray) -> None:
 def test_the_panel_shows_four_side_by_side() -> None:
     panel = view("panel")
     assert panel.shape == (SIDE, 4 * SIDE + 3 * GAP, 3)
-    for place, expected in enumerate([IMAGE, MASKED, PAINTED, COMPOSITE]):
-        left = place * (SIDE + GAP)
+    for index, expected in enumerate([IMAGE, MASKED, PAINTED, COMPOSITE]):
+        left = index * (SIDE + GAP)
         assert np.array_equal(panel[:, left : left + SIDE], expected)
-        assert place == 3 or (panel[:, left + SIDE : left + SIDE + GAP] == 255).all()
+        assert index == 3 or (panel[:, left + SIDE : left + SIDE + GAP] == 255).all()
 
 
 def test_the_error_is_heat_over_the_dimmed_rest() -> None:

@@ -31,8 +31,8 @@ def test_embeddings_are_the_golden_ones(
     graphs: tuple[EncoderGraph, DecoderGraph], golden: Mapping[str, np.ndarray]
 ) -> None:
     patches = patchify(torch.from_numpy(golden["images"]), 16)
-    everywhere = torch.arange(196, dtype=torch.int32).expand(8, -1)
-    pooled, latent = graphs[0](patches, everywhere)
+    every_patch = torch.arange(196, dtype=torch.int32).expand(8, -1)
+    pooled, latent = graphs[0](patches, every_patch)
     assert pooled.shape == (8, 2, 192)
     assert np.abs(pooled[:, 0].numpy() - golden["embed_cls"]).max() < 1e-4
     assert np.abs(pooled[:, 1].numpy() - golden["embed_mean"]).max() < 1e-4
@@ -59,7 +59,7 @@ class Oracle(MaskedAutoencoder):
 
     answer: Tensor
 
-    def forward_decoder(self, latent: Tensor, rows: Tensor) -> Tensor:
+    def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
         return self.answer
 
 

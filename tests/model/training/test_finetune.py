@@ -30,19 +30,19 @@ from model.training.validation import Validation
 from service.api.app import create_app
 from service.settings import Settings
 from tests.support import training
-from tests.support.training import rows
+from tests.support.training import read_metrics
 
-through = partial(training.through, "finetune")
-killed_once_saved = partial(training.killed_once_saved, "finetune")
+run_command = partial(training.run_command, "finetune")
+kill_once_saved = partial(training.kill_once_saved, "finetune")
 SMALL = ("--image-size", "32", "--batch-size", "16", "--threads", "1", "--log-steps", "1")
 CLASSES = ("blue", "green", "stripes")
 
 
-def picture(name: str, draw: np.random.Generator) -> Image.Image:
+def picture(name: str, rng: np.random.Generator) -> Image.Image:
     """Noise of a colour, or black and white stripes across, 40 x 40."""
-    pixels = draw.integers(0, 90, (40, 40, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 90, (40, 40, 3), dtype=np.uint8)
     if name == "stripes":
-        pixels[np.arange(40) // 4 % 2 == draw.integers(2)] += 160
+        pixels[np.arange(40) // 4 % 2 == rng.integers(2)] += 160
     else:
         pixels[..., {"blue": 2, "green": 1}[name]] += 150
     return Image.fromarray(pixels)
@@ -51,43 +51,43 @@ def picture(name: str, draw: np.random.Generator) -> Image.Image:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen images of each class, and a broken one."""
-    root, draw = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for name in CLASSES:
         (root / name).mkdir()
         for number in range(16):
-            picture(name, draw).save(root / name / f"{number:02d}.png")
+            picture(name, rng).save(root / name / f"{number:02d}.png")
     (root / "blue" / "torn.png").write_bytes(b"no image")
     return root
 
 
 def losses(run: Path) -> list[float]:
-    return [float(row["loss"]) for row in rows(run) if row["loss"]]
+    return [float(line["loss"]) for line in read_metrics(run) if line["loss"]]
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "signs"
-    err = through(folder, "-o", run, *SMALL, "--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
+    err = run_command(folder, "-o", run, *SMALL, "--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
     assert "of 12 held-out images right" in err
     return run
 
 
 def test_accuracy_is_measured_at_the_end(whole: Path) -> None:
-    said = [row for row in rows(whole) if row["val_accuracy"]]
-    assert [row["step"] for row in said] == ["30"]
-    assert float(said[0]["val_accuracy"]) == 1 and float(said[0]["val_loss"]) < 0.4
+    lines = [line for line in read_metrics(whole) if line["val_accuracy"]]
+    assert [line["step"] for line in lines] == ["30"]
+    assert float(lines[0]["val_accuracy"]) == 1 and float(lines[0]["val_loss"]) < 0.4
     assert len(losses(whole)) == 30 and np.mean(losses(whole)[-5:]) < 0.7 * np.mean(losses(whole)[:5])
     assert list(whole.glob("events.out.tfevents.*"))
 
 
 def test_served_it_names_the_classes_of_new_images(whole: Path, tmp_path: Path) -> None:
     app = create_app(Settings(weights=str(whole), backend="torch", engine_cache=tmp_path, lanes=1))
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     truth = [name for name in CLASSES for _ in range(4)]
     files: list[Any] = []
     for name in truth:
-        picture(name, draw).save(out := io.BytesIO(), "PNG")
+        picture(name, rng).save(out := io.BytesIO(), "PNG")
         files.append(("image", (name, out.getvalue())))
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
@@ -95,9 +95,9 @@ def test_served_it_names_the_classes_of_new_images(whole: Path, tmp_path: Path) 
         assert client.get("/info").json()["engine"]["head"] == {"pool": "mean", "classes": list(CLASSES)}
         answer = client.post("/classify?top_k=2", files=files).json()
     assert answer["model"].startswith("signs@")
-    assert [found["classes"][0]["label"] for found in answer["classifications"]] == truth
-    assert all(found["classes"][0]["probability"] > 0.6 for found in answer["classifications"])
-    assert {len(found["classes"]) for found in answer["classifications"]} == {2}
+    assert [entry["classes"][0]["label"] for entry in answer["classifications"]] == truth
+    assert all(entry["classes"][0]["probability"] > 0.6 for entry in answer["classifications"])
+    assert {len(entry["classes"]) for entry in answer["classifications"]} == {2}
 
 
 def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
@@ -111,11 +111,11 @@ def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "signs"
     choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
-    killed_once_saved(run, folder, *SMALL, *choices)
+    kill_once_saved(run, folder, *SMALL, *choices)
     assert len(losses(run)) < 30
-    through("-o", run, "--resume", "--save-minutes", "9")
+    run_command("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
-    assert rows(run)[-1]["val_loss"] == rows(whole)[-1]["val_loss"]
+    assert read_metrics(run)[-1]["val_loss"] == read_metrics(whole)[-1]["val_loss"]
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -123,17 +123,17 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    err = training.alone("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
+    err = training.run_in_process("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.heads.head is not None
-    assert probe.heads.head.facts == HeadConfig(pool="cls", classes=CLASSES)
+    assert probe.heads.head.config == HeadConfig(pool="cls", classes=CLASSES)
     for name, tensor in probe.tensors.items():
         assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
-    assert float(rows(run)[-1]["val_accuracy"]) >= 0.95
+    assert float(read_metrics(run)[-1]["val_accuracy"]) >= 0.95
 
 
-def objective(**choices: Any) -> Finetuning:
+def make_objective(**choices: Any) -> Finetuning:
     torch.manual_seed(0)
     config = PRESETS["mae_tiny"].model_copy(update={"image_size": 32, "depth": 1, "decoder_depth": 0})
     head = LinearHead(192, 4, normalised=False)
@@ -143,41 +143,43 @@ def objective(**choices: Any) -> Finetuning:
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    draw = np.random.default_rng(0)
-    patches = torch.from_numpy(draw.integers(0, 256, (6, 4, 768), dtype=np.uint8))
+    rng = np.random.default_rng(0)
+    patches = torch.from_numpy(rng.integers(0, 256, (6, 4, 768), dtype=np.uint8))
     return patches, torch.arange(4, dtype=torch.int32).expand(6, -1), torch.tensor([0, 1, 2, 3, 0, 1])
 
 
-def logits_of(of: Finetuning, pixels: torch.Tensor, visible_indices: torch.Tensor, row: int) -> torch.Tensor:
+def logits_of(
+    objective: Finetuning, pixels: torch.Tensor, visible_indices: torch.Tensor, pool_index: int
+) -> torch.Tensor:
     """By hand: standardised as upstream does, encoded, pooled, classified."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]).repeat(256), torch.tensor([0.229, 0.224, 0.225]).repeat(256)
-    latent = of.encoder.model.forward_encoder((pixels / 255 - mean) / std, visible_indices)
-    pooled = latent[:, 0] if row == 0 else latent[:, 1:].mean(dim=1)
-    return pooled @ of.head.linear.weight.T + of.head.linear.bias
+    latent = objective.encoder.model.forward_encoder((pixels / 255 - mean) / std, visible_indices)
+    pooled = latent[:, 0] if pool_index == 0 else latent[:, 1:].mean(dim=1)
+    return pooled @ objective.head.linear.weight.T + objective.head.linear.bias
 
 
-@pytest.mark.parametrize(("pool", "row"), [("cls", 0), ("mean", 1)])
-def test_without_mixup_the_labels_are_plain(batch: Any, pool: str, row: int) -> None:
+@pytest.mark.parametrize(("pool", "pool_index"), [("cls", 0), ("mean", 1)])
+def test_without_mixup_the_labels_are_plain(batch: Any, pool: str, pool_index: int) -> None:
     patches, visible_indices, labels = batch
-    of = objective(pool=pool, label_smoothing=0.2)
+    objective = make_objective(pool=pool, label_smoothing=0.2)
     target = torch.full((6, 4), 0.2 / 4) + 0.8 * torch.eye(4)[labels]
-    logits = logits_of(of, patches.float(), visible_indices, row)
+    logits = logits_of(objective, patches.float(), visible_indices, pool_index)
     expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(of(*batch), expected, rtol=1e-4, atol=1e-5)
-    assert int(of.steps) == 0
+    torch.testing.assert_close(objective(*batch), expected, rtol=1e-4, atol=1e-5)
+    assert int(objective.steps) == 0
 
 
 def test_mixup_mixes_pixels_and_labels_alike(batch: Any) -> None:
     patches, visible_indices, labels = batch
-    of, again = objective(mixup=0.8, label_smoothing=0), objective(mixup=0.8, label_smoothing=0)
+    objective, again = make_objective(mixup=0.8, label_smoothing=0), make_objective(mixup=0.8, label_smoothing=0)
     shares = [np.random.default_rng((0, 2, step)).beta(0.8, 0.8) for step in range(2)]
     for share in shares:
         mixed = share * patches.float() + (1 - share) * patches.float().flip(0)
         target = share * torch.eye(4)[labels] + (1 - share) * torch.eye(4)[labels.flip(0)]
-        logits = logits_of(of, mixed, visible_indices, 1)
-        torch.testing.assert_close(of(*batch), F.cross_entropy(logits, target.float()), rtol=1e-4, atol=1e-5)
-    again.load_state_dict(of.state_dict())
-    assert again(*batch).equal(of(*batch))  # goes on with the third share
+        logits = logits_of(objective, mixed, visible_indices, 1)
+        torch.testing.assert_close(objective(*batch), F.cross_entropy(logits, target.float()), rtol=1e-4, atol=1e-5)
+    again.load_state_dict(objective.state_dict())
+    assert again(*batch).equal(objective(*batch))  # goes on with the third share
 
 
 def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
@@ -189,8 +191,8 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
     weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
     head = Head(HeadConfig(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
-    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), workers=1)
-    found = validation.measure(checkpoint, head, torch.device("cpu"))
+    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), threads=1)
+    result = validation.measure(checkpoint, head, torch.device("cpu"))
 
     truth, vectors = [], []
     for path, label in zip(paths, labels, strict=True):
@@ -203,9 +205,9 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
             vectors.append(latent[0, 1:].mean(dim=0).numpy())
             truth.append(label)
     probabilities = torch.from_numpy(np.stack(vectors) @ weight.T).double().softmax(dim=1).numpy()
-    assert found.images == len(truth) == 48
-    assert found.accuracy == accuracy_score(truth, probabilities.argmax(axis=1))
-    assert found.loss == pytest.approx(log_loss(truth, probabilities, labels=[0, 1, 2]), rel=1e-3)
+    assert result.images == len(truth) == 48
+    assert result.accuracy == accuracy_score(truth, probabilities.argmax(axis=1))
+    assert result.loss == pytest.approx(log_loss(truth, probabilities, labels=[0, 1, 2]), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -222,37 +224,43 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
+    err = run_command(folder, "-o", tmp_path / "run", *arguments, code=2)
     assert sentence in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
-    assert "lies in no class" in through(folder / "blue", "-o", tmp_path / "run", "--steps", "1", code=2)
-    assert "name a folder of classes" in through("-o", tmp_path / "run", "--steps", "1", code=2)
+    assert "lies in no class" in run_command(folder / "blue", "-o", tmp_path / "run", "--steps", "1", code=2)
+    assert "name a folder of classes" in run_command("-o", tmp_path / "run", "--steps", "1", code=2)
     other = tmp_path / "other" / "red"
     other.mkdir(parents=True)
     (other / "a.png").touch()
-    err = through(folder, "-o", tmp_path / "run", "--steps", "1", "--validation", other.parent, code=2)
+    err = run_command(folder, "-o", tmp_path / "run", "--steps", "1", "--validation", other.parent, code=2)
     assert "is of the class 'red', which is not among the 3 known ones" in err
 
 
 def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_path: Path) -> None:
     before = (whole / "state.pt").stat().st_mtime_ns
-    assert "--resume goes on with it" in through(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
-    assert "was begun with mixup 0.2" in through("-o", whole, "--resume", "--mixup", "0.3", code=2)
-    assert "are not the same" in through(*classes(tmp_path, 3), "-o", whole, "--resume", code=2)
-    assert "other images held out" in through("-o", whole, "--resume", "--validation", folder, code=2)
+    assert "--resume goes on with it" in run_command(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
+    assert "was begun with mixup 0.2" in run_command("-o", whole, "--resume", "--mixup", "0.3", code=2)
+    assert "are not the same" in run_command(*classes(tmp_path, 3), "-o", whole, "--resume", code=2)
+    assert "other images held out" in run_command("-o", whole, "--resume", "--validation", folder, code=2)
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "recipe.json").write_text('{"recipe": {"mask_ratio": 0.75}, "data": {}}')
-    assert "a run of another command" in through("-o", tmp_path / "pretrained", "--resume", code=2)
+    assert "a run of another command" in run_command("-o", tmp_path / "pretrained", "--resume", code=2)
     assert (whole / "state.pt").stat().st_mtime_ns == before
 
 
+def test_a_run_begun_with_a_presets_name_goes_on(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "preset"
+    run_command(folder, "-o", run, *SMALL, "--steps", "1", "--frozen", "--weights", "mae_tiny")
+    run_command("-o", run, "--resume")
+
+
 def classes(root: Path, count: int) -> list[Path]:
-    draw = np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     for name in CLASSES:
         (root / "few" / name).mkdir(parents=True)
         for number in range(count):
-            picture(name, draw).save(root / "few" / name / f"{number}.png")
+            picture(name, rng).save(root / "few" / name / f"{number}.png")
     return [root / "few"]

@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from model.checkpoints.heads import Head
 from model.checkpoints.native import HeadConfig
-from model.training.head import LinearHead, folded
+from model.training.head import LinearHead, fold_batch_norm
 
 
 def test_the_batch_norm_is_folded_into_the_linear_layer() -> None:
@@ -18,7 +18,7 @@ def test_the_batch_norm_is_folded_into_the_linear_layer() -> None:
     head = LinearHead(12, 5, normalised=True)
     head.norm.load_state_dict(norm.state_dict())
     head.linear.load_state_dict(linear.state_dict())
-    weight, bias = folded(head.state_dict())
+    weight, bias = fold_batch_norm(head.state_dict())
     logits = linear(norm.eval()(features)).detach().numpy()
     np.testing.assert_allclose(features.numpy() @ weight.T + bias, logits, atol=1e-5)
     served = Head(HeadConfig(pool="mean", classes=tuple("abcde")), weight, bias)
@@ -27,6 +27,6 @@ def test_the_batch_norm_is_folded_into_the_linear_layer() -> None:
 
 def test_without_a_norm_the_layer_is_itself() -> None:
     head = LinearHead(12, 5, normalised=False)
-    weight, bias = folded(head.state_dict())
+    weight, bias = fold_batch_norm(head.state_dict())
     assert np.array_equal(weight, head.linear.weight.detach().numpy())
     assert np.array_equal(bias, head.linear.bias.detach().numpy())

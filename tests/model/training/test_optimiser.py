@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from model.config import PRESETS
 from model.nn.vit import MaskedAutoencoder
-from model.training.optimiser import Average, learning_rate, muon, plain_groups, set_learning_rate
+from model.training.optimiser import WeightAverage, learning_rate, muon, parameter_groups, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -14,12 +16,39 @@ from model.training.optimiser import Average, learning_rate, muon, plain_groups,
     [(0, 0), (0.05, 0.5), (0.1, 1), (0.55, 0.55), (0.325, 0.1 + 0.9 * 0.8535533905932737), (1, 0.1), (1.2, 0.1)],
 )
 def test_warm_up_then_half_a_cosine(progress: float, expected: float) -> None:
-    assert learning_rate(progress, peak=1, floor=0.1, warmup=0.1) == pytest.approx(expected)
+    assert learning_rate(progress, peak=1, end=0.1, warmup=0.1) == pytest.approx(expected)
+
+
+def upstream_rate(epoch: float, epochs: float, warmup_epochs: float, lr: float, min_lr: float) -> float:
+    """The schedule of upstream's util/lr_sched.py, which counts in epochs."""
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    angle = math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * (1 + math.cos(angle)) / 2
+
+
+@pytest.mark.parametrize(("epochs", "warmup_epochs", "min_lr"), [(20, 1, 0), (50, 5, 1e-6), (3, 0, 1e-4)])
+def test_the_rates_of_a_whole_schedule_are_upstreams_in_every_group(
+    epochs: int, warmup_epochs: int, min_lr: float
+) -> None:
+    steps_per_epoch, lr = 7, 1.5e-3
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "scale": scale} for scale in (1.0, 0.75**3)]
+    optimiser = torch.optim.AdamW(groups)
+    rates, expected = [], []
+    for step in range(epochs * steps_per_epoch + 1):
+        set_learning_rate(
+            optimiser, learning_rate(step / (epochs * steps_per_epoch), lr, min_lr, warmup_epochs / epochs)
+        )
+        rates += [group["lr"] for group in optimiser.param_groups]
+        rate = upstream_rate(step / steps_per_epoch, epochs, warmup_epochs, lr, min_lr)
+        expected += [rate, rate * 0.75**3]
+    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert max(rates) == pytest.approx(lr)
 
 
 def test_biases_norms_and_tokens_do_not_decay() -> None:
     model = MaskedAutoencoder(PRESETS["mae_tiny"])
-    with_decay, without = plain_groups(model.named_parameters(), 0.05)
+    with_decay, without = parameter_groups(model.named_parameters(), 0.05)
     assert (with_decay["weight_decay"], without["weight_decay"]) == (0.05, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all(names[id(p)].endswith("weight") and "norm" not in names[id(p)] for p in with_decay["params"])
@@ -32,7 +61,7 @@ def test_the_average_follows_the_weights() -> None:
     layer = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(0)
-    average = Average(layer, 0.9)
+    average = WeightAverage(layer, 0.9)
     expected = 0.0
     for step in range(1, 200):
         with torch.no_grad():
@@ -40,7 +69,7 @@ def test_the_average_follows_the_weights() -> None:
         average.update()
         decay = min(0.9, step / (step + 10))
         expected = decay * expected + (1 - decay) * step
-    assert average.over(layer.state_dict())["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert average.apply_to(layer.state_dict())["weight"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def orthogonality(step: torch.Tensor) -> float:

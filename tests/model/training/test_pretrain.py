@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -18,10 +19,10 @@ from model.checkpoints.locate import locate
 from model.training.config import Recipe
 from model.training.pretrain import starting_point
 from tests.support import training
-from tests.support.training import rows
+from tests.support.training import read_metrics
 
-through = partial(training.through, "pretrain")
-killed_once_saved = partial(training.killed_once_saved, "pretrain")
+run_command = partial(training.run_command, "pretrain")
+kill_once_saved = partial(training.kill_once_saved, "pretrain")
 SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
 
 
@@ -30,20 +31,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty smooth pictures at two depths, a broken file and a text."""
     root = tmp_path_factory.mktemp("photographs")
     (root / "deep" / "deeper").mkdir(parents=True)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(20):
-        small = Image.fromarray(draw.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        place = root / "deep" / "deeper" if number % 2 else root
-        small.resize((60, 48), Image.Resampling.BICUBIC).save(place / f"{number}.png")
+        small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        parent = root / "deep" / "deeper" if number % 2 else root
+        small.resize((60, 48), Image.Resampling.BICUBIC).save(parent / f"{number}.png")
     (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more than this")
     (root / "notes.txt").write_text("no image")
     return root
 
 
 def losses(run: Path) -> list[float]:
-    said = rows(run)
-    assert [int(row["step"]) for row in said] == list(range(1, len(said) + 1))
-    return [float(row["loss"]) for row in said]
+    lines = read_metrics(run)
+    assert [int(line["step"]) for line in lines] == list(range(1, len(lines) + 1))
+    return [float(line["loss"]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,25 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
-    err = training.alone("pretrain", folder, "-o", run, *choices)
+    err = training.run_in_process("pretrain", folder, "-o", run, *choices)
     assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
 
 
 def test_the_loss_falls(whole: Path) -> None:
-    said = losses(whole)
-    assert len(said) == 40
-    assert np.mean(said[-5:]) < 0.85 * np.mean(said[:5])
+    values = losses(whole)
+    assert len(values) == 40
+    assert np.mean(values[-5:]) < 0.85 * np.mean(values[:5])
+
+
+def test_the_learning_rate_of_each_step_is_upstreams_in_the_middle_of_the_step(whole: Path) -> None:
+    rates = [float(line["lr"]) for line in read_metrics(whole)]
+    assert len(rates) == 40
+    for step, rate in enumerate(rates):  # the defaults: a peak of 1e-3, 5 % of warm-up, no rate at the end
+        done = (step + 0.5) / 40
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
+        assert rate == pytest.approx(1e-3 * (done / 0.05 if done < 0.05 else cosine)), step
 
 
 def test_the_weights_can_be_served(whole: Path) -> None:
@@ -79,24 +89,24 @@ def test_reconstructions_and_scalars_are_kept(whole: Path) -> None:
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
-    killed_once_saved(run, folder, *choices)
+    kill_once_saved(run, folder, *choices)
     assert len(losses(run)) < 40
-    through("-o", run, "--resume", "--save-minutes", "9")
+    run_command("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == losses(whole)
     assert (run / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
-    one, other = (load(path / "model.safetensors").tensors for path in (run, whole))
-    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    tensors, others = (load(path / "model.safetensors").tensors for path in (run, whole))
+    assert all(tensor.equal(others[name]) for name, tensor in tensors.items())
 
 
 @pytest.mark.live
 def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "muon"
     choices = (*SMALL, "--optimiser", "muon", "--steps", "6")
-    killed_once_saved(run, folder, *choices)
+    kill_once_saved(run, folder, *choices)
     assert len(losses(run)) < 6
-    through("-o", run, "--resume", "--save-minutes", "9")
+    run_command("-o", run, "--resume", "--save-minutes", "9")
     uninterrupted = tmp_path / "uninterrupted"
-    through(folder, "-o", uninterrupted, *choices)
+    run_command(folder, "-o", uninterrupted, *choices)
     assert losses(run) == losses(uninterrupted)
     assert "momentum_buffer" in str(torch.load(run / "state.pt", weights_only=True)["optimiser"]).split("exp_avg")[0]
 
@@ -106,15 +116,15 @@ def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
 ) -> None:
     run = tmp_path / "relative"
     monkeypatch.chdir(folder.parent)
-    through(folder.name, "-o", run, *SMALL, "--steps", "1")
+    run_command(folder.name, "-o", run, *SMALL, "--steps", "1")
     monkeypatch.chdir(tmp_path)
-    through("-o", run, "--resume")
+    run_command("-o", run, "--resume")
 
 
 @pytest.mark.live
 def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "ended"
-    process = training.begin("pretrain", folder, "-o", run, *SMALL, "--minutes", "5")
+    process = training.start("pretrain", folder, "-o", run, *SMALL, "--minutes", "5")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not ((run / "metrics.csv").is_file() and len(losses(run)) > 3):
         time.sleep(0.02)
@@ -127,9 +137,9 @@ def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
 
 def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "shared"
-    training.alone("pretrain", folder, "-o", run, *SMALL, "--steps", "5", launcher=training.TWO_PROCESSES)
+    training.run_in_process("pretrain", folder, "-o", run, *SMALL, "--steps", "5", launcher=training.TWO_PROCESSES)
     alone = tmp_path / "alone"
-    through(folder, "-o", alone, *SMALL, "--steps", "5")
+    run_command(folder, "-o", alone, *SMALL, "--steps", "5")
     assert np.allclose(losses(run), losses(alone), rtol=1e-4)
 
 
@@ -147,15 +157,15 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    err = through(folder, "-o", tmp_path / "run", *arguments, code=2)
+    err = run_command(folder, "-o", tmp_path / "run", *arguments, code=2)
     assert sentence in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None:
     before = (whole / "state.pt").stat().st_mtime_ns
-    assert "--resume goes on with it" in through(folder, "-o", whole, *SMALL, "--steps", "40", code=2)
-    assert "it cannot go on with another one" in through("-o", whole, "--resume", "--lr", "0.5", code=2)
+    assert "--resume goes on with it" in run_command(folder, "-o", whole, *SMALL, "--steps", "40", code=2)
+    assert "it cannot go on with another one" in run_command("-o", whole, "--resume", "--lr", "0.5", code=2)
     os.sync()
     assert (whole / "state.pt").stat().st_mtime_ns == before
 
@@ -164,21 +174,21 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None
 def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path) -> None:
     folder, whole, run = tmp_path / "colours", tmp_path / "whole", tmp_path / "resumed"
     folder.mkdir()
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(8):  # of one colour each, so that what is removed can be told from what is not
-        Image.new("RGB", (100, 100), tuple(draw.integers(0, 256, 3).tolist())).save(folder / f"{number}.png")
+        Image.new("RGB", (100, 100), tuple(rng.integers(0, 256, 3).tolist())).save(folder / f"{number}.png")
     small = ("--model", "resnet_tiny", "--image-size", "96", "--decoder-depth", "1", "--lr", "2e-3", *SMALL[2:])
-    through(folder, "-o", whole, *small, "--steps", "25")
-    said = losses(whole)
-    assert np.mean(said[-3:]) < 0.7 * np.mean(said[:3])
+    run_command(folder, "-o", whole, *small, "--steps", "25")
+    values = losses(whole)
+    assert np.mean(values[-3:]) < 0.7 * np.mean(values[:3])
     with Image.open(whole / "previews" / "step-0000025.png") as sheet:
         assert sheet.size == (4 * 96 + 3 * 8, 6 * 96 + 5 * 8)
     config = load(locate(str(whole), None).path).config
     assert (config.family, config.image_size, config.decoder_depth) == ("resnet", 96, 1)
-    killed_once_saved(run, folder, *small, "--steps", "25")
+    kill_once_saved(run, folder, *small, "--steps", "25")
     assert len(losses(run)) < 25
-    through("-o", run, "--resume", "--save-minutes", "9")
-    assert losses(run) == said
+    run_command("-o", run, "--resume", "--save-minutes", "9")
+    assert losses(run) == values
     changes = {"model": "resnet_tiny", "init": str(whole), "image_size": 160, "steps": 1}
     start = starting_point(Recipe(**changes), "warm")
     assert all(tensor.equal(start.tensors[name]) for name, tensor in load(whole / "model.safetensors").tensors.items())
@@ -190,11 +200,11 @@ def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path
 
 def test_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "warm"
-    through(folder, "-o", run, *SMALL, "--steps", "2", "--init", whole, "--warmup", "0", "--lr", "1e-5")
+    run_command(folder, "-o", run, *SMALL, "--steps", "2", "--init", whole, "--warmup", "0", "--lr", "1e-5")
     assert losses(run)[0] < 0.9 * losses(whole)[0]
 
 
 def test_the_packaged_weights_to_start_from(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "packaged"
-    through(folder, "-o", run, *SMALL, "--steps", "2", "--init", "mae_tiny", "--warmup", "0", "--lr", "1e-5")
+    run_command(folder, "-o", run, *SMALL, "--steps", "2", "--init", "mae_tiny", "--warmup", "0", "--lr", "1e-5")
     assert losses(run)[0] < 0.9 * losses(whole)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.training.run import RunError
-from model.training.split import find_examples
+from model.training.split import split_images
 
 
 def zoo(root: Path, **counts: int) -> Path:
@@ -19,7 +19,7 @@ def zoo(root: Path, **counts: int) -> Path:
 
 def test_a_share_of_each_class_is_held_out(tmp_path: Path) -> None:
     folder = zoo(tmp_path / "zoo", ant=20, bear=7, owl=2, yak=1)
-    training, validation, _ = find_examples(folder, None, 0.25, seed=0)
+    training, validation, _ = split_images(folder, None, 0.25, seed=0)
     assert validation is not None
     assert training.classes == validation.classes == ("ant", "bear", "owl", "yak")
     assert Counter(validation.labels) == {0: 5, 1: 2, 2: 1}
@@ -32,24 +32,24 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path) -> None:
 
 def test_the_seed_says_which(tmp_path: Path) -> None:
     folder = zoo(tmp_path / "zoo", ant=20, bear=20)
-    one, again, other = (find_examples(folder, None, 0.25, seed).validation for seed in (0, 0, 1))
+    one, again, other = (split_images(folder, None, 0.25, seed).validation for seed in (0, 0, 1))
     assert one == again != other
 
 
 def test_a_folder_to_measure_on(tmp_path: Path) -> None:
     folder, other = zoo(tmp_path / "zoo", ant=3, bear=3), zoo(tmp_path / "other", bear=2)
-    training, validation, _ = find_examples(folder, other, 0.25, seed=0)
+    training, validation, _ = split_images(folder, other, 0.25, seed=0)
     assert len(training.paths) == 6 and validation is not None
     assert (validation.labels, validation.classes) == ([1, 1], ("ant", "bear"))
 
 
 def test_nothing_held_out(tmp_path: Path) -> None:
-    training, validation, _ = find_examples(zoo(tmp_path, ant=3, bear=3), None, 0, seed=0)
+    training, validation, _ = split_images(zoo(tmp_path, ant=3, bear=3), None, 0, seed=0)
     assert len(training.paths) == 6 and validation is None
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds one class, 'ant': there is nothing to tell apart"):
-        find_examples(zoo(tmp_path / "a", ant=3), None, 0.1, 0)
+        split_images(zoo(tmp_path / "a", ant=3), None, 0.1, 0)
     with pytest.raises(RunError, match="no class has two images"):
-        find_examples(zoo(tmp_path / "b", ant=1, bear=1), None, 0.5, 0)
+        split_images(zoo(tmp_path / "b", ant=1, bear=1), None, 0.5, 0)

@@ -56,7 +56,7 @@ def test_an_engine_keeps_its_heads() -> None:
     info = fake_info(preferred_batch=7).model_copy(update={"head": config})
     unpacked, heads, slot_count = unpack_engine(pack_engine(info, Heads(head, {"mean": whitening}), 9))
     assert (unpacked, slot_count) == (info, 9)
-    assert heads.head is not None and heads.head.facts == config
+    assert heads.head is not None and heads.head.config == config
     assert (heads.head.weight == head.weight).all() and (heads.head.bias == head.bias).all()
     assert set(heads.whitening) == {"mean"}
     assert (heads.whitening["mean"].centre == whitening.centre).all()

@@ -36,7 +36,7 @@ class Lamp(FakeEngine):
             weight[:, 2] = [-3, -1, 1, 1]
             head = Head(HeadConfig(pool=pool, classes=CLASSES), weight, np.array([1, 0.5, -1, -1], np.float32))
             self.heads = Heads(head)
-            self.info = self.info.model_copy(update={"head": head.facts})
+            self.info = self.info.model_copy(update={"head": head.config})
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         vectors = super().embed(lane, patches, visible_indices) / 100

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+
+def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
+    """Writes a whole file or none: a reader sees the old content or the new one, never a part.
+
+    The data goes to a temporary file beside `path` first, which then takes its place. The temporary file is not made by
+    `tempfile`, which would let nobody but its owner read it.
+
+    Args:
+        path: the file to make or replace; its folder exists.
+        data: the whole content.
+        durable: return only when the file would outlive a loss of power.
+
+    Raises:
+        OSError: the file cannot be written; whatever stood at `path` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")  # unique among processes and threads that write `path`
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Returns when the names in `folder` would outlive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
