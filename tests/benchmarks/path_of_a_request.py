@@ -96,7 +96,7 @@ def _is_importing(frame: FrameType) -> bool:
     """Whether the function runs as a part of an import."""
     caller: FrameType | None = frame
     while caller is not None:
-        if caller.f_code.co_name == "<module>" and caller.f_globals.get("__name__") != "__main__":
+        if caller.f_code.co_filename.startswith("<frozen importlib"):
             return True
         caller = caller.f_back
     return False
