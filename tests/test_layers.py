@@ -10,7 +10,11 @@ from tests.support.imports import PACKAGES, Graph, import_graph, modules, rooms
 # From the bottom to the top. A file or folder imports only from lines that stand above its own, or from itself. A new
 # one gets its place here, as low as its imports allow.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("model.arrays", "model.atomic_write", "model.config"),  # types of arrays; sizes, presets and preprocessing as numbers
+    (
+        "model.arrays",
+        "model.atomic_write",
+        "model.config",
+    ),  # names of arrays; files; sizes and preprocessing
     ("model.masking", "model.nn"),  # which patches stay visible; the networks as the papers have them
     ("model.images", "model.checkpoints"),  # files <-> pixels <-> patches; files <-> weights
     ("model.engines",),  # weights -> something that computes
