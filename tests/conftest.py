@@ -49,6 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gpu-batches", type=int, default=10_000, help="batches over which memory must stay flat")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A fast run does not even import what lies in folders that it leaves out."""
+    return True if config.getoption("--fast") and collection_path.name in FOLDER_MARKERS else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         folders = item.path.relative_to(TESTS).parts[:-1]

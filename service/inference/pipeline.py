@@ -10,22 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
-from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.image_decoder import ImageDecoder
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, QueueEntry, Result
+from service.inference.reconstruction import ChooseVisible, Reconstruction
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
-ChooseVisible = Callable[[DecodedImage], Indices]
-"""Chooses which patches of a decoded image stay visible, int32 [K]; runs in the thread pool."""
 PrepareImage = Callable[[bytes, int], tuple[Bytes, Indices]]
 """Decodes an image for the engine: patches uint8 [K, P] or [N, P], visible indices int32 [K]; runs in the pool."""
 
@@ -38,32 +35,6 @@ class Timings:
     queue: float = 0.0
     infer: float = 0.0
     render: float = 0.0
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """One image and what the decoder predicts from its visible patches."""
-
-    patches: Bytes
-    """The image itself, uint8 [N, P]."""
-    pixels: Bytes
-    """Predicted pixels, uint8 [N, P]."""
-    error: Floats
-    """Squared error of each patch in the decoder's pixels, float32 [N]."""
-    visible_indices: Indices
-    """The visible patches, int32 [K]."""
-
-    @property
-    def loss(self) -> float:
-        """Mean squared error over the removed patches."""
-        removed = np.ones(len(self.error), dtype=bool)
-        removed[self.visible_indices] = False
-        return float(self.error[removed].mean())
-
-    @property
-    def removed_share(self) -> float:
-        """Share of the patches that was removed."""
-        return 1 - len(self.visible_indices) / len(self.error)
 
 
 class PendingResults:

@@ -18,8 +18,7 @@ from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
 from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
 from service.errors import NoDecoder
-from service.inference.masks import choose_patches_by_picture, choose_patches_to_remove
-from service.inference.pipeline import Reconstruction
+from service.inference.reconstruction import Reconstruction, choose_patches_by_picture, choose_patches_to_remove
 from service.parameters import ReconstructParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)

@@ -19,8 +19,8 @@ from service.cli.files import require_folder, write_output
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
-from service.inference.masks import choose_patches_by_picture, choose_patches_to_remove
-from service.inference.pipeline import Pipeline, Reconstruction, Timings
+from service.inference.pipeline import Pipeline, Timings
+from service.inference.reconstruction import Reconstruction, choose_patches_by_picture, choose_patches_to_remove
 from service.parameters import ReconstructParameters
 
 

@@ -23,6 +23,7 @@ def transformer_flops(length: int, width: int, depth: int) -> int:
 
 @pytest.mark.parametrize("preset", ["mae_tiny", "mae_large", "mae_huge"])
 @pytest.mark.parametrize("quarter", [False, True])
+@pytest.mark.slow
 def test_work_of_a_transformer(preset: str, quarter: bool) -> None:
     c = PRESETS[preset]
     n = c.num_patches

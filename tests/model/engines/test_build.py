@@ -118,6 +118,7 @@ def test_lanes_share_the_processors(tmp_path: Path, narrow: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_half_precision_passes_a_bar_of_its_own(tmp_path: Path, precision: Any) -> None:
     engine = build(EngineSpec(tmp_path, backend="torch", precision=precision))
     found = engine.info.parity

@@ -1,22 +1,52 @@
-"""The parameters of a request for reconstruction -> the patches that the encoder sees, for routes and commands alike.
+"""What a request for reconstructions asks for, and what it gets: masks, and the pixels that the decoder predicts.
 
-A mask is drawn by a seed, listed as the indices of patches, or painted as a mask picture.
+A mask is drawn by a seed, listed as indices of patches, or painted as a picture; for routes and commands alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from model.arrays import Indices
+import numpy as np
+
+from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
 from model.masking import MaskError, choose_visible, new_seed, visible_without
 from service.errors import InvalidParameter
-from service.inference.image_decoder import ImageDecoder
-from service.inference.pipeline import ChooseVisible
+from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.parameters import ReconstructParameters
 
+ChooseVisible = Callable[[DecodedImage], Indices]
+"""Chooses which patches of a decoded image stay visible, int32 [K]."""
 BY_SEED = ("mask_ratio", "seed", "strategy")
 """The parameters of a mask that is drawn by a seed."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One image and what the decoder predicts from its visible patches."""
+
+    patches: Bytes
+    """The image itself, uint8 [N, P]."""
+    pixels: Bytes
+    """Predicted pixels, uint8 [N, P]."""
+    error: Floats
+    """Squared error of each patch in the decoder's pixels, float32 [N]."""
+    visible_indices: Indices
+    """The visible patches, int32 [K]."""
+
+    @property
+    def loss(self) -> float:
+        """Mean squared error over the removed patches."""
+        removed = np.ones(len(self.error), dtype=bool)
+        removed[self.visible_indices] = False
+        return float(self.error[removed].mean())
+
+    @property
+    def removed_share(self) -> float:
+        """Share of the patches that was removed."""
+        return 1 - len(self.visible_indices) / len(self.error)
 
 
 def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameters) -> tuple[int | None, ChooseVisible]:

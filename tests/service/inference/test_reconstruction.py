@@ -10,7 +10,7 @@ from PIL import Image
 from model.config import MAEConfig, Preprocessing
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
-from service.inference.masks import choose_patches_by_picture, choose_patches_to_remove
+from service.inference.reconstruction import choose_patches_by_picture, choose_patches_to_remove
 from service.parameters import ReconstructParameters
 
 CONFIG = MAEConfig(image_size=64, patch_size=16, embed_dim=8, depth=1, num_heads=1, decoder_depth=0)
