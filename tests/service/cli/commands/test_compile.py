@@ -19,6 +19,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     torch.save({"model": tensors}, tmp_path / "narrow.pth")
     monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MAE_IMAGE_SIZE", "24")  # a smaller grid than the weights are of: parity is asked of it too
     first = mae("compile", "--json", "--max-batch", "3")
     description = json.loads(first.out)
     assert first.code == 0
@@ -42,6 +43,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     assert rows["encoder.bin"].strip().endswith(" MB")
     engine = json.loads(mae("info", "--json").out)["engine"]
     assert (engine["entry"], engine["layout"]) == (entry.name, "facebookresearch")
+    assert engine["config"]["image_size"] == 24
     assert description["auto"] is None, "fp32 was asked for"
 
     by_itself = mae("compile", "--precision", "auto")
