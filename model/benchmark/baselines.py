@@ -26,8 +26,9 @@ class Baseline:
         self._half = self._device.type == "cuda"
         if not self._half:
             torch.set_num_threads(available_cpus())
+        precision = "fp16" if self._half else "fp32"
         self.info = info.model_copy(
-            update={"backend": "torch", "precision": "fp16" if self._half else "fp32", "lanes": 1, "parity": None}
+            update={"backend": "torch", "precision": precision, "computes": precision, "lanes": 1, "parity": None}
         )
         self.heads = Heads()
         self.lanes = 1

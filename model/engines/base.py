@@ -13,6 +13,7 @@ from model.checkpoints.native import HeadConfig, Pooled
 from model.config import MAEConfig, Preprocessing
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+ComputedPrecision = Literal["fp32", "bf16", "emulated bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
 
 
@@ -93,6 +94,12 @@ class EngineInfo(BaseModel):
 
     backend: BackendName
     precision: Precision
+    """As it was asked for."""
+    computes: ComputedPrecision
+    """What matrix products are really computed in: on a CPU without the instructions it is not always `precision`.
+
+    An image has the same bits alone and in any batch where this is fp32 or int8, and in bf16 by OpenVINO.
+    """
     device: str
     model: str
     weights: str

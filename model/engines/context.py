@@ -53,7 +53,7 @@ def gated(
         ParityError: it is below the bar of its precision.
     """
     plan.progress("comparing the engine with eager float32")
-    found = parity.check_parity(engine, reference, plan.spec.bar(engine.info.precision), sizes)
+    found = parity.check_parity(engine, reference, plan.spec.bar(engine.info.computes), sizes)
     engine.info = engine.info.model_copy(update={"parity": found})
     return engine
 
@@ -72,6 +72,7 @@ def info_of(
     return EngineInfo(
         backend=choice.backend,
         precision=precision,
+        computes=precision,
         device=choice.device,
         model=source.name,
         weights=source.digest,

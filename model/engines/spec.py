@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from model.engines import parity
 from model.engines.backend import Backend
-from model.engines.base import Precision
+from model.engines.base import ComputedPrecision, Precision
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class EngineSpec:
     calibrate: Path | None = None
     """Photographs to quantise by, for int8 and auto; without it, int8 needs an engine that was made before."""
 
-    def bar(self, precision: Precision) -> parity.Tolerance:
-        """What an engine of that precision must reach."""
+    def bar(self, precision: ComputedPrecision) -> parity.Tolerance:
+        """What an engine that computes in that precision must reach, whatever was asked for."""
         return parity.tolerance_for(precision, self.parity_cosine, self.parity_psnr_db, self.parity_loss)

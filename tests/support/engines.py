@@ -58,6 +58,7 @@ def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 
     return EngineInfo(
         backend="torch",
         precision="fp32",
+        computes="fp32",
         device="cpu",
         model="fake",
         weights="0" * 64,

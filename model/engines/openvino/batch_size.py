@@ -19,7 +19,7 @@ from model.masking import all_indices
 
 log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16)
-MATTERING = ("entry", "precision", "lanes", "threads_per_lane", "versions")
+MATTERING = ("entry", "precision", "computes", "lanes", "threads_per_lane", "versions")
 SECONDS = 3.0
 """Measuring stops by then, also where a batch is slow."""
 TURNS = 3

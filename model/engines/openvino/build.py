@@ -17,9 +17,10 @@ from model.engines.cpu import available_cpus, processor
 from model.engines.entry import read_facts, read_reference
 from model.engines.fingerprint import code_digest
 from model.engines.job import ConversionJob
+from model.engines.openvino.arithmetic import sample_precision
 from model.engines.openvino.batch_size import preferred_batch, warm
 from model.engines.openvino.calibration import calibration_in
-from model.engines.openvino.engine import PREFERRED_BATCH, OpenVINOEngine, capabilities
+from model.engines.openvino.engine import PREFERRED_BATCH, OpenVINOEngine
 from model.engines.openvino.precision import CLOSEST_FIRST, choose, core_seconds_of, keep_choice, measure, read_choice
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 
@@ -149,7 +150,7 @@ def _candidates(
     Raises:
         ParityError: float32 has not.
     """
-    there: dict[Precision, bool] = {"fp32": True, "bf16": "BF16" in capabilities(), "int8": int8 is not None}
+    there: dict[Precision, bool] = {"fp32": True, "bf16": sample_precision("bf16") == "bf16", "int8": int8 is not None}
     engines: dict[Precision, OpenVINOEngine] = {}
     left_out: dict[Precision, str] = {}
     for precision in CLOSEST_FIRST:
@@ -170,7 +171,7 @@ def _note_of(plan: BuildContext, entry: str, int8: str | None) -> str:
     """What another answer could depend on, in one name; the bars too, which decide who takes part."""
     ingredients: dict[str, object] = {
         "processor": processor(),
-        "capabilities": sorted(capabilities()),
+        "bf16": sample_precision("bf16"),
         "lanes": _lanes_and_threads(plan),
         "versions": versions(),
         "entry": entry,
@@ -186,6 +187,8 @@ def _engine(plan: BuildContext, precision: Precision, folder: Path) -> OpenVINOE
         _held_out_gate(folder, plan)
     plan.progress(f"compiling {plan.source.name} for this processor in {precision}")
     engine = OpenVINOEngine(folder, _info(plan, precision, folder))
+    if engine.info.computes != precision:
+        log.warning("PRECISION=%s: OpenVINO computes %s on this CPU", precision, engine.info.computes)
     gated(engine, read_reference(folder), plan)
     return engine
 

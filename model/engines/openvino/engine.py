@@ -6,7 +6,6 @@ encoder's output tensor to the decoder's input without a copy.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,9 @@ import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads
-from model.engines.base import EngineError, EngineInfo, gather_visible
+from model.engines.base import EngineBuildError, EngineError, EngineInfo, gather_visible
+from model.engines.openvino.arithmetic import computed_precision
+from model.engines.openvino.runtime import PRECISION_HINTS, import_openvino
 from model.masking import restore_indices_for
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 PREFERRED_BATCH = 4
 ENCODER, DECODER = "encoder.xml", "decoder.xml"
-PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-"""In int8 the graphs themselves say what has eight bits; the rest is float32."""
 KERNELS_KEPT = 250
 """Of each lane and graph: ten shapes in int8. Clients choose K, and OpenVINO's own 5000 would be gigabytes there."""
 
@@ -33,8 +32,13 @@ class OpenVINOEngine:
     """Reads the graphs that `convert` wrote; imports no torch."""
 
     def __init__(self, folder: Path, info: EngineInfo) -> None:
-        """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
-        self.info = info
+        """Compiles the graphs in `folder` for this CPU, with `info.lanes` lanes.
+
+        `self.info` says what OpenVINO then computes in.
+
+        Raises:
+            EngineBuildError: OpenVINO cannot compile them in `info.precision`.
+        """
         self.heads = Heads()
         self.lanes = info.lanes
         self.preferred_batch = info.preferred_batch
@@ -46,12 +50,17 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
             "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
         }
-        encoder = core.compile_model(str(folder / ENCODER), "CPU", options)
-        self._encoders = [encoder.create_infer_request() for _ in range(info.lanes)]
-        self._decoders: list[Any] = []
-        if info.config.has_decoder:
-            decoder = core.compile_model(str(folder / DECODER), "CPU", options)
-            self._decoders = [decoder.create_infer_request() for _ in range(info.lanes)]
+        names = (ENCODER, DECODER) if info.config.has_decoder else (ENCODER,)
+        try:
+            graphs = [core.compile_model(str(folder / name), "CPU", options) for name in names]
+        except RuntimeError as error:
+            raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
+        # In int8 the graphs themselves hold the rounding to eight bits, whatever multiplies the results.
+        computes = "int8" if info.precision == "int8" else computed_precision(graphs)
+        self.info = info.model_copy(update={"computes": computes})
+        requests = [[graph.create_infer_request() for _ in range(info.lanes)] for graph in graphs]
+        self._encoders: list[Any] = requests[0]
+        self._decoders: list[Any] = requests[1] if info.config.has_decoder else []
 
     def prefer(self, batch: int) -> None:
         """Sets how many images one lane likes best; nothing in the graphs depends on it."""
@@ -91,22 +100,6 @@ def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocess
         with torchs_own_deprecation():
             converted = openvino.convert_model(program)
         openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
-
-
-def capabilities() -> tuple[str, ...]:
-    """What the processor computes in, in OpenVINO's words; BF16 is among them only where it has the instructions.
-
-    OpenVINO also takes the hint where it has not, and then emulates bf16 or stays with float32.
-    """
-    return tuple(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-
-
-def import_openvino() -> Any:
-    """The openvino package, without its telemetry, which otherwise reports every import to its maker."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail: a stub is used
-    import openvino
-
-    return openvino
 
 
 def _infer(request: Any, inputs: list[Any]) -> None:

@@ -24,7 +24,8 @@ from model.config import MAEConfig
 from model.engines.base import Engine, EngineBuildError, EngineInfo, Quantisation
 from model.engines.job import Calibration
 from model.engines.openvino.calibration import read_squares
-from model.engines.openvino.engine import DECODER, ENCODER, OpenVINOEngine, import_openvino
+from model.engines.openvino.engine import DECODER, ENCODER, OpenVINOEngine
+from model.engines.openvino.runtime import import_openvino
 from model.engines.parity import answers, measure, quarter_seen
 from model.masking import all_indices, restore_indices_for
 
@@ -140,5 +141,11 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
 def _info(reference: EngineInfo) -> EngineInfo:
     """Of an engine in int8 that is measured here, in the place of `reference`."""
     return reference.model_copy(
-        update={"backend": "openvino", "precision": "int8", "lanes": reference.threads_per_lane, "threads_per_lane": 1}
+        update={
+            "backend": "openvino",
+            "precision": "int8",
+            "computes": "int8",
+            "lanes": reference.threads_per_lane,
+            "threads_per_lane": 1,
+        }
     )

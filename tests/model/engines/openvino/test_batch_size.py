@@ -88,7 +88,8 @@ def test_it_is_measured_once_and_again_if_the_note_is_damaged(tmp_path: Path, me
 
 
 @pytest.mark.parametrize(
-    "change", [{"lanes": 2}, {"precision": "bf16"}, {"entry": "another"}, {"versions": {"a": "2"}}]
+    "change",
+    [{"lanes": 2}, {"precision": "bf16"}, {"computes": "bf16"}, {"entry": "another"}, {"versions": {"a": "2"}}],
 )
 def test_another_engine_is_measured_for_itself(tmp_path: Path, measured: list[int], change: dict[str, object]) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
