@@ -5,8 +5,8 @@ level, in every child process too. Levels that this CPU does not reach are skipp
 tests passed at every level that was run.
 
 It cannot show everything: OpenVINO's products in float32 go through MLAS, which no variable limits, and instructions
-that the CPU lacks (bf16, AMX) are not emulated. On a CPU with AVX2 alone OpenVINO drops a hint for bf16; here, under the
-limit AVX2, it has no kernel for it instead.
+that the CPU lacks (bf16, AMX) are not emulated. On a CPU with AVX2 alone OpenVINO drops a hint for bf16; here, at the
+level AVX2, it has no kernel for it instead.
 """
 
 import os

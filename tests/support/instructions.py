@@ -3,7 +3,6 @@
 Told from the operating system and the environment, not from OpenVINO: it is the oracle for what OpenVINO is said to do.
 """
 
-import os
 from pathlib import Path
 
 LEVELS: dict[str, tuple[str, dict[str, str]]] = {
