@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from typing import Literal
 
 from model.checkpoints.errors import WeightsError
-from model.engines.base import Engine, EngineBuildError
+from model.engines.base import EngineBuildError, ServedModel
 from model.engines.build import build
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from service.errors import Draining, EngineLost, NotReady, Unauthorized
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets, LocalBudget
@@ -24,7 +24,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 State = Literal["loading", "ready", "draining", "lost"]
-BuildEngine = Callable[[EngineSpec, Callable[[str], None]], Engine]
+BuildEngine = Callable[[EngineSettings, Callable[[str], None]], ServedModel]
 # How long probes can read why an engine is lost before the process ends.
 LOST_GRACE_S = 2.0
 # How long the server still answers 503 after the last accepted request, so that clients on open connections hear of it.
@@ -119,20 +119,20 @@ class Service:
 
     async def _load(self) -> None:
         try:
-            self._open(await self._in_thread(lambda: self._build_engine(self.settings.engine_spec(), self._say)))
+            self._open(await self._in_thread(lambda: self._build_engine(self.settings.engine, self._say)))
         except (WeightsError, EngineBuildError) as error:
             self.end(f"the engine cannot be loaded: {error}")
         except Exception as error:
             log.critical("the engine cannot be loaded", exc_info=error)
             self.end(f"the engine cannot be loaded: {error}")
 
-    def _open(self, engine: Engine) -> None:
-        """Takes work for `engine` from now on."""
-        s, info = self.settings, engine.info
+    def _open(self, served: ServedModel) -> None:
+        """Takes work for the model from now on."""
+        s, info, engine = self.settings, served.info, served.engine
         decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, s.decode_threads)
         batcher = BatchScheduler(engine, self.metrics, self._queue_images(), s.max_delay_ms / 1000, self._engine_lost)
         batcher.start()
-        self._pipeline = Pipeline(info, engine.heads, decoder, batcher, self.metrics)
+        self._pipeline = Pipeline(info, served.heads, decoder, batcher, self.metrics)
         self.metrics.describe_engine(info)
         self._become("ready" if self.state == "loading" else self.state)
         log.info(
@@ -148,12 +148,12 @@ class Service:
         )
 
     @staticmethod
-    def _in_thread(work: Callable[[], Engine]) -> asyncio.Future[Engine]:
+    def _in_thread(work: Callable[[], ServedModel]) -> asyncio.Future[ServedModel]:
         """Runs `work` in a daemon thread, for which nothing waits when the process is told to end."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Engine] = loop.create_future()
+        future: asyncio.Future[ServedModel] = loop.create_future()
 
-        def settle(engine: Engine | None, error: Exception | None) -> None:
+        def settle(engine: ServedModel | None, error: Exception | None) -> None:
             if not future.cancelled():
                 future.set_exception(error) if error else future.set_result(engine)  # type: ignore[arg-type]
 

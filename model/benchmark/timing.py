@@ -82,8 +82,8 @@ def sizes_of(engine: Engine) -> list[Size]:
         Size(operation, visible, batch, lanes)
         for operation in OPERATIONS[: 1 + config.has_decoder]
         for visible in dict.fromkeys((config.num_patches, max(1, config.num_patches // 4)))
-        for batch in doublings(engine.preferred_batch)
-        for lanes in doublings(engine.lanes)
+        for batch in doublings(engine.info.preferred_batch)
+        for lanes in doublings(engine.info.lanes)
     ]
 
 

@@ -82,7 +82,7 @@ def ask(
         EngineError: the engine cannot run a batch.
     """
     lanes: SimpleQueue[int] = SimpleQueue()
-    for lane in range(engine.lanes):
+    for lane in range(engine.info.lanes):
         lanes.put(lane)
 
     def work(batch: Sequence[int]) -> tuple[Features | None, list[str]]:
@@ -102,7 +102,7 @@ def ask(
 
     parts = []
     # Two threads a lane: while one has the lane, the other decodes images or compares pictures.
-    for answers, refused in _ahead(work, _batches(numbers, engine.preferred_batch), 2 * engine.lanes):
+    for answers, refused in _ahead(work, _batches(numbers, engine.info.preferred_batch), 2 * engine.info.lanes):
         for reason in refused:
             progress.skip(reason)
         if answers is not None and len(answers.numbers):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.benchmark.timing import Figures, sizes_of
 from model.engines.base import Engine, EngineInfo
-from model.engines.cpu import available_cpus, processor
+from model.engines.cpu import available_cpus, cpu_name
 from service.benchmark import load
 from service.benchmark.limit import limits_of
 from service.benchmark.processes import ServerProcess, serving, serving_nothing
@@ -114,7 +114,7 @@ def benchmark_service(
         limits = limits_of(engine, stages, front, service, sent.name, cores, on_accelerator)
         why = "what processes use is read from /proc, which this system lacks"
     return ServiceBenchmark(
-        machine=Machine(processor=processor(), cores=cores, load_before=before, load_after=os.getloadavg()[0]),
+        machine=Machine(processor=cpu_name(), cores=cores, load_before=before, load_after=os.getloadavg()[0]),
         sample=sent.name,
         sample_kilobytes=sent.mean_bytes / 1000,
         stages=tuple(stages),

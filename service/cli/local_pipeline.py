@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from rich.console import Console
 
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
 from service.inference.pipeline import Pipeline
@@ -20,7 +20,7 @@ from service.settings import Settings
 ONLY_IMAGE = "image 0"
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings) -> ServedModel:
     """The engine of `settings`, past the parity gate; a terminal shows what is being done.
 
     Raises:
@@ -31,20 +31,21 @@ def build_engine(settings: Settings) -> Engine:
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     logging.captureWarnings(True)
     if not sys.stderr.isatty():
-        return build(settings.engine_spec(), logging.getLogger(__name__).info)
+        return build(settings.engine, logging.getLogger(__name__).info)
     with Console(stderr=True).status("loading the engine") as status:
-        return build(settings.engine_spec(), status.update)
+        return build(settings.engine, status.update)
 
 
 @asynccontextmanager
-async def pipeline_of(engine: Engine, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
+async def pipeline_of(served: ServedModel, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
     """A pipeline as the service has one, for at most `most_images` images at once."""
     metrics = Metrics()
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
+    engine, info = served.engine, served.info
+    decoder = ImageDecoder(info.config, info.preprocessing, settings.max_pixels, settings.decode_threads)
     batcher = BatchScheduler(engine, metrics, most_images)
     batcher.start()
     try:
-        yield Pipeline(engine.info, engine.heads, decoder, batcher, metrics)
+        yield Pipeline(info, served.heads, decoder, batcher, metrics)
     finally:
         batcher.stop()
         decoder.close()

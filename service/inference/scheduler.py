@@ -88,7 +88,7 @@ class BatchScheduler:
     def start(self) -> None:
         """Starts one thread a lane; results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        for lane in range(self.engine.lanes):
+        for lane in range(self.engine.info.lanes):
             thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -218,7 +218,7 @@ class BatchScheduler:
         return next(iter(self._groups[group])).stamp
 
     def _delay_left(self, group: BatchKey) -> float:
-        if not self._max_delay_s or self._stopping or self._sizes[group] >= self.engine.preferred_batch:
+        if not self._max_delay_s or self._stopping or self._sizes[group] >= self.engine.info.preferred_batch:
             return 0.0
         oldest = min(ticket.items[0].since for ticket in self._groups[group])
         return oldest + self._max_delay_s - time.monotonic()
@@ -229,7 +229,7 @@ class BatchScheduler:
         tickets = self._groups[group]
         turn: deque[QueuedRequest] = deque()
         for ticket in list(tickets):
-            if len(turn) == self.engine.preferred_batch:
+            if len(turn) == self.engine.info.preferred_batch:
                 break
             if now < ticket.deadline:
                 turn.append(ticket)
@@ -240,7 +240,7 @@ class BatchScheduler:
                 self._leave_group(ticket)
         batch: list[QueueEntry] = []
         served: dict[QueuedRequest, None] = {}
-        while turn and len(batch) < self.engine.preferred_batch:
+        while turn and len(batch) < self.engine.info.preferred_batch:
             ticket = turn.popleft()
             batch.append(ticket.take())
             served[ticket] = None

@@ -13,7 +13,7 @@ import threading
 import orjson
 import uvicorn
 
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from service.inference.scheduler import BatchScheduler
 from service.server import SIGNALS
 from service.service import BuildEngine, Service
@@ -44,15 +44,15 @@ class EngineService(Service):
 
     def open_desk(self, desk: WorkerConnection) -> None:
         """Lets a worker's images in and tells it of the engine, once there is one."""
-        if desk.is_open or self._batcher is None:
+        if desk.is_open or self._batcher is None or self._pipeline is None:
             return
-        engine = self._batcher.engine
-        slots = min(self.settings.queue_images, QUEUED_SLOTS) + 2 * engine.lanes * engine.preferred_batch
-        desk.open(self._batcher, engine.info.config, slots)
-        desk.send(Kind.OPEN, packed_engine(engine.info, engine.heads, slots))
+        info = self._pipeline.info
+        slots = min(self.settings.queue_images, QUEUED_SLOTS) + 2 * info.lanes * info.preferred_batch
+        desk.open(self._batcher, info.config, slots)
+        desk.send(Kind.OPEN, packed_engine(info, self._pipeline.heads, slots))
 
-    def _open(self, engine: Engine) -> None:
-        super()._open(engine)
+    def _open(self, served: ServedModel) -> None:
+        super()._open(served)
         assert self._pipeline is not None and isinstance(self._pipeline.batcher, BatchScheduler)
         self._batcher = self._pipeline.batcher
         self.metrics.read_at_scrape(self.metrics.admitted_images, lambda: self._images.used)

@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Heads
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineInfo
+from model.engines.settings import EngineSettings
 
 SMALL = MAEConfig(
     name="fake",
@@ -73,6 +74,11 @@ def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 
     )
 
 
+def with_changes(settings: EngineSettings, **changes: Any) -> EngineSettings:
+    """The same settings but for `changes`, validated."""
+    return EngineSettings(**{**settings.model_dump(), **changes})
+
+
 class FakeEngine:
     """Answers each image by its first byte, and keeps a diary of its batches.
 
@@ -88,9 +94,6 @@ class FakeEngine:
         not_a_number: int | None = None,
     ) -> None:
         self.info = fake_info(lanes=lanes, preferred_batch=preferred_batch)
-        self.heads = Heads()
-        self.lanes = lanes
-        self.preferred_batch = preferred_batch
         self.batches: list[tuple[str, int, list[int]]] = []
         """Of each batch: operation, K, the images' bytes."""
         self.running = self.most_running = 0

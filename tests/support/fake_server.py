@@ -6,9 +6,8 @@ import time
 
 import numpy as np
 
-from model.checkpoints.heads import Heads
 from model.config import PRESETS
-from model.engines.base import FatalEngineError
+from model.engines.base import FatalEngineError, ServedModel
 from service.serving import run
 from service.settings import load_settings
 from tests.support.engines import fake_info
@@ -22,9 +21,6 @@ class FakeEngine:
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
         self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
-        self.heads = Heads()
-        self.lanes = 1
-        self.preferred_batch = batch
         self._kind = kind
         self._seconds = seconds
 
@@ -60,8 +56,8 @@ def build(spec, progress):
         raise RuntimeError("out of memory, say")
     engine = FakeEngine(kind, seconds, spec.max_batch or 16)
     if kind == "unopenable":
-        del engine.lanes
-    return engine
+        del engine.info
+    return ServedModel(engine)
 
 
 if __name__ == "__main__":

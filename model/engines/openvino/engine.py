@@ -1,4 +1,4 @@
-"""OpenVINO on the processor: two compiled graphs, encoder and decoder, and one pair of infer requests a lane.
+"""OpenVINO on the CPU: two compiled graphs, encoder and decoder, and one pair of infer requests per lane.
 
 Lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. Latents go from the
 encoder's output tensor to the decoder's input without a copy.
@@ -7,29 +7,26 @@ encoder's output tensor to the decoder's input without a copy.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Heads
 from model.engines.base import EngineBuildError, EngineError, EngineInfo, gather_visible
 from model.engines.openvino.arithmetic import computed_precision
+from model.engines.openvino.graphs import DECODER_FILE, ENCODER_FILE
 from model.engines.openvino.runtime import PRECISION_HINTS, import_openvino
 from model.masking import restore_indices_for
 
-if TYPE_CHECKING:
-    from model.checkpoints.checkpoint import Checkpoint
-    from model.config import MAEConfig, Preprocessing
+DEFAULT_BATCH = 4
+KERNEL_CACHE_SIZE = 250
+"""Kernels kept per lane and graph: those of ten shapes in int8.
 
-PREFERRED_BATCH = 4
-ENCODER, DECODER = "encoder.xml", "decoder.xml"
-KERNELS_KEPT = 250
-"""Of each lane and graph: ten shapes in int8. Clients choose K, and OpenVINO's own 5000 would be gigabytes there."""
+Clients choose K, and with OpenVINO's default of 5000 kernels they would take gigabytes."""
 
 
 class OpenVINOEngine:
-    """Reads the graphs that `convert` wrote; imports no torch."""
+    """An `Engine` that runs the graphs in a folder; it imports no torch."""
 
     def __init__(self, folder: Path, info: EngineInfo) -> None:
         """Compiles the graphs in `folder` for this CPU, with `info.lanes` lanes.
@@ -39,20 +36,17 @@ class OpenVINOEngine:
         Raises:
             EngineBuildError: OpenVINO cannot compile them in `info.precision`.
         """
-        self.heads = Heads()
-        self.lanes = info.lanes
-        self.preferred_batch = info.preferred_batch
         core = import_openvino().Core()
         options = {
             "NUM_STREAMS": info.lanes,
             "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
-            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_SIZE,
         }
-        names = (ENCODER, DECODER) if info.config.has_decoder else (ENCODER,)
+        files = (ENCODER_FILE, DECODER_FILE) if info.config.has_decoder else (ENCODER_FILE,)
         try:
-            graphs = [core.compile_model(str(folder / name), "CPU", options) for name in names]
+            graphs = [core.compile_model(str(folder / file), "CPU", options) for file in files]
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
         # In int8 the graphs themselves hold the rounding to eight bits, whatever multiplies the results.
@@ -61,11 +55,6 @@ class OpenVINOEngine:
         requests = [[graph.create_infer_request() for _ in range(info.lanes)] for graph in graphs]
         self._encoders: list[Any] = requests[0]
         self._decoders: list[Any] = requests[1] if info.config.has_decoder else []
-
-    def prefer(self, batch: int) -> None:
-        """Sets how many images one lane likes best; nothing in the graphs depends on it."""
-        self.preferred_batch = batch
-        self.info = self.info.model_copy(update={"preferred_batch": batch})
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
@@ -91,17 +80,6 @@ class OpenVINOEngine:
         return request
 
 
-def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
-    """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
-    from model.engines.export import export_programs, graphs_of, torchs_own_deprecation
-
-    openvino = import_openvino()
-    for name, program in export_programs(graphs_of(checkpoint, config, preprocessing), config).items():
-        with torchs_own_deprecation():
-            converted = openvino.convert_model(program)
-        openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
-
-
 def _infer(request: Any, inputs: list[Any]) -> None:
     try:
         request.infer(inputs, share_inputs=True)
@@ -110,5 +88,5 @@ def _infer(request: Any, inputs: list[Any]) -> None:
 
 
 def _copy(tensor: Any) -> Floats:
-    """Out of the request's own memory, which the next batch overwrites."""
+    """Copies a tensor out of the request's memory, which the next batch overwrites."""
     return np.array(tensor.data, dtype=np.float32)

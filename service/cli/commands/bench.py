@@ -121,7 +121,7 @@ def bench(
     found = []
     for name in models:
         with _weights(settings, name) as (one, random):
-            engine = build_engine(one)
+            engine = build_engine(one).engine
             if plan.parts - {"engine"}:
                 _announce(plan, engine, len(samples))
             alone = _engine_alone(engine, one, random, plan, compare)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +44,7 @@ def compile_engine(
         said.append(words)
         progress.print(f"{time.monotonic() - start:6.1f} s  {words}")
 
-    info = build(replace(settings.engine_spec(), calibrate=calibrate), say).info
+    info = build(settings.engine, say, calibrate).info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""
         raise CommandError(f"{info.backend} runs the model as it is: there is nothing to build ahead{reason}")
@@ -76,6 +75,7 @@ def _facts(info: EngineInfo, folder: Path, made: bool, seconds: float) -> dict[s
         "model": info.model_id,
         "backend": info.backend,
         "precision": info.precision,
+        "computes": info.computes,
         "auto": info.auto and info.auto.model_dump(),
         "device": info.device,
         "max_batch": info.preferred_batch,

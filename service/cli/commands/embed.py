@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from model.arrays import Floats, Indices
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from model.images.folders import find_images
 from service.cli.errors import CommandError
 from service.cli.local_pipeline import build_engine, pipeline_of, said_of
@@ -61,21 +61,22 @@ def embed(
     if not images and not refused:
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with Store(output, overwrite) as store:
-        engine = build_engine(settings)
-        require_pool(engine.info, parameters.pool)
+        served = build_engine(settings)
+        info = served.info
+        require_pool(info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        seed, visible_indices = choose_kept(engine.info.config, parameters)
-        finishing = Postprocessing.of(engine.heads, parameters)
-        dim = finishing.dim(engine.info.config)
-        store.begin(VectorSpace.of(engine.info, parameters, seed, visible_indices, dim))
+        seed, visible_indices = choose_kept(info.config, parameters)
+        finishing = Postprocessing.of(served.heads, parameters)
+        dim = finishing.dim(info.config)
+        store.begin(VectorSpace.of(info, parameters, seed, visible_indices, dim))
         new = [image for image in images if image not in store.paths]
         there = len(images) - len(new)
         with Report(len(images) + len(refused), there) as report:
             for path, reason in refused:
                 report.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, engine, settings, parameters, visible_indices, finishing, store, report))
+                asyncio.run(_embed(new, served, settings, parameters, visible_indices, finishing, store, report))
                 store.finish()
             except KeyboardInterrupt:
                 report.say(f"interrupted: {report.done} embedded so far; the same command goes on from there")
@@ -86,7 +87,7 @@ def embed(
 
 async def _embed(
     images: list[str],
-    engine: Engine,
+    served: ServedModel,
     settings: Settings,
     parameters: EmbedParameters,
     visible_indices: Indices,
@@ -95,8 +96,8 @@ async def _embed(
     report: Report,
 ) -> None:
     # Enough for every lane to have its next batch ready while the threads decode the one after it.
-    most = 2 * engine.lanes * engine.preferred_batch + settings.decode_threads
-    async with pipeline_of(engine, settings, most) as pipeline:
+    most = 2 * served.info.lanes * served.info.preferred_batch + settings.decode_threads
+    async with pipeline_of(served, settings, most) as pipeline:
 
         async def attempt(path: str) -> Floats | str:
             """The vector, or why there is none."""

@@ -102,7 +102,7 @@ def _evaluate(
         raise CommandError("--json and --sheet cannot both go to standard output")
     fitted = None if train is None else labelled_images(train)
     task = Task.of(labelled_images(data, fitted and fitted.classes), fitted, choices)
-    engine = build_engine(settings)
+    engine = build_engine(settings).engine
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder: there is nothing to show on a sheet")
     with _reader(engine, settings) as read, Report(task.images) as report:
@@ -126,7 +126,7 @@ def _fit(folder: Path, choices: EvalConfig, settings: Settings, output: Path | N
     paths, refused = find_images([folder])
     if not paths:
         raise CommandError(f"there are no images in {folder}")
-    engine = build_engine(settings)
+    engine = build_engine(settings).engine
     target = _target(engine, settings, output)
     numbers = drawn(len(paths), choices).tolist()
     with _reader(engine, settings) as read, Report(len(numbers) + len(refused)) as report:

@@ -50,10 +50,10 @@ def reconstruct(
         raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
     require_folder(output)
     data, drawn = image.read_bytes(), mask.read_bytes() if mask else None
-    engine = build_engine(settings)
+    served = build_engine(settings)
 
     async def run() -> tuple[int | None, Reconstruction]:
-        async with pipeline_of(engine, settings, most_images=1) as pipeline:
+        async with pipeline_of(served, settings, most_images=1) as pipeline:
             return await _reconstruct(pipeline, parameters, data, drawn)
 
     try:
@@ -64,7 +64,7 @@ def reconstruct(
         raise CommandError(said_of(str(image), error)) from error
     write_output(output, render(parameters.view, found.patches, found.pixels, found.error, found.visible_indices))
     if as_json:
-        facts = _facts(engine.info, parameters, seed, found)
+        facts = _facts(served.info, parameters, seed, found)
         print(orjson.dumps(facts, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     else:
         said = "" if seed is None else f"seed {seed}, "

@@ -12,7 +12,7 @@ from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import build
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from model.nn import build_model
 from tests.support.engines import write_narrow
 from tests.support.pretend_cuda import pretend_cuda
@@ -20,12 +20,14 @@ from tests.support.pretend_cuda import pretend_cuda
 
 @pytest.fixture(scope="session")
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(EngineSpec(engine_cache, str(probe), backend="openvino", precision="fp32", lanes=2))
+    return build(
+        EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
+    )
 
 
 @pytest.fixture(scope="session")
 def torch_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(EngineSpec(engine_cache, str(probe), backend="torch"))
+    return build(EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="torch")).engine
 
 
 @pytest.fixture(scope="session", params=["openvino", "torch"])
@@ -48,7 +50,9 @@ def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
     lanes = 2 if request.param == "openvino" else 1
     return build(
-        EngineSpec(engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes)
+        EngineSettings(
+            engine_cache=engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes
+        )
     )
 
 
@@ -61,7 +65,14 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def narrow_graphs(engine_cache: Path, narrow_weights: Path) -> Path:
     """Its entry in the cache, in float32."""
-    spec = EngineSpec(engine_cache, str(narrow_weights), backend="openvino", precision="fp32", lanes=1, max_batch=4)
+    spec = EngineSettings(
+        engine_cache=engine_cache,
+        weights=str(narrow_weights),
+        backend="openvino",
+        precision="fp32",
+        lanes=1,
+        max_batch=4,
+    )
     return engine_cache / str(build(spec).info.entry)
 
 

@@ -11,7 +11,7 @@ import pytest
 from model.engines.base import Engine, gather_visible
 from model.engines.build import build
 from model.engines.openvino.arithmetic import sample_precision
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def bf16_engine(openvino_engine: Engine, engine_cache: Path, probe: Path) -> Eng
     """Of the same graphs, where the CPU has the instructions."""
     if sample_precision("bf16") != "bf16":
         pytest.skip("the same bits are promised for native bf16 alone")
-    engine = build(EngineSpec(engine_cache, str(probe), backend="openvino", precision="bf16", lanes=2))
+    engine = build(
+        EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="bf16", lanes=2)
+    )
     assert engine.info.computes == "bf16"
     return engine
 
@@ -127,5 +129,5 @@ def test_lanes_do_not_disturb_each_other(openvino_engine: Engine, crowd: np.ndar
         thread.start()
     for thread in threads:
         thread.join()
-    assert openvino_engine.lanes == 2
+    assert openvino_engine.info.lanes == 2
     assert wrong == []

@@ -15,7 +15,7 @@ from PIL import Image
 
 from model.engines import build as building
 from model.engines.base import Engine
-from model.engines.build import EngineSpec
+from model.engines.settings import EngineSettings
 from service.cli.main import main
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
@@ -66,8 +66,8 @@ def _loaded(engine_cache: Path, probe: Path) -> Callable[..., Engine]:
     """`build`, which loads the probe model once for each set of options; nothing else is kept."""
     real, engines = building.build, dict[str, Engine]()
 
-    def build(spec: EngineSpec, *progress: Callable[[str], None]) -> Engine:
-        if (spec.cache, spec.weights) != (engine_cache, str(probe)):
+    def build(spec: EngineSettings, *progress: Callable[[str], None]) -> Engine:
+        if (spec.engine_cache, spec.weights) != (engine_cache, str(probe)):
             return real(spec, *progress)
         if repr(spec) not in engines:
             engines[repr(spec)] = real(spec, *progress)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from model.engines.build import build
+from model.engines.fixed_images import fixed_patches
 from model.engines.openvino.arithmetic import sample_precision
-from model.engines.parity import fixed_patches
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from tests.support.instructions import LEVELS, cpu_flags, environment_of, expected_bf16
 
 needs_avx512 = pytest.mark.skipif("avx512bw" not in cpu_flags(), reason="levels can be limited on a CPU with AVX-512")
@@ -49,8 +49,10 @@ def test_an_engine_says_what_it_computes(
     expected = sample_precision(precision)  # type: ignore[arg-type]
     if expected is None:
         pytest.skip("OpenVINO has no kernel for it here")
-    spec = EngineSpec(narrow_graphs.parent, str(narrow_weights), backend="openvino", lanes=1, max_batch=4)
-    made = {name: build(EngineSpec(**{**vars(spec), "precision": name})) for name in ("fp32", precision)}
+    spec = EngineSettings(
+        engine_cache=narrow_graphs.parent, weights=str(narrow_weights), backend="openvino", lanes=1, max_batch=4
+    )
+    made = {name: build(spec.model_copy(update={"precision": name})).engine for name in ("fp32", precision)}
     info = made[precision].info
     assert (info.precision, info.computes) == (precision, expected)
     assert caplog.text.count(f"PRECISION={precision}: OpenVINO computes {expected} on this CPU") == (
