@@ -19,6 +19,7 @@ COMMON = (
     "model.checkpoints.errors",
     "model.checkpoints.foreign",
     "model.checkpoints.heads",
+    "model.checkpoints.locate",
     "model.checkpoints.native",
     "model.checkpoints.preprocessors",
     "model.config",

@@ -16,7 +16,7 @@ import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
 from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.engines import convert
+from model.engines import convert, entry
 from model.engines.base import TensorRTError
 from model.engines.cuda import tensorrt_build
 from model.engines.cuda.tensorrt import TensorRTGraphs
@@ -199,12 +199,12 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
         "encoder.engine",
         "encoder_padded.engine",
         "decoder.engine",
-        convert.FACTS,
-        convert.REFERENCE,
+        entry.MODEL,
+        entry.REFERENCE,
     }
-    _, facts = load_model(spec)
-    assert convert.read_facts(folder) == facts
-    assert np.isfinite(convert.read_reference(folder).whole).all()
+    _, model = load_model(spec)
+    assert entry.read_model(folder) == model
+    assert np.isfinite(entry.read_reference(folder).whole).all()
 
 
 @pytest.mark.parametrize(
