@@ -29,8 +29,8 @@ class SleepingEngine:
     """Takes `base_s` a batch and `image_s` an image, and counts its batches."""
 
     def __init__(self, lanes: int, batch: int, mixes: bool, base_s: float = 0.020, image_s: float = 0.0001) -> None:
-        self.info: Any = SimpleNamespace(config=SimpleNamespace(num_patches=PATCHES), mixes=mixes)
-        self.lanes, self.preferred_batch = lanes, batch
+        config = SimpleNamespace(num_patches=PATCHES)
+        self.info: Any = SimpleNamespace(config=config, mixes=mixes, lanes=lanes, preferred_batch=batch)
         self.batches = 0
         self._base_s, self._image_s = base_s, image_s
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.engines.base import ServedModel
 from service import gpu_metrics
 from service.api.app import create_app
 from service.metrics import Metrics
@@ -234,7 +235,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
     monkeypatch.setattr(gpu_metrics, "PATIENCE_S", 0.1)
 
     async def scrape() -> None:
-        app = create_app(Settings(), lambda spec, progress: FakeEngine())
+        app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert "mae_gpu_power_watts" in (await client.get("/metrics")).text
@@ -257,7 +258,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
 
 
 def test_the_service_shuts_the_driver_down(driver: Driver) -> None:
-    app = create_app(Settings(), lambda spec, progress: FakeEngine())
+    app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

@@ -325,7 +325,7 @@ def test_an_encoder_alone_embeds_and_converts_in_silence(
     monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
     engine = build(
         EngineSettings(engine_cache=engine_cache, weights=encoder_only, backend="openvino", precision="fp32")
-    )
+    ).engine
     assert capfd.readouterr() == ("", "")
     assert engine.info.parity is not None
     assert engine.info.parity.psnr_db is None
@@ -413,7 +413,7 @@ def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
         from model.engines.build import build
         from model.engines.settings import EngineSettings
 
-        engine = build(EngineSettings(Path(sys.argv[1])), print)
+        engine = build(EngineSettings(engine_cache=Path(sys.argv[1])), print)
         assert engine.info.backend == "openvino"
         import service.api.app
         assert "torch" not in sys.modules

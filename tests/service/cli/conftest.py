@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from model.engines import build as building
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from service.cli.main import main
 
@@ -62,11 +62,11 @@ def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
 
 
 @pytest.fixture(scope="session")
-def _loaded(engine_cache: Path, probe: Path) -> Callable[..., Engine]:
+def _loaded(engine_cache: Path, probe: Path) -> Callable[..., ServedModel]:
     """`build`, which loads the probe model once for each set of options; nothing else is kept."""
-    real, engines = building.build, dict[str, Engine]()
+    real, engines = building.build, dict[str, ServedModel]()
 
-    def build(spec: EngineSettings, *progress: Callable[[str], None]) -> Engine:
+    def build(spec: EngineSettings, *progress: Callable[[str], None]) -> ServedModel:
         if (spec.engine_cache, spec.weights) != (engine_cache, str(probe)):
             return real(spec, *progress)
         if repr(spec) not in engines:
@@ -81,7 +81,7 @@ def mae(
     environment: Mapping[str, str],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    _loaded: Callable[..., Engine],
+    _loaded: Callable[..., ServedModel],
 ) -> Mae:
     """Runs a command in this process, and what it says and exits with."""
     monkeypatch.setattr(building, "build", _loaded)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from model.checkpoints import checkpoint
-from model.engines import context, parity
+from model.engines import context
 from model.engines.base import EngineBuildError, Parity, Quantisation
 from model.engines.build import build
+from model.engines.fixed_images import fixed_patches
+from model.engines.job import MIN_PHOTOGRAPHS
 from model.engines.openvino import entries
-from model.engines.openvino.calibration import LEAST, MOST, calibration_in
-from model.engines.openvino.quantise import QUANTISATION, calibrating, held_out
+from model.engines.openvino.calibration import MAX_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.quantise import QUANTISATION, calibration_part, held_out_part
 from model.engines.parity import ParityError
 from model.engines.settings import EngineSettings
 from tests.support.engines import with_changes
@@ -138,27 +140,27 @@ def test_a_missing_nncf_is_named(spec: EngineSettings, crops: Path, monkeypatch:
 
 def test_too_few_photographs_or_none(tmp_path: Path, crops: Path) -> None:
     (tmp_path / "few").mkdir()
-    for number in range(LEAST - 1):
+    for number in range(MIN_PHOTOGRAPHS - 1):
         shutil.copy(crops / f"{number}.jpg", tmp_path / "few")
     with pytest.raises(EngineBuildError, match="there are 23"):
-        calibration_in(tmp_path / "few")
+        choose_photographs(tmp_path / "few")
     with pytest.raises(EngineBuildError, match="No such file"):
-        calibration_in(tmp_path / "none")
+        choose_photographs(tmp_path / "none")
 
 
 def test_the_same_folder_gives_the_same_photographs(tmp_path: Path) -> None:
-    for number in range(MOST + 50):
+    for number in range(MAX_PHOTOGRAPHS + 50):
         (tmp_path / f"{number}.jpg").write_bytes(bytes([number % 256]))
-    first = calibration_in(tmp_path)
-    assert len(first.paths) == MOST == len(set(first.paths))
-    assert calibration_in(tmp_path) == first
+    first = choose_photographs(tmp_path)
+    assert len(first.paths) == MAX_PHOTOGRAPHS == len(set(first.paths))
+    assert choose_photographs(tmp_path) == first
     Path(first.paths[3]).write_bytes(b"another")
-    assert calibration_in(tmp_path).digest != first.digest
+    assert choose_photographs(tmp_path).digest != first.digest
 
 
 def test_nothing_is_both_calibrated_and_measured_on() -> None:
     photographs = np.arange(30).reshape(30, 1, 1).astype(np.uint8)
-    ours, others = (set(part.ravel().tolist()) for part in (calibrating(photographs), held_out(photographs)))
+    ours, others = (set(part.ravel().tolist()) for part in (calibration_part(photographs), held_out_part(photographs)))
     assert ours | others == set(range(30)) and not ours & others
     assert len(others) == 10
 
@@ -175,9 +177,9 @@ def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path,
     assert found.parity.mean_cosine is not None and 0.97 < found.parity.mean_cosine < 0.99999
     graph = (tmp_path / str(info.entry) / "encoder.xml").read_text()
     assert graph.count('type="FakeQuantize"') > 12 and 'element_type="i8"' in graph
-    engine = build(spec)
+    engine = build(spec).engine
     assert engine.info.entry == info.entry
-    images = parity.fixed_patches(info.config)
+    images = fixed_patches(info.config)
     everywhere = np.tile(np.arange(16, dtype=np.int32), (8, 1))
     alone = np.concatenate([engine.embed(0, images[n : n + 1], everywhere[:1]) for n in range(8)])
     assert np.array_equal(alone, engine.embed(0, images, everywhere))
