@@ -22,7 +22,7 @@ from tests.support.pretend_cuda import pretend_cuda
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
     return build(
         EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
-    )
+    ).engine
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_wei
         EngineSettings(
             engine_cache=engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes
         )
-    )
+    ).engine
 
 
 @pytest.fixture(scope="session")

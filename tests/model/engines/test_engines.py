@@ -28,7 +28,7 @@ def bf16_engine(openvino_engine: Engine, engine_cache: Path, probe: Path) -> Eng
         pytest.skip("the same bits are promised for native bf16 alone")
     engine = build(
         EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="bf16", lanes=2)
-    )
+    ).engine
     assert engine.info.computes == "bf16"
     return engine
 
