@@ -1,13 +1,14 @@
-# Two targets: `cpu`, and `gpu`, which is the default. README.md has the commands and the build arguments.
+# Two targets: `cpu`, and `gpu`, which is the default. docker/README.md has the commands and the build arguments.
 #
-# Only the packaged weights, which are the project's own and under Apache-2.0, may lie in an image. Weights that forbid
-# commercial use (the ones that facebookresearch published for MAE are under CC-BY-NC) never: mount those at /weights.
+# The code is under Apache-2.0. Of weights, only the packaged ones may lie in an image: they are the project's own and
+# under CC BY 4.0, as their card says (model/weights/README.md). Weights that forbid commercial use must not (those that
+# facebookresearch published for MAE are under CC-BY-NC): mount them at /weights.
 
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 
 
-# What pip is to install before the code is there. Stages of their own: the layers of the dependencies, gigabytes, are
-# made again when these lists change, not whenever pyproject.toml does.
+# Lists of what pip installs before the code is there. They have stages of their own, so that the layers with the
+# dependencies (gigabytes) are made again when these lists change, and not whenever pyproject.toml does.
 FROM ${BASE} AS requirements
 WORKDIR /requirements
 COPY pyproject.toml docker/requirements.py ./
@@ -31,8 +32,9 @@ RUN apt-get update \
 RUN python3 -m venv /opt/venv \
     && echo /opt/mae > "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mae.pth"
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# Where packages come from: empty means pip's own choice. None of it reaches the last stage, neither its environment nor
-# its history. An address that holds a password belongs in a secret: --secret id=pip.conf,src=$HOME/.config/pip/pip.conf
+# These say where packages come from; empty means pip's own choice. None of them reaches the last stage, neither its
+# environment nor its history. An address with a password belongs in a secret:
+# --secret id=pip.conf,src=$HOME/.config/pip/pip.conf
 ARG PIP_INDEX_URL=""
 ARG PIP_EXTRA_INDEX_URL=""
 ARG PIP_FIND_LINKS=""
@@ -67,10 +69,10 @@ COPY docker/healthcheck.py /opt/mae/bin/
 
 
 # The packaged model's engine, compared with eager float32 as at any start, so that the cpu image's first start is warm.
-# OpenVINO's graphs fit any processor of the architecture. Needs model/ alone, so other changes leave this stage alone;
-# the metadata is what the engine asks for the project's version.
+# OpenVINO's graphs fit any CPU of the architecture. The stage needs model/ alone, so other changes do not repeat it.
+# The metadata tells the engine the project's version.
 FROM dependencies-cpu AS engine
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 COPY model /opt/mae/model
 WORKDIR /opt/mae/mae_serve.dist-info
 RUN printf 'Metadata-Version: 2.1\nName: mae-serve\nVersion: %s\n' "${VERSION}" > METADATA \
@@ -79,11 +81,11 @@ RUN printf 'Metadata-Version: 2.1\nName: mae-serve\nVersion: %s\n' "${VERSION}" 
     build(EngineSettings(engine_cache=Path('/cache/engines'), backend='openvino'), print)"
 
 
-# What both images share: no compiler, no pip beyond the base image's own, no tests.
+# This is what both images share: no compiler, no pip beyond the base image's own, no tests.
 FROM ${BASE} AS runtime
 COPY --from=builder /usr/bin/tini-static /usr/local/bin/tini
-# A user by number, because Kubernetes tells from the number alone that it is not root. Home is the volume, since
-# libraries that keep caches of their own look there, and the root file system may be read-only.
+# The user is a number, because Kubernetes tells from the number alone that it is not root. Home is the volume:
+# libraries keep their caches there, and the root file system may be read-only.
 RUN groupadd --gid 10001 mae \
     && useradd --uid 10001 --gid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin mae \
     && install --directory --owner 10001 --group 10001 /cache /weights
@@ -94,27 +96,30 @@ ENV PATH=/opt/mae/bin:/opt/venv/bin:$PATH \
     MAE_PORT=8000 \
     MAE_ENGINE_CACHE=/cache/engines
 EXPOSE 8000
-# Asks /readyz, not /livez: whoever waits for "healthy" wants to send requests. The start period is long because a GPU's
-# first start builds its engine for minutes. It delays nothing: the first good answer ends it, and a start that fails
-# ends the process. The drain after SIGTERM, when /readyz says 503, is over before three probes have failed.
+# The check asks /readyz, not /livez, because those who wait for "healthy" want to send requests. The start period is
+# long because a GPU's first start builds its engine for minutes. It delays nothing: the first good answer ends it, and a
+# start that fails ends the process. The drain after SIGTERM, when /readyz says 503, is over before three probes have
+# failed.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-I", "/opt/mae/bin/healthcheck.py"]
-# tini reaps what a conversion's process may leave, and hands SIGTERM on to the server, which drains and exits with 0.
+# tini reaps the processes that a conversion may leave, and hands SIGTERM on to the server, which drains and exits
+# with 0.
 ENTRYPOINT ["tini", "--"]
 CMD ["mae", "serve"]
 LABEL org.opencontainers.image.title="mae-serve" \
-      org.opencontainers.image.description="Serves masked autoencoders: photographs in, embeddings and reconstructions out" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.description="Serves masked autoencoders: images in, embeddings and reconstructions out" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0"
 
 
-# The layers in the order of how seldom they change; then what names the build, which must not make them anew.
+# Layers stand in the order of how seldom they change. The arguments that name the build come last, so that they do not
+# make the layers anew.
 FROM runtime AS cpu
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 COPY --from=engine --chown=10001:10001 /cache /cache
 COPY --from=app /opt/mae /opt/mae
 VOLUME ["/cache"]
 USER 10001:10001
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=""
 ARG SOURCE=""
 LABEL org.opencontainers.image.version="${VERSION}" \
@@ -125,11 +130,11 @@ LABEL org.opencontainers.image.version="${VERSION}" \
 FROM runtime AS gpu
 COPY --from=dependencies-gpu /opt/venv /opt/venv
 COPY --from=app /opt/mae /opt/mae
-# What NVIDIA's container runtime puts in: the devices, CUDA's driver, and NVML for the metrics of the GPU.
+# NVIDIA's container runtime puts these in: the devices, CUDA's driver, and NVML for the metrics of the GPU.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 VOLUME ["/cache"]
 USER 10001:10001
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=""
 ARG SOURCE=""
 LABEL org.opencontainers.image.version="${VERSION}" \

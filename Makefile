@@ -3,7 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-tensorrt lint format build check-image clean
+.DELETE_ON_ERROR:
+.PHONY: help serve test test-fast test-tensorrt lint format build check-image clean
+# The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
+TEST_PROCESSES ?= 4
+PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
+INSTALL = -m pip install --disable-pip-version-check --root-user-action ignore
 # Engines for TensorRT are built, not run, by a newer torch and the one distribution that needs no GPU for it (6 GB).
 TENSORRT_VENV ?= .venv-tensorrt
 MODELS ?= mae_tiny,mae_base
@@ -11,24 +16,35 @@ MODELS ?= mae_tiny,mae_base
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-$(BIN)/mae: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+# An environment is finished when its stamp is there, which is written last: whatever is cut off is done again.
+$(VENV)/.serve: pyproject.toml constraints.txt
+	@echo "==> Making a Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> Installing mae-serve and its dependencies into it (PyTorch and OpenVINO are the large ones)"
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/mae
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@echo "==> Making a Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> Installing mae-serve, its dependencies and the tools for tests into it"
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.serve $@
 
-serve: $(BIN)/mae  ## serve the packaged model on port 8000
-	exec $(BIN)/mae serve
+serve: $(VENV)/.serve  ## serve the packaged model on port 8000
+	@echo "==> Starting the server; the first start converts the model for this CPU and keeps the result"
+	@exec $(BIN)/mae serve
 
 test: $(VENV)/.dev  ## the whole suite
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) --durations 10 $(PYTEST)
+
+test-fast: $(VENV)/.dev  ## the tests that start no process and convert no model, in less than a minute
+	$(BIN)/python -m pytest --fast $(PARALLEL) $(PYTEST)
 
 $(TENSORRT_VENV)/.dev: pyproject.toml
-	$(PYTHON) -m venv $(TENSORRT_VENV)
-	$(TENSORRT_VENV)/bin/pip install --quiet --editable '.[tensorrt-rtx]' 'pytest>=8.3' 'scikit-image>=0.25'
+	@echo "==> Making a Python environment with TensorRT in $(TENSORRT_VENV) (6 GB)"
+	@$(PYTHON) -m venv $(TENSORRT_VENV)
+	@$(TENSORRT_VENV)/bin/python $(INSTALL) --editable '.[tensorrt-rtx]' 'pytest>=8.3' 'scikit-image>=0.25'
 	@touch $@
 
 test-tensorrt: $(TENSORRT_VENV)/.dev  ## build the TensorRT engines of MODELS, in an environment of its own

@@ -1,6 +1,6 @@
-"""Whether Grafana's own models understand the dashboard: read, written again, and compared.
+"""Checks that Grafana's own models understand the dashboard: they read it and write it, and both are compared.
 
-Needs grafana-foundation-sdk, which docker/check_manifests.sh installs. What the models do not know is lost on the way,
+Needs grafana-foundation-sdk, which docker/check_manifests.sh installs. The models drop options that they do not know,
 so a misspelt option is found.
 """
 
@@ -15,34 +15,34 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-# Of the data source for Prometheus, which the models of annotations leave out.
-UNMODELLED = {"titleFormat", "textFormat"}
+# Options of the data source for Prometheus, which the models of annotations lack.
+UNMODELLED_OPTIONS = {"titleFormat", "textFormat"}
 
 
-def lost(ours: object, theirs: object, path: str = "") -> Iterator[str]:
-    """What is in `ours` and not, or different, in `theirs`."""
+def differences(ours: object, theirs: object, path: str = "") -> Iterator[str]:
+    """A sentence for each value of `ours` that is missing or different in `theirs`."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in ours.keys() - UNMODELLED:
+        for key in ours.keys() - UNMODELLED_OPTIONS:
             if key in theirs:
-                yield from lost(ours[key], theirs[key], f"{path}.{key}")
+                yield from differences(ours[key], theirs[key], f"{path}.{key}")
             else:
                 yield f"{path}.{key} is unknown"
     elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from lost(mine, other, f"{path}[{index}]")
+            yield from differences(mine, other, f"{path}[{index}]")
     elif ours != theirs:
-        yield f"{path} is {ours!r}, and {theirs!r} when read and written"
+        yield f"{path} is {ours!r}, and {theirs!r} after Grafana's models have read and written it"
 
 
 def main() -> None:
-    """Ends with 1 and sentences if anything is wrong."""
+    """Prints the differences and exits with 1 if there are any."""
     register_default_plugins()
     path = Path(__file__).parent / "grafana" / "dashboards" / "mae-serve.json"
     ours = json.loads(path.read_text())
     theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(ours)))
-    if wrong := sorted(lost(ours, theirs)):
-        sys.exit("\n".join(wrong))
-    print(f"{path.name}: Grafana's models read and write all of it")
+    if problems := sorted(differences(ours, theirs)):
+        sys.exit("\n".join(problems))
+    print(f"{path.name}: Grafana's models understand all of it")
 
 
 if __name__ == "__main__":

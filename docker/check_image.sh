@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image's `cpu` target, runs it, and ends with 1 at the first thing that is not as README.md says.
+# Builds the image's `cpu` target, runs it, and ends with 1 at the first thing that is not as docker/README.md says.
 #
 #   docker/check_image.sh                        with docker where its daemon answers, else with podman (and runc)
 #   BASE=debootstrap docker/check_image.sh       makes the base image from Debian's packages, where none can be pulled
@@ -100,7 +100,7 @@ ok "size: $(inspect '{{.Size}}' | python3 -c 'print(f"{int(input()) / 1e6:.0f} M
 is "user" "$(inspect '{{.Config.User}}')" 10001:10001
 label() { inspect "{{index .Config.Labels \"org.opencontainers.image.$1\"}}"; }
 is "label version" "$(label version)" "$(python3 -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')"
-is "label licenses" "$(label licenses)" Apache-2.0
+is "label licenses" "$(label licenses)" "Apache-2.0 AND CC-BY-4.0"
 inspect '{{json .Config.Env}}' | grep -q 'PIP_' && fail "pip's configuration is in the image's environment"
 ok "nothing of pip in the environment"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything here that no test can check without its own tool: Prometheus' files, Grafana's dashboard, compose.yaml and
-# the Kubernetes manifests. Needs promtool (Debian's package prometheus), python3 and npm; the rest is installed into a
-# temporary folder. Nothing is started.
+# Checks the files that need a tool of their own: those of Prometheus, Grafana's dashboard, compose.yaml and the
+# Kubernetes manifests. Needs promtool (Debian's package prometheus), python3 and npm; the other tools are installed into
+# a temporary folder. No service is started.
 set -euo pipefail
 cd "$(dirname "$0")"
 tools=$(mktemp -d)
@@ -20,7 +20,7 @@ promtool test rules prometheus/rules_test.yml
 python check_dashboard.py
 check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
-# The overlays, and the one component that is only a comment in them.
+# The overlays, and the component shared-cache, which they only mention in a comment.
 mkdir "$tools/shared"
 cat > "$tools/shared/kustomization.yaml" <<YAML
 resources: [$(realpath --relative-to "$tools/shared" kubernetes/overlays/gpu)]
@@ -28,7 +28,7 @@ components: [$(realpath --relative-to "$tools/shared" kubernetes/components/shar
 YAML
 for overlay in kubernetes/overlays/cpu kubernetes/overlays/gpu "$tools/shared"; do
     kubectl kustomize "$overlay" > "$tools/all.yaml"
-    # The ServiceMonitor is no part of Kubernetes and has a schema of its own.
+    # The ServiceMonitor does not belong to Kubernetes and has a schema of its own.
     python - "$tools" <<'PYTHON'
 import json, pathlib, sys
 import yaml
@@ -43,4 +43,4 @@ PYTHON
     done
     node "$tools/check_service_monitor.mjs" < "$tools/monitor.json"
 done
-echo "All of it is as it should be."
+echo "All checks passed."

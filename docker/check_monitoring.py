@@ -1,10 +1,10 @@
-"""Whether the dashboard shows what the service does: real service, real Prometheus, every query of every panel.
+"""Checks the dashboard and the rules against a real service and a real Prometheus: every query must have data.
 
     .venv/bin/python docker/check_monitoring.py      # needs `prometheus` (Debian's package, or --prometheus PATH)
 
-Starts `mae serve` on the packaged model and Prometheus with docker/prometheus, on free ports of 127.0.0.1, sends a
-minute of requests, good ones and all kinds of refused ones, and asks Prometheus what Grafana would ask. A query without
-data fails the check, as does a rule that cannot be evaluated. For a GPU's metrics an exporter stands in.
+Starts `mae serve` on the packaged model and Prometheus with docker/prometheus, on free ports of 127.0.0.1. Sends good
+requests and all kinds of refused ones for a minute, and sends Prometheus the queries of every panel. A query without
+data fails the check, as does a rule that cannot be evaluated. An exporter replaces the metrics of a GPU.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 DOCKER = Path(__file__).parent
 SCRAPE_S = 10
-# What Grafana puts for $__rate_interval: four scrapes.
+# Grafana's value of $__rate_interval is four scrapes.
 VARIABLES = {"$__rate_interval": f"{4 * SCRAPE_S}s", "$instance": ".*"}
-# By the names and labels that service/gpu_metrics.py has.
+# The names and labels of service/gpu_metrics.py.
 GPU = {
     "mae_gpu_memory_used_bytes": 61e9,
     "mae_gpu_memory_total_bytes": 80e9,
@@ -50,14 +50,14 @@ CODES = {"200", "400", "404", "413", "415", "422", "429", "499"}
 
 @dataclass
 class Query:
-    """One target of a panel."""
+    """One query of a panel."""
 
     panel: str
     expr: str
 
     @property
     def concrete(self) -> str:
-        """As Prometheus is asked it."""
+        """The query with values instead of Grafana's variables."""
         expr = self.expr
         for name, value in VARIABLES.items():
             expr = expr.replace(name, value)
@@ -65,26 +65,26 @@ class Query:
 
 
 def queries(dashboard: dict[str, Any]) -> list[Query]:
-    """Every target of every panel, in the order of the page."""
+    """Every query of every panel, in the order of the page."""
     return [
         Query(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", ())
     ]
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
+    """A port of 127.0.0.1 that no program uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path, ready: str, seconds: float = 120) -> Iterator[None]:
-    """A process that answers 200 at `ready`, ended afterwards."""
+def run_until_left(command: list[str], log: Path, ready: str, seconds: float = 120) -> Iterator[None]:
+    """Runs a process until the block is left; the block begins when the URL `ready` answers 200."""
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             end = time.monotonic() + seconds
-            while not answers(ready):
+            while not is_ready(ready):
                 if process.poll() is not None or time.monotonic() > end:
                     sys.exit(f"{command[0]} is not ready:\n{log.read_text()}")
                 time.sleep(0.1)
@@ -93,15 +93,15 @@ def running(command: list[str], log: Path, ready: str, seconds: float = 120) -> 
             process.terminate()
 
 
-def answers(url: str) -> bool:
-    """Whether there is a 200."""
+def is_ready(url: str) -> bool:
+    """Whether the URL answers 200."""
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(url).status_code == 200
     return False
 
 
-def configuration(folder: Path, service: int, gpu: int, prometheus: int) -> Path:
-    """The project's own, with other targets."""
+def write_configuration(folder: Path, service: int, gpu: int, prometheus: int) -> Path:
+    """Writes the project's configuration of Prometheus with other ports as targets."""
     shutil.copy(DOCKER / "prometheus" / "rules.yml", folder)
     text = (DOCKER / "prometheus" / "prometheus.yml").read_text()
     for old, new in {
@@ -117,11 +117,11 @@ def configuration(folder: Path, service: int, gpu: int, prometheus: int) -> Path
     return path
 
 
-def stand_in_gpu(port: int) -> None:
-    """Exports a GPU's metrics for as long as this process lives."""
+def export_gpu_metrics(port: int) -> None:
+    """Exports the metrics of a GPU until this process ends."""
     registry = CollectorRegistry()
     for name, value in GPU.items():
-        Gauge(name, "stands in", ["gpu"], registry=registry).labels("0").set(value)
+        Gauge(name, "replaces a GPU", ["gpu"], registry=registry).labels("0").set(value)
     start_http_server(port, "127.0.0.1", registry)
 
 
@@ -133,8 +133,8 @@ def jpeg(side: int, seed: int) -> bytes:
     return out.getvalue()
 
 
-def load(url: str, seconds: float) -> Counter[int]:
-    """Rounds of requests, good, refused and abandoned, until the time is over; answers by status."""
+def send_load(url: str, seconds: float) -> Counter[int]:
+    """Sends good, refused and abandoned requests in rounds for `seconds`; counts the answers by status."""
     small, large = jpeg(256, 1), jpeg(1000, 2)
     many = [("images", (f"{n}.jpg", large, "image/jpeg")) for n in range(12)]  # half of --queue-images
     image = {"content-type": "image/jpeg"}
@@ -153,109 +153,109 @@ def load(url: str, seconds: float) -> Counter[int]:
         ("/reconstruct?mask_ratio=7", {"content": small, "headers": image}),
     ]
     burst: list[tuple[str, dict[str, Any]]] = [("/embed", {"files": many})] * 4
-    left: tuple[str, dict[str, Any]] = ("/embed", {"files": many, "timeout": httpx.Timeout(5, read=0.01)})
-    seen: Counter[int] = Counter()
+    abandoned: tuple[str, dict[str, Any]] = ("/embed", {"files": many, "timeout": httpx.Timeout(5, read=0.01)})
+    statuses: Counter[int] = Counter()
 
-    def ask(request: tuple[str, dict[str, Any]]) -> None:
-        path, given = request
+    def send(request: tuple[str, dict[str, Any]]) -> None:
+        path, options = request
         try:
-            seen[client.post(url + path, **given).status_code] += 1
+            statuses[client.post(url + path, **options).status_code] += 1
         except httpx.ReadTimeout:
-            seen[499] += 1
+            statuses[499] += 1
 
     end = time.monotonic() + seconds
     with httpx.Client(timeout=30) as client, ThreadPoolExecutor(16) as pool:
         while time.monotonic() < end:
-            list(pool.map(ask, [*good, *refused, *burst]))
-            ask(left)  # alone, or a full queue would answer it before it leaves
+            list(pool.map(send, [*good, *refused, *burst]))
+            send(abandoned)  # alone: a full queue would refuse it before the client disconnects
             time.sleep(0.1)
-    return seen
+    return statuses
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """The HTTP API of Prometheus."""
 
     def __init__(self, url: str, start: float) -> None:
-        """Ranges begin at `start`."""
+        """Uses the API at `url`; ranges begin at the time `start`."""
         self._url, self._start = url, start
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer; an error ends the check."""
+        """The `data` of an answer; an error ends the check with exit code 1."""
         answer = httpx.get(self._url + path, params=parameters).json()
         if answer["status"] != "success":
             sys.exit(f"{path} {parameters}: {answer['error']}")
         return answer["data"]
 
     def series(self, expr: str) -> list[float]:
-        """The largest number of each series that has any since the start."""
+        """The largest finite number of each series since the start; series without one are left out."""
         data = self.get("/api/v1/query_range", query=expr, start=str(self._start), end=str(time.time()), step="10")
         numbers = [[float(value) for _, value in series["values"]] for series in data["result"]]
         return [max(finite) for line in numbers if (finite := [value for value in line if math.isfinite(value)])]
 
 
 def check(prometheus: Prometheus, dashboard: dict[str, Any]) -> list[str]:
-    """Prints a table of all queries; what is wrong."""
-    wrong = []
-    asked = queries(dashboard)
-    width = max(len(query.panel) for query in asked)
+    """Prints a table of all queries; returns a sentence for each problem."""
+    problems = []
+    panel_queries = queries(dashboard)
+    width = max(len(query.panel) for query in panel_queries)
     print(f"\n{'panel':{width}}  series  {'largest':>11}  query")
-    for query in asked:
+    for query in panel_queries:
         values = prometheus.series(query.concrete)
         largest = f"{max(values):.4g}" if values else "-"
         print(f"{query.panel:{width}}  {len(values):6}  {largest:>11}  {query.expr}")
         if not values:
-            wrong.append(f"no data for {query.panel}: {query.expr}")
+            problems.append(f"no data for {query.panel}: {query.expr}")
     for annotation in dashboard["annotations"]["list"]:
-        found = len(prometheus.series(Query("", annotation["expr"]).concrete))
-        print(f"annotation {annotation['name']}: {found} series")  # none is good news
+        count = len(prometheus.series(Query("", annotation["expr"]).concrete))
+        print(f"annotation {annotation['name']}: {count} series")  # annotations are rare, so there may be none
     if not prometheus.get("/api/v1/label/instance/values", **{"match[]": "mae_ready"}):
-        wrong.append("the variable instance has no values")
+        problems.append("the variable instance has no values")
 
     codes = {
         series["metric"]["code"] for series in prometheus.get("/api/v1/query", query="mae_requests_total")["result"]
     }
     if missing := CODES - codes:
-        wrong.append(f"nothing was answered {', '.join(sorted(missing))}")
+        problems.append(f"no request was answered with status {', '.join(sorted(missing))}")
     for target in prometheus.get("/api/v1/targets")["activeTargets"]:
         if target["health"] != "up":
-            wrong.append(f"{target['scrapeUrl']} is {target['health']}: {target['lastError']}")
+            problems.append(f"{target['scrapeUrl']} is {target['health']}: {target['lastError']}")
     rules = [rule for group in prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
-    wrong += [f"rule {rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
+    problems += [f"rule {rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
     alerts = [
         f"{alert['labels']['alertname']} ({alert['state']})" for alert in prometheus.get("/api/v1/alerts")["alerts"]
     ]
     print(f"{len(rules)} rules evaluated; alerts: {', '.join(alerts) or 'none'}")
-    return wrong
+    return problems
 
 
 def main() -> None:
-    """Ends with 1 and sentences if anything is wrong."""
+    """Runs the check; prints its problems and exits with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="of load")
-    parser.add_argument("--prometheus", default="prometheus", help="the program")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the load")
+    parser.add_argument("--prometheus", default="prometheus", help="the program to run")
     options = parser.parse_args()
     service, gpu, port = free_port(), free_port(), free_port()
     dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "mae-serve.json").read_text())
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        config = configuration(folder, service, gpu, port)
-        stand_in_gpu(gpu)
+        config = write_configuration(folder, service, gpu, port)
+        export_gpu_metrics(gpu)
         mae = [str(Path(sys.executable).with_name("mae")), "serve", "--host", "127.0.0.1", "--port", str(service)]
         mae += ["--engine-cache", str(folder / "engines"), *SETTINGS]
-        begun = time.monotonic()
-        stack.enter_context(running(mae, folder / "mae.log", f"http://127.0.0.1:{service}/readyz"))
-        print(f"mae serve is ready after {time.monotonic() - begun:.1f} s, with an empty engine cache")
+        started = time.monotonic()
+        stack.enter_context(run_until_left(mae, folder / "mae.log", f"http://127.0.0.1:{service}/readyz"))
+        print(f"mae serve is ready after {time.monotonic() - started:.1f} s, with an empty engine cache")
         command = [options.prometheus, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
         command.append(f"--web.listen-address=127.0.0.1:{port}")
-        stack.enter_context(running(command, folder / "prometheus.log", f"http://127.0.0.1:{port}/-/ready"))
+        stack.enter_context(run_until_left(command, folder / "prometheus.log", f"http://127.0.0.1:{port}/-/ready"))
         start = time.time()
-        seen = load(f"http://127.0.0.1:{service}", options.seconds)
-        print(f"{options.seconds:g} s of load: {dict(sorted(seen.items()))}")
-        print(f"An exporter stands in for {', '.join(GPU)}.")
-        time.sleep(SCRAPE_S + 2)  # so that the last of it is scraped
-        wrong = check(Prometheus(f"http://127.0.0.1:{port}", start), dashboard)
-    if wrong:
-        sys.exit("\n".join(wrong))
+        statuses = send_load(f"http://127.0.0.1:{service}", options.seconds)
+        print(f"{options.seconds:g} s of load: {dict(sorted(statuses.items()))}")
+        print(f"An exporter replaces {', '.join(GPU)}.")
+        time.sleep(SCRAPE_S + 2)  # so that the end of the load is scraped
+        problems = check(Prometheus(f"http://127.0.0.1:{port}", start), dashboard)
+    if problems:
+        sys.exit("\n".join(problems))
     print("Every query has data.")
 
 

@@ -1,5 +1,5 @@
-// Whether a ServiceMonitor, JSON on standard input, fits the schema of the operator's CustomResourceDefinition.
-// docker/check_manifests.sh copies it to where the package is installed, since Node looks there.
+// Checks a ServiceMonitor, JSON on standard input, against the schema of the operator's CustomResourceDefinition.
+// docker/check_manifests.sh copies this file next to the installed package, where Node looks for it.
 import { readFileSync } from "node:fs";
 import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
 

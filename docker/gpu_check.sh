@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# What a machine with an NVIDIA GPU has to say: the tests marked gpu, then `mae bench` beside torch and the floor, for
-# three sizes of model. At most ten minutes; ends with 1 if anything failed, and with 2 if it could not begin.
+# Checks a machine with an NVIDIA GPU: runs the tests marked gpu, then `mae bench --compare` (torch as a baseline, and the
+# roofline) for three sizes of model. Takes at most ten minutes; exits with 1 if anything failed, with 2 if it could not
+# start.
 #
 #   docker/gpu_check.sh                          on the host, in the project's environment (.venv, or PYTHON=…), made by
 #                                                `make test` and `.venv/bin/pip install -e '.[tensorrt]'`
 #
 #   docker run --rm --gpus all --volume "$PWD:/checkout" --workdir /checkout --user "$(id -u):$(id -g)" \
 #       --env HOME=/tmp --env MAE_ENGINE_CACHE=/tmp/engines IMAGE docker/gpu_check.sh
-#                                                in the gpu image, from a checkout of the same version: tests are not in
-#                                                the image. It fetches pytest and httpx by the base image's pip; where no
-#                                                network is, put them there before:
+#                                                in the gpu image, with a checkout of the same version, since the image
+#                                                holds no tests. The base image's pip fetches pytest and httpx; without
+#                                                a network, put them there before:
 #                                                pip install --target gpu-check-tools pytest httpx
 #
 # OUT         folder for the results (gpu-check-DATE)
 # TOOLS       folder with pytest and httpx, for an environment without them (gpu-check-tools)
-# BUDGET      seconds for everything (600); steps have bounds of their own, and the last one gets what is left
+# BUDGET      seconds in total (600); each step has a limit of its own, and the last one gets the remaining time
 # BACKEND     engine to measure (tensorrt)
-# PROVE=1     proves this script on a machine without a GPU: no nvidia-smi, and the tests run on BACKEND, 200 batches
+# PROVE=1     tries this script on a machine without a GPU: no nvidia-smi, and the tests run on BACKEND, 200 batches
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -48,18 +49,18 @@ if ! "$PYTHON" -c 'import pytest, httpx' 2>/dev/null; then
 fi
 
 failed=()
-step() { # step NAME SECONDS COMMAND…: runs it for at most so long, and within the budget; shows and keeps what it says
-    local name=$1 most=$2 left code
+step() { # step NAME SECONDS COMMAND…: runs it for at most SECONDS, within the budget; shows and keeps its output
+    local name=$1 limit=$2 remaining code
     shift 2
-    left=$((BUDGET - SECONDS))
-    ((most <= left)) || most=$left
+    remaining=$((BUDGET - SECONDS))
+    ((limit <= remaining)) || limit=$remaining
     printf '\n== %s: %s\n' "$name" "$*" | tee -a "$OUT/log.txt"
-    if ((most <= 0)); then
+    if ((limit <= 0)); then
         code="no time was left"
     else
-        timeout --kill-after=10 "$most" "$@" 2>&1 | tee "$OUT/$name.txt" | tee -a "$OUT/log.txt"
+        timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$OUT/$name.txt" | tee -a "$OUT/log.txt"
         code=${PIPESTATUS[0]}
-        ((code != 124 && code != 137)) || code="not done after $most s"
+        ((code != 124 && code != 137)) || code="not finished after $limit s"
     fi
     if [[ $code != 0 ]]; then
         failed+=("$name")
@@ -75,7 +76,7 @@ if [[ -n ${PROVE:-} ]]; then
     tests+=(--gpu-backend "$BACKEND" --gpu-batches 200)
 else
     step nvidia-smi 20 nvidia-smi
-    # Without a GPU the tests would be skipped and all would look well.
+    # Without a GPU all tests would be skipped, and nothing would fail.
     step cuda 60 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU"; print(
         torch.__version__, torch.version.cuda, torch.cuda.get_device_name(), torch.cuda.get_device_capability())'
 fi

@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a request: one class a case, carrying its status and its code.
+"""The errors of a request: one class per case, with its HTTP status and its code.
 
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400
@@ -9,7 +9,7 @@
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
-They are raised where the fact is known and become `{"error": {"code", "message", "details"}}` in `service.api.app`.
+They are raised where the fact is known; `service.api.responses` writes `{"error": {"code", "message", "details"}}`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from typing import Any, ClassVar
 
 
 class ServiceError(Exception):
-    """A refusal or a failure that the client is told about."""
+    """An error that the client is told; raised itself for one that nobody expected."""
 
     status: ClassVar[int] = 500
+    """The HTTP status."""
     code: ClassVar[str] = "internal_error"
+    """Names the case, for programs."""
     retry_after_s: ClassVar[int | None] = None
+    """The Retry-After header in seconds; None where trying again does not help."""
     close: ClassVar[bool] = False
-    """Whether the connection should be closed after the answer, since the server is leaving."""
+    """Whether to close the connection after the response, because the server is about to end."""
 
     def __init__(self, message: str, **details: Any) -> None:
         """`message` is for people, `details` for programs."""
@@ -34,7 +37,7 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes out with the status."""
+        """The headers of the response."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
@@ -43,101 +46,101 @@ class ServiceError(Exception):
         return headers
 
     def body(self) -> dict[str, Any]:
-        """The answer as it is written in JSON."""
+        """The body of the response, for JSON."""
         return {"error": {"code": self.code, "message": self.message, "details": self.details}}
 
 
 class UndecodableImage(ServiceError):
-    """The bytes are no image, or a damaged one."""
+    """The bytes are no image, or a damaged image."""
 
     status, code = 400, "undecodable_image"
 
 
 class MalformedBody(ServiceError):
-    """The body is not the multipart form or the JSON that its type promises."""
+    """The body is not of its content type, multipart form or JSON."""
 
     status, code = 400, "malformed_body"
 
 
 class NoImages(ServiceError):
-    """There is nothing in the body to work on."""
+    """The body has no image."""
 
     status, code = 400, "no_images"
 
 
 class Unauthorized(ServiceError):
-    """No key, or a wrong one."""
+    """The request has no key, or one that is not valid."""
 
     status, code = 401, "unauthorized"
 
     @property
     def headers(self) -> dict[str, str]:
-        """Names the scheme, as HTTP asks."""
+        """Also names the authentication scheme, as HTTP requires for 401."""
         return {"www-authenticate": "Bearer", **super().headers}
 
 
 class NoDecoder(ServiceError):
-    """The model can embed but has nothing to reconstruct with."""
+    """The model has no decoder, so it cannot reconstruct."""
 
     status, code = 404, "no_decoder"
 
 
 class NoHead(ServiceError):
-    """The model can embed but has nothing to classify with."""
+    """The model has no classification head, so it cannot classify."""
 
     status, code = 404, "no_head"
 
 
 class NotAcceptable(ServiceError):
-    """None of the media types that the client accepts can be answered."""
+    """The route offers none of the media types that the client accepts."""
 
     status, code = 406, "not_acceptable"
 
 
 class BodyTooLarge(ServiceError):
-    """More bytes than one request may have."""
+    """The body has more bytes than MAX_BODY_MB allows."""
 
     status, code = 413, "body_too_large"
 
 
 class TooManyPixels(ServiceError):
-    """An image with more pixels than may be decoded."""
+    """An image has more pixels than MAX_PIXELS allows."""
 
     status, code = 413, "too_many_pixels"
 
 
 class TooManyImages(ServiceError):
-    """More images than one request may have, or than the queue could ever hold."""
+    """The request has more images than MAX_IMAGES allows, or than the queue could ever hold."""
 
     status, code = 413, "too_many_images"
 
 
 class UnsupportedType(ServiceError):
-    """A body or an image of a type that is not served."""
+    """The body or an image is of a type that is not served."""
 
     status, code = 415, "unsupported_media_type"
 
 
 class InvalidParameter(ServiceError):
-    """A parameter that is unknown or out of range."""
+    """A parameter is unknown, out of range, or asks for something that the model lacks."""
 
     status, code = 422, "invalid_parameter"
 
 
 class QueueFull(ServiceError):
-    """Too many images are waiting already."""
+    """The queue has no room for the images of this request."""
 
     status, code, retry_after_s = 429, "queue_full", 1
 
 
 class MemoryFull(ServiceError):
-    """Too many bytes are being received already."""
+    """The bodies that are being received fill MAX_INFLIGHT_MB."""
 
     status, code, retry_after_s = 429, "memory_full", 1
 
 
 class InferenceFailed(ServiceError):
-    """The engine failed on this image."""
+    """The engine failed on an image of this request."""
 
     status, code = 500, "inference_failed"
 
@@ -149,24 +152,24 @@ class NotReady(ServiceError):
 
 
 class Draining(ServiceError):
-    """The server is about to leave and takes no new work."""
+    """The server is shutting down and takes no new requests."""
 
     status, code, retry_after_s, close = 503, "draining", 1, True
 
 
 class EngineLost(ServiceError):
-    """The engine is beyond help and the process is about to end."""
+    """The engine has failed for good, and the process is about to end."""
 
     status, code, retry_after_s, close = 503, "engine_lost", 5, True
 
 
 class DeadlinePassed(ServiceError):
-    """The answer would have come too late."""
+    """The response was not ready within REQUEST_TIMEOUT_S."""
 
     status, code = 504, "deadline_passed"
 
 
 class ClientGone(ServiceError):
-    """The client has closed the connection; nobody reads this answer, but the log and the metrics count it."""
+    """The client has closed the connection; nobody reads this response, but the log and the metrics count it."""
 
     status, code = 499, "client_gone"

@@ -1,8 +1,8 @@
-"""The GPUs that this process may use, as NVML sees them whenever Prometheus asks.
+"""Prometheus metrics of the GPUs that this process may use, read from NVML at every scrape.
 
-CUDA_VISIBLE_DEVICES narrows what NVML lists. Its indexes are taken in the order of the bus, which is NVML's and
-nvidia-smi's (and CUDA's with CUDA_DEVICE_ORDER=PCI_BUS_ID): where cards of several kinds sit in one machine, name them
-by UUID.
+NVML lists every GPU of the machine; CUDA_VISIBLE_DEVICES says which of them this process may use. Its indexes are taken
+in the order of the PCI bus, as NVML and nvidia-smi number them (and CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID). CUDA may
+number the GPUs of a machine with different models otherwise: name them by UUID there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 log = logging.getLogger(__name__)
-# A driver that has lost a card can keep a call for minutes. One scrape waits for it; the others give up after this.
-PATIENCE_S = 1.0
+# A driver that has lost a GPU can block a call for minutes. One scrape waits for it; the others give up after this.
+LOCK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One metric: its name, what it says, and how it is read by (pynvml, handle)."""
+    """One metric: its name, its help text, and the function of (pynvml, GPU handle) that reads it."""
 
     name: str
     help: str
@@ -34,52 +34,52 @@ class Reading:
 READINGS = (
     Reading(
         "mae_gpu_memory_used_bytes",
-        "Memory of the GPU in use, by all processes and the driver.",
+        "Memory of the GPU that is in use, by all processes and the driver, in bytes.",
         lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
     ),
     Reading(
         "mae_gpu_memory_total_bytes",
-        "Memory of the GPU.",
+        "Memory of the GPU, in bytes.",
         lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total,
     ),
     Reading(
         "mae_gpu_utilization_ratio",
-        "Share of the last moment (up to a second) in which a kernel was running, 0 to 1.",
+        "Share of the last sampling period (up to a second) in which a kernel ran, 0 to 1.",
         lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
     Reading(
         "mae_gpu_power_watts",
-        "Power that the board draws.",
+        "Power that the board draws, in watts.",
         lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
     ),
     Reading(
         "mae_gpu_temperature_celsius",
-        "Temperature of the chip.",
+        "Temperature of the GPU, in degrees Celsius.",
         lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
     ),
 )
 
 
 class GPUCollector(Collector):
-    """Reads the GPUs at each scrape; exports nothing where there are none.
+    """Reads the GPUs at every scrape; exports nothing on a machine without one.
 
-    NVML is opened by the first scrape and stays open. A reading takes microseconds to a few milliseconds and a sick
-    driver may take far longer, so `collect` belongs into a thread, not on the event loop.
+    The first scrape opens NVML, which then stays open. A reading takes microseconds to a few milliseconds, and a faulty
+    driver may take far longer, so call `collect` in a thread and not on the event loop.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Nothing is opened yet; `environment` is where CUDA_VISIBLE_DEVICES is looked up."""
+        """Reads CUDA_VISIBLE_DEVICES from `environment`; NVML is not opened yet."""
         self._visible = environment.get("CUDA_VISIBLE_DEVICES")
         self._lock = threading.Lock()
         self._nvml: Any = None
         self._gpus: dict[str, Any] | None = None
-        """Handles by index; None before the first scrape, empty where there is nothing to read."""
-        self._told: set[tuple[str, str]] = set()
+        """Handles by index; None before the first scrape, empty without a GPU."""
+        self._warned: set[tuple[str, str]] = set()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One family a reading, one sample a GPU that gives it."""
-        if not self._lock.acquire(timeout=PATIENCE_S):
-            self._tell("all", f"NVML has not answered for {PATIENCE_S:g} s: a scrape goes without the GPUs")
+        """One family per metric, with one sample per GPU that has it."""
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
+            self._warn_once("all", f"NVML has not answered for {LOCK_TIMEOUT_S:g} s: this scrape has no GPU metrics")
             return []
         try:
             if self._gpus is None:
@@ -90,20 +90,20 @@ class GPUCollector(Collector):
 
     def close(self) -> None:
         """Shuts NVML down; later scrapes export nothing."""
-        if not self._lock.acquire(timeout=PATIENCE_S):
-            return  # a call that hangs in the driver: the process is ending anyway
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
+            return  # a call hangs in the driver; the process ends anyway
         try:
             nvml, self._nvml, self._gpus = self._nvml, None, {}
             if nvml is not None:
                 try:
                     nvml.nvmlShutdown()
                 except nvml.NVMLError as error:
-                    log.debug("NVML does not shut down: %s", error)
+                    log.debug("NVML cannot be shut down: %s", error)
         finally:
             self._lock.release()
 
     def _open(self) -> dict[str, Any]:
-        import pynvml  # here, because a machine without a GPU should not pay for it before it is asked
+        import pynvml  # imported lazily: a machine without a GPU does not need it before the first scrape
 
         try:
             pynvml.nvmlInit()
@@ -114,7 +114,7 @@ class GPUCollector(Collector):
         try:
             gpus = _visible_gpus(pynvml, self._visible)
         except pynvml.NVMLError as error:
-            self._tell("all", f"no GPU metrics: {error}")
+            self._warn_once("all", f"no GPU metrics: {error}")
             return {}
         if not gpus:
             log.debug("no GPU metrics: no GPU is visible (CUDA_VISIBLE_DEVICES=%s)", self._visible)
@@ -127,25 +127,25 @@ class GPUCollector(Collector):
                 try:
                     family.add_metric([index], reading.read(self._nvml, gpu))
                 except self._nvml.NVMLError_NotSupported:
-                    continue  # a card without this sensor, or a virtual one
+                    continue  # a GPU without this sensor, or a virtual GPU
                 except self._nvml.NVMLError as error:
-                    self._tell(index, f"GPU {index} cannot be read: {error}")
+                    self._warn_once(index, f"GPU {index} cannot be read: {error}")
             if family.samples:
                 yield family
 
-    def _tell(self, gpu: str, sentence: str) -> None:
-        """Warns once of each trouble of each GPU, not at every scrape."""
-        if (gpu, sentence) not in self._told:
-            self._told.add((gpu, sentence))
-            log.warning(sentence)
+    def _warn_once(self, gpu: str, message: str) -> None:
+        """Logs each warning about each GPU once, not at every scrape."""
+        if (gpu, message) not in self._warned:
+            self._warned.add((gpu, message))
+            log.warning(message)
 
 
 def _visible_gpus(nvml: Any, visible: str | None) -> dict[str, Any]:
-    """Handles by index of what CUDA would show: all, or those named, up to the first that does not exist."""
+    """Handles by index of the GPUs that CUDA would list: all, or those in `visible` up to the first that is unknown."""
     every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     if visible is None:
         return {str(index): gpu for index, gpu in enumerate(every)}
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for name in (part.strip() for part in visible.split(",")):
         if name.startswith("MIG-"):
             try:
@@ -153,17 +153,17 @@ def _visible_gpus(nvml: Any, visible: str | None) -> dict[str, Any]:
                 parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_)
             except nvml.NVMLError:
                 break
-            found[str(nvml.nvmlDeviceGetIndex(parent))] = slice_
+            handles[str(nvml.nvmlDeviceGetIndex(parent))] = slice_
             continue
         index = _index_of(nvml, every, name)
         if index is None:
             break
-        found[str(index)] = every[index]
-    return found
+        handles[str(index)] = every[index]
+    return handles
 
 
 def _index_of(nvml: Any, every: list[Any], name: str) -> int | None:
-    """The place of a GPU that is named by its index or by (the beginning of) its UUID."""
+    """The index of the GPU that `name` names by its index, or by its UUID or the beginning of it."""
     if name.isdecimal():
         return int(name) if int(name) < len(every) else None
     if not name.startswith("GPU-"):

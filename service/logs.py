@@ -1,4 +1,4 @@
-"""The log, on standard error: lines for people, or JSON for programs."""
+"""The log on standard error: text for people, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 
 
 def configure_logging(form: Literal["text", "json"]) -> None:
-    """One handler for everything, warnings included; uvicorn's own access log stays off."""
+    """Sends all log messages and Python warnings to standard error, through one handler."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
-    # No line names threads, processes or tasks: let no request pay for looking them up.
+    # No format shows threads, processes or tasks, so logging need not look them up for every message.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -21,16 +21,16 @@ def configure_logging(form: Literal["text", "json"]) -> None:
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per log message, on one line; a message's `fields` become keys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """`record` with its facts as keys of their own."""
+        """`record` as JSON."""
         content = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "facts", {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
@@ -38,12 +38,12 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message, facts."""
+    """Time, level, message and `fields` of a log message, on one line; its traceback follows."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """`record` as one line, and its traceback if there is one."""
-        facts = "".join(f" {name}={fact}" for name, fact in getattr(record, "facts", {}).items())
-        line = f"{_time(record)} {record.levelname:<8} {record.getMessage()}{facts}"
+        """`record` as text."""
+        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        line = f"{_time(record)} {record.levelname:<8} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

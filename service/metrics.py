@@ -1,4 +1,4 @@
-"""Every Prometheus metric, once."""
+"""Every Prometheus metric of the service."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ POWERS_OF_TWO = tuple(2**n for n in range(11))
 
 
 class Metrics:
-    """The service's metrics in a registry of their own."""
+    """The metrics of one service, in a registry of its own."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        """Registers them all, with those of the process and, where there are any, of the GPUs."""
+        """Registers all metrics: of the service, of the process, and of the GPUs if there are any."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -38,65 +38,87 @@ class Metrics:
         registry.register(self._gpus)
         self.requests = Counter(
             "mae_requests",
-            "Requests answered; code 499 is a client that left.",
+            "Requests answered, by endpoint and HTTP status; 499 means that the client closed the connection.",
             ["endpoint", "code"],
             registry=registry,
         )
         self.request_duration = Histogram(
             "mae_request_duration_seconds",
-            "From a request's headers to the last byte of its answer.",
+            "Time from the headers of a request to the last byte of its response, in seconds.",
             ["endpoint"],
             buckets=SECONDS,
             registry=registry,
         )
         self.stage_duration = Histogram(
             "mae_stage_duration_seconds",
-            "Time an image spends in a stage: read (the whole body), decode, queue, infer (its batch), render.",
+            "Seconds an image spends in a stage: read (its whole body), decode, queue, infer (its batch), render.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.images = Counter("mae_images", "Images answered.", ["endpoint"], registry=registry)
-        self.batch_size = Histogram(
-            "mae_batch_size", "Images in a batch.", ["operation"], buckets=POWERS_OF_TWO, registry=registry
+        self.images = Counter(
+            "mae_images", "Images in requests that were answered with status 200.", ["endpoint"], registry=registry
         )
-        self.rejected = Counter("mae_rejected", "Requests refused, by error code.", ["reason"], registry=registry)
+        self.batch_size = Histogram(
+            "mae_batch_size", "Number of images in a batch.", ["operation"], buckets=POWERS_OF_TWO, registry=registry
+        )
+        self.rejected = Counter(
+            "mae_rejected", "Requests answered with an error, by its code.", ["reason"], registry=registry
+        )
         self.dropped = Counter(
-            "mae_dropped_images", "Images accepted but given up before a batch.", ["reason"], registry=registry
+            "mae_dropped_images",
+            "Images that were admitted but dropped before they entered a batch, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self.engine_failures = Counter(
             "mae_engine_failures",
-            "Engine calls that raised, and rows that were not numbers.",
+            "Failures of the engine: calls that raised, and images whose output was not finite.",
             ["kind"],
             registry=registry,
         )
+        # Exported from 0 on: increase() misses the first failure of a counter that starts at 1.
         for kind in ("raised", "not_finite"):
-            self.engine_failures.labels(kind)  # there from 0: increase() cannot see a counter that begins at 1
-        self.queue_images = Gauge("mae_queue_images", "Images waiting for a batch.", registry=registry)
+            self.engine_failures.labels(kind)
+        self.queue_images = Gauge("mae_queue_images", "Images that wait in the queue for a batch.", registry=registry)
         self.admitted_images = Gauge(
-            "mae_admitted_images", "Images waiting or being decoded: what QUEUE_IMAGES bounds.", registry=registry
+            "mae_admitted_images",
+            "Images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them.",
+            registry=registry,
         )
-        self.lanes_busy = Gauge("mae_lanes_busy", "Lanes that are running a batch.", registry=registry)
-        self.inflight_bytes = Gauge("mae_inflight_bytes", "Bytes of request bodies held.", registry=registry)
-        self.inflight_requests = Gauge("mae_inflight_requests", "Requests being answered.", registry=registry)
-        self.ready = Gauge("mae_ready", "1 while new work is accepted.", registry=registry)
+        self.lanes_busy = Gauge("mae_lanes_busy", "Lanes that run a batch now.", registry=registry)
+        self.inflight_bytes = Gauge(
+            "mae_inflight_bytes", "Bytes of request bodies in memory; MAX_INFLIGHT_MB limits them.", registry=registry
+        )
+        self.inflight_requests = Gauge(
+            "mae_inflight_requests", "Inference requests that are being answered.", registry=registry
+        )
+        self.ready = Gauge("mae_ready", "1 while the service accepts requests, else 0.", registry=registry)
         self.engine_info = Gauge(
             "mae_engine_info",
-            "Always 1; the labels say what serves.",
+            "Always 1; the labels describe the engine that serves.",
             ["backend", "precision", "device", "model", "weights", "fallback"],
             registry=registry,
         )
-        self.lanes = Gauge("mae_lanes", "Batches that can run at once.", registry=registry)
-        self.queue_limit = Gauge("mae_queue_limit_images", "QUEUE_IMAGES.", registry=registry)
-        self.inflight_limit = Gauge("mae_inflight_limit_bytes", "MAX_INFLIGHT_MB in bytes.", registry=registry)
+        self.lanes = Gauge(
+            "mae_lanes", "Lanes of the engine: batches that can run at the same time.", registry=registry
+        )
+        self.queue_limit = Gauge(
+            "mae_queue_limit_images", "Limit of mae_admitted_images: the setting QUEUE_IMAGES.", registry=registry
+        )
+        self.inflight_limit = Gauge(
+            "mae_inflight_limit_bytes",
+            "Limit of mae_inflight_bytes: the setting MAX_INFLIGHT_MB, in bytes.",
+            registry=registry,
+        )
 
     def describe_limits(self, queue_images: int, inflight_bytes: int) -> None:
-        """Sets the bounds that a queue or a body's bytes are near to or far from."""
+        """Exports the limits, so that alerts can compare the queue and the bytes of bodies with them."""
         self.queue_limit.set(queue_images)
         self.inflight_limit.set(inflight_bytes)
 
     def describe_engine(self, info: EngineInfo) -> None:
-        """Sets what is known once an engine is there."""
+        """Exports the number of lanes and the labels of the loaded engine."""
         self.lanes.set(info.lanes)
         self.engine_info.labels(
             backend=info.backend,
@@ -108,13 +130,13 @@ class Metrics:
         ).set(1)
 
     def read_at_scrape(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        """Lets `gauge` call `read` whenever it is scraped, so that it cannot drift."""
+        """Makes every scrape of `gauge` call `read`, so that the gauge cannot drift from the value."""
         gauge.set_function(read)
 
     def render(self) -> bytes:
-        """The exposition in Prometheus' text format. Asks the GPUs' driver: call it in a thread."""
+        """All metrics in Prometheus' text format. Call it in a thread, because it waits for the GPUs' driver."""
         return generate_latest(self.registry)
 
     def close(self) -> None:
-        """Lets go of the GPUs' driver."""
+        """Closes the connection to the GPUs' driver."""
         self._gpus.close()

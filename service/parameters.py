@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.images.render import View
 from model.masking import MAX_SEED, Strategy
+from service.errors import InvalidParameter
 
 Pool = Literal["mean", "cls", "tokens"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -19,10 +21,12 @@ class EmbedParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     pool: Pool = Field("mean", description="mean of the patch tokens, the cls token, or all patch tokens")
-    whiten: bool = Field(False, description="whiten with what the model holds for the pool, before normalize")
+    whiten: bool = Field(
+        False, description="whiten each vector by the model's PCA whitening for the pool, before normalize"
+    )
     normalize: bool = Field(False, description="scale each vector to length 1")
     keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
-    seed: Seed | None = Field(None, description="which patches, for keep below 1")
+    seed: Seed | None = Field(None, description="seed by which the patches are drawn, for keep below 1")
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
 
 
@@ -31,7 +35,7 @@ class ClassifyParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int = Field(5, ge=1, description="how many classes to name, the likeliest first; all, if there are fewer")
+    top_k: int = Field(5, ge=1, description="number of classes to return, the most probable first; at most all")
 
 
 class ReconstructParameters(BaseModel):
@@ -40,9 +44,16 @@ class ReconstructParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mask_ratio: float = Field(0.75, ge=0, le=1, allow_inf_nan=False, description="share of the patches that is removed")
-    strategy: Strategy = Field("random", description="which patches are removed")
-    seed: Seed | None = Field(None, description="of the mask; the same for all images")
+    strategy: Strategy = Field("random", description="how the removed patches are drawn")
+    seed: Seed | None = Field(None, description="seed of the mask, which all images share")
     patches: str | None = Field(
-        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="the removed patches themselves, row-major: 3,17,42"
+        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="row-major indices of the patches to remove, such as 3,17,42"
     )
-    view: View = Field("composite", description="what the picture shows")
+    view: View = Field("composite", description="what the PNG shows")
+
+
+def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:
+    """One of the errors that pydantic finds in parameters, as the error that the client gets."""
+    name = str(error["loc"][-1])
+    reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"]
+    return InvalidParameter(f"{name}: {reason}", parameter=name)

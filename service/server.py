@@ -1,7 +1,7 @@
-"""The process that serves: uvicorn, but the app owns the signals.
+"""uvicorn with our signals.
 
 Stock uvicorn closes its listener on SIGTERM and exits with 143. Here the listener stays open while accepted requests
-are finished; new ones are told 503; the exit code is 0, or 1 when the engine was lost.
+are finished, new requests are answered 503, and the exit code is 0, or 1 when the engine was lost.
 """
 
 from __future__ import annotations
@@ -15,35 +15,52 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
-from fastapi import FastAPI
 
-from service.service import Service
+from service.service import LocalService, Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server(uvicorn.Server):
-    """Serves one app until a signal has been drained, or its engine is lost."""
+    """Serves one app until its service says that the process should end."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """`port` 0 takes a free one, which the log names."""
-        # Its own log says where it listens; requests are logged by the app.
+        """`port` 0 takes a free port, which the log names."""
+        # The app logs requests and uvicorn logs where it listens, both by our own handlers.
         config = uvicorn.Config(app, host, port, log_config=None, access_log=False, timeout_keep_alive=65)
-        config.timeout_graceful_shutdown = 1  # the drain is over by then: whatever is left is cut off
+        config.timeout_graceful_shutdown = 1  # the drain is over by then: the requests that are left are cut off
         super().__init__(config)
-        self._service: Service = app.state.service
-        self._service.on_exit = self._exit
+        service: Service = app.state.service
+        service.subscribe(lambda: self._exit_with(service))
+
+    def _exit_with(self, service: Service) -> None:
+        if service.exit_code is not None:
+            self.should_exit = True
+
+
+class LocalServer(Server):
+    """Serves the app of a `LocalService`, and hands signals to it."""
+
+    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+        """As `Server`."""
+        super().__init__(app, host, port)
+        service = app.state.service
+        assert isinstance(service, LocalService)
+        self._service = service
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Takes the signals for as long as the server runs, and does not raise them again afterwards."""
+        """Handles the signals as long as the server runs, and does not raise them again afterwards."""
         loop = asyncio.get_running_loop()
 
         def handle(number: int, frame: FrameType | None) -> None:
-            second = self._service.state == "draining"
-            loop.call_soon_threadsafe(self._exit if second and number == signal.SIGINT else self._service.terminate)
+            loop.call_soon_threadsafe(self._service.handle_signal, number)
 
         previous = {number: signal.signal(number, handle) for number in SIGNALS}
         try:
@@ -52,18 +69,27 @@ class Server(uvicorn.Server):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _exit(self) -> None:
-        self.should_exit = True
-
 
 def serve(app: FastAPI, host: str, port: int) -> int:
-    """Serves until the end; returns the exit code."""
-    gc.freeze()  # what was imported stays: the collector need not go through it again and again, on the event loop
-    Server(app, host, port).run()
+    """Serves the app of a `LocalService` until the end; returns the exit code."""
+    gc.freeze()  # imported objects stay: the collector need not visit them again and again, on the event loop
+    LocalServer(app, host, port).run()
     service: Service = app.state.service
-    if service.exit_code or any(thread.daemon for thread in threading.enumerate()):
-        # A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath can crash.
-        # So can whatever gives memory back to a device that is lost.
-        logging.shutdown()
-        os._exit(service.exit_code)
-    return service.exit_code
+    return leave(service.exit_code or 0)
+
+
+def leave(code: int) -> int:
+    """Returns the exit code where the interpreter can end as usual, else ends the process with it at once.
+
+    A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath it can crash. So
+    can a library that gives memory back to a device which is lost.
+    """
+    if code or any(thread.daemon for thread in threading.enumerate()):
+        exit_now(code)
+    return code
+
+
+def exit_now(code: int) -> NoReturn:
+    """Ends the process without unwinding the interpreter."""
+    logging.shutdown()
+    os._exit(code)

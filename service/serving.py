@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from model.engines.build import build
+from service.lifecycle.engine_loader import BuildEngine
 from service.server import serve
-from service.service import BuildEngine
 from service.settings import Settings
 
 
 def run(settings: Settings, build_engine: BuildEngine = build) -> int:
     """Serves, with or without HTTP_WORKERS, until the end; returns the exit code."""
     if settings.http_workers:
-        from service.workers.engine_process import serve_with_workers  # here, for what only Linux has
+        from service.workers.engine_process import serve_with_workers  # lazily: only Linux has what workers share
 
         return serve_with_workers(settings, build_engine)
-    from service.api.app import create_app  # here, because a device process has no app
+    from service.api.app import create_app  # lazily: the engine process has no app and need not load FastAPI
 
     return serve(create_app(settings, build_engine), settings.host, settings.port)

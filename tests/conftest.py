@@ -1,7 +1,8 @@
 """Fixtures that tests of both packages share."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,38 @@ import pytest
 from PIL import Image
 
 from model.engines.cuda import identity
+from tests.support import costly
+
+TESTS = Path(__file__).parent
 
 # Of torch, here and in every process that a test starts: threads that wait for work sleep. By default they spin, and
 # with small models on few cores that takes more than the work does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # As `configure_torch` sets it: some test may multiply before an engine is built, and then it is too late.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The name of this process if it is one of several that share the tests."""
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other workers have the other CPUs
+
+
+# Which markers a test gets for where it lies and for the fixtures that it uses, whatever lies between.
+FOLDER_MARKERS = {"live": "live", "gpu": "live", "tensorrt": "converts"}
+FIXTURE_MARKERS = {
+    "start_server": "live",
+    "null_server": "live",
+    "_warm": "converts",
+    "openvino_engine": "converts",
+    "narrow_graphs": "converts",
+    "programs": "converts",
+    "whole": "slow",  # a run of training
+    "wheel": "live",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    fast = "only the tests that start no process and convert no model"
+    parser.addoption("--fast", action="store_true", help=fast)
     group = parser.getgroup("gpu", "tests marked gpu")
     group.addoption(
         "--gpu-backend",
@@ -28,6 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        folders = item.path.relative_to(TESTS).parts[:-1]
+        names = [FOLDER_MARKERS.get(folder) for folder in folders]
+        names += [FIXTURE_MARKERS.get(fixture) for fixture in getattr(item, "fixturenames", ())]
+        for name in set(filter(None, names)):
+            item.add_marker(name)
+    if config.getoption("--fast"):
+        costly.deselect_costly(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     # torch is imported only where there is a device
     there = bool(marked) and (config.getoption("--gpu-backend") or (identity.nvidia_device() and identity.cuda_works()))
@@ -36,6 +68,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.filterwarnings("default"))
         if not there:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with costly.processes_refused(not costly.is_costly(item)):
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In a fast run nothing is converted. The first fixture of all, so that it sees the others."""
+    with costly.conversions_refused() if request.config.getoption("--fast") else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +114,11 @@ def probe() -> Path:
 
 @pytest.fixture(scope="session")
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One engine cache for all tests, so that the probe model is converted once."""
-    return tmp_path_factory.mktemp("engines")
+    """One engine cache for all tests of all workers, so that each model is converted once: the cache has locks."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if WORKER else own) / "engines"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

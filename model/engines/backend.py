@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
 
-from model.engines.base import BackendName, EngineBuildError
+from model.engines.base import Backend, BackendChoice, EngineBuildError
 from model.engines.cuda import identity
 
-Backend = Literal["auto", "tensorrt", "openvino", "torch"]
 NO_TENSORRT = f"neither {' nor '.join(identity.DISTRIBUTIONS)} is installed"
-
-
-@dataclass(frozen=True)
-class BackendChoice:
-    """A backend, and the device it runs on."""
-
-    backend: BackendName
-    device: Literal["cuda", "cpu"]
-    fallback: str | None = None
-    """Why this is not the preferred backend; None if it is."""
 
 
 def choose_backend(wanted: Backend) -> BackendChoice:

@@ -16,6 +16,18 @@ from model.config import MAEConfig, Preprocessing
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComputedPrecision = Literal["fp32", "bf16", "emulated bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
+Backend = Literal["auto", BackendName]
+"""A backend as the operator asks for it."""
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """A backend, and the device it runs on."""
+
+    backend: BackendName
+    device: Literal["cuda", "cpu"]
+    fallback: str | None = None
+    """Why this is not the preferred backend; None if it is."""
 
 
 class EngineError(Exception):

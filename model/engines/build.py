@@ -9,8 +9,8 @@ from pathlib import Path
 from model.checkpoints.errors import naming_path
 from model.checkpoints.heads import read_heads
 from model.checkpoints.locate import locate
-from model.engines.backend import BackendChoice, choose_backend
-from model.engines.base import Engine, EngineBuildError, ServedModel, TensorRTError
+from model.engines.backend import choose_backend
+from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError
 from model.engines.context import BuildContext
 from model.engines.job import ModelSpec
 from model.engines.openvino.build import build_openvino

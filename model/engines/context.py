@@ -12,8 +12,7 @@ from typing import Any
 
 from model.checkpoints.heads import Heads
 from model.checkpoints.locate import Source
-from model.engines.backend import BackendChoice
-from model.engines.base import ComputedPrecision, Engine, EngineInfo, Precision
+from model.engines.base import BackendChoice, ComputedPrecision, Engine, EngineInfo, Precision
 from model.engines.cache import EngineCache
 from model.engines.child import convert_in_child
 from model.engines.job import ConversionJob, LoadedModel, ModelSpec

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from model.engines.backend import Backend
-from model.engines.base import Precision
+from model.engines.base import Backend, Precision
 
 
 class EngineSettings(BaseModel):

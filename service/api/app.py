@@ -1,41 +1,52 @@
-"""The app: routes, middleware, and errors turned into JSON."""
+"""The ASGI app: routes, middleware, and errors as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from model.engines.build import build
-from service.api.fast_path import FastPathMiddleware
-from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware
+from service.api.fast_path import FastPathMiddleware, inference_routes
+from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
 from service.api.responses import error_response, json_response
 from service.api.routes import classify, embed, ops, reconstruct
-from service.api.schemas import refusal
 from service.errors import ServiceError
-from service.service import BuildEngine, Service
+from service.lifecycle.engine_loader import BuildEngine
+from service.parameters import invalid_parameter
+from service.service import LocalService, Service
 from service.settings import Settings, load_settings
 
 DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
 
-Images come as `multipart/form-data` (every file part is one), as a raw body, or as JSON with base64."""
+Send images as `multipart/form-data` (every file part is an image), as a raw body (one image), or as JSON in base64."""
+ROUTERS: tuple[APIRouter, ...] = (embed.router, classify.router, reconstruct.router, ops.router)
 
 
 def create_app(
-    settings: Settings | None = None, build_engine: BuildEngine = build, service: Service | None = None
+    settings: Settings | None = None,
+    build_engine: BuildEngine = build,
+    service: Service | None = None,
+    routers: Sequence[APIRouter] = ROUTERS,
 ) -> FastAPI:
-    """The service as an ASGI app; without `settings` they come from the environment, and `service` is made of them.
+    """The service as an ASGI app.
+
+    Args:
+        settings: of the service; without any they are read from the environment.
+        build_engine: makes the engine of a service that is made here.
+        service: the service behind the routes; without one it is made of `settings` and `build_engine`.
+        routers: the routes. Every `InferenceRoute` among them is counted, logged and drained.
 
     Raises:
-        InvalidSettings: a setting that cannot be.
+        InvalidSettings: a setting is not valid.
     """
-    service = service or Service(load_settings() if settings is None else settings, build_engine)
+    service = service or LocalService(load_settings() if settings is None else settings, build_engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,16 +63,16 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    routers = [routes.router for routes in (embed, classify, reconstruct, ops)]
     for router in routers:
         app.include_router(router)
-    app.add_middleware(FastPathMiddleware, routers=routers)
+    routes = inference_routes(routers)
+    app.add_middleware(FastPathMiddleware, routes=routes)
     app.add_middleware(BodyLimitMiddleware, service=service)
-    app.add_middleware(ObservabilityMiddleware, service=service)  # the last one added is the outermost
+    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes)  # the last one added is the outermost
     app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(Exception, _unexpected_error)
     app.add_api_route("/", _root, include_in_schema=False)
     return app
 
@@ -75,9 +86,9 @@ async def _service_error(request: Request, error: Exception) -> Response:
     return error_response(request, error)
 
 
-async def _invalid_parameter(request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(request, refusal(error.errors()[0]))
+    return error_response(request, invalid_parameter(error.errors()[0]))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -89,7 +100,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    """What nobody foresaw: the log has the traceback, the client an id to ask about."""
-    request_id = request.scope["state"]["record"].id
-    return error_response(request, ServiceError(f"unforeseen error, request {request_id}", request_id=request_id))
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    """Tells the client the request's id, by which the operator finds the traceback in the log."""
+    request_id = record_of(request.scope).id
+    return error_response(request, ServiceError(f"unexpected error, request {request_id}", request_id=request_id))

@@ -1,4 +1,4 @@
-"""The route of an inference: what FastAPI documents, called without what FastAPI does for routes of any kind."""
+"""Inference routes: FastAPI documents them, but requests bypass its routing and its resolution of dependencies."""
 
 from __future__ import annotations
 
@@ -6,70 +6,89 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, get_type_hints
 
 from fastapi import APIRouter
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.auth import check_key
 from service.api.middleware import record_of
-from service.api.request import authorised
 from service.api.responses import error_response
-from service.api.schemas import refusal
 from service.errors import ServiceError
+from service.parameters import invalid_parameter
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class InferenceRoute(APIRoute):
-    """A route whose endpoint takes the request and a model of its query, `parameters`, and needs a key.
+    """A route that needs a key, and whose endpoint takes the request and a pydantic model of its query, `parameters`.
 
-    Resolving dependencies costs a tenth of all that is done for an image outside the model; a key and one pydantic
-    model need none of it. OpenAPI's description is made of the endpoint's signature as ever.
+    The endpoint may also take parameters of the path, as `str`. FastAPI writes the route's OpenAPI description from the
+    signature, as for any route, but does not resolve the parameters as dependencies: that would be a tenth of the CPU
+    time per image that is spent outside the model.
     """
 
     def get_route_handler(self) -> Handler:
-        """What is called for a request.
+        """The function that answers a request to this route.
 
         Raises:
-            TypeError: the endpoint wants something else.
+            TypeError: the endpoint has other parameters.
         """
         endpoint, hints = self.endpoint, get_type_hints(self.endpoint)
-        wanted = {name: kind for name, kind in hints.items() if name != "return"}
-        parameters: type[BaseModel] = wanted.get("parameters", object)
-        if self.dependencies or set(wanted) != {"request", "parameters"} or not issubclass(parameters, BaseModel):
-            raise TypeError(f"{self.path}: an inference takes a request and a model of its parameters, nothing else")
+        kinds = {name: kind for name, kind in hints.items() if name != "return"}
+        query: type[BaseModel] = kinds.pop("parameters", object)
+        takes_request = kinds.pop("request", None) is Request
+        in_path = tuple(kinds)
+        if (
+            self.dependencies
+            or not takes_request
+            or not issubclass(query, BaseModel)
+            or not self.param_convertors.keys() >= kinds.keys()
+            or any(kind is not str for kind in kinds.values())
+        ):
+            raise TypeError(
+                f"{self.path}: an inference route takes a request, a model of its query and, as str, parameters of its"
+                " path, nothing else"
+            )
 
         async def handle(request: Request) -> Response:
-            authorised(request)
+            check_key(request)
             try:
-                given = parameters.model_validate(dict(request.query_params))
+                parameters = query.model_validate(dict(request.query_params))
             except ValidationError as error:
-                raise RequestValidationError(error.errors()) from error
-            answer: Response = await endpoint(request, given)
-            return answer
+                raise invalid_parameter(error.errors()[0]) from error
+            response: Response = await endpoint(
+                request, parameters, **{name: request.path_params[name] for name in in_path}
+            )
+            return response
 
         return handle
 
 
-class FastPathMiddleware:
-    """Plain ASGI: a POST to a route of inference goes straight to its handler, whatever else the app has.
+def inference_routes(routers: Iterable[APIRouter]) -> tuple[InferenceRoute, ...]:
+    """The inference routes among those of `routers`."""
+    return tuple(route for router in routers for route in router.routes if isinstance(route, InferenceRoute))
 
-    Routing, exit stacks and two wrappers for exceptions cost more than reading and checking a request does. Any other
-    request, and any other method, takes FastAPI's way.
+
+class FastPathMiddleware:
+    """Calls the handler of an inference route, and leaves every other request to the app.
+
+    FastAPI's routing, exit stacks and two wrappers for exceptions cost more than reading and checking a request does.
     """
 
-    def __init__(self, app: ASGIApp, routers: Iterable[APIRouter]) -> None:
-        """Around `app`, for the routes of `routers` that are inferences."""
+    def __init__(self, app: ASGIApp, routes: Iterable[InferenceRoute]) -> None:
+        """Stands in front of `app`, behind the `ObservabilityMiddleware`, which matches the path."""
         self._app = app
-        routes = [route for router in routers for route in router.routes if isinstance(route, InferenceRoute)]
-        self._handlers: dict[str, Handler] = {route.path: route.get_route_handler() for route in routes}
+        self._handlers = {
+            (method, route.path): route.get_route_handler() for route in routes for method in route.methods or ()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
-        posted = scope["type"] == "http" and scope["method"] == "POST"
-        handler = self._handlers.get(record_of(scope).endpoint) if posted else None
+        handler = None
+        if scope["type"] == "http":
+            handler = self._handlers.get((scope["method"], record_of(scope).endpoint))
         if handler is None:
             await self._app(scope, receive, send)
             return
@@ -78,6 +97,4 @@ class FastPathMiddleware:
             response = await handler(request)
         except ServiceError as error:
             response = error_response(request, error)
-        except RequestValidationError as error:
-            response = error_response(request, refusal(error.errors()[0]))
         await response(scope, receive, send)

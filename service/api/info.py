@@ -1,4 +1,4 @@
-"""What is served, in one JSON object: the answer of GET /info and of `mae info`."""
+"""The description of the service that GET /info and `mae info` give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.settings import Settings
 
 
 def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
-    """Model, version, engine (with parity and versions of libraries), and every limit that is in force."""
+    """Model, version, engine (with parity and versions of libraries), and every limit in force, ready for JSON."""
     return {
         "model": info.model_id,
         "version": version("mae-serve"),

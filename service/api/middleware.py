@@ -1,4 +1,4 @@
-"""Around every request, as plain ASGI: identity, times, the access log, and how much body it may bring."""
+"""Middleware around every request, in plain ASGI: request id, access log and metrics, and the limits on bodies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, MemoryFull
@@ -19,30 +22,35 @@ from service.service import Service
 
 log = logging.getLogger("service.access")
 REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-INFERENCE = frozenset({"/embed", "/classify", "/reconstruct"})
+# How long a client may go on sending a body that nobody reads before its connection is closed.
 DISCARD_S = 2.0
 
 
 @dataclass
 class RequestRecord:
-    """What is known of one request, for its log line, its headers and the metrics."""
+    """One request as the access log, the metrics and the headers of its response describe it."""
 
     id: str
     endpoint: str
+    """The path of its inference route, a template as `/v1/models/{id}` where the route has one; else empty."""
     started: float = field(default_factory=time.monotonic)
+    """When its headers arrived, by time.monotonic()."""
     timings: Timings = field(default_factory=Timings)
+    """Seconds by stage, of the stages between body and response."""
     read: float = 0.0
+    """Seconds that reading the body took."""
     images: int = 0
     status: int = 499
-    """As long as nothing was answered: a client that left."""
+    """The response's; 499 until a response has begun, for a client that closes the connection before."""
     error: str = ""
+    """The code of the error that the response tells; else empty."""
     timing: str = ""
-    """The Server-Timing header, once it is written."""
+    """The Server-Timing header that was sent."""
 
     def server_timing(self) -> str:
-        """The Server-Timing header: milliseconds by stage, those that were passed."""
-        spent = {"read": self.read, **vars(self.timings), "total": time.monotonic() - self.started}
-        return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items() if seconds)
+        """The Server-Timing header: milliseconds of each stage that the request has passed, and in total."""
+        seconds_by_stage = {"read": self.read, **vars(self.timings), "total": time.monotonic() - self.started}
+        return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in seconds_by_stage.items() if seconds)
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -52,12 +60,19 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class ObservabilityMiddleware:
-    """Gives each request an id and writes down how it went. Probes, metrics and pages stay out of log and metrics."""
+    """Gives each request an id; counts, times and logs the requests to inference routes.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Around `app`."""
+    Probes, /metrics and pages stay out of log and metrics. The endpoint in both is the path of the route, never the
+    path as the client wrote it: otherwise clients could make labels without end.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, routes: Iterable[Route]) -> None:
+        """Stands in front of `app`; `routes` are the inference routes."""
         self._app = app
         self._service = service
+        routes = tuple(routes)
+        self._exact = frozenset(route.path for route in routes if not route.param_convertors)
+        self._templates = tuple(route for route in routes if route.param_convertors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -65,39 +80,56 @@ class ObservabilityMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        record = RequestRecord(
-            given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, path if path in INFERENCE else ""
-        )
+        request_id = headers.get("x-request-id", "")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        record = RequestRecord(request_id, self._match(scope))
         scope.setdefault("state", {})["record"] = record
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                own = {"x-request-id": record.id, "traceparent": headers.get("traceparent")}
+                added = {"x-request-id": record.id, "traceparent": headers.get("traceparent")}
                 if record.endpoint:
-                    own["server-timing"] = record.timing = record.server_timing()
-                added = [(name.encode(), said.encode("latin-1")) for name, said in own.items() if said]
-                message["headers"] = [*message["headers"], *added]
+                    added["server-timing"] = record.timing = record.server_timing()
+                pairs = [(name.encode(), value.encode("latin-1")) for name, value in added.items() if value]
+                message["headers"] = [*message["headers"], *pairs]
             await send(message)
 
         if not record.endpoint:
             await self._app(scope, receive, send_with_headers)
             return
-        # What a drain refuses must not prolong it, or clients that try again and again could for all its time.
-        counts = self._service.state != "draining"
-        self._service.budgets.requests.take(counts)
+        # The drain waits for the requests that are counted here. It must not wait for those that it refuses itself:
+        # clients that try again and again would prolong it to its very end.
+        counted = self._service.state != "draining"
+        if counted:
+            self._service.budgets.requests.take(1)
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             record.status = 500
             raise
         finally:
-            self._service.budgets.requests.give(counts)
-            self._write_down(scope, record, headers)
+            if counted:
+                self._service.budgets.requests.give(1)
+            self._observe(scope, record, headers)
 
-    def _write_down(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:
+    def _match(self, scope: Scope) -> str:
+        """The path of the inference route that `scope` is for, else ""; puts path parameters into the scope."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in self._exact:
+            return str(path)
+        for route in self._templates:
+            if match := route.path_regex.match(path):
+                parameters: dict[str, Any] = match.groupdict()
+                scope["path_params"] = {
+                    name: route.param_convertors[name].convert(value) for name, value in parameters.items()
+                }
+                return route.path
+        return ""
+
+    def _observe(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:
+        """Counts an answered request, and logs it."""
         seconds, metrics = time.monotonic() - record.started, self._service.metrics
         metrics.requests.labels(record.endpoint, str(record.status)).inc()
         metrics.request_duration.labels(record.endpoint).observe(seconds)
@@ -108,7 +140,7 @@ class ObservabilityMiddleware:
         if record.status == 200:
             metrics.images.labels(record.endpoint).inc(record.images)
         if log.isEnabledFor(logging.INFO):
-            facts = {
+            fields = {
                 "method": scope["method"],
                 "path": record.endpoint,
                 "query": scope["query_string"].decode("latin-1"),
@@ -121,18 +153,20 @@ class ObservabilityMiddleware:
                 "traceparent": headers.get("traceparent", ""),
                 "client": (scope.get("client") or [""])[0],
             }
-            log.info("request", extra={"facts": {name: fact for name, fact in facts.items() if fact or name == "ms"}})
+            present = {name: value for name, value in fields.items() if value or name == "ms"}
+            log.info("request", extra={"fields": present})
 
 
 class BodyLimitMiddleware:
-    """Counts bodies as they arrive: each against MAX_BODY_MB, all together against MAX_INFLIGHT_MB.
+    """Limits each body to MAX_BODY_MB, and all bodies together to MAX_INFLIGHT_MB.
 
-    A body with a Content-Length is counted whole before its first byte is read; one without, chunk by chunk. What is
-    refused is never held. The bytes count until the request is answered.
+    A body with a Content-Length is counted whole when the app asks for its first byte; one without, chunk by chunk. So
+    a request that the app refuses unread is not refused for its length, and a body that is too long is never held.
+    The bytes count until the request is answered.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Around `app`."""
+        """Stands in front of `app`."""
         self._app = app
         self._max_body = service.settings.max_body_bytes
         self._budget = service.budgets.bodies
@@ -152,7 +186,9 @@ class BodyLimitMiddleware:
                 raise BodyTooLarge(f"the body has more than {self._max_body} bytes", limit=self._max_body)
             if total > reserved:
                 if not self._budget.take(total - reserved):
-                    raise MemoryFull("too many bytes are being received at once", limit=self._budget.limit)
+                    raise MemoryFull(
+                        "too many bytes of request bodies are being received at once", limit=self._budget.limit
+                    )
                 reserved = total
 
         async def counted() -> Message:
@@ -173,7 +209,7 @@ class BodyLimitMiddleware:
                 complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
         async def send_after_body(message: Message) -> None:
-            # Closing a connection on a client that is still sending can cost it the answer: let it finish, unheld.
+            # A client that is still sending when its connection is closed may lose the answer: let it finish first.
             starts = message["type"] == "http.response.start"
             if starts and not complete and Headers(raw=message["headers"]).get("connection") == "close":
                 with contextlib.suppress(TimeoutError):

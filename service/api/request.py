@@ -1,4 +1,4 @@
-"""What every inference route does first and meanwhile: admit, read, watch the clock and the client."""
+"""Admission, body, deadline and disconnect of an inference request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.bodies import Payload, read_payload
+from service.api.bodies import ImagesBody, read_images
 from service.api.middleware import RequestRecord, record_of
 from service.errors import ClientGone, DeadlinePassed
 from service.inference.pipeline import Pipeline
@@ -19,13 +19,23 @@ T = TypeVar("T")
 
 
 class RequestContext:
-    """One request for inference, admitted."""
+    """An inference request that the service has admitted.
+
+    A route refuses in one order, so that a client hears of the same fault first wherever it sends its request: key and
+    query (both before the route is called), a service that takes no work (this constructor), what the model lacks,
+    Accept, then the length and the content of the body (`read_body`), the images, the mask.
+
+    Attributes:
+        pipeline: the way to the engine.
+        record: what the log line and the metrics of this request are made of.
+        deadline: by time.monotonic(), when the answer must be ready.
+    """
 
     def __init__(self, request: Request) -> None:
-        """Checks that the service takes new work.
+        """Admits `request`.
 
         Raises:
-            NotReady, Draining, EngineLost: it does not.
+            NotReady, Draining, EngineLost: the service takes no new work.
         """
         service = service_of(request)
         self.pipeline: Pipeline = service.pipeline
@@ -34,57 +44,53 @@ class RequestContext:
         self._max_images = service.settings.max_images
         self._request = request
 
-    async def payload(self, takes_mask: bool = False) -> Payload:
-        """Reads the body.
+    async def read_body(self, takes_mask: bool = False) -> ImagesBody:
+        """Reads the body; `takes_mask` as for `read_images`.
 
         Raises:
-            ServiceError: the body is refused, or does not arrive in time.
+            BodyTooLarge, MemoryFull: the body is too long, alone or with the others that are being received.
+            UnsupportedType, MalformedBody, NoImages, TooManyImages, InvalidParameter: as `read_images`.
+            DeadlinePassed: the body has not arrived in time.
+            ClientGone: the client has closed the connection.
         """
         content_type = self._request.headers.get("content-type", "")
         start = time.monotonic()
         try:
             async with asyncio.timeout(self.deadline - start):
-                payload = await read_payload(content_type, self._request.stream(), self._max_images, takes_mask)
+                body = await read_images(content_type, self._request.stream(), self._max_images, takes_mask)
         except TimeoutError:
             raise DeadlinePassed("the body did not arrive in time") from None
         except ClientDisconnect:
-            raise ClientGone("the client left while it was sending") from None
+            raise ClientGone("the client closed the connection while it was sending") from None
         self.record.read = time.monotonic() - start
-        self.record.images = len(payload.images)
-        return payload
+        self.record.images = len(body.images)
+        return body
 
-    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` as long as there is time and somebody who waits for it.
+    async def run_while_client_waits(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` and returns its result; cancels it at the deadline, or when the client closes the connection.
+
+        Call it after `read_body`: it takes over the reading side of the connection.
 
         Raises:
-            DeadlinePassed: the time is over.
-            ClientGone: nobody waits.
+            DeadlinePassed: the deadline came first.
+            ClientGone: the client closed the connection first.
         """
-        left, over = False, False
-        limit = asyncio.timeout(self.deadline - time.monotonic())
-
-        def leave(_: object) -> None:
-            nonlocal left
-            if not over:
-                left = True
-                limit.reschedule(0)
-
-        gone = asyncio.ensure_future(self._gone())
+        result, disconnect = asyncio.create_task(work), asyncio.create_task(self._wait_for_disconnect())
         try:
-            async with limit:
-                gone.add_done_callback(leave)
-                return await work
-        except TimeoutError:
-            if left:
-                raise ClientGone("the client left while it was waiting") from None
-            if limit.expired():
-                raise DeadlinePassed("the answer was not ready in time") from None
-            raise
+            seconds_left = self.deadline - time.monotonic()
+            await asyncio.wait({result, disconnect}, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                return result.result()
+            if disconnect.done():
+                disconnect.result()  # an error of the connection goes on
+                raise ClientGone("the client closed the connection while it was waiting")
+            raise DeadlinePassed("the answer was not ready in time")
         finally:
-            over = True
-            gone.cancel()
+            disconnect.cancel()
+            if result.cancel():
+                await asyncio.wait({result})  # until then it may hold a place in the queue
 
-    async def _gone(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
 
@@ -93,13 +99,3 @@ def service_of(request: Request) -> Service:
     """The service that the app was made for."""
     service: Service = request.app.state.service
     return service
-
-
-def authorised(request: Request) -> None:
-    """A dependency of routes that need a key.
-
-    Raises:
-        Unauthorized: there are keys, and the request brings none of them.
-    """
-    headers = request.headers
-    service_of(request).check_key(headers.get("authorization", ""), headers.get("x-api-key", ""))

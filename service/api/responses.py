@@ -1,4 +1,4 @@
-"""Answers: errors in one shape, and the media type that the client likes best."""
+"""Responses: errors in one shape, JSON, and the media type that a client prefers."""
 
 from __future__ import annotations
 
@@ -19,50 +19,53 @@ QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 def error_response(request: Request, error: ServiceError) -> Response:
-    """The one shape of an error."""
+    """`error` as JSON with its status and headers; its code goes into the request's record."""
     record_of(request.scope).error = error.code
     return Response(orjson.dumps(error.body()), error.status, error.headers, JSON)
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`content` by orjson, NumPy arrays included."""
+    """`content` as JSON; see `json_bytes`."""
     return Response(json_bytes(content), status, headers, JSON)
 
 
 def json_bytes(content: Any) -> bytes:
-    """`content` by orjson, NumPy arrays included (they must be contiguous)."""
+    """`content` as JSON by orjson; NumPy arrays may stand in it, and must be contiguous."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@lru_cache(maxsize=32)  # clients send the same few
+@lru_cache(maxsize=32)  # clients send few different headers
 def preferred_type(accept: str, offered: tuple[str, ...]) -> str:
-    """Which of `offered` (best first) an Accept header likes best (RFC 9110, section 12.5.1).
+    """The media type of `offered` that an Accept header prefers (RFC 9110, section 12.5.1); of equals, the first.
 
     Raises:
-        NotAcceptable: none of them.
+        NotAcceptable: the header accepts none of them.
     """
-    ranges = [_media_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
-    scores = [max((_specificity(kind, wanted), quality) for wanted, quality in ranges) for kind in offered]
-    best = int(np.argmax([quality if matched else 0.0 for matched, quality in scores]))
+    ranges = [_parse_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    scores = [
+        max((_specificity(media_type, pattern), quality) for pattern, quality in ranges) for media_type in offered
+    ]
+    best = int(np.argmax([quality if specificity else 0.0 for specificity, quality in scores]))
     if not scores[best][0] or not scores[best][1]:
         raise NotAcceptable(f"Accept: {accept} allows none of {', '.join(offered)}", offered=list(offered))
     return offered[best]
 
 
-def _media_range(part: str) -> tuple[str, float]:
-    kind, *options = (piece.strip() for piece in part.lower().split(";"))
+def _parse_range(part: str) -> tuple[str, float]:
+    """One part of an Accept header -> a media range and its weight; a weight that is no number counts as 0."""
+    pattern, *options = (piece.strip() for piece in part.lower().split(";"))
     quality = 1.0
     for option in options:
         name, _, value = option.partition("=")
         if name.strip() == "q":
             quality = float(value) if QVALUE.fullmatch(value.strip()) else 0.0
-    return kind, quality
+    return pattern, quality
 
 
-def _specificity(kind: str, wanted: str) -> int:
-    """3 for the very type, 2 for its family, 1 for anything, 0 for another."""
-    if wanted == kind:
+def _specificity(media_type: str, pattern: str) -> int:
+    """How exactly a media range names `media_type`: 3 by name, 2 by family, 1 for any type, 0 not at all."""
+    if pattern == media_type:
         return 3
-    if wanted == kind.split("/")[0] + "/*":
+    if pattern == media_type.split("/")[0] + "/*":
         return 2
-    return int(wanted == "*/*")
+    return int(pattern == "*/*")

@@ -1,68 +1,112 @@
-"""What goes over the wire: query parameters, answers, and the bodies as OpenAPI describes them."""
+"""The bodies of requests and responses as OpenAPI describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from model.engines.base import EngineInfo
 from model.images.render import View
-from service.errors import InvalidParameter
+from service.errors import (
+    BodyTooLarge,
+    DeadlinePassed,
+    Draining,
+    EngineLost,
+    InferenceFailed,
+    InvalidParameter,
+    MalformedBody,
+    MemoryFull,
+    NoImages,
+    NotAcceptable,
+    NotReady,
+    QueueFull,
+    ServiceError,
+    TooManyImages,
+    TooManyPixels,
+    Unauthorized,
+    UndecodableImage,
+    UnsupportedType,
+)
 from service.parameters import Pool
+
+NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
+INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
+    UndecodableImage,
+    MalformedBody,
+    NoImages,
+    Unauthorized,
+    NotAcceptable,
+    BodyTooLarge,
+    TooManyPixels,
+    TooManyImages,
+    UnsupportedType,
+    InvalidParameter,
+    QueueFull,
+    MemoryFull,
+    InferenceFailed,
+    *NOT_SERVING,
+    DeadlinePassed,
+)
+"""The errors of every inference route. Nobody reads the answer of a ClientGone, so OpenAPI does not list it."""
 
 
 class Embeddings(BaseModel):
-    """The answer of POST /embed."""
+    """The response of POST /embed."""
 
-    model: str = Field(description="name@weights-hash: with precision and preprocessing (/info), names a vector space")
+    model: str = Field(
+        description="name@weights-hash; with precision and preprocessing (/info) it identifies a vector space"
+    )
     pool: Pool
     dim: int
     count: int
-    embeddings: list[Any] = Field(description="a vector an image; base64 text, or a list of vectors for tokens")
+    embeddings: list[Any] = Field(
+        description="one vector per image, as numbers or base64; for tokens a list of vectors per image"
+    )
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches, for tokens")
-    positions: list[int] | None = Field(None, description="row-major places of the tokens, for keep below 1")
-    seed: int | None = Field(None, description="for keep below 1")
-    whitened: bool | None = Field(None, description="true for whiten=true, else absent")
+    positions: list[int] | None = Field(
+        None, description="row-major indices of the patches, for tokens with keep below 1"
+    )
+    seed: int | None = Field(None, description="seed by which the encoded patches were drawn, for keep below 1")
+    whitened: bool | None = Field(None, description="true for whiten=true, otherwise absent")
 
 
 class ClassProbability(BaseModel):
-    """One class that an image may be of."""
+    """One class and its probability."""
 
-    label: str = Field(description="its name, as /info lists it under engine.head.classes")
+    label: str = Field(description="name of the class, as in engine.head.classes of /info")
     probability: float = Field(description="softmax over all classes of the head, 0 to 1")
 
 
 class Classified(BaseModel):
-    """One image in the answer of POST /classify."""
+    """One image in the response of POST /classify."""
 
-    classes: list[ClassProbability] = Field(description="the likeliest first")
+    classes: list[ClassProbability] = Field(description="the most probable class first")
 
 
 class Classifications(BaseModel):
-    """The answer of POST /classify."""
+    """The response of POST /classify."""
 
     model: str = Field(description="name@weights-hash")
     count: int
-    classifications: list[Classified] = Field(description="one an image, in the order of the images")
+    classifications: list[Classified] = Field(description="one per image, in the order of the images")
 
 
 class Reconstructed(BaseModel):
-    """One image in the answer of POST /reconstruct."""
+    """One image in the response of POST /reconstruct."""
 
     loss: float = Field(description="mean squared error over the removed patches")
-    error: list[float] = Field(description="squared error of every patch, row-major")
-    png: str = Field(description="the picture, base64")
+    error: list[float] = Field(description="squared error of each patch, row-major")
+    png: str = Field(description="the PNG in base64")
 
 
 class Reconstructions(BaseModel):
-    """The answer of POST /reconstruct as JSON."""
+    """The response of POST /reconstruct as JSON."""
 
     model: str
     view: View
     count: int
-    seed: int | None = Field(description="none for an explicit mask")
+    seed: int | None = Field(description="null where the request says which patches to remove")
     mask_ratio: float = Field(description="share of the patches that was removed")
     grid: tuple[int, int]
     mask: list[int] = Field(description="1 = removed, 0 = kept, row-major")
@@ -70,7 +114,7 @@ class Reconstructions(BaseModel):
 
 
 class Info(BaseModel):
-    """The answer of GET /info."""
+    """The response of GET /info."""
 
     model: str
     version: str
@@ -79,7 +123,7 @@ class Info(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error itself: a code for programs, a message for people."""
 
     code: str
     message: str
@@ -92,23 +136,16 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def refusal(error: Mapping[str, Any]) -> InvalidParameter:
-    """The first of pydantic's errors about parameters, as a refusal that names the parameter."""
-    name = str(error["loc"][-1])
-    reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"]
-    return InvalidParameter(f"{name}: {reason}", parameter=name)
-
-
 def request_body(with_mask: bool) -> dict[str, Any]:
-    """OpenAPI's description of the three bodies that images come in."""
+    """The three kinds of request body, as OpenAPI describes them."""
     binary = {"type": "string", "format": "binary"}
-    parts: dict[str, Any] = {"image": {"type": "array", "items": binary, "description": "one part an image"}}
+    parts: dict[str, Any] = {"image": {"type": "array", "items": binary, "description": "one file part per image"}}
     keys: dict[str, Any] = {
         "images": {"type": "array", "items": {"type": "string"}, "description": "base64, or data:image/…;base64,…"}
     }
     if with_mask:
-        parts["mask"] = {**binary, "description": "white = removed, as large as the image"}
-        keys["mask"] = {"type": "string", "description": "base64; white = removed"}
+        parts["mask"] = {**binary, "description": "a picture as large as the image; white patches are removed"}
+        keys["mask"] = {"type": "string", "description": "the mask picture in base64; white patches are removed"}
     raw = {"schema": binary}
     return {
         "requestBody": {
@@ -122,6 +159,11 @@ def request_body(with_mask: bool) -> dict[str, Any]:
     }
 
 
-def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of the refusals."""
-    return {status: {"model": ErrorAnswer} for status in statuses}
+def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """The responses to `errors` as OpenAPI describes them: one per status, with the codes that it may carry."""
+    codes: dict[int, list[str]] = {}
+    for error in errors:
+        codes.setdefault(error.status, []).append(f"`{error.code}`")
+    return {
+        status: {"model": ErrorAnswer, "description": " or ".join(names)} for status, names in sorted(codes.items())
+    }

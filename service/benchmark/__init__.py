@@ -1,1 +1,1 @@
-"""Where the time of the whole service goes: its stages alone, its front end, all of it under load, and the limit."""
+"""`mae bench` beyond the engine: the stages alone, the front end alone, the service under load, and the limit."""

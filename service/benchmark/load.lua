@@ -1,6 +1,6 @@
--- For wrk: sends the bodies in turn, and writes down when each request began and ended (CLOCK_MONOTONIC) and its status.
--- Arguments: file to write, path, content type, mean seconds that a connection pauses (0: none), files with bodies.
--- The time a request began travels in its X-Request-Id, which the server gives back with the answer.
+-- A script for wrk: it sends the bodies in turn, and logs the begin, the end (CLOCK_MONOTONIC) and the status of each
+-- request. Arguments: the log file, path, content type, mean pause of a connection in seconds (0: none), body files.
+-- A request carries the time of its begin as its X-Request-Id, which the server returns with the answer.
 local ffi = require("ffi")
 ffi.cdef([[
 struct moment { long seconds; long nanoseconds; };
@@ -26,11 +26,11 @@ function init(arguments)
   end
   math.randomseed(1)
   if pause == 0 then
-    delay = nil -- with it, wrk asks before every request
+    delay = nil -- otherwise wrk calls it before every request
   end
 end
 
--- Pauses that are exponentially distributed make the requests of many connections come at random, one by one.
+-- Exponentially distributed pauses make the requests of many connections arrive at random, one by one.
 function delay()
   return math.floor(-1000 * pause * math.log(1 - math.random()))
 end
@@ -41,8 +41,8 @@ function request()
   return wrk.format("POST", path, headers, bodies[turn])
 end
 
-function response(status, answered)
-  log:write(answered["x-request-id"] or "nan", " ", string.format("%.6f", now()), " ", status, "\n")
+function response(status, headers)
+  log:write(headers["x-request-id"] or "nan", " ", string.format("%.6f", now()), " ", status, "\n")
 end
 
 function done(summary)

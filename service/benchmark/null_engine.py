@@ -1,6 +1,7 @@
-"""An engine that answers at once, and the real server around it: what is left is web, decoding and batching.
+"""An engine that answers at once, and the real server around it, which leaves web, decoding and batching to measure.
 
-Run as a program by the benchmark alone (`python null_engine.py INFO.json`): `mae serve` has no way to it.
+`mae bench` and tests/benchmarks run this file as a program (`python null_engine.py INFO.json`). No setting of
+`mae serve` selects this engine.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from model.engines.base import EngineInfo, ServedModel
 
 
 class NullEngine:
-    """Shapes and lanes of another engine, and numbers made beforehand.
+    """Imitates the shapes and lanes of another engine, and returns numbers that were made beforehand.
 
-    They are noise and not zeros, whose JSON would be shorter; pixels are the image's own, so that a PNG costs as usual.
+    The vectors are noise: zeros would make the JSON shorter than real ones. The pixels are those of the image itself,
+    so that a PNG takes as long to write as usual.
     """
 
     def __init__(self, info: EngineInfo) -> None:
-        """In the form of the engine that `info` is of."""
+        """Imitates the engine that `info` describes."""
         self.info = info
         config, noise = info.config, np.random.default_rng(0)
         self._vectors = noise.standard_normal((info.preferred_batch, 2, config.embed_dim), dtype=np.float32)
@@ -45,8 +47,9 @@ class NullEngine:
 
 
 def main() -> int:
-    """Serves until it is ended."""
+    """Serves until a signal ends the process; returns the exit code."""
     from service.logs import configure_logging
+    from service.serving import run
     from service.settings import load_settings
 
     info = EngineInfo.model_validate_json(Path(sys.argv[1]).read_text())
@@ -56,10 +59,6 @@ def main() -> int:
 
     settings = load_settings()
     configure_logging(settings.log_format)
-    try:
-        from service.serving import run
-    except ModuleNotFoundError:  # an older revision that is measured with this
-        from service.server import run  # type: ignore[attr-defined,no-redef]
     return int(run(settings, build))
 
 

@@ -1,4 +1,4 @@
-"""Server processes of one's own: started on a free port of 127.0.0.1, their processor time read, killed in the end."""
+"""Server processes for measurements: started on a free port of 127.0.0.1, their CPU time read, killed in the end."""
 
 from __future__ import annotations
 
@@ -13,78 +13,80 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
-from service.benchmark import null_engine
 from service.settings import PREFIX, Settings
 
+T = TypeVar("T")
 PROC = Path("/proc")
+NULL_ENGINE = Path(__file__).with_name("null_engine.py")
 LISTENING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
-# -P: what lies in the current folder is not imported. The same function as `mae` itself, wherever that script lies.
+# -P keeps modules of the current folder from being imported. This calls the function behind the script `mae`, which may
+# not be on the path.
 MAE_SERVE = (sys.executable, "-P", "-c", "from service.cli.main import main; main()", "serve")
 READY_S = 300.0
-"""Within this a server is ready, its engine read from the cache or built."""
+"""Seconds that a server may take to be ready, including the time to build an engine."""
 PR_SET_PDEATHSIG = 1
 
 
 class ServerFailed(Exception):
-    """A server that did not come up, or ended by itself; the message has the end of its log."""
+    """The server did not become ready, or it ended by itself; the message has the end of its log."""
 
 
 class ServerProcess:
-    """A server, ready for requests."""
+    """A running server that is ready for requests."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
-        """One that listens at `url`."""
+        """Wraps a `process` that listens at `url`."""
         self.url = url
         self._process = process
 
     def core_seconds(self) -> float | None:
-        """Processor time so far, user and system, of the server and all processes that it has started; Linux only."""
+        """CPU time so far in seconds, of the server and all processes that it has started; None except on Linux."""
         return core_seconds(self._process.pid)
 
     @property
     def pid(self) -> int:
-        """Of the process that was started."""
+        """The id of the process that was started."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it is still running."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
 
 def core_seconds(pid: int, proc: Path = PROC) -> float | None:
-    """Seconds of processors that `pid` and its descendants have used, None where the kernel does not tell."""
+    """CPU time in seconds, user and system, of process `pid` and its descendants; None where `proc` lacks it."""
     if not (proc / str(pid) / "stat").is_file():
         return None
-    spent: dict[int, int] = {}
+    ticks: dict[int, int] = {}
     children: dict[int, list[int]] = {}
     for folder in proc.iterdir():
         if folder.name.isdigit():
-            with suppress(OSError):  # it has ended meanwhile
-                # The name, in parentheses, may hold spaces; after it: state, parent, …, utime and stime.
+            with suppress(OSError):  # the process has ended meanwhile
+                # The name, in parentheses, may hold spaces; after it come state, parent, …, utime and stime.
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                spent[int(folder.name)] = int(fields[11]) + int(fields[12])
+                ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
                 children.setdefault(int(fields[1]), []).append(int(folder.name))
     family = [pid]
-    for member in family:
+    for member in family:  # grows while it is read: children of children follow
         family += children.get(member, [])
-    return sum(spent.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
+    return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
 
 
 def environment_of(settings: Settings, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables for a server with `settings`, on a free port of 127.0.0.1 and without keys.
+    """The environment for a server with `settings`, on a free port of 127.0.0.1 and without API keys.
 
-    Only what was set is passed on, so that a server of another revision, with other settings, keeps its own defaults.
+    Only settings that were set explicitly are passed on, so that a server of another revision keeps its own defaults.
     """
-    given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    given |= {"host": "127.0.0.1", "port": 0, "log_format": "text"}
-    given.pop("api_keys", None)
-    own = {name: value for name, value in inherited.items() if not name.startswith(PREFIX)}
-    return own | {PREFIX + name.upper(): _text(value) for name, value in given.items() if value is not None}
+    explicit = {name: getattr(settings, name) for name in settings.model_fields_set}
+    explicit |= {"host": "127.0.0.1", "port": 0, "log_format": "text"}
+    explicit.pop("api_keys", None)
+    others = {name: value for name, value in inherited.items() if not name.startswith(PREFIX)}
+    return others | {PREFIX + name.upper(): _text(value) for name, value in explicit.items() if value is not None}
 
 
 def _text(value: Any) -> str:
@@ -92,18 +94,18 @@ def _text(value: Any) -> str:
 
 
 @contextmanager
-def running(
+def run_server(
     command: Sequence[str], environment: Mapping[str, str], ready_s: float = READY_S
 ) -> Iterator[ServerProcess]:
-    """Runs a server until the block is left, however it is left.
+    """Runs a server until the block is left, by an exception too.
 
     Args:
-        command: what to run; it logs where it listens.
-        environment: its variables.
-        ready_s: until `/readyz` says yes.
+        command: the program and its arguments; the server logs the address where it listens.
+        environment: the environment variables of the process.
+        ready_s: seconds after which `/readyz` must have answered 200.
 
     Raises:
-        ServerFailed: it does not come up.
+        ServerFailed: the server ends, or is not ready in time.
     """
     with tempfile.TemporaryFile(prefix="mae-bench-log-") as log:
         process = subprocess.Popen(
@@ -113,64 +115,85 @@ def running(
             stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_ends_with_parent(),
+            preexec_fn=_die_with_parent(),
         )
         try:
-            end = time.monotonic() + ready_s
-            url = _awaited(lambda: _url(log), process, log, end)
-            _awaited(lambda: _is_ready(url), process, log, end)
+            deadline = time.monotonic() + ready_s
+            url = _wait_for(lambda: _listening_url(log), process, log, deadline)
+            _wait_for(lambda: _is_ready(url), process, log, deadline)
             yield ServerProcess(process, url)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the workers of a server too
+                os.killpg(process.pid, signal.SIGKILL)  # the server's workers too
             process.wait()
 
 
-def serving(settings: Settings, python_path: str | None = None) -> Any:
-    """`mae serve` with `settings`: a context as of `running`; `python_path` takes another checkout's code."""
-    return running(MAE_SERVE, _with_path(environment_of(settings), python_path))
+def serve_model(
+    settings: Settings, command: Sequence[str] = MAE_SERVE, python_path: Path | None = None
+) -> AbstractContextManager[ServerProcess]:
+    """Runs `mae serve` with `settings`, as `run_server` does.
+
+    Args:
+        settings: the server's settings.
+        command: the program that serves; it takes its settings from the environment.
+        python_path: a folder with the code of another checkout, which the process imports instead of this one.
+    """
+    return run_server(command, _with_python_path(environment_of(settings), python_path))
 
 
-def serving_nothing(settings: Settings, info: Path, python_path: str | None = None) -> Any:
-    """The same server with an engine that answers at once, in the form of the engine that `info` describes as JSON."""
-    # By its file, so that other code than this can be measured with it.
-    command = (sys.executable, "-P", str(null_engine.__file__), str(info))
-    return running(command, _with_path(environment_of(settings), python_path))
+def serve_null_engine(
+    settings: Settings, info: Path, program: Path = NULL_ENGINE, python_path: Path | None = None
+) -> AbstractContextManager[ServerProcess]:
+    """Runs the real server around an engine that answers at once (`null_engine.py`), as `run_server` does.
+
+    Args:
+        settings: the server's settings.
+        info: a JSON file that describes the engine to imitate, an `EngineInfo`.
+        program: the file `null_engine.py`, of another checkout if `python_path` is given.
+        python_path: as of `serve_model`.
+    """
+    command = (sys.executable, "-P", str(program), str(info))
+    return run_server(command, _with_python_path(environment_of(settings), python_path))
 
 
-def _with_path(environment: dict[str, str], python_path: str | None) -> dict[str, str]:
-    return environment if python_path is None else {**environment, "PYTHONPATH": python_path}
+def _with_python_path(environment: dict[str, str], python_path: Path | None) -> dict[str, str]:
+    return environment if python_path is None else {**environment, "PYTHONPATH": str(python_path)}
 
 
-def _ends_with_parent() -> Callable[[], None] | None:
-    """For the child: that the kernel kills it when this process is killed and cannot do it itself."""
+def _die_with_parent() -> Callable[[], None] | None:
+    """A function for the child process: it asks the kernel to kill the child when this process dies (Linux only)."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # found before the fork: after it, little is safe
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it, few calls are safe
     return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _url(log: Any) -> str | None:
-    found = LISTENING.search(_logged(log))
-    return found[1] if found else None
+def _listening_url(log: IO[bytes]) -> str | None:
+    match = LISTENING.search(_read_log(log))
+    return match[1] if match else None
 
 
 def _is_ready(url: str) -> bool | None:
     try:
         with urllib.request.urlopen(url + "/readyz", timeout=10) as response:
             return bool(response.status == 200) or None
-    except OSError:  # loading: 503
+    except OSError:  # 503 while the engine is loading
         return None
 
 
-def _awaited(look: Callable[[], Any], process: subprocess.Popen[bytes], log: Any, end: float) -> Any:
-    while (found := look()) is None:
-        if process.poll() is not None or time.monotonic() > end:
-            what = "is not ready in time" if process.poll() is None else f"has ended with {process.returncode}"
-            raise ServerFailed(f"the server {what}: {_logged(log).strip()[-2000:]}")
+def _wait_for(poll: Callable[[], T | None], process: subprocess.Popen[bytes], log: IO[bytes], deadline: float) -> T:
+    """Calls `poll` until it returns something.
+
+    Raises:
+        ServerFailed: the process has ended, or the deadline has passed.
+    """
+    while (result := poll()) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            reason = "is not ready in time" if process.poll() is None else f"has ended with {process.returncode}"
+            raise ServerFailed(f"the server {reason}: {_read_log(log).strip()[-2000:]}")
         time.sleep(0.05)
-    return found
+    return result
 
 
-def _logged(log: Any) -> str:
+def _read_log(log: IO[bytes]) -> str:
     return os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace")

@@ -1,133 +1,143 @@
-"""What was found, as it is written down."""
+"""The results of a benchmark of the service, as `mae bench --json` writes them."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
 
-class Frozen(BaseModel):
-    """Facts."""
+class Result(BaseModel):
+    """An immutable part of the results."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Machine(Frozen):
-    """Where it was found, and how busy that was with something else."""
+class Machine(Result):
+    """The machine that was measured, and how busy it was with other things."""
 
     processor: str
     cores: int
-    """Processors that this process may keep busy."""
+    """CPU cores that this process may keep busy."""
     load_before: float
-    """The load average of the last minute."""
+    """The load average of the minute before the measurement."""
     load_after: float
+    """The load average of the last minute of the measurement."""
 
 
-class StageCost(Frozen):
-    """One stage of a request by itself, in this process."""
+class StageCost(Result):
+    """One stage of a request, measured alone in this process."""
 
     stage: str
+    """`decode` or `answer`."""
     what: str
+    """The kind of file that is read, or of answer that is written."""
     kilobytes: float
-    """Of what is read (decode) or written (answers)."""
+    """The mean size of what is read (decode) or written (answer)."""
     threads: int
     ms: float
-    """Median of an image, while all threads work."""
+    """Median milliseconds per image, while all threads work."""
     core_ms: float
-    """Milliseconds of one processor an image."""
+    """CPU time in milliseconds per image."""
     images_per_s: float
-    """Of all threads together."""
+    """Images per second of all threads together."""
     cores: float
-    """How many processors the threads kept busy: fewer than there are threads where they wait for one another."""
+    """How many cores the threads kept busy: fewer than there are threads if they wait for one another."""
     images: int
-    """How many were timed."""
+    """How many images were timed."""
 
 
-class LoadFigures(Frozen):
+class LoadFigures(Result):
     """A server under one load, over a window in which the load was steady."""
 
     route: str
     arrivals: str
-    """`closed`: each connection sends again as soon as it is answered; `open`: requests come at random, at a rate."""
+    """`closed`: each connection sends again as soon as it is answered; `open`: requests arrive at random, at a rate."""
     connections: int
     asked_per_s: float | None = None
-    """Of open arrivals."""
+    """The rate of open arrivals, in requests per second."""
     images_per_s: float
-    """Answered with 200."""
+    """Images per second that were answered with status 200."""
     p50_ms: float | None
-    """From a request's first byte to the whole answer; none if none was answered."""
+    """Median milliseconds from a request's first byte to the end of its answer; None if none was answered."""
     p99_ms: float | None
+    """The 99th percentile of the same."""
     answered: int
-    """How many the percentiles are made of."""
+    """How many answers the percentiles are computed from."""
     failed: int
-    """Answered with another status, or never."""
+    """Requests that were answered with another status, or never."""
     window_s: float
+    """The length of the window in seconds."""
     core_ms: float | None
-    """Milliseconds of one processor (user and system) that an image cost the server, with all its processes; Linux."""
+    """CPU time (user and system) in milliseconds per image, of the server and all its processes; Linux only."""
     server_cores: float | None
-    """How many processors the server kept busy."""
+    """How many cores the server kept busy."""
     load_core_ms: float | None
-    """What sending the load cost on the same machine, beside `core_ms` and not in it."""
+    """CPU time in milliseconds per image that sending the load took on the same machine; `core_ms` excludes it."""
 
 
-class Served(Frozen):
-    """Everything about one kind of server."""
+class ServerFigures(Result):
+    """One kind of server under all its loads."""
 
     figures: tuple[LoadFigures, ...]
     left_out: dict[str, str] = {}
-    """Loads that were not tried, and why."""
+    """Loads that were not tried, and the reasons."""
 
     def best(self, route: str) -> LoadFigures | None:
-        """Where most images a second were answered, of closed arrivals."""
+        """The figures of the closed load under which the most images per second were answered."""
         closed = [figure for figure in self.figures if (figure.route, figure.arrivals) == (route, "closed")]
         return max(closed, key=lambda figure: figure.images_per_s, default=None)
 
 
-class Share(Frozen):
-    """One stage's part in an image."""
+class StageShare(Result):
+    """The CPU time of one stage per image."""
 
     stage: str
     core_ms: float
     share: float
-    """Of the sum."""
+    """The share of the sum of all stages."""
 
 
-class Limit(Frozen):
-    """What the stages by themselves would allow, beside what the whole service did."""
+class Limit(Result):
+    """The throughput that the stages alone would allow, beside that of the whole service."""
 
     route: str
-    shares: tuple[Share, ...]
+    shares: tuple[StageShare, ...]
     core_ms: float
-    """Their sum."""
+    """The sum of all stages: CPU time in milliseconds per image."""
     cores: int
+    """CPU cores of the machine that this process may keep busy."""
     images_per_s: float
-    """All cores busy with nothing else; on an accelerator no more than the engine alone does."""
+    """The limit if all cores do nothing else; on an accelerator, at most what the engine alone does."""
     beside_load_images_per_s: float
-    """The same, if what sends the load takes its part of the same cores, as it does in this measurement."""
+    """The limit if the sender of the load takes its share of the same cores, as it does in this measurement."""
     load_core_ms: float
+    """CPU time in milliseconds per image that sending the load took."""
     measured_images_per_s: float
+    """What the whole service answered under the load at which it was fastest."""
     measured_core_ms: float
-    """Of the whole service, at the load at which it was fastest."""
+    """CPU time in milliseconds per image of the whole service at that load."""
     measured_cores: float
-    """How many the whole service kept busy: neighbours, or threads that wait for one another, take from it."""
+    """How many cores the whole service kept busy: fewer if other programs run, or if threads wait for one another."""
     front_images_per_s: float
-    """What the server did without an engine."""
+    """What the server answered without an engine."""
     ratio: float
-    """Measured over `images_per_s`."""
+    """`measured_images_per_s` over `images_per_s`."""
     ratio_beside_load: float
-    """Measured over `beside_load_images_per_s`."""
+    """`measured_images_per_s` over `beside_load_images_per_s`."""
 
 
-class ServiceBenchmark(Frozen):
-    """All parts but the engine's; those that were not asked for are empty."""
+class ServiceBenchmark(Result):
+    """All parts of a benchmark but the engine's; parts that were not measured are empty."""
 
     machine: Machine
     sample: str
-    """What the servers were sent."""
+    """The name of the images that the servers were sent."""
     sample_kilobytes: float
+    """Their mean size."""
     stages: tuple[StageCost, ...] = ()
-    front: Served | None = None
-    """With an engine that answers at once."""
-    service: Served | None = None
+    front: ServerFigures | None = None
+    """The server with an engine that answers at once."""
+    service: ServerFigures | None = None
+    """The server with the model's engine."""
     limits: tuple[Limit, ...] = ()
     without_limit: str | None = None
-    """Why there is none."""
+    """The reason if there is no limit."""

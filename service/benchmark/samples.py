@@ -1,4 +1,4 @@
-"""Images to measure with: made here, since none are packaged, or a folder of the user's own."""
+"""Images to measure with: generated ones, since no photographs are packaged, or a folder of the user's own."""
 
 from __future__ import annotations
 
@@ -16,70 +16,76 @@ from model.engines.fixed_images import fixed_patches
 from model.images.preprocess import FORMATS
 from model.images.render import picture
 
-MOST_FILES = 64
-GRAIN = 5.0
-"""Standard deviation in levels: a JPEG then takes about 1.7 bits a pixel, as photographs do at this quality."""
-TYPES: Mapping[str, dict[str, Any]] = {
+MAX_FILES = 64
+NOISE_LEVELS = 5.0
+"""Standard deviation of the noise in levels of 255: a JPEG of quality 85 then takes about 1.7 bits per pixel, as
+photographs do."""
+SAVE_OPTIONS: Mapping[str, dict[str, Any]] = {
     "JPEG": {"quality": 85},
     "PNG": {"compress_level": 6},
     "WEBP": {"quality": 80},
 }
+"""Pillow's options for each format that images are generated in."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Files of one kind."""
+    """Image files of one kind."""
 
     name: str
     files: tuple[bytes, ...]
 
     @property
     def mean_bytes(self) -> float:
-        """Of a file."""
+        """The mean size of a file."""
         return sum(map(len, self.files)) / len(self.files)
 
 
-def made(kind: str, width: int, height: int, count: int) -> Sample:
-    """The fixed pictures of the parity gate, scaled up and with grain, as `count` different files: the same each time.
+def standard_samples() -> list[Sample]:
+    """Five kinds of generated files.
 
-    Args:
-        kind: a key of `TYPES`.
-        width: in pixels.
-        height: in pixels.
-        count: at most as many as there are fixed pictures.
+    The first, JPEGs of the size that most data sets have, is sent to the servers; the others are larger or of other
+    formats.
     """
-    grain = np.random.default_rng(0)
-    files = []
-    for patches in fixed_patches(PRESETS["mae_tiny"])[:count]:
-        large = Image.fromarray(picture(patches)).resize((width, height), Image.Resampling.BICUBIC)
-        # One grain for all channels, as in a picture's brightness: grain of colour is what cameras take away.
-        levels = np.asarray(large) + grain.normal(0, GRAIN, (height, width, 1))
-        out = io.BytesIO()
-        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(out, kind, **TYPES[kind])
-        files.append(out.getvalue())
-    return Sample(f"{kind} {width} x {height}", tuple(files))
-
-
-def standard() -> list[Sample]:
-    """A JPEG of the size that most data sets have, which the service is measured with, and larger and other files."""
     return [
-        made("JPEG", 500, 334, 8),
-        made("JPEG", 1280, 853, 2),
-        made("JPEG", 2048, 1366, 2),
-        made("PNG", 1280, 853, 2),
-        made("WEBP", 1280, 853, 2),
+        generate_sample("JPEG", 500, 334, 8),
+        generate_sample("JPEG", 1280, 853, 2),
+        generate_sample("JPEG", 2048, 1366, 2),
+        generate_sample("PNG", 1280, 853, 2),
+        generate_sample("WEBP", 1280, 853, 2),
     ]
 
 
-def of_folder(folder: Path, max_bytes: int) -> Sample:
-    """The first images in `folder` by name, at any depth, none of more than `max_bytes`.
+def generate_sample(image_format: str, width: int, height: int, count: int) -> Sample:
+    """Makes `count` different files, the same every time: the fixed pictures of the parity check, enlarged, with noise.
+
+    Args:
+        image_format: a key of `SAVE_OPTIONS`.
+        width: in pixels.
+        height: in pixels.
+        count: at most the number of fixed pictures.
+    """
+    noise = np.random.default_rng(0)
+    files = []
+    for patches in fixed_patches(PRESETS["mae_tiny"])[:count]:
+        enlarged = Image.fromarray(picture(patches)).resize((width, height), Image.Resampling.BICUBIC)
+        # The same noise in all channels: cameras remove noise of colour, so photographs have little of it.
+        levels = np.asarray(enlarged) + noise.normal(0, NOISE_LEVELS, (height, width, 1))
+        out = io.BytesIO()
+        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(out, image_format, **SAVE_OPTIONS[image_format])
+        files.append(out.getvalue())
+    return Sample(f"{image_format} {width} x {height}", tuple(files))
+
+
+def read_sample(folder: Path, max_bytes: int) -> Sample:
+    """The first images in `folder` by name, at any depth; files of more than `max_bytes` are left out.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder holds no such image.
     """
     files: list[bytes] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if len(files) == MOST_FILES:
+        if len(files) == MAX_FILES:
             break
         if path.stat().st_size <= max_bytes and _is_image(path):
             files.append(path.read_bytes())

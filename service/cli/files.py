@@ -1,4 +1,4 @@
-"""Files that commands read and write."""
+"""Output files of commands."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from service.cli.errors import CommandError
 
 
 def require_folder(output: Path) -> None:
-    """Raises unless the folder of an output exists.
+    """Checks that the folder of an output exists.
 
     Raises:
-        CommandError: it does not.
+        CommandError: the folder does not exist.
     """
     if not output.parent.is_dir():
         raise CommandError(f"there is no folder {output.parent}")
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Writes a whole file at once or not at all; `-` is standard output.
+    """Writes the whole file at once or not at all; `-` is standard output.
 
-    A device or a pipe is written to, never replaced.
+    A device or a pipe is written to and never replaced.
     """
     if str(path) == "-":
         sys.stdout.buffer.write(data)

@@ -1,4 +1,4 @@
-"""The service's engine and pipeline for a command, without a server."""
+"""The service's engine and pipeline inside a command, without a server."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from model.engines.base import ServedModel
-from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
+from service.inference.limits import LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 
-ONLY_IMAGE = "image 0"
-
 
 def build_engine(settings: Settings) -> ServedModel:
-    """The engine of `settings`, past the parity gate; a terminal shows what is being done.
+    """Builds the engine of `settings`, which includes the parity check; a terminal shows the current step.
 
     Raises:
-        WeightsError, EngineBuildError: as `model.engines.build.build`.
+        WeightsError: the weights cannot be read.
+        EngineBuildError: the engine cannot be built, or fails the parity check.
     """
     from model.engines.build import build
 
@@ -37,21 +36,15 @@ def build_engine(settings: Settings) -> ServedModel:
 
 
 @asynccontextmanager
-async def pipeline_of(served: ServedModel, settings: Settings, most_images: int) -> AsyncIterator[Pipeline]:
-    """A pipeline as the service has one, for at most `most_images` images at once."""
+async def open_pipeline(served: ServedModel, settings: Settings, max_images: int) -> AsyncIterator[Pipeline]:
+    """The service's pipeline around `served`, for at most `max_images` images at the same time."""
     metrics = Metrics()
-    engine, info = served.engine, served.info
-    decoder = ImageDecoder(info.config, info.preprocessing, settings.max_pixels, settings.decode_threads)
-    batcher = BatchScheduler(engine, metrics, most_images)
-    batcher.start()
+    info = served.info
+    decoder = ImageDecoder(info.config, info.preprocessing, settings.max_pixels)
+    scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images))
+    scheduler.start()
+    pipeline = Pipeline(info, served.heads, decoder, scheduler, metrics, settings.decode_threads)
     try:
-        yield Pipeline(info, served.heads, decoder, batcher, metrics)
+        yield pipeline
     finally:
-        batcher.stop()
-        decoder.close()
-
-
-def said_of(path: str, error: OSError | ServiceError) -> str:
-    """What is wrong, said of a file where the service speaks of the only image of a request."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return text.replace(ONLY_IMAGE, path, 1) if ONLY_IMAGE in text else f"{path}: {text}"
+        pipeline.close()

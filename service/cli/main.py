@@ -1,4 +1,4 @@
-"""`mae`: the command line."""
+"""The command line `mae`: its commands, their options, and how errors end them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.cli.commands.info import info
 from service.cli.commands.pretrain import pretrain
 from service.cli.commands.reconstruct import reconstruct
 from service.cli.commands.serve import serve
-from service.cli.errors import CommandError
+from service.cli.errors import CommandError, describe_error
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
 from service.parameters import EmbedParameters, ReconstructParameters
@@ -33,7 +33,7 @@ from service.settings import InvalidSettings, Settings
 
 app = typer.Typer(
     name="mae",
-    help="Masked autoencoders: serve them, embed and reconstruct images.",
+    help="Masked autoencoders: serve, train and evaluate them; embed and reconstruct images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,22 +42,16 @@ EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.ite
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits; what the user can mend is one line, not a traceback."""
+    """Runs a command and exits; an error that the user can correct is one line instead of a traceback."""
     try:
         app(arguments, prog_name="mae")
     except (CommandError, InvalidSettings, WeightsError, EngineBuildError, ServiceError, OSError) as error:
-        print(f"mae: {_sentence(error)}", file=sys.stderr)
+        print(f"mae: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"mae-serve {version('mae-serve')}")
         raise typer.Exit
 
@@ -68,10 +62,11 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Masked autoencoders: serve them, embed and reconstruct images."""
+    """Masked autoencoders: serve, train and evaluate them; embed and reconstruct images."""
 
 
 def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo], name: str | None = None) -> None:
+    """Adds a command with one option per field; its help is the docstring without the line breaks of the source."""
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, help=unwrapped)(with_options(command, fields))

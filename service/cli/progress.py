@@ -1,4 +1,4 @@
-"""What a long command says on standard error."""
+"""The progress bar of commands that work on many images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 
-class Report:
-    """A progress bar, where there is a terminal to see it, and lines that pass it by; use as a context manager."""
+class ProgressBar:
+    """A progress bar on a terminal, and lines of text beside it on standard error; use it as a context manager.
 
-    def __init__(self, total: int, there: int = 0, doing: str = "embedding") -> None:
-        """Of `total` images, `there` are done already; `doing` says what happens to them."""
+    Where standard error is no terminal, the lines alone are written.
+    """
+
+    def __init__(self, total: int, completed: int = 0, stage: str = "embedding") -> None:
+        """Starts at `completed` of `total` images; `stage` names the work."""
         self.done = 0
+        """Images that were processed since the start."""
         self.skipped = 0
+        """Images that could not be processed."""
         self._console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -26,29 +31,29 @@ class Report:
             RateColumn(),
             TimeRemainingColumn(),
         )
-        # Not the console's own idea of a terminal, which environment variables can change.
+        # rich's own test for a terminal would let environment variables decide.
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task(doing, total=total, completed=there)
+        self._task = self._bar.add_task(stage, total=total, completed=completed)
 
-    def stage(self, doing: str) -> None:
-        """Says what happens from now on: in front of the bar, or in a line of its own where there is none."""
-        self._bar.update(self._task, description=doing)
+    def stage(self, name: str) -> None:
+        """Names the work that begins now: before the bar, or in a line of its own where there is no bar."""
+        self._bar.update(self._task, description=name)
         if self._bar.disable:
-            self.say(doing)
+            self.write_line(name)
 
     def advance(self) -> None:
-        """One more is done."""
+        """Counts an image that was processed."""
         self.done += 1
         self._bar.advance(self._task)
 
     def skip(self, reason: str) -> None:
-        """One more cannot be done."""
+        """Counts an image that could not be processed, and writes the reason."""
         self.skipped += 1
         self._bar.advance(self._task)
-        self.say(reason)
+        self.write_line(reason)
 
-    def say(self, sentence: str) -> None:
-        """Writes one line."""
+    def write_line(self, sentence: str) -> None:
+        """Writes one line to standard error, above the bar."""
         self._console.print(f"mae: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
@@ -59,13 +64,13 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.stop()
 
 
 class RateColumn(ProgressColumn):
-    """Images per second."""
+    """A column with the images per second."""
 
     def render(self, task: Task) -> Text:
-        """Over the last half minute."""
+        """The mean rate of the last half minute."""
         return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s", style="progress.data.speed")

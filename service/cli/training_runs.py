@@ -1,4 +1,4 @@
-"""What the commands that train have in common."""
+"""Options and errors of the commands that train: `mae pretrain` and `mae finetune`."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ from service.cli.errors import CommandError
 S = TypeVar("S", bound=TrainingConfig)
 
 
-def recipe_of(kind: type[S], chosen: Mapping[str, Any]) -> S:
-    """The recipe that the options describe.
+def recipe_of(kind: type[S], options: Mapping[str, Any]) -> S:
+    """The recipe of class `kind` that the options describe.
 
     Raises:
-        CommandError: a choice that cannot be.
+        CommandError: an option has an invalid value; the message names it.
     """
     try:
-        return kind(**chosen)
+        return kind(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
         raise CommandError(name + first["msg"].removeprefix("Value error, ")) from error
 
 
-def require_bound(schedule: TrainingConfig) -> None:
-    """Raises CommandError unless something says how long to train."""
-    if (schedule.epochs, schedule.steps, schedule.minutes) == (None, None, None):
-        raise CommandError("nothing says how long to train: give --epochs, --steps or --minutes")
+def require_bound(config: TrainingConfig) -> None:
+    """Checks that the run has an end.
+
+    Raises:
+        CommandError: neither epochs nor steps nor minutes are given.
+    """
+    if (config.epochs, config.steps, config.minutes) == (None, None, None):
+        raise CommandError("the length of the training is not given: add --epochs, --steps or --minutes")
 
 
 def absolute_weights(weights: str) -> str:
-    """A name of weights, or of a preset, that means the same wherever a run is resumed from."""
+    """The name of weights or of a preset, with a path made absolute: the run may be resumed from another folder."""
     if weights in PRESETS:
         return weights
     return weights if weights.startswith(HUB_PREFIX) else str(Path(weights).expanduser().absolute())
 
 
 @contextmanager
-def ending_well() -> Iterator[None]:
-    """Makes what stops a run one sentence and an exit code.
+def translate_errors() -> Iterator[None]:
+    """Turns the errors of a run into a sentence and an exit code.
 
     Raises:
-        CommandError: the run cannot be begun or gone on with.
-        typer.Exit: a signal ended it, after its state was saved.
+        CommandError: the run cannot start or continue.
+        typer.Exit: a signal ended the run, after its state was saved.
     """
     from model.images.folders import ClassFolderError
     from model.training.dataset import NoImages

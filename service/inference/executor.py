@@ -1,45 +1,28 @@
-"""One lane at work: runs batches, and finds out who is to blame when one fails."""
+"""Runs batches on one lane, and finds the image that is to blame when a batch fails."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.arrays import Bytes, Indices
+from model.arrays import Bytes, Floats, Indices
 from model.engines.base import Engine, FatalEngineError
 from model.masking import PAD
 from service.errors import InferenceFailed, ServiceError
+from service.inference.queue import DecoderOutput, Operation, QueueEntry, Result
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-Operation = Literal["embed", "tokens", "reconstruct"]
-Row = Any
-"""What one image gets: an array, or a pair of arrays for reconstruct."""
-
-
-class Work(Protocol):
-    """One image of a batch."""
-
-    @property
-    def index(self) -> int:
-        """Its number within its request."""
-
-    @property
-    def patches(self) -> Bytes:
-        """Uint8 [K, P], all N for reconstruct."""
-
-    @property
-    def visible_indices(self) -> Indices:
-        """Int32 [K]."""
+GREY = 128
 
 
 class BatchExecutor:
-    """Runs the batches of one lane: finds out who is to blame when one fails."""
+    """Runs the batches of one lane. Used by the thread of that lane alone."""
 
     def __init__(self, engine: Engine, lane: int, metrics: Metrics) -> None:
         """For the lane numbered `lane` of `engine`."""
@@ -47,8 +30,11 @@ class BatchExecutor:
         self._lane = lane
         self._metrics = metrics
 
-    def run(self, operation: Operation, batch: Sequence[Work]) -> tuple[list[Row | ServiceError], float]:
-        """One result an item, and the seconds it took.
+    def run(self, operation: Operation, batch: Sequence[QueueEntry]) -> tuple[list[Result | ServiceError], float]:
+        """Runs a batch. If it fails, each half is tried again, so that only the images to blame fail.
+
+        Returns:
+            For each image its result or its failure, and the seconds of the whole.
 
         Raises:
             FatalEngineError: the device is lost, or the engine fails on harmless input too.
@@ -56,95 +42,103 @@ class BatchExecutor:
         self._metrics.batch_size.labels(operation).observe(len(batch))
         start = time.monotonic()
         try:
-            results = self._checked(operation, batch)
+            results = self._infer(operation, batch)
         except FatalEngineError:
             raise
         except Exception as error:
-            self._failed(batch, error)
+            self._count_failure(batch, error)
             self._probe(operation, batch[0])
-            results = self._halves(operation, batch)
+            results = self._bisect(operation, batch)
         else:
             if all(isinstance(result, ServiceError) for result in results):
                 self._probe(operation, batch[0])
         return results, time.monotonic() - start
 
-    def _halves(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
-        """A batch has failed: each half again, down to the image that is to blame; a lone image once more."""
+    def _infer(self, operation: Operation, batch: Sequence[QueueEntry]) -> list[Result | ServiceError]:
+        """The results of a batch. A non-finite output fails only its own image."""
+        patches = stack_padded([entry.patches for entry in batch], 0)
+        visible_indices = stack_padded([entry.visible_indices for entry in batch], PAD)
+        if operation == "reconstruct":
+            pixels, error = self._engine.reconstruct(self._lane, patches, visible_indices)
+            results: list[Result] = [DecoderOutput(*output) for output in zip(pixels, error, strict=True)]
+            floats = error
+        else:
+            floats = self._encode(operation, patches, visible_indices)
+            if operation == "tokens":  # without the tokens of padding
+                results = [output[: len(entry.visible_indices)] for output, entry in zip(floats, batch, strict=True)]
+            else:
+                results = list(floats)
+        finite = _is_finite(floats)
+        return [
+            result if is_finite else self._not_finite(entry, len(batch))
+            for result, is_finite, entry in zip(results, finite, batch, strict=True)
+        ]
+
+    def _encode(self, operation: Operation, patches: Bytes, visible_indices: Indices) -> Floats:
+        call = self._engine.embed if operation == "embed" else self._engine.tokens
+        return call(self._lane, patches, visible_indices)
+
+    def _bisect(self, operation: Operation, batch: Sequence[QueueEntry]) -> list[Result | ServiceError]:
+        """The results of a batch that has failed: of each half, down to the image to blame; a lone image runs again."""
         middle = (len(batch) + 1) // 2
-        results: list[Row | ServiceError] = []
+        results: list[Result | ServiceError] = []
         for half in filter(len, (batch[:middle], batch[middle:])):
             try:
-                results += self._checked(operation, half)
+                results += self._infer(operation, half)
             except FatalEngineError:
                 raise
             except Exception as error:
-                self._failed(half, error)
+                self._count_failure(half, error)
                 if len(half) > 1:
-                    results += self._halves(operation, half)
+                    results += self._bisect(operation, half)
                 else:
                     index = half[0].index
                     results.append(InferenceFailed(f"the engine failed on image {index}", image=index))
         return results
 
-    def _probe(self, operation: Operation, item: Work) -> None:
-        """After a failed batch: a harmless one of grey. If that fails too, it is the engine and not the images."""
-        grey = np.full_like(item.patches[None], 128)
+    def _probe(self, operation: Operation, entry: QueueEntry) -> None:
+        """Runs a harmless grey image after a failed batch: if that fails too, the engine is to blame.
+
+        Raises:
+            FatalEngineError: it fails.
+        """
+        grey = np.full_like(entry.patches[None], GREY)
+        visible_indices = entry.visible_indices[None]
         try:
-            finite = _finite_rows(self._call(operation, grey, item.visible_indices[None]), 1)
+            if operation == "reconstruct":
+                _, floats = self._engine.reconstruct(self._lane, grey, visible_indices)
+            else:
+                floats = self._encode(operation, grey, visible_indices)
         except Exception as error:
             raise FatalEngineError(
                 f"two batches in a row have failed, the second one of plain grey: {error}"
             ) from error
-        if not finite.all():
+        if not np.isfinite(floats).all():
             raise FatalEngineError("the engine gives no finite numbers, not even for plain grey")
 
-    def _checked(self, operation: Operation, batch: Sequence[Work]) -> list[Row | ServiceError]:
-        """Rows of the batch; one with a number that is none becomes a failure of its image alone."""
-        patches = stacked([item.patches for item in batch], 0)
-        visible_indices = stacked([item.visible_indices for item in batch], PAD)
-        outputs = self._call(operation, patches, visible_indices)
-        finite = _finite_rows(outputs, len(batch))
-        results: list[Row | ServiceError] = []
-        for row, item in enumerate(batch):
-            if finite[row] and operation == "tokens":
-                results.append(outputs[0][row, : len(item.visible_indices)])
-            elif finite[row]:
-                results.append(outputs[0][row] if len(outputs) == 1 else tuple(output[row] for output in outputs))
-            else:
-                self._metrics.engine_failures.labels("not_finite").inc()
-                log.error("the engine gave numbers that are not finite for one image of %d", len(batch))
-                results.append(
-                    InferenceFailed(f"the engine gave no finite numbers for image {item.index}", image=item.index)
-                )
-        return results
+    def _not_finite(self, entry: QueueEntry, batch_size: int) -> InferenceFailed:
+        self._metrics.engine_failures.labels("not_finite").inc()
+        log.error("the engine gave numbers that are not finite for one image of %d", batch_size)
+        return InferenceFailed(f"the engine gave no finite numbers for image {entry.index}", image=entry.index)
 
-    def _call(self, operation: Operation, patches: Bytes, visible_indices: Indices) -> tuple[NDArray[Any], ...]:
-        if operation == "embed":
-            return (self._engine.embed(self._lane, patches, visible_indices),)
-        if operation == "tokens":
-            return (self._engine.tokens(self._lane, patches, visible_indices),)
-        return self._engine.reconstruct(self._lane, patches, visible_indices)
-
-    def _failed(self, batch: Sequence[Work], error: Exception) -> None:
+    def _count_failure(self, batch: Sequence[QueueEntry], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()
         log.error("a batch of %d has failed on lane %d: %s", len(batch), self._lane, error)
 
 
-def stacked(arrays: Sequence[NDArray[Any]], filler: int) -> NDArray[Any]:
-    """Arrays [K, ...] as one, [B, K, ...]; shorter ones are filled up to the longest."""
+def stack_padded(arrays: Sequence[NDArray[Any]], padding: int) -> NDArray[Any]:
+    """Stacks arrays [K, ...] to [B, K, ...], with K of the longest; shorter ones end in `padding`."""
     if len(arrays) == 1:
         return arrays[0][None]
     lengths = [len(array) for array in arrays]
     if min(lengths) == max(lengths):
         return np.stack(arrays)
-    filled = np.full((len(arrays), max(lengths), *arrays[0].shape[1:]), filler, arrays[0].dtype)
-    for row, array in zip(filled, arrays, strict=True):
-        row[: len(array)] = array
-    return filled
+    stacked = np.full((len(arrays), max(lengths), *arrays[0].shape[1:]), padding, arrays[0].dtype)
+    for target, array in zip(stacked, arrays, strict=True):
+        target[: len(array)] = array
+    return stacked
 
 
-def _finite_rows(outputs: tuple[NDArray[Any], ...], count: int) -> NDArray[np.bool_]:
-    """Which of `count` rows hold nothing but finite numbers."""
-    floats = outputs[-1]  # vectors, or the error of each patch: pixels are bytes and always finite
-    finite: NDArray[np.bool_] = np.isfinite(floats).reshape(count, -1).all(axis=1)
-    return finite
+def _is_finite(floats: Floats) -> NDArray[np.bool_]:
+    """Whether each image's outputs, float32 [B, ...], are all finite: bool [B]. Pixels are bytes and always are."""
+    return np.asarray(np.isfinite(floats).reshape(len(floats), -1).all(axis=1))

@@ -1,16 +1,14 @@
-"""Bytes of a stranger -> the model's square of pixels -> patches.
+"""Bytes of an uploaded image -> the model's square of pixels -> patches.
 
-The bytes decide the format, pixels are counted before they are loaded, and one resize does both the scaling and the
-crop. Pillow's decoders and its resize release the GIL, so a pool of threads uses all processors.
+The bytes decide the format, the pixels are counted before they are loaded, and one resize both scales and crops.
+Pillow's decoders and its resize release the GIL, so a pool of threads uses all CPUs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,107 +26,96 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as the model sees it, and what a mask drawn over the original needs to follow it."""
+    """The patches of an image, and the facts that a mask drawn over the original needs."""
 
     patches: Bytes
-    """uint8 [N, P], each in the order row, column, channel."""
+    """uint8 [N, P], each patch in the order row, column, channel."""
     size: tuple[int, int]
-    """Width and height as stored, before any turning."""
+    """Width and height as stored, before the EXIF orientation is applied."""
     orientation: int
-    """The EXIF orientation, 1 for upright."""
+    """The EXIF orientation; 1 for upright."""
 
 
 class ImageDecoder:
-    """Decodes images for one model, in a bounded pool of threads."""
+    """Decodes images for one model. Its methods may run in several threads at once."""
 
-    def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int, threads: int) -> None:
+    def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int) -> None:
         """For the image size and patches of `config`; images of more than `max_pixels` are refused."""
         self._config = config
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that the operator sets
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # a stranger's damaged metadata are no news to the operator
-
-    @property
-    def threads(self) -> int:
-        """How many images are decoded at once."""
-        return self._threads
-
-    async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Runs `work` in the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        Image.MAX_IMAGE_PIXELS = None  # The operator's limit, which is checked here, replaces Pillow's own.
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Damaged metadata of uploads is no news to the operator.
 
     def decode(self, data: bytes, index: int) -> DecodedImage:
         """Decodes image `index` of a request.
 
         Raises:
-            UndecodableImage: damaged, or no image at all.
-            UnsupportedType: an image of a kind that is not served.
-            TooManyPixels: more than the limit.
+            UndecodableImage: the image is damaged, or the bytes are no image.
+            UnsupportedType: the format is not served.
+            TooManyPixels: the image has more pixels than the limit.
         """
-        return self._guarded(self._decode, data, f"image {index}", index)
+        return self._open(data, f"image {index}", self._decode, image=index)
 
-    def removed_by(self, mask: bytes, of: DecodedImage) -> NDArray[np.intp]:
-        """Row-major indices of the patches that are more than half white in `mask`, drawn over the stored image.
+    def removed_by(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
+        """Row-major indices of the patches that a mask image removes: those that are more than half white in it.
+
+        Args:
+            mask: an encoded image, drawn over the stored image.
+            decoded: the image that the mask belongs to.
 
         Raises:
             InvalidParameter: the mask's size is not the image's.
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
-        return self._guarded(lambda image: self._removed_by(image, of), mask, "the mask", None)
+        return self._open(mask, "the mask", lambda image: self._removed_by(image, decoded))
 
-    def close(self) -> None:
-        """Lets the threads go."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _guarded(self, work: Callable[[Image.Image], T], data: bytes, what: str, index: int | None) -> T:
-        """Opens `data` and works on it; whatever Pillow stumbles over is the image's fault."""
-        details = {} if index is None else {"image": index}
+    def _open(self, data: bytes, name: str, read: Callable[[Image.Image], T], **details: int) -> T:
+        """Opens `data`, checks its number of pixels, and reads it. Any error of Pillow's is the image's fault."""
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > self._max_pixels:
                     raise TooManyPixels(
-                        f"{what} has {image.width} x {image.height} pixels; the limit is {self._max_pixels} in all",
+                        f"{name} has {image.width} x {image.height} pixels; the limit is {self._max_pixels} in all",
                         limit=self._max_pixels,
                         **details,
                     )
-                return work(image)
+                return read(image)
         except (ServiceError, MemoryError):
             raise
         except UnidentifiedImageError:
-            if kind := foreign_kind(data[:1024]):
+            if kind := recognise_unserved(data[:1024]):
                 raise UnsupportedType(
-                    f"{what} is {kind}; served are {', '.join(FORMATS)}", supported=FORMATS, **details
+                    f"{name} is {kind}; served are {', '.join(FORMATS)}", supported=FORMATS, **details
                 ) from None
-            raise UndecodableImage(f"{what} is no image that can be read ({', '.join(FORMATS)})", **details) from None
-        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-            raise UndecodableImage(f"{what} cannot be decoded: {error}", **details) from error
+            raise UndecodableImage(f"{name} is no image that can be read ({', '.join(FORMATS)})", **details) from None
+        except Exception as error:  # Pillow's decoders raise errors of any class for damaged files.
+            raise UndecodableImage(f"{name} cannot be decoded: {error}", **details) from error
 
     def _decode(self, image: Image.Image) -> DecodedImage:
         size, orientation = image.size, orientation_of(image)
-        if image.format == "TIFF" and orientation >= 5:  # whose size Pillow gives turned from the start
+        if image.format == "TIFF" and orientation >= 5:  # Pillow gives its size after the orientation is applied.
             size = size[::-1]
         upright = loaded(image, self._preprocessing.resized_short_side(self._config.image_size))
         pixels = np.asarray(square(upright, self._config, self._preprocessing))
         return DecodedImage(cut(pixels, self._config.patch_size), size, orientation)
 
-    def _removed_by(self, mask: Image.Image, of: DecodedImage) -> NDArray[np.intp]:
-        if mask.size != of.size:
+    def _removed_by(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp]:
+        if mask.size != decoded.size:
+            width, height = decoded.size
             raise InvalidParameter(
-                f"the mask is {mask.width} x {mask.height} pixels, its image as stored {of.size[0]} x {of.size[1]}",
+                f"the mask is {mask.width} x {mask.height} pixels, its image as stored {width} x {height}",
                 parameter="mask",
             )
         white = rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-        upright = turned(white, of.orientation)  # drawn over the stored image
+        upright = turned(white, decoded.orientation)  # The mask was drawn over the stored image.
         flags = square(upright, self._config, self._preprocessing, Image.Resampling.BOX)
         shares = cut(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
         return np.flatnonzero(shares > 127.5)
 
 
-def foreign_kind(head: bytes) -> str | None:
-    """What people send by mistake, told by its first bytes, so that the refusal can name it."""
+def recognise_unserved(head: bytes) -> str | None:
+    """Names a format that is not served by its first bytes, so that the refusal can name it; None if unknown."""
     if b"<svg" in head:
         return "SVG"
     if head.startswith(b"%PDF"):
@@ -138,6 +125,6 @@ def foreign_kind(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in (b"avif", b"avis"):
-            return None  # of a kind that is served, but damaged
+            return None  # The format is served, so the file is damaged.
         return "HEIC" if brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") else "a video"
     return None

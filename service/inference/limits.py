@@ -1,9 +1,11 @@
-"""What there is so much of and no more: taken before it is used, given back afterwards."""
+"""Admission limits: an amount is reserved before it is used, and released afterwards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+from service.errors import QueueFull, TooManyImages
 
 
 class Budget(Protocol):
@@ -15,40 +17,62 @@ class Budget(Protocol):
 
     @property
     def used(self) -> int:
-        """What is taken and not given back."""
+        """The amount that is reserved now."""
 
     def take(self, amount: int) -> bool:
-        """Takes `amount`; False, and nothing is taken, if that is more than is left."""
+        """Reserves `amount`; returns False, and reserves nothing, if less than that is left."""
 
     def give(self, amount: int) -> None:
-        """Gives `amount` back."""
+        """Releases `amount`."""
 
 
 class LocalBudget:
-    """Of one process; not for threads."""
+    """A budget of one process. The caller serialises its calls."""
 
     def __init__(self, limit: int | None = None) -> None:
-        """Nothing is taken yet."""
+        """Nothing is reserved yet."""
         self.limit = limit
         self.used = 0
 
     def take(self, amount: int) -> bool:
-        """Takes `amount` if it is there."""
+        """Reserves `amount` if that much is left."""
         if self.limit is not None and self.used + amount > self.limit:
             return False
         self.used += amount
         return True
 
     def give(self, amount: int) -> None:
-        """Gives `amount` back."""
+        """Releases `amount`."""
         self.used -= amount
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """What the requests of a service share."""
+    """The amounts that all requests of a service share."""
 
     bodies: Budget
     """Bytes of request bodies, up to MAX_INFLIGHT_MB."""
     requests: Budget
-    """Requests for inference that have begun and are not answered; without a bound."""
+    """Inference requests that have begun and are not answered; unbounded."""
+    images: Budget
+    """Images that were admitted and are not in a batch yet, up to QUEUE_IMAGES."""
+
+
+def require_possible(budget: Budget, count: int) -> None:
+    """Checks that `count` images fit into the queue when it is empty.
+
+    Raises:
+        TooManyImages: they never fit.
+    """
+    if budget.limit is not None and count > budget.limit:
+        raise TooManyImages(f"{count} images in one request, but the queue holds {budget.limit}", limit=budget.limit)
+
+
+def reserve_images(budget: Budget, count: int) -> None:
+    """Reserves room for `count` images in the queue.
+
+    Raises:
+        QueueFull: they do not fit now.
+    """
+    if not budget.take(count):
+        raise QueueFull(f"{budget.used} images are waiting and {count} more are too many", limit=budget.limit)

@@ -1,13 +1,14 @@
-"""Images -> patches -> batches -> results: what a route and a command have in common."""
+"""From encoded images to results: decoding in a pool of threads, then the scheduler. Routes and commands share it."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,21 +16,23 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import ROWS, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
-from service.errors import InvalidParameter, NoDecoder, NoHead, ServiceError
-from service.inference.executor import Operation
+from service.errors import NoDecoder, NoHead, ServiceError
 from service.inference.image_decoder import DecodedImage, ImageDecoder
-from service.inference.queue import QueuedRequest
+from service.inference.queue import DecoderOutput, Operation, QueuedRequest, QueueEntry, Result
+from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
 ChooseVisible = Callable[[DecodedImage], Indices]
-"""Which patches of a decoded image stay visible, int32 [K]; runs in the decode pool."""
+"""Chooses which patches of a decoded image stay visible, int32 [K]; runs in the thread pool."""
+PrepareImage = Callable[[bytes, int], tuple[Bytes, Indices]]
+"""Decodes an image for the engine: patches uint8 [K, P] or [N, P], visible indices int32 [K]; runs in the pool."""
 
 
 @dataclass
 class Timings:
-    """Seconds of one request, by stage; of several images, the slowest one's."""
+    """Seconds of one request by stage; of several images, the seconds of the slowest."""
 
     decode: float = 0.0
     queue: float = 0.0
@@ -39,12 +42,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, seen through its visible patches."""
+    """One image and what the decoder predicts from its visible patches."""
 
     patches: Bytes
     """The image itself, uint8 [N, P]."""
     pixels: Bytes
-    """What the decoder painted, uint8 [N, P]."""
+    """Predicted pixels, uint8 [N, P]."""
     error: Floats
     """Squared error of each patch in the decoder's pixels, float32 [N]."""
     visible_indices: Indices
@@ -63,29 +66,78 @@ class Reconstruction:
         return 1 - len(self.visible_indices) / len(self.error)
 
 
-class Queue(Protocol):
-    """The way to the engine: a `BatchScheduler`, or what stands for one in another process."""
+class PendingResults:
+    """The `ResultSink` of a request in this process: a future of all its results."""
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> QueuedRequest:
-        """As `BatchScheduler.admit`."""
+    def __init__(self, count: int) -> None:
+        """Waits for `count` results."""
+        self.queue_s = 0.0
+        """Seconds in the queue, of the slowest image."""
+        self.infer_s = 0.0
+        """Seconds in a batch, of the slowest image."""
+        self._results: list[Result | None] = [None] * count
+        self._missing = count
+        self._future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
 
-    def fail_all(self, error: ServiceError) -> None:
-        """As `BatchScheduler.fail_all`."""
+    async def wait(self) -> list[Result]:
+        """Returns the results in the order of the images. Does not enforce the deadline; the caller must.
 
-    def stop(self) -> None:
-        """As `BatchScheduler.stop`."""
+        Raises:
+            InferenceFailed: the engine failed on one of them.
+            EngineLost: the engine has failed for good.
+        """
+        return await self._future
+
+    def taken(self, entries: Sequence[QueueEntry]) -> None:
+        """Does nothing."""
+
+    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+        """Does nothing: the request waits until its deadline, which its caller enforces."""
+
+    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+        """Stores a result. The first failure of an image fails the request."""
+        self.queue_s, self.infer_s = max(self.queue_s, queue_s), max(self.infer_s, infer_s)
+        if self._future.done():
+            return
+        if isinstance(result, ServiceError):
+            self._future.set_exception(result)
+            return
+        self._results[index] = result
+        self._missing -= 1
+        if not self._missing:
+            self._future.set_result([result for result in self._results if result is not None])
+
+    def failed(self, error: ServiceError) -> None:
+        """Fails the request, unless it is done."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def close(self) -> None:
+        """Ends the wait. An exception that nobody has asked for is not reported as lost."""
+        if not self._future.cancel() and not self._future.cancelled():
+            self._future.exception()
 
 
 class Pipeline:
-    """Decodes in the pool, queues in the batcher, waits for the rows."""
+    """Decodes images in a pool of threads, queues them with the scheduler, and waits for the results."""
 
-    def __init__(self, info: EngineInfo, heads: Heads, decoder: ImageDecoder, batcher: Queue, metrics: Metrics) -> None:
-        """For one engine."""
+    def __init__(
+        self,
+        info: EngineInfo,
+        heads: Heads,
+        image_decoder: ImageDecoder,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        threads: int,
+    ) -> None:
+        """For one engine, with a pool of `threads` threads for decoding images and writing pictures."""
         self.info = info
         self.heads = heads
-        self.decoder = decoder
-        self.batcher = batcher
+        self.image_decoder = image_decoder
+        self.scheduler = scheduler
         self._metrics = metrics
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
     def head(self) -> Head:
@@ -98,131 +150,163 @@ class Pipeline:
             raise NoHead(f"{self.info.model} has no classification head: mae finetune trains one")
         return self.heads.head
 
+    def require_decoder(self) -> None:
+        """Checks that the model can reconstruct.
+
+        Raises:
+            NoDecoder: it has no decoder.
+        """
+        if not self.info.config.has_decoder:
+            raise NoDecoder(f"{self.info.model} has no decoder: its weights hold the encoder alone")
+
     async def embed(
         self, images: list[bytes], pool: Pool, visible_indices: Indices, timings: Timings, deadline: float = math.inf
     ) -> list[Floats]:
-        """Vectors of `images`, float32 [D] each, or [K, D] for `tokens`.
+        """Embeds images.
 
         Args:
             images: encoded images.
             pool: `mean` of the patch tokens, `cls`, or all `tokens` in the order of `visible_indices`.
-            visible_indices: the patches that are encoded, int32 [K], in all images the same.
-            timings: filled with the time it took.
-            deadline: of time.monotonic(); later than that nothing enters a batch.
+            visible_indices: the patches that are encoded, int32 [K], the same in all images.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+
+        Returns:
+            A vector per image, float32 [D]; float32 [K, D] for `tokens`.
 
         Raises:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
+
+        def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
+            patches = self.image_decoder.decode(data, index).patches
+            whole = len(visible_indices) == len(patches)
+            return patches if whole else patches[visible_indices], visible_indices
+
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        with self.batcher.admit(operation, len(images), deadline) as ticket:
-
-            def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
-                patches = self.decoder.decode(data, index).patches
-                return (patches if len(visible_indices) == len(patches) else patches[visible_indices]), visible_indices
-
-            async def feed(numbers: Iterator[int]) -> None:
-                for index in numbers:
-                    ticket.put(index, *await self._decoded(prepare, images[index], index, timings))
-
-            await self._feed(feed, len(images))
-            rows = await self._rows(ticket, timings)
-        return rows if pool == "tokens" else [row[ROWS[pool]] for row in rows]
+        results = await self._infer(operation, images, prepare, timings, deadline)
+        vectors = [result for result in results if not isinstance(result, DecoderOutput)]
+        return vectors if pool == "tokens" else [vector[ROWS[pool]] for vector in vectors]
 
     async def classify(self, images: list[bytes], timings: Timings, deadline: float = math.inf) -> list[Floats]:
-        """Probabilities of the head's classes for `images`, float32 [C] each, in the order of the head's facts.
+        """Classifies images by the model's head.
 
-        The whole image is embedded, in batches with whoever else embeds; the head runs here, image by image, so that
-        the bits are the same whatever else a request brings.
+        Whole images are embedded, in batches with all other embeddings. The head runs here, image by image, so that an
+        image's probabilities have the same bits whatever other images a request brings.
 
         Args:
             images: encoded images.
-            timings: filled with the time it took.
-            deadline: of time.monotonic(); later than that nothing enters a batch.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+
+        Returns:
+            The classes' probabilities per image, float32 [C], in the order of the head's classes.
 
         Raises:
             NoHead: the model has no classification head.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
-        head, whole = self.head, all_indices(self.info.config.num_patches)
-        vectors = await self.embed(images, head.facts.pool, whole, timings, deadline)
+        head = self.head
+        visible_indices = all_indices(self.info.config.num_patches)
+        vectors = await self.embed(images, head.facts.pool, visible_indices, timings, deadline)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct(
-        self, images: list[bytes], place: ChooseVisible, timings: Timings, deadline: float = math.inf
+        self, images: list[bytes], choose_visible: ChooseVisible, timings: Timings, deadline: float = math.inf
     ) -> list[Reconstruction]:
-        """What the decoder makes of the visible patches of `images`.
+        """Reconstructs images from their visible patches.
 
         Args:
             images: encoded images.
-            place: says which patches of an image stay visible; the same number for all.
-            timings: filled with the time it took.
-            deadline: of time.monotonic(); later than that nothing enters a batch.
+            choose_visible: chooses the visible patches of an image; the same number for all images.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
 
         Raises:
             NoDecoder: the model cannot reconstruct.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
-        if not self.info.config.has_decoder:
-            raise NoDecoder(f"{self.info.model} has no decoder: its weights hold the encoder alone")
-        seen: list[tuple[Bytes, Indices]] = [(np.empty(0, np.uint8), np.empty(0, np.int32))] * len(images)
-        with self.batcher.admit("reconstruct", len(images), deadline) as ticket:
+        self.require_decoder()
+        prepared: dict[int, tuple[Bytes, Indices]] = {}
 
-            def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
-                decoded = self.decoder.decode(data, index)
-                return decoded.patches, place(decoded)
+        def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
+            decoded = self.image_decoder.decode(data, index)
+            prepared[index] = decoded.patches, choose_visible(decoded)
+            return prepared[index]
 
-            async def feed(numbers: Iterator[int]) -> None:
-                for index in numbers:
-                    seen[index] = await self._decoded(prepare, images[index], index, timings)
-                    ticket.put(index, *seen[index])
+        results = await self._infer("reconstruct", images, prepare, timings, deadline)
+        reconstructions = []
+        for index, result in enumerate(results):
+            assert isinstance(result, DecoderOutput)
+            patches, visible_indices = prepared[index]
+            reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
+        return reconstructions
 
-            await self._feed(feed, len(images))
-            rows = await self._rows(ticket, timings)
-        return [
-            Reconstruction(patches, pixels, error, visible_indices)
-            for (patches, visible_indices), (pixels, error) in zip(seen, rows, strict=True)
-        ]
-
-    async def render(self, work: Callable[[], T], timings: Timings) -> T:
-        """Runs `work`, which writes a picture or a large answer, in the decode pool."""
+    async def render(self, write: Callable[[], T], timings: Timings) -> T:
+        """Runs `write`, which makes a picture or a large answer, in the pool."""
         start = time.monotonic()
-        result = await self.decoder.run(work)
+        result = await self.run_in_pool(write)
         timings.render = time.monotonic() - start
         self._metrics.stage_duration.labels("render").observe(timings.render)
         return result
 
-    async def _decoded(
-        self, prepare: Callable[[bytes, int], tuple[Bytes, Indices]], data: bytes, index: int, timings: Timings
-    ) -> tuple[Bytes, Indices]:
-        start = time.monotonic()
-        result = await self.decoder.run(prepare, data, index)
-        seconds = time.monotonic() - start
-        timings.decode = max(timings.decode, seconds)
-        self._metrics.stage_duration.labels("decode").observe(seconds)
-        return result
+    async def run_in_pool(self, work: Callable[..., T], *arguments: object) -> T:
+        """Runs `work(*arguments)` in the pool of threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    async def _feed(self, feed: Callable[[Iterator[int]], Coroutine[Any, Any, None]], count: int) -> None:
-        """Decodes a request's images, no more at a time than there are threads: others' come in between."""
-        numbers = iter(range(count))
-        if count == 1:
-            await feed(numbers)
+    def close(self) -> None:
+        """Stops the scheduler and the pool; a batch that is still running gets a moment, and is left."""
+        self.scheduler.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _infer(
+        self, operation: Operation, images: list[bytes], prepare: PrepareImage, timings: Timings, deadline: float
+    ) -> list[Result]:
+        pending = PendingResults(len(images))
+        request = self.scheduler.admit(operation, len(images), deadline, pending)
+        try:
+            await self._queue_images(request, images, prepare, timings)
+            results = await pending.wait()
+        finally:
+            self.scheduler.release(request)
+            pending.close()
+        timings.queue, timings.infer = pending.queue_s, pending.infer_s
+        return results
+
+    async def _queue_images(
+        self, request: QueuedRequest, images: list[bytes], prepare: PrepareImage, timings: Timings
+    ) -> None:
+        """Decodes and queues the images of a request, at most as many at once as the pool has threads.
+
+        So images of other requests get a thread in between.
+        """
+        numbers = iter(range(len(images)))
+        if len(images) == 1:
+            await self._queue_next(numbers, request, images, prepare, timings)
             return
-        tasks = [asyncio.ensure_future(feed(numbers)) for _ in range(min(count, self.decoder.threads))]
+        # The tasks share one iterator: each takes the next image when it is done with its last.
+        tasks = [
+            asyncio.ensure_future(self._queue_next(numbers, request, images, prepare, timings))
+            for _ in range(min(len(images), self._threads))
+        ]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _rows(self, ticket: QueuedRequest, timings: Timings) -> list[Any]:
-        rows = await ticket.rows()
-        timings.queue, timings.infer = ticket.timing.queue, ticket.timing.infer
-        return rows
-
-
-def require_pool(info: EngineInfo, pool: Pool) -> None:
-    """Raises InvalidParameter if the model has no vectors of this kind."""
-    if pool == "cls" and not info.config.has_cls:
-        raise InvalidParameter(
-            f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
-        )
+    async def _queue_next(
+        self,
+        numbers: Iterator[int],
+        request: QueuedRequest,
+        images: list[bytes],
+        prepare: PrepareImage,
+        timings: Timings,
+    ) -> None:
+        for index in numbers:
+            start = time.monotonic()
+            patches, visible_indices = await self.run_in_pool(prepare, images[index], index)
+            seconds = time.monotonic() - start
+            timings.decode = max(timings.decode, seconds)
+            self._metrics.stage_duration.labels("decode").observe(seconds)
+            self.scheduler.put(request, index, patches, visible_indices)

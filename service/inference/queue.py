@@ -1,129 +1,223 @@
-"""A request's place in the queue, and the images that wait in it."""
+"""The queue between requests and lanes: a data structure without threads, clocks or metrics.
+
+Only images with the same `BatchKey` can share a batch. Turns are fair at two levels: the key that was served longest
+ago goes next, and inside a key each request gives one image per turn. So a request of one image never waits behind a
+request of many.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
-from model.arrays import Bytes, Indices
+from model.arrays import Bytes, Floats, Indices
 from service.errors import ServiceError
-from service.inference.executor import Operation, Row
+
+Operation = Literal["embed", "tokens", "reconstruct"]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """One image in the queue."""
+class DecoderOutput(NamedTuple):
+    """The result of one image for `reconstruct`."""
 
-    ticket: QueuedRequest
-    index: int
-    patches: Bytes
-    visible_indices: Indices
-    since: float
+    pixels: Bytes
+    """Predicted pixels, uint8 [N, P]."""
+    error: Floats
+    """Squared error of each patch, float32 [N]."""
+
+
+Result = Floats | DecoderOutput
+"""The result of one image: float32 [2, D] for `embed`, float32 [K, D] for `tokens`, or a `DecoderOutput`."""
 
 
 class BatchKey(NamedTuple):
-    """What can share a batch."""
+    """A property that all images of one batch share."""
 
     operation: Operation
-    most: int
-    """Visible patches of an image: just as many, or at most, where the engine mixes."""
+    max_visible: int
+    """The exact number of visible patches; an upper bound where the engine supports padding."""
 
 
-@dataclass
-class Timing:
-    """Seconds that the slowest image of a request spent waiting, and in its batch."""
+class ResultSink(Protocol):
+    """The receiver of a request's results.
 
-    queue: float = 0.0
-    infer: float = 0.0
+    `taken` and `dropped` are called while the scheduler holds its lock, in any thread. `result` and `failed` are called
+    on the event loop.
+    """
+
+    def taken(self, entries: Sequence[QueueEntry]) -> None:
+        """Images have left the queue for a batch."""
+
+    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+        """Images have left the queue and enter no batch."""
+
+    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+        """Receives the result of image `index`, with its seconds in the queue and in its batch."""
+
+    def failed(self, error: ServiceError) -> None:
+        """Receives a failure of the whole request."""
 
 
-class Keeper(Protocol):
-    """Whoever keeps the queue that a ticket is for."""
-
-    def put(self, item: QueueEntry) -> None:
-        """Queues an image."""
-
-    def give_up(self, ticket: QueuedRequest) -> None:
-        """Forgets a ticket."""
-
-
+@dataclass(eq=False, slots=True)
 class QueuedRequest:
-    """A request's place in the queue, for as many images as it has; use as a context manager, which gives it up."""
+    """A request that was admitted to the queue, with as many images as it was admitted for."""
 
-    def __init__(self, keeper: Keeper, operation: Operation, count: int, deadline: float) -> None:
-        """Made by `admit`."""
-        self.operation = operation
-        self.deadline = deadline
-        self.timing = Timing()
-        self.items: deque[QueueEntry] = deque()
-        self.group: BatchKey | None = None
-        self.stamp = 0.0
-        self.untaken = count
-        self.over = False
-        self._keeper = keeper
-        self._rows: list[Row] = [None] * count
-        self._missing = count
-        self._future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+    operation: Operation
+    count: int
+    """Number of its images."""
+    deadline: float
+    """Its images enter no batch after this time, in seconds of time.monotonic()."""
+    sink: ResultSink
+    unbatched: int = field(init=False)
+    """Number of its images that hold room in the queue: neither in a batch nor dropped."""
+    key: BatchKey | None = None
+    """The key of its images, set with the first one."""
+    released: bool = False
+    """Whether nobody waits for its results."""
 
-    def put(self, index: int, patches: Bytes, visible_indices: Indices) -> None:
-        """Queues the image `index`, uint8 [K, P] (all N for reconstruct), int32 [K]: one K for the whole ticket.
+    def __post_init__(self) -> None:
+        """Every image holds room in the queue at first."""
+        self.unbatched = self.count
 
-        Raises:
-            EngineLost: the engine is beyond help.
-        """
-        self._keeper.put(QueueEntry(self, index, patches, visible_indices, time.monotonic()))
-
-    async def rows(self) -> list[Row]:
-        """The images' results in order. Waits for good where the deadline has passed: who set it keeps it.
+    def set_key(self, key: BatchKey) -> None:
+        """Sets the key of its images.
 
         Raises:
-            InferenceFailed: the engine failed on one of them.
-            EngineLost: the engine is beyond help.
+            ValueError: an earlier image had another one.
         """
-        return await self._future
-
-    def settle(self, index: int, row: Row | ServiceError) -> None:
-        """Takes in one image's result; the first failure is the request's. On the event loop."""
-        if self._future.done():
-            return
-        if isinstance(row, ServiceError):
-            self.fail(row)
-            return
-        self._rows[index] = row
-        self._missing -= 1
-        if not self._missing:
-            self._future.set_result(self._rows)
-
-    def fail(self, error: ServiceError) -> None:
-        """Answers the whole request with `error`, unless it is answered. On the event loop."""
-        if not self._future.done():
-            self._future.set_exception(error)
-
-    def take(self) -> QueueEntry:
-        """The next image, for a batch. Under the queue's lock."""
-        self.untaken -= 1
-        return self.items.popleft()
-
-    def drop(self) -> None:
-        """Whatever waits will not be taken. Under the queue's lock."""
-        self.items.clear()
-
-    def __enter__(self) -> Self:
-        """Nothing to do: the place was taken by `admit`."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Gives back what is left of the place; nothing of this request enters a batch any more."""
-        self._keeper.give_up(self)
-        if not self._future.cancel() and not self._future.cancelled():
-            self._future.exception()  # seen, if nobody asked for it
+        if self.key not in (None, key):
+            raise ValueError("the images of one request must have the same number of visible patches")
+        self.key = key
 
 
-TicketKind = Callable[[Keeper, Operation, int, float], QueuedRequest]
+@dataclass(frozen=True, eq=False, slots=True)
+class QueueEntry:
+    """One image in the queue."""
+
+    request: QueuedRequest
+    index: int
+    """Its number within the request."""
+    patches: Bytes
+    """uint8 [K, P]; all patches, [N, P], for `reconstruct`."""
+    visible_indices: Indices
+    """int32 [K]."""
+    queued_at: float
+    """Seconds of time.monotonic()."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The waiting images of one request."""
+
+    last_turn: float
+    """When the request last gave an image to a batch; at first, when its oldest image was queued."""
+    entries: deque[QueueEntry] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class NextBatch:
+    """The images that have left the queue, or the time until some may."""
+
+    entries: Sequence[QueueEntry] = ()
+    """The batch; empty if all images that were due are in `expired`, or if none was due."""
+    expired: Sequence[QueueEntry] = ()
+    """Images that were removed because their deadline has passed."""
+    wait_s: float | None = None
+    """Seconds until a batch is due: 0 if one was, None if the queue is empty."""
+
+
+class FairQueue:
+    """Queued images by batch key and request. The caller holds a lock around every call."""
+
+    def __init__(self, max_batch_size: int, max_delay_s: float = 0.0) -> None:
+        """The queue is empty.
+
+        Args:
+            max_batch_size: largest number of images in a batch.
+            max_delay_s: time that the oldest image waits for a batch to fill.
+        """
+        self._max_batch_size = max_batch_size
+        self._max_delay_s = max_delay_s
+        # The requests of a key stand in the order of their next turn.
+        self._turns: dict[BatchKey, dict[QueuedRequest, _Turn]] = {}
+        self._sizes: dict[BatchKey, int] = {}
+
+    def __len__(self) -> int:
+        """Number of images in the queue."""
+        return sum(self._sizes.values())
+
+    def put(self, key: BatchKey, entry: QueueEntry) -> None:
+        """Queues an image.
+
+        Raises:
+            ValueError: an earlier image of its request had another key.
+        """
+        entry.request.set_key(key)
+        turns = self._turns.setdefault(key, {})
+        if entry.request not in turns:
+            turns[entry.request] = _Turn(entry.queued_at)
+        turns[entry.request].entries.append(entry)
+        self._sizes[key] = self._sizes.get(key, 0) + 1
+
+    def remove(self, request: QueuedRequest) -> Sequence[QueueEntry]:
+        """Removes the images of a request that are in the queue, and returns them."""
+        if request.key is None or request not in (turns := self._turns.get(request.key, {})):
+            return ()
+        entries = turns.pop(request).entries
+        self._shrink(request.key, len(entries))
+        return entries
+
+    def next_batch(self, now: float, flush: bool = False) -> NextBatch:
+        """Removes the next batch from the queue: one image of each request in turn, the longest waiting request first.
+
+        Args:
+            now: seconds of time.monotonic().
+            flush: batches that are not full are due at once.
+        """
+        delays = {key: 0.0 if flush else self._delay(key, now) for key in self._turns}
+        due = [key for key, delay in delays.items() if delay <= 0]
+        if not due:
+            return NextBatch(wait_s=min(delays.values(), default=None))
+        key = min(due, key=self._last_turn)
+        turns = self._turns[key]
+        candidates: deque[QueuedRequest] = deque()
+        expired: list[QueueEntry] = []
+        for request in list(turns):
+            if len(candidates) == self._max_batch_size:
+                break
+            if now < request.deadline:
+                candidates.append(request)
+            else:
+                expired += self.remove(request)
+        batch: list[QueueEntry] = []
+        served: dict[QueuedRequest, None] = {}
+        while candidates and len(batch) < self._max_batch_size:
+            request = candidates.popleft()
+            entries = turns[request].entries
+            batch.append(entries.popleft())
+            served[request] = None
+            if entries:
+                candidates.append(request)
+        for request in served:
+            turn = turns.pop(request)
+            if turn.entries:  # The next turn of this request comes after all requests that wait now.
+                turn.last_turn = now
+                turns[request] = turn
+        if batch:
+            self._shrink(key, len(batch))
+        return NextBatch(batch, expired, wait_s=0.0)
+
+    def _shrink(self, key: BatchKey, count: int) -> None:
+        self._sizes[key] -= count
+        if not self._sizes[key]:
+            del self._turns[key], self._sizes[key]
+
+    def _last_turn(self, key: BatchKey) -> float:
+        return next(iter(self._turns[key].values())).last_turn
+
+    def _delay(self, key: BatchKey, now: float) -> float:
+        if not self._max_delay_s or self._sizes[key] >= self._max_batch_size:
+            return 0.0
+        oldest = min(turn.entries[0].queued_at for turn in self._turns[key].values())
+        return oldest + self._max_delay_s - now

@@ -1,10 +1,8 @@
-"""Concurrent requests -> batches -> lanes.
+"""The scheduler forms batches of queued images and runs them on the lanes of an engine.
 
-A lane is a thread that takes what waits as soon as it is free; the next batch forms while the lanes are busy, so there
-is no timer unless MAX_DELAY_MS asks for one. Only images of the same operation and the same number of visible patches
-can share a batch (about the same, where the engine can mix them): they form a group. Whoever was served longest ago (or
-came first) goes next, between groups and inside them, one image a turn: so no single image waits behind a request of
-many.
+A lane is a thread. As soon as it is free it takes the images that wait; the next batch forms while all lanes are busy,
+so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` says who shares a batch and who goes
+next.
 """
 
 from __future__ import annotations
@@ -13,116 +11,162 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
+from model.arrays import Bytes, Indices
 from model.engines.base import Engine
-from service.errors import EngineLost, QueueFull, ServiceError, TooManyImages
-from service.inference.executor import BatchExecutor, Operation, Row
-from service.inference.queue import BatchKey, QueuedRequest, QueueEntry, TicketKind
+from service.errors import EngineLost, ServiceError
+from service.inference.executor import BatchExecutor
+from service.inference.limits import Budget, require_possible, reserve_images
+from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 LAST_BATCH_S = 5.0
+"""Time that a lane gets to finish its batch when the scheduler stops."""
 
 
-def require_possible(count: int, limit: int) -> None:
-    """Raises TooManyImages for a request that a queue of `limit` images can never hold."""
-    if count > limit:
-        raise TooManyImages(f"{count} images in one request, but the queue holds {limit}", limit=limit)
+class Scheduler(Protocol):
+    """The way from a request to the lanes: in this process, or in the engine process. Used on the event loop."""
 
+    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+        """Reserves room for `count` images, before anything is spent on them.
 
-def queue_full(admitted: int, count: int, limit: int) -> QueueFull:
-    """The refusal of `count` images more than a queue can hold now."""
-    return QueueFull(f"{admitted} images are waiting and {count} more are too many", limit=limit)
+        Every admitted request must be released.
 
+        Args:
+            operation: what the engine does with the images.
+            count: number of images.
+            deadline: images enter no batch after this time, in seconds of time.monotonic(). The caller enforces it.
+            sink: receives the results.
 
-def copy_of(error: ServiceError) -> ServiceError:
-    """Another one that says the same: shared by many requests, one would gather their tracebacks."""
-    return type(error)(error.message, **error.details)
+        Raises:
+            TooManyImages: the queue can never hold so many.
+            QueueFull: it cannot hold so many now.
+            EngineLost: the engine has failed for good.
+        """
+
+    def put(self, request: QueuedRequest, index: int, patches: Bytes, visible_indices: Indices) -> None:
+        """Queues image `index` of a request.
+
+        Args:
+            request: as `admit` returned it; a released request ignores the image.
+            index: number of the image within the request.
+            patches: uint8 [K, P]; all patches, [N, P], for `reconstruct`.
+            visible_indices: int32 [K], with one K for all images of a request.
+
+        Raises:
+            EngineLost: the engine has failed for good.
+        """
+
+    def release(self, request: QueuedRequest) -> None:
+        """Frees the room that is left of a request; none of its images enters a batch any more."""
+
+    def fail_all(self, error: ServiceError) -> None:
+        """Fails every request that was admitted and not released."""
+
+    def stop(self) -> None:
+        """Ends the lanes once the queue is empty."""
 
 
 class BatchScheduler:
-    """The queue and the lanes of one engine."""
+    """The `Scheduler` of the process that has the engine: one queue, and one thread for each lane."""
 
     def __init__(
         self,
         engine: Engine,
         metrics: Metrics,
-        queue_images: int,
+        images: Budget,
         max_delay_s: float = 0.0,
         on_lost: Callable[[str], None] = log.critical,
     ) -> None:
-        """Takes batches up to the engine's preferred size.
+        """No lane runs yet.
 
-        `on_lost` is called on the event loop when the engine is beyond help, with the reason.
+        Args:
+            engine: runs batches of up to `max_batch_size` images.
+            metrics: of the service.
+            images: the room of the queue.
+            max_delay_s: time that a free lane waits for a batch to fill, counted from its oldest image.
+            on_lost: called on the event loop with the reason when the engine has failed for good.
         """
         self.engine = engine
         self.lost: str | None = None
+        """Why the engine has failed for good."""
         self._metrics = metrics
-        self._queue_images = queue_images
-        self._max_delay_s = max_delay_s
+        self._images = images
         self._queue_duration = metrics.stage_duration.labels("queue")
         self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
         self._changed = threading.Condition()
-        self._groups: dict[BatchKey, dict[QueuedRequest, None]] = {}  # tickets by age of their last turn
-        self._sizes: dict[BatchKey, int] = {}
-        self._open: set[QueuedRequest] = set()
-        self._admitted = 0
+        self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
+        self._requests: set[QueuedRequest] = set()
         self._busy = 0
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
         metrics.read_at_scrape(metrics.queue_images, lambda: self.waiting)
-        metrics.read_at_scrape(metrics.admitted_images, lambda: self._admitted)
         metrics.read_at_scrape(metrics.lanes_busy, lambda: self._busy)
 
     @property
     def waiting(self) -> int:
-        """Images in the queue, ready for a batch."""
+        """Number of images in the queue, decoded and ready for a batch."""
         with self._changed:
-            return sum(self._sizes.values())
+            return len(self._queue)
 
     def start(self) -> None:
-        """Starts one thread a lane; results go to the running event loop."""
+        """Starts one thread for each lane. Results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         for lane in range(self.engine.info.lanes):
             thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def admit(
-        self, operation: Operation, count: int, deadline: float, kind: TicketKind = QueuedRequest
-    ) -> QueuedRequest:
-        """Takes a place for `count` images, before anything is paid for them. `deadline` is of time.monotonic().
-
-        Raises:
-            TooManyImages: more than the queue can ever hold.
-            QueueFull: more than it can hold now.
-            EngineLost: the engine is beyond help.
-        """
-        require_possible(count, self._queue_images)
+    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+        """See `Scheduler.admit`."""
+        require_possible(self._images, count)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
-            if self._admitted + count > self._queue_images:
-                raise queue_full(self._admitted, count, self._queue_images)
-            self._admitted += count
-            ticket = kind(self, operation, count, deadline)
-            self._open.add(ticket)
-        return ticket
+            reserve_images(self._images, count)
+            request = QueuedRequest(operation, count, deadline, sink)
+            self._requests.add(request)
+        return request
+
+    def put(self, request: QueuedRequest, index: int, patches: Bytes, visible_indices: Indices) -> None:
+        """See `Scheduler.put`."""
+        key = BatchKey(request.operation, self._max_visible(len(visible_indices)))
+        entry = QueueEntry(request, index, patches, visible_indices, time.monotonic())
+        with self._changed:
+            if self.lost:
+                raise EngineLost(self.lost)
+            if not request.released:
+                self._queue.put(key, entry)
+                self._changed.notify()
+
+    def release(self, request: QueuedRequest) -> None:
+        """See `Scheduler.release`."""
+        with self._changed:
+            if request.released:
+                return
+            request.released = True
+            self._requests.discard(request)
+            if request.unbatched:
+                if entries := self._queue.remove(request):
+                    request.sink.dropped(entries)
+                reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
+                self._drop(request, request.unbatched, reason)
 
     def fail_all(self, error: ServiceError) -> None:
-        """Answers everything that was admitted and is not through with `error`. On the event loop."""
+        """See `Scheduler.fail_all`."""
         with self._changed:
-            tickets = list(self._open)
-        for ticket in tickets:
-            ticket.fail(copy_of(error))
+            requests = list(self._requests)
+        for request in requests:
+            request.sink.failed(copy_error(error))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
-        """Ends the lanes once the queue is empty; a lane that takes longer than `seconds` is left to itself."""
+        """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -132,157 +176,88 @@ class BatchScheduler:
             if thread.is_alive():
                 log.error("%s is still running a batch: leaving it", thread.name)
 
-    def put(self, item: QueueEntry) -> None:
-        """For `QueuedRequest.put`."""
-        ticket = item.ticket
-        with self._changed:
-            if self.lost:
-                raise EngineLost(self.lost)
-            if ticket.over:
-                return
-            group = BatchKey(ticket.operation, self._most(len(item.visible_indices)))
-            if ticket.group not in (None, group):
-                raise ValueError("the images of one ticket must have the same number of visible patches")
-            if not ticket.items:
-                ticket.group, ticket.stamp = group, item.since
-                self._groups.setdefault(group, {})[ticket] = None
-            ticket.items.append(item)
-            self._sizes[group] = self._sizes.get(group, 0) + 1
-            self._changed.notify()
+    def _max_visible(self, visible: int) -> int:
+        """The `BatchKey.max_visible` of an image with `visible` visible patches.
 
-    def give_up(self, ticket: QueuedRequest) -> None:
-        """For the end of a ticket."""
-        with self._changed:
-            if ticket.over:
-                return
-            ticket.over = True
-            self._open.discard(ticket)
-            self._leave_group(ticket)
-            if ticket.untaken:
-                reason = "abandoned" if time.monotonic() < ticket.deadline else "deadline"
-                self._metrics.dropped.labels(reason).inc(ticket.untaken)
-            self._admitted -= ticket.untaken
-            ticket.untaken = 0
-
-    def _most(self, visible: int) -> int:
-        """With how many visible patches an image may share a batch, if it has `visible` itself.
-
-        All images of a batch cost what the one with most patches costs: so it has at most twice as many as any other,
-        or they are few.
+        A padded batch costs as much as if all images had the most visible patches of the batch. So an image shares a
+        batch only with images that have at most twice as many, or at most a quarter of all patches.
         """
         if not self.engine.info.mixes:
             return visible
-        whole = self.engine.info.config.num_patches
-        return next(most for most in (whole // 4, whole // 2, whole) if visible <= most)
-
-    def _leave_group(self, ticket: QueuedRequest) -> None:
-        if not ticket.items or ticket.group is None:
-            return
-        tickets = self._groups[ticket.group]
-        del tickets[ticket]
-        self._sizes[ticket.group] -= len(ticket.items)
-        ticket.drop()
-        if not tickets:
-            del self._groups[ticket.group], self._sizes[ticket.group]
+        num_patches = self.engine.info.config.num_patches
+        return next(most for most in (num_patches // 4, num_patches // 2, num_patches) if visible <= most)
 
     def _serve_lane(self, lane: int) -> None:
-        runner = BatchExecutor(self.engine, lane, self._metrics)
+        executor = BatchExecutor(self.engine, lane, self._metrics)
         try:
             while batch := self._next_batch():
                 try:
-                    results, seconds = runner.run(batch[0].ticket.operation, batch)
+                    results, seconds = executor.run(batch[0].request.operation, batch)
                 finally:
                     with self._changed:
                         self._busy -= 1
-                self._answer(batch, results, seconds)
-        except BaseException as error:  # whatever ends a lane must be seen, or requests would wait for it in silence
+                self._deliver(batch, results, seconds)
+        except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
-    def _next_batch(self) -> list[QueueEntry] | None:
-        """Waits for work; None when there will be none any more."""
+    def _next_batch(self) -> Sequence[QueueEntry] | None:
+        """Waits for a batch; returns None when none will come any more."""
         with self._changed:
             while not self.lost:
-                delays = {group: self._delay_left(group) for group in self._groups}
-                group = min((group for group, delay in delays.items() if delay <= 0), key=self._age, default=None)
-                if group is None:
+                batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
+                for entry in batch.expired:
+                    entry.request.sink.dropped((entry,))
+                    self._drop(entry.request, 1, "deadline")
+                if batch.entries:
+                    for entry in batch.entries:
+                        entry.request.unbatched -= 1
+                        entry.request.sink.taken((entry,))
+                    self._images.give(len(batch.entries))
+                    self._busy += 1
+                    return batch.entries
+                if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
-                    self._changed.wait(min(delays.values(), default=None))
-                elif batch := self._take(group):
-                    self._busy += 1
-                    return batch
+                    self._changed.wait(batch.wait_s)
             return None
 
-    def _age(self, group: BatchKey) -> float:
-        return next(iter(self._groups[group])).stamp
+    def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
+        """Frees the room of `count` images of a request that enter no batch."""
+        self._metrics.dropped.labels(reason).inc(count)
+        self._images.give(count)
+        request.unbatched -= count
 
-    def _delay_left(self, group: BatchKey) -> float:
-        if not self._max_delay_s or self._stopping or self._sizes[group] >= self.engine.info.preferred_batch:
-            return 0.0
-        oldest = min(ticket.items[0].since for ticket in self._groups[group])
-        return oldest + self._max_delay_s - time.monotonic()
-
-    def _take(self, group: BatchKey) -> list[QueueEntry]:
-        """Up to the preferred size: one image of each request in turn, beginning with whoever waited longest."""
-        now = time.monotonic()
-        tickets = self._groups[group]
-        turn: deque[QueuedRequest] = deque()
-        for ticket in list(tickets):
-            if len(turn) == self.engine.info.preferred_batch:
-                break
-            if now < ticket.deadline:
-                turn.append(ticket)
-            else:
-                self._metrics.dropped.labels("deadline").inc(len(ticket.items))
-                self._admitted -= len(ticket.items)
-                ticket.untaken -= len(ticket.items)
-                self._leave_group(ticket)
-        batch: list[QueueEntry] = []
-        served: dict[QueuedRequest, None] = {}
-        while turn and len(batch) < self.engine.info.preferred_batch:
-            ticket = turn.popleft()
-            batch.append(ticket.take())
-            served[ticket] = None
-            if ticket.items:
-                turn.append(ticket)
-        self._admitted -= len(batch)
-        for ticket in served:
-            del tickets[ticket]
-            if ticket.items:  # to the back: its next turn comes after everybody who waits now
-                ticket.stamp = now
-                tickets[ticket] = None
-        if group in self._sizes:
-            self._sizes[group] -= len(batch)
-            if not tickets:
-                del self._groups[group], self._sizes[group]
-        return batch
-
-    def _answer(self, batch: list[QueueEntry], results: list[Row | ServiceError], seconds: float) -> None:
-        taken = time.monotonic() - seconds
-        for item in batch:
-            waited = taken - item.since
-            timing = item.ticket.timing
-            timing.queue, timing.infer = max(timing.queue, waited), max(timing.infer, seconds)
-            self._queue_duration.observe(waited)
-            self._infer_duration.observe(seconds)
-        self._on_loop(partial(_settle, batch, results))
+    def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
+        taken_at = time.monotonic() - infer_s
+        waits = [taken_at - entry.queued_at for entry in batch]
+        for queue_s in waits:
+            self._queue_duration.observe(queue_s)
+            self._infer_duration.observe(infer_s)
+        self._call_on_loop(partial(_send_results, batch, results, waits, infer_s))
 
     def _lose(self, reason: str) -> None:
-        """Fails everything that waits and everything to come."""
+        """Fails all admitted requests, and refuses all requests to come."""
         with self._changed:
             first = self.lost is None
             self.lost = self.lost or reason
             self._changed.notify_all()
-        self._on_loop(partial(self.fail_all, EngineLost(reason)))
+        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
         if first:
-            self._on_loop(partial(self._on_lost, reason))
+            self._call_on_loop(partial(self._on_lost, reason))
 
-    def _on_loop(self, call: Callable[[], object]) -> None:
+    def _call_on_loop(self, call: Callable[[], object]) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
 
 
-def _settle(batch: Sequence[QueueEntry], results: Sequence[Row | ServiceError]) -> None:
-    for item, row in zip(batch, results, strict=True):
-        item.ticket.settle(item.index, row)
+def copy_error(error: ServiceError) -> ServiceError:
+    """A fresh copy, one for each request: a shared exception would accumulate tracebacks."""
+    return type(error)(error.message, **error.details)
+
+
+def _send_results(
+    batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
+) -> None:
+    for entry, result, queue_s in zip(batch, results, waits, strict=True):
+        entry.request.sink.result(entry.index, result, queue_s, infer_s)

@@ -1,10 +1,10 @@
-"""HTTP_WORKERS: processes that read, decode and answer, before one process that has the engine.
+"""HTTP_WORKERS: processes that read, decode and answer requests, before one process that has the engine.
 
-    worker: accepts, parses, decodes -> slot of shared memory -> PUT  ->  device process: queue, lanes, engine
+    worker: accepts, parses, decodes -> slot of shared memory -> PUT  ->  engine process: queue, lanes, engine
     worker: writes the answer        <- slot of shared memory <- DONE <-
 
-`ledger` holds what is bounded for the whole service, `slots` the pixels and results that cross, `channel` the messages
-beside them. `front` is a worker's side, with `remote` for the queue and `door` for connections; `desk` is the device
-process's side of one worker, `crew` starts the workers and replaces those that die, `device` is the process around it
-all, `tally` adds the workers' metrics up.
+Both sides use `shared_counters` (the limits of the whole service), `shared_buffers` (the slots for pixels and results)
+and `channel` with its `messages`. A worker has `worker` (its service), `scheduler_client` (the queue as it sees it) and
+`acceptor` (its connections). The engine process has `engine_process` with a `worker_connection` for each worker, the
+`supervisor` that starts and replaces workers, and `metrics_merge`, which adds their metrics up.
 """

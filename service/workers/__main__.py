@@ -1,4 +1,7 @@
-"""`python -m service.workers CHANNEL LISTENER LEDGER SLOTS ROW ROWS`: a worker, started by the device process."""
+"""`python -m service.workers CHANNEL LISTENER COUNTERS SLOTS WORKER_INDEX WORKERS`: the engine process starts a worker.
+
+The first four arguments are file descriptors that the worker inherits.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import sys
 
 
 def main() -> None:
-    """Serves with the file descriptors that the device process has handed down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to everybody, also while this is loading
+    """Serves with the file descriptors that the engine process passes on."""
+    # A terminal sends its signals to every process, even while this one is still loading.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel, listener, ledger_fd, slots_fd, row, rows = map(int, sys.argv[1:])
+    channel_fd, listener_fd, counters_fd, slots_fd, worker_index, workers = map(int, sys.argv[1:])
 
     from service.api.app import create_app
     from service.logs import configure_logging
@@ -21,15 +25,15 @@ def main() -> None:
     from service.workers.shared_counters import SharedCounters
     from service.workers.worker import WorkerService
 
-    end = socket.socket(fileno=channel)
+    channel = socket.socket(fileno=channel_fd)
     try:
-        settings = Settings(**receive_first(end))
+        settings = Settings(**receive_first(channel))
     except EOFError:
         sys.exit(1)
     configure_logging(settings.log_format)
-    ledger = SharedCounters(ledger_fd, rows)
-    service = WorkerService(settings, end, ledger, row, slots_fd)
-    serve_as_worker(create_app(service=service), socket.socket(fileno=listener), ledger, row)
+    counters = SharedCounters(counters_fd, workers)
+    service = WorkerService(settings, channel, counters, worker_index, slots_fd)
+    serve_as_worker(create_app(service=service), socket.socket(fileno=listener_fd), counters, worker_index)
 
 
 if __name__ == "__main__":

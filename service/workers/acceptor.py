@@ -1,8 +1,9 @@
-"""Where a worker takes connections: all workers share one listening socket, and nobody takes what another is freer for.
+"""How a worker accepts connections: all share one listening socket, and a busy worker yields to a less busy one.
 
-One queue of connections for all: a worker that is busy, dead or not there yet leaves nobody waiting in a queue of its
-own. But the kernel gives a burst to whoever wakes first, and clients keep their connections. So each takes one at a
-time, and one that has more open than another leaves the other a moment to take it.
+The connections wait in one queue for all workers, so none waits for a worker that is busy, dead or not started yet. But
+the kernel gives a burst of connections to the process that wakes first, and clients keep their connections open. So
+each worker accepts one connection at a time, and a worker that has more open than another one leaves the other a moment
+to accept it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,80 +19,76 @@ from typing import NoReturn
 
 from fastapi import FastAPI
 
-from service.server import SIGNALS, Server
+from service.server import SIGNALS, Server, exit_now
 from service.workers.shared_counters import Column, SharedCounters
 from service.workers.worker import WorkerService
 
 log = logging.getLogger(__name__)
 YIELD_S = 0.002
-# After accept() fails (too many open files): others may close some meanwhile.
-PAUSE_S = 1.0
+# The pause after accept() has failed (too many open files): other connections may close meanwhile.
+RETRY_S = 1.0
 
 
 class FairAcceptor(Server):
-    """Serves a worker's app until the device process says that it is over."""
+    """Serves a worker's app until the engine process tells the worker to end."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, ledger: SharedCounters, row: int) -> None:
-        """Takes connections from `listener`."""
+    def __init__(self, app: FastAPI, listener: socket.socket, counters: SharedCounters, worker_index: int) -> None:
+        """Accepts connections from `listener`."""
         super().__init__(app, "", 0)
         service = app.state.service
         assert isinstance(service, WorkerService)
-        self._front = service
+        self._service = service
         self._listener = listener
-        self._ledger = ledger
-        self._row = row
+        self._counters = counters
+        self._worker_index = worker_index
         self._opening: set[asyncio.Task[object]] = set()
-
-    @property
-    def dismissed(self) -> bool:
-        """Whether the device process has said that it is over."""
-        return self._front.leaving
+        """Connections that are accepted and not yet known to uvicorn."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the device process's business; a terminal or a supervisor sends them to all."""
+        """Ignores signals: a terminal sends them to all processes, and the engine process tells the workers to end."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to take connections."""
+        """Begins to accept connections."""
         await super().startup(sockets=[])
         self._loop = asyncio.get_running_loop()
-        self._ledger.set(self._row, Column.ACCEPTING, 1)
-        self._watch()
-        self._front.say_hello()
+        self._counters.set(self._worker_index, Column.ACCEPTING, 1)
+        self._watch_listener()
+        self._service.announce_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections and ends."""
+        """Accepts no more connections and ends."""
         self._loop.remove_reader(self._listener)
-        self._ledger.set(self._row, Column.ACCEPTING, 0)
+        self._counters.set(self._worker_index, Column.ACCEPTING, 0)
         await super().shutdown(sockets=[])
 
-    def _watch(self) -> None:
+    def _watch_listener(self) -> None:
         if not self.should_exit:
             self._loop.add_reader(self._listener, self._on_connection_ready)
 
     def _on_connection_ready(self) -> None:
-        """Somebody is there."""
-        ledger, mine = self._ledger, len(self.server_state.connections) + len(self._opening)
-        ledger.set(self._row, Column.CONNECTIONS, mine)
+        """Accepts a connection at once, or later if another worker has fewer open."""
+        counters, own = self._counters, len(self.server_state.connections) + len(self._opening)
+        counters.set(self._worker_index, Column.CONNECTIONS, own)
         others = [
-            ledger.get(row, Column.CONNECTIONS)
-            for row in range(ledger.rows)
-            if row != self._row and ledger.get(row, Column.ACCEPTING)
+            counters.get(worker_index, Column.CONNECTIONS)
+            for worker_index in range(counters.workers)
+            if worker_index != self._worker_index and counters.get(worker_index, Column.ACCEPTING)
         ]
-        if mine > min(others, default=mine):
+        if own > min(others, default=own):
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(YIELD_S, self._accept_late)
+            self._loop.call_later(YIELD_S, self._accept_after_yield)
         else:
             self._accept()
 
-    def _accept_late(self) -> None:
-        """Nobody else has taken it, perhaps."""
+    def _accept_after_yield(self) -> None:
+        """Accepts the connection if no other worker has."""
         if not self.should_exit:
             self._accept()
-            self._watch()
+            self._watch_listener()
 
     def _accept(self) -> None:
         try:
@@ -100,32 +96,31 @@ class FairAcceptor(Server):
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another worker was quicker, or the client has left
         except OSError as error:
-            log.error("no connection can be taken: %s", error)
+            log.error("no connection can be accepted: %s", error)
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(PAUSE_S, self._watch)
+            self._loop.call_later(RETRY_S, self._watch_listener)
             return
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opening: asyncio.Task[object] = self._loop.create_task(
-            self._loop.connect_accepted_socket(self._protocol, connection)
+            self._loop.connect_accepted_socket(self._make_protocol, connection)
         )
         self._opening.add(opening)
-        opening.add_done_callback(self._opened)
+        opening.add_done_callback(self._on_opened)
 
-    def _opened(self, opening: asyncio.Task[object]) -> None:
+    def _on_opened(self, opening: asyncio.Task[object]) -> None:
         self._opening.discard(opening)
         if not opening.cancelled() and (error := opening.exception()):
-            log.error("a connection was taken and lost: %s", error)
+            log.error("a connection was accepted and lost: %s", error)
 
-    def _protocol(self) -> asyncio.Protocol:
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
-        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    def _make_protocol(self) -> asyncio.Protocol:
+        protocol_class: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def serve_as_worker(app: FastAPI, listener: socket.socket, ledger: SharedCounters, row: int) -> NoReturn:
-    """Serves until the device process says that it is over, and ends the process: with 1 if it ended by itself."""
+def serve_as_worker(app: FastAPI, listener: socket.socket, counters: SharedCounters, worker_index: int) -> NoReturn:
+    """Serves until the end, and ends the process: with 0 only if the engine process has told it to end."""
     gc.freeze()  # as `service.server.serve` does
-    door = FairAcceptor(app, listener, ledger, row)
-    door.run()
-    logging.shutdown()
-    os._exit(0 if door.dismissed else 1)  # a decoder that does not end is no reason to stay
+    FairAcceptor(app, listener, counters, worker_index).run()
+    service: WorkerService = app.state.service
+    exit_now(1 if service.exit_code is None else service.exit_code)  # without waiting for a decoder that does not end

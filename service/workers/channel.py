@@ -1,7 +1,7 @@
-"""Messages between a worker and the device process, over a Unix socket: what every image needs is a small struct.
+"""The connection between a worker and the engine process: messages over a Unix socket.
 
-Pixels and results lie in shared memory and are only pointed at. What is rare (settings, state, metrics, an error) is
-JSON; nothing is ever pickled. Whatever is sent in one turn of the event loop goes out in one write.
+Pixels and results lie in shared memory, and messages only point at them. All messages that are sent in one turn of the
+event loop go out in one write.
 """
 
 from __future__ import annotations
@@ -9,74 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from abc import ABC, abstractmethod
-from enum import IntEnum
-from struct import Struct
 from typing import Any, cast
 
 import orjson
 
-from service.errors import ServiceError
-from service.inference.executor import Operation
-
-HEAD = Struct("<IB3x")
-"""Bytes that follow, kind."""
-PUT = Struct("<IIIIIId")
-"""Request, slot, index, images, visible patches, operation, deadline."""
-DONE = Struct("<Idd")
-"""Slot, seconds in the queue, seconds in a batch."""
-NUMBER = Struct("<I")
-"""A slot or a request."""
-OPERATIONS: tuple[Operation, ...] = ("embed", "tokens", "reconstruct")
-KINDS: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
-ERRORS = {kind.__name__: kind for kind in KINDS}
-
-
-class Kind(IntEnum):
-    """What a message says."""
-
-    SETTINGS = 1
-    """To a worker, the first: JSON."""
-    HELLO = 2
-    """From a worker: it takes connections."""
-    OPEN = 3
-    """To a worker: the engine is there. NUMBER bytes of JSON, then the model's extras."""
-    STATE = 4
-    """To a worker: JSON of the service's state."""
-    PUT = 5
-    """From a worker: an image waits in a slot."""
-    DONE = 6
-    """To a worker: the image's result is in the slot, which is the worker's again."""
-    RELEASED = 7
-    """To a worker: a slot is its own again, and there is no result."""
-    FAILED = 8
-    """To a worker: NUMBER of a request that has failed, JSON of the error."""
-    CANCEL = 9
-    """From a worker: NUMBER of a request that nobody waits for."""
-    PULL = 10
-    """To a worker: NUMBER of a question for its counters."""
-    COUNTERS = 11
-    """From a worker: NUMBER of the question, 0 if there was none; its counters, JSON."""
-    SCRAPE = 12
-    """From a worker: NUMBER of a scrape that wants the metrics of the whole service."""
-    EXPOSITION = 13
-    """To a worker: NUMBER of the scrape, the metrics."""
-    EXIT = 14
-    """To a worker: answer what there is and end."""
-
-
-KIND_OF = {int(kind): kind for kind in Kind}
-"""By number: a lookup costs less than making a Kind of it, for every image."""
-
-
-def packed_error(error: ServiceError) -> bytes:
-    """An error on its way."""
-    return orjson.dumps([type(error).__name__, error.message, error.details])
-
-
-def unpacked_error(data: bytes | memoryview) -> ServiceError:
-    """The same error, class and all, on the other side."""
-    kind, message, details = orjson.loads(data)
-    return ERRORS[kind](message, **details)
+from service.workers.messages import HEAD, KIND_OF, Kind
 
 
 class Channel(asyncio.Protocol, ABC):
@@ -84,17 +21,17 @@ class Channel(asyncio.Protocol, ABC):
 
     def __init__(self) -> None:
         """Not connected yet."""
-        self.gone = asyncio.Event()
-        """Set when the connection has ended, whoever has ended it."""
-        self.hung_up = False
-        """Whether it was this side."""
+        self.disconnected = asyncio.Event()
+        """Set when the connection has ended, whichever side has closed it."""
+        self.closed = False
+        """Whether this side has closed the connection."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
         self._incoming = bytearray()
 
     async def connect(self, end: socket.socket) -> None:
-        """Speaks over `end` from now on, and closes it in the end."""
+        """Sends and receives over `end` from now on, and takes ownership of it."""
         end.setblocking(False)
         try:
             await self._loop.create_unix_connection(lambda: self, sock=end)
@@ -103,31 +40,31 @@ class Channel(asyncio.Protocol, ABC):
             raise
 
     def send(self, kind: Kind, content: bytes = b"") -> None:
-        """Sends a message at the end of this turn of the event loop; into the void if the other side is gone."""
+        """Sends a message at the end of this turn of the event loop. It is dropped silently if the peer has closed."""
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(HEAD.pack(len(content), kind))
         self._outgoing.append(content)
 
     @abstractmethod
-    def received(self, kind: Kind, content: memoryview) -> None:
-        """Takes a message in; `content` is valid for the time of the call."""
+    def message_received(self, kind: Kind, content: memoryview) -> None:
+        """Handles a message; `content` is valid only during the call."""
 
     def close(self) -> None:
-        """Hangs up."""
-        self.hung_up = True
+        """Closes the connection."""
+        self.closed = True
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        self._flush()  # what was said before
+        """Sends the messages that were sent before there was a connection."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass
+        self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The other side is gone."""
+        """Notes that the connection has ended."""
         self._transport = None
-        self.gone.set()
+        self.disconnected.set()
 
     def data_received(self, data: bytes) -> None:
         """Cuts the stream into messages."""
@@ -140,11 +77,11 @@ class Channel(asyncio.Protocol, ABC):
                     break
                 start += HEAD.size + length
                 with view[start - length : start] as content:
-                    self.received(KIND_OF[kind], content)
+                    self.message_received(KIND_OF[kind], content)
         del self._incoming[:start]
 
     def _flush(self) -> None:
-        if self._transport is None and not self.gone.is_set():
+        if self._transport is None and not self.disconnected.is_set():
             return  # not connected yet
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self._transport is not None and not self._transport.is_closing():
@@ -155,14 +92,14 @@ def receive_first(end: socket.socket) -> Any:
     """Waits for the message SETTINGS, before there is an event loop.
 
     Raises:
-        EOFError: the other side has gone.
+        EOFError: the engine process has closed its end.
     """
-    length, _ = HEAD.unpack(_exactly(end, HEAD.size))
-    return orjson.loads(_exactly(end, length))
+    length, _ = HEAD.unpack(_receive_exactly(end, HEAD.size))
+    return orjson.loads(_receive_exactly(end, length))
 
 
-def _exactly(end: socket.socket, size: int) -> bytes:
+def _receive_exactly(end: socket.socket, size: int) -> bytes:
     data = end.recv(size, socket.MSG_WAITALL)
     if len(data) < size:
-        raise EOFError("the device process has gone")
+        raise EOFError("the engine process has closed its end")
     return data

@@ -1,7 +1,7 @@
-"""The workers' counters and histograms, added to those of the device process whenever Prometheus asks.
+"""The workers' counters and histograms, added to those of the engine process whenever Prometheus asks.
 
-A worker sends all of its counters as they stand, so nothing depends on which messages arrived; what a dead worker had
-counted is kept. Gauges are the device process's alone.
+A worker sends the values of all its counters, so the sum does not depend on which of its messages have arrived. The
+counts of a dead worker are kept. Gauges are those of the engine process alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from prometheus_client.registry import Collector
 
 from service.metrics import Metrics
 
-Key = tuple[str, tuple[tuple[str, str], ...]]
-Counts = dict[Key, float]
-"""Values by a sample's name and labels."""
+SampleKey = tuple[str, tuple[tuple[str, str], ...]]
+"""A sample's name and labels."""
+Counts = dict[SampleKey, float]
+"""Values of samples."""
 CREATED = "_created"
 
 
-def packed_counters(metrics: Metrics) -> bytes:
-    """Everything that `metrics` has counted, as it crosses."""
+def pack_counters(metrics: Metrics) -> bytes:
+    """All counters and histograms of `metrics` as bytes."""
     return orjson.dumps(
         [
             [sample.name, sample.labels, sample.value]
@@ -35,77 +36,79 @@ def packed_counters(metrics: Metrics) -> bytes:
     )
 
 
-def unpacked_counters(data: bytes | memoryview) -> Counts:
-    """What `packed_counters` packed."""
+def unpack_counters(data: bytes | memoryview) -> Counts:
+    """The values that `pack_counters` packed."""
     return {_key(name, labels): value for name, labels, value in orjson.loads(data)}
 
 
 class CounterAggregator:
-    """What the workers, living and dead, have counted."""
+    """Adds up what all workers have counted, the dead ones included."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self._living: dict[int, Counts] = {}
-        self._dead: Counts = {}
+        """No worker has counted anything yet."""
+        self._running: dict[int, Counts] = {}
+        """The counts of the workers that run, by worker index."""
+        self._retired: Counts = {}
+        """The sum of the counts of all dead workers."""
 
-    def update(self, row: int, counts: Counts) -> None:
-        """The counters of the worker in `row` as they stand now."""
-        self._living[row] = counts
+    def update(self, worker_index: int, counts: Counts) -> None:
+        """Replaces the counts of a worker."""
+        self._running[worker_index] = counts
 
-    def retire(self, row: int) -> None:
-        """The worker in `row` is dead; its successor begins at zero."""
-        self._dead = _sum([self._dead, self._living.pop(row, {})])
+    def retire(self, worker_index: int) -> None:
+        """Keeps the counts of a dead worker; its successor begins at zero."""
+        self._retired = _sum([self._retired, self._running.pop(worker_index, {})])
 
     def total(self) -> Counts:
-        """Of all workers."""
-        return _sum([self._dead, *self._living.values()])
+        """The sum over all workers."""
+        return _sum([self._retired, *self._running.values()])
 
 
 def exposition(metrics: Metrics, counts: Counts) -> bytes:
-    """The exposition of `metrics` with `counts` added. Asks the GPUs' driver: call it in a thread."""
+    """The exposition of `metrics` with `counts` added. This asks the GPUs' driver: call it in a thread."""
     merged = CollectorRegistry()
-    merged.register(_Merged(metrics.registry, counts))
+    merged.register(_MergedCollector(metrics.registry, counts))
     return generate_latest(merged)
 
 
-class _Merged(Collector):
+class _MergedCollector(Collector):
     def __init__(self, registry: CollectorRegistry, counts: Counts) -> None:
         self._registry = registry
         self._counts = counts
 
     def describe(self) -> Iterable[Metric]:
-        return []  # or the registry would collect, to learn the names
+        return []  # without this, the registry would collect once more to learn the names
 
     def collect(self) -> Iterator[Metric]:
-        left = dict(self._counts)
+        unmerged = dict(self._counts)
         for family in self._registry.collect():
             if family.type in ("counter", "histogram"):
-                _add(family, left)
+                _add(family, unmerged)
             yield family
 
 
-def _add(family: Metric, left: Counts) -> None:
-    """Adds what `left` has of this family, and takes it out."""
-    mine = {_key(sample.name, sample.labels): sample.value for sample in family.samples}
+def _add(family: Metric, unmerged: Counts) -> None:
+    """Moves the values of `family` from `unmerged` into `family`."""
+    own = {_key(sample.name, sample.labels): sample.value for sample in family.samples}
     endings = ("_total", CREATED) if family.type == "counter" else ("_bucket", "_sum", "_count", CREATED)
     names = {family.name + ending for ending in endings}
-    theirs = {key: left.pop(key) for key in list(left) if key[0] in names}
+    workers = {key: unmerged.pop(key) for key in list(unmerged) if key[0] in names}
     family.samples = []
-    for (name, labels), value in _sum([mine, theirs]).items():
+    for (name, labels), value in _sum([own, workers]).items():
         family.add_sample(name, dict(labels), value)
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
-    """Counts add up; a series is as old as its oldest part."""
-    whole: Counts = {}
+    """Counts add up; the time of creation is that of the oldest part."""
+    total: Counts = {}
     for part in parts:
         for key, value in part.items():
-            if key not in whole:
-                whole[key] = value
+            if key not in total:
+                total[key] = value
             else:
-                whole[key] = min(whole[key], value) if key[0].endswith(CREATED) else whole[key] + value
-    return whole
+                total[key] = min(total[key], value) if key[0].endswith(CREATED) else total[key] + value
+    return total
 
 
-def _key(name: str, labels: dict[str, Any]) -> Key:
+def _key(name: str, labels: dict[str, Any]) -> SampleKey:
     return name, tuple(labels.items())

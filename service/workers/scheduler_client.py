@@ -1,4 +1,4 @@
-"""The queue as a worker sees it: images go into slots, and the device process is told."""
+"""The scheduler as a worker sees it: images go into slots of shared memory, and the engine process is told."""
 
 from __future__ import annotations
 
@@ -7,120 +7,129 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from model.arrays import Bytes, Indices
 from service.errors import ServiceError
-from service.inference.executor import Operation
-from service.inference.limits import Budget
-from service.inference.queue import QueuedRequest, QueueEntry
-from service.inference.scheduler import copy_of, queue_full, require_possible
+from service.inference.limits import Budget, require_possible, reserve_images
+from service.inference.queue import BatchKey, Operation, QueuedRequest, QueueEntry, ResultSink
+from service.inference.scheduler import copy_error
 from service.metrics import Metrics
-from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, unpacked_error
+from service.workers.channel import Channel
+from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, unpack_error
 from service.workers.shared_buffers import SharedBuffers
 
 
 @dataclass(slots=True)
-class Request:
-    """What is known of a ticket beside itself."""
+class _Progress:
+    """How far a request has come."""
 
     number: int
-    count: int
-    visible: int = 0
+    """The number that the engine process knows it by."""
     sent: int = 0
+    """Images that were sent to the engine process."""
     answered: int = 0
+    """Images that came back."""
 
 
 class SchedulerClient:
-    """The scheduler as a worker sees it: the engine process has the queue and the lanes. Used on the event loop."""
+    """The `Scheduler` of a worker. The engine process, which has the queue and the lanes, says when the engine is lost.
 
-    def __init__(self, channel: Channel, slots: SharedBuffers, budget: Budget, metrics: Metrics) -> None:
-        """`budget` is QUEUE_IMAGES, of the whole service."""
+    Used on the event loop.
+    """
+
+    def __init__(self, channel: Channel, slots: SharedBuffers, images: Budget, metrics: Metrics) -> None:
+        """No request is admitted yet.
+
+        Args:
+            channel: leads to the engine process.
+            slots: the shared memory of this worker.
+            images: the room of the whole service's queue, QUEUE_IMAGES.
+            metrics: of this worker.
+        """
         self._channel = channel
         self._slots = slots
-        self._budget = budget
+        self._images = images
         self._metrics = metrics
         self._numbers = itertools.count()
-        self._requests: dict[QueuedRequest, Request] = {}
-        self._tickets: dict[int, QueuedRequest] = {}
-        self._free = list(range(slots.count))  # the last one back is the first one out: memory follows the peak
-        self._held: dict[int, tuple[QueuedRequest, int, int]] = {}
-        """Of each slot that the device process has: ticket, index and number of visible patches."""
+        self._progress: dict[QueuedRequest, _Progress] = {}
+        self._requests: dict[int, QueuedRequest] = {}
+        self._free = list(range(slots.count))  # The slot that came back last is used first: memory follows the peak.
+        self._sent: dict[int, QueueEntry] = {}
+        """The image in each slot that the engine process has."""
         self._waiting: deque[QueueEntry] = deque()
-        """Images for which there is no slot yet."""
+        """Images without a slot yet."""
 
-    def admit(self, operation: Operation, count: int, deadline: float) -> QueuedRequest:
-        """As `BatchScheduler.admit`: the bound is that of the whole service, and no message is needed to know it."""
-        limit = self._budget.limit
-        assert limit is not None
-        require_possible(count, limit)
-        if not self._budget.take(count):
-            raise queue_full(self._budget.used, count, limit)
-        ticket = QueuedRequest(self, operation, count, deadline)
-        request = Request(next(self._numbers) & 0xFFFFFFFF, count)
-        self._requests[ticket], self._tickets[request.number] = request, ticket
-        return ticket
+    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+        """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
+        require_possible(self._images, count)
+        reserve_images(self._images, count)
+        request = QueuedRequest(operation, count, deadline, sink)
+        number = next(self._numbers) & 0xFFFFFFFF
+        self._progress[request], self._requests[number] = _Progress(number), request
+        return request
 
-    def put(self, item: QueueEntry) -> None:
-        """For `QueuedRequest.put`."""
-        if item.ticket.over:
+    def put(self, request: QueuedRequest, index: int, patches: Bytes, visible_indices: Indices) -> None:
+        """See `Scheduler.put`."""
+        if request.released:
             return
-        visible, request = len(item.visible_indices), self._requests[item.ticket]
-        if request.visible not in (0, visible):
-            raise ValueError("the images of one ticket must have the same number of visible patches")
-        request.visible = visible
-        self._waiting.append(item)
+        request.set_key(BatchKey(request.operation, len(visible_indices)))
+        self._waiting.append(QueueEntry(request, index, patches, visible_indices, time.monotonic()))
         self._send_waiting()
 
-    def give_up(self, ticket: QueuedRequest) -> None:
-        """For the end of a ticket: slots that the device process has come back when it is done with them."""
-        if ticket.over:
+    def release(self, request: QueuedRequest) -> None:
+        """See `Scheduler.release`. The engine process gives slots back when it is done with them."""
+        if request.released:
             return
-        ticket.over = True
-        request = self._requests.pop(ticket)
-        del self._tickets[request.number]
-        self._budget.give(request.count - request.sent)
-        if not request.sent:
-            reason = "abandoned" if time.monotonic() < ticket.deadline else "deadline"
+        request.released = True
+        progress = self._progress.pop(request)
+        del self._requests[progress.number]
+        self._images.give(request.count - progress.sent)
+        if not progress.sent:
+            reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
             self._metrics.dropped.labels(reason).inc(request.count)
-        elif request.answered < request.count:
-            self._channel.send(Kind.CANCEL, NUMBER.pack(request.number))
+        elif progress.answered < request.count:
+            self._channel.send(Kind.CANCEL, NUMBER.pack(progress.number))
 
     def fail_all(self, error: ServiceError) -> None:
-        """Answers everything that was admitted and is not through with `error`."""
-        for ticket in list(self._requests):
-            ticket.fail(copy_of(error))
+        """See `Scheduler.fail_all`."""
+        for request in list(self._progress):
+            request.sink.failed(copy_error(error))
 
     def stop(self) -> None:
-        """Nothing to end: the lanes are elsewhere."""
+        """Does nothing: the lanes are in the engine process."""
 
-    def received(self, kind: Kind, content: memoryview) -> None:
-        """What the device process says of images: DONE, RELEASED or FAILED."""
+    def message_received(self, kind: Kind, content: memoryview) -> None:
+        """Handles the engine process's messages about images: DONE, RELEASED or FAILED."""
         if kind is Kind.FAILED:
             (number,) = NUMBER.unpack_from(content)
-            if failed := self._tickets.get(number):
-                failed.fail(unpacked_error(content[NUMBER.size :]))
+            if failed := self._requests.get(number):
+                failed.sink.failed(unpack_error(content[NUMBER.size :]))
             return
-        queue = infer = 0.0
+        queue_s = infer_s = 0.0
         if kind is Kind.DONE:
-            slot, queue, infer = DONE.unpack(content)
+            slot, queue_s, infer_s = DONE.unpack(content)
         else:
             (slot,) = NUMBER.unpack(content)
-        ticket, index, visible = self._held.pop(slot)
-        if request := self._requests.get(ticket):
-            request.answered += 1
+        entry = self._sent.pop(slot)
+        request = entry.request
+        if progress := self._progress.get(request):
+            progress.answered += 1
             if kind is Kind.DONE:
-                ticket.timing.queue, ticket.timing.infer = queue, infer
-                ticket.settle(index, self._slots.row(slot, ticket.operation, visible))
+                result = self._slots.read_result(slot, request.operation, len(entry.visible_indices))
+                request.sink.result(entry.index, result, queue_s, infer_s)
         self._free.append(slot)
         self._send_waiting()
 
     def _send_waiting(self) -> None:
+        """Sends images as far as there are free slots."""
         while self._waiting and self._free:
-            item = self._waiting.popleft()
-            if item.ticket.over:
+            entry = self._waiting.popleft()
+            request, visible = entry.request, len(entry.visible_indices)
+            if request.released:
                 continue
-            slot, ticket, request = self._free.pop(), item.ticket, self._requests[item.ticket]
-            self._slots.put_image(slot, ticket.operation, item.patches, item.visible_indices)
-            self._held[slot] = ticket, item.index, request.visible
-            request.sent += 1
-            operation = OPERATIONS.index(ticket.operation)
-            message = (request.number, slot, item.index, request.count, request.visible, operation, ticket.deadline)
+            slot, progress = self._free.pop(), self._progress[request]
+            self._slots.write_image(slot, request.operation, entry.patches, entry.visible_indices)
+            self._sent[slot] = entry
+            progress.sent += 1
+            operation = OPERATIONS.index(request.operation)
+            message = (progress.number, slot, entry.index, request.count, visible, operation, request.deadline)
             self._channel.send(Kind.PUT, PUT.pack(*message))

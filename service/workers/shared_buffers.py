@@ -1,9 +1,9 @@
-"""Where images and results cross between a worker and the device process: memory in slots of one size.
+"""Memory that a worker shares with the engine process, in slots of one size: images go one way, results the other.
 
-A slot takes one image: patches and positions on the way there, its result in their place on the way back. It belongs to
-the worker until it is announced, then to the device process until that says that it is done with it; so a slot is
-never written by two, even when a request is given up in the middle of a batch. The memory has no name in any file
-system, and no page of it exists before it is used.
+A slot holds one image: its patches and the indices of its visible patches, and later its result in the same place. It
+belongs to the worker until PUT announces the image, and then to the engine process until DONE or RELEASED gives it
+back. So a slot is never written by two processes, even when a request is given up in the middle of a batch. The memory
+has no name in any file system, and none of its pages exists before it is used.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
-from service.inference.executor import Operation, Row
+from service.inference.queue import DecoderOutput, Operation, Result
 
 ALIGNMENT = 64
 
 
 class SharedBuffers:
-    """The slots of one worker, seen from either side."""
+    """The slots of one worker, mapped into one of the two processes."""
 
     def __init__(self, fd: int, config: MAEConfig, count: int) -> None:
-        """Maps `count` slots for images and results of a model; whoever comes first makes the memory large enough."""
+        """Maps `count` slots for images and results of a model; the first process to come sizes the memory."""
         self.count = count
         self._patches, self._patch_dim, self._width = config.num_patches, config.patch_dim, config.embed_dim
         self._floats_at = -(-self._patches * self._patch_dim // ALIGNMENT) * ALIGNMENT
@@ -37,37 +37,37 @@ class SharedBuffers:
         self._memory: Bytes = np.frombuffer(mmap.mmap(fd, count * self._size), np.uint8)
 
     def image(self, slot: int, operation: Operation, visible: int) -> tuple[Bytes, Indices]:
-        """What the engine reads: patches uint8 [K, P], all N for reconstruct, and positions int32 [K]. No copies."""
-        rows = self._patches if operation == "reconstruct" else visible
-        patches = self._view(slot, 0, np.uint8, rows, self._patch_dim)
+        """Views of an image: patches uint8 [K, P], all N for reconstruct, and visible indices int32 [K]."""
+        patch_count = self._patches if operation == "reconstruct" else visible
+        patches = self._view(slot, 0, np.uint8, patch_count, self._patch_dim)
         return patches, self._view(slot, self._floats_at, np.int32, visible)
 
-    def put_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
-        """Copies an image in."""
-        its_patches, its_positions = self.image(slot, operation, len(visible_indices))
-        its_patches[:], its_positions[:] = patches, visible_indices
+    def write_image(self, slot: int, operation: Operation, patches: Bytes, visible_indices: Indices) -> None:
+        """Copies an image into a slot."""
+        slot_patches, slot_indices = self.image(slot, operation, len(visible_indices))
+        slot_patches[:], slot_indices[:] = patches, visible_indices
 
-    def put_row(self, slot: int, operation: Operation, visible: int, row: Row) -> None:
-        """Copies a result in, over the image that it is of."""
-        if operation == "reconstruct":
+    def write_result(self, slot: int, operation: Operation, result: Result) -> None:
+        """Copies a result into a slot, over the image that it is of."""
+        if isinstance(result, DecoderOutput):
             pixels, error = self._reconstruction(slot)
-            pixels[:], error[:] = row
+            pixels[:], error[:] = result
         else:
-            self._vectors(slot, operation, visible)[:] = row
+            self._vectors(slot, operation, len(result))[:] = result
 
-    def row(self, slot: int, operation: Operation, visible: int) -> Row:
-        """A copy of the result."""
+    def read_result(self, slot: int, operation: Operation, visible: int) -> Result:
+        """A copy of the result in a slot."""
         if operation == "reconstruct":
             pixels, error = self._reconstruction(slot)
-            return pixels.copy(), error.copy()
+            return DecoderOutput(pixels.copy(), error.copy())
         return self._vectors(slot, operation, visible).copy()
 
     def _vectors(self, slot: int, operation: Operation, visible: int) -> Floats:
-        return self._view(slot, 0, np.float32, 2 if operation == "embed" else visible, self._width)
+        return self._view(slot, 0, np.float32, 2 if operation == "embed" else visible, self._width)  # [2, D] or [K, D]
 
     def _reconstruction(self, slot: int) -> tuple[Bytes, Floats]:
-        pixels = self._view(slot, 0, np.uint8, self._patches, self._patch_dim)
-        return pixels, self._view(slot, self._floats_at, np.float32, self._patches)
+        pixels = self._view(slot, 0, np.uint8, self._patches, self._patch_dim)  # [N, P]
+        return pixels, self._view(slot, self._floats_at, np.float32, self._patches)  # [N]
 
     def _view(self, slot: int, offset: int, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
         if not 0 <= slot < self.count:

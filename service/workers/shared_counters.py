@@ -1,8 +1,8 @@
-"""Counters that all processes of the service see: one row a worker, one page of shared memory.
+"""Counters in a page of memory that all processes of the service share: some cells for each worker.
 
-Each cell has one process that writes it, so no update can be lost. Only what has a bound is taken under a lock, which
-the kernel takes away from a process that dies with it. The page has no name in any file system: it is gone with the
-last process that holds it.
+Each cell is written by one process only, so no update can be lost. A lock is needed only to take from an amount that
+has a limit, and the kernel releases it when its holder dies. The page has no name in any file system: it is freed with
+the last process that maps it.
 """
 
 from __future__ import annotations
@@ -15,67 +15,70 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Self
 
+from service.inference.limits import Budgets
+from service.settings import Settings
+
 CELLS = 8
-"""A row fills a cache line."""
+"""Cells of a worker: they fill a cache line."""
 
 
 class Column(IntEnum):
-    """What is counted."""
+    """What a cell counts, and which process writes it. The worker writes all cells but RELEASED."""
 
     ADMITTED = 0
-    """Images that were let in, by the worker."""
-    LEFT = 1
-    """Of those, images that are in a batch or were given up, by the device process."""
+    """Images that the worker has admitted, without those that it gave up before it sent them."""
+    RELEASED = 1
+    """Images among them that have left the queue, for a batch or given up. The engine process writes this cell."""
     BYTES = 2
-    """Of request bodies."""
+    """Bytes of request bodies that the worker holds."""
     REQUESTS = 3
-    """For inference, begun and not answered."""
+    """Requests for inference that the worker has begun and not answered."""
     CONNECTIONS = 4
-    """That are open."""
+    """Connections that the worker has open."""
     ACCEPTING = 5
-    """1 while the worker takes connections."""
+    """1 while the worker accepts connections."""
 
 
 class SharedCounters:
-    """The page."""
+    """The page of counters."""
 
-    def __init__(self, fd: int, rows: int) -> None:
-        """Over the memory that `fd` stands for; `fd` stays the caller's business no more."""
+    def __init__(self, fd: int, workers: int) -> None:
+        """Maps the memory of `fd`, and takes ownership of `fd`."""
         self.fd = fd
-        self.rows = rows
-        self._cells = memoryview(mmap.mmap(fd, rows * CELLS * 8)).cast("q")  # a store of 8 bytes is never seen halved
+        self.workers = workers
+        self._cells = memoryview(mmap.mmap(fd, workers * CELLS * 8)).cast("q")  # a store of 8 bytes is atomic
 
     @classmethod
-    def create(cls, rows: int) -> Self:
-        """A new one, all zeros."""
-        fd = os.memfd_create("mae-ledger")
-        os.ftruncate(fd, rows * CELLS * 8)
-        return cls(fd, rows)
+    def create(cls, workers: int) -> Self:
+        """A new page, all zeros."""
+        fd = os.memfd_create("mae-counters")
+        os.ftruncate(fd, workers * CELLS * 8)
+        return cls(fd, workers)
 
-    def get(self, row: int, column: Column) -> int:
-        """One cell."""
-        return self._cells[row * CELLS + column]
+    def get(self, worker_index: int, column: Column) -> int:
+        """The value of a cell."""
+        return self._cells[worker_index * CELLS + column]
 
-    def set(self, row: int, column: Column, value: int) -> None:
-        """Writes a cell; for its one writer."""
-        self._cells[row * CELLS + column] = value
+    def set(self, worker_index: int, column: Column, value: int) -> None:
+        """Writes a cell. Only the one process that writes the cell may call this."""
+        self._cells[worker_index * CELLS + column] = value
 
-    def add(self, row: int, column: Column, amount: int) -> None:
-        """Adds to a cell; for its one writer."""
-        self._cells[row * CELLS + column] += amount
+    def add(self, worker_index: int, column: Column, amount: int) -> None:
+        """Adds to a cell. Only the one process that writes the cell may call this."""
+        self._cells[worker_index * CELLS + column] += amount
 
     def total(self, column: Column) -> int:
-        """Of all rows."""
-        return sum(self._cells[row * CELLS + column] for row in range(self.rows))
+        """The sum over all workers."""
+        return sum(self._cells[worker_index * CELLS + column] for worker_index in range(self.workers))
 
-    def clear(self, row: int) -> None:
-        """Forgets a worker that is dead."""
+    def clear(self, worker_index: int) -> None:
+        """Sets the cells of a dead worker to zero."""
         for column in Column:
-            self.set(row, column, 0)
+            self.set(worker_index, column, 0)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds off whoever else is about to take something that has a bound: for microseconds."""
+        """Holds the lock of the page, for the microseconds that it takes to check a limit and to add."""
         fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
             yield
@@ -83,42 +86,64 @@ class SharedCounters:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Lets the page go."""
+        """Unmaps the page and closes its file descriptor."""
         self._cells.release()
         os.close(self.fd)
 
 
 class SharedBudget:
-    """One of the service's budgets, as the worker of `row` sees it; the sum of all workers is what has a bound."""
+    """A budget of the whole service, used by one worker: the limit holds for the sum over all workers."""
 
     def __init__(
-        self, ledger: SharedCounters, row: int, column: Column, limit: int | None = None, less: Column | None = None
+        self,
+        counters: SharedCounters,
+        worker_index: int,
+        column: Column,
+        limit: int | None = None,
+        released: Column | None = None,
     ) -> None:
-        """Counts in `column`; what is in `less` is not used any more."""
+        """Counts in `column` of `worker_index`.
+
+        Args:
+            counters: the page.
+            worker_index: the worker that takes and gives.
+            column: counts the amount that was taken.
+            limit: the bound; None for an amount that is only counted.
+            released: counts the amount that another process has given back.
+        """
         self.limit = limit
-        self._ledger = ledger
-        self._row = row
+        self._counters = counters
+        self._worker_index = worker_index
         self._column = column
-        self._less = less
+        self._released = released
 
     @property
     def used(self) -> int:
-        """By all workers."""
-        # What left comes first: an image that comes and goes in between must not make the sum too small.
-        left = 0 if self._less is None else self._ledger.total(self._less)
-        return self._ledger.total(self._column) - left
+        """The amount that all workers have taken and not given back."""
+        # Read first what was released: an image that comes and goes in between must not make the difference too small.
+        released = 0 if self._released is None else self._counters.total(self._released)
+        return self._counters.total(self._column) - released
 
     def take(self, amount: int) -> bool:
-        """Takes `amount` if the whole service has it left."""
+        """Takes `amount`; False, and nothing is taken, if the whole service has not that much left."""
         if self.limit is None:
-            self._ledger.add(self._row, self._column, amount)
+            self._counters.add(self._worker_index, self._column, amount)
             return True
-        with self._ledger.locked():
+        with self._counters.locked():
             if self.used + amount > self.limit:
                 return False
-            self._ledger.add(self._row, self._column, amount)
+            self._counters.add(self._worker_index, self._column, amount)
         return True
 
     def give(self, amount: int) -> None:
         """Gives `amount` back."""
-        self._ledger.add(self._row, self._column, -amount)
+        self._counters.add(self._worker_index, self._column, -amount)
+
+
+def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: int) -> Budgets:
+    """The budgets of the whole service, as one worker uses them."""
+    return Budgets(
+        bodies=SharedBudget(counters, worker_index, Column.BYTES, settings.max_inflight_bytes),
+        requests=SharedBudget(counters, worker_index, Column.REQUESTS),
+        images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images, Column.RELEASED),
+    )

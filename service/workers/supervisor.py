@@ -1,4 +1,4 @@
-"""The workers: started, and replaced when they die."""
+"""Starts the workers, and replaces those that die."""
 
 from __future__ import annotations
 
@@ -11,186 +11,209 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from service.workers.channel import NUMBER, Kind
+from service.workers.messages import NUMBER, Kind
 from service.workers.shared_counters import SharedCounters
-from service.workers.worker_connection import MessageHandler, WorkerConnection
+from service.workers.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
 EXIT_OK = "exit code 0"
-WORKER = (sys.executable, "-P", "-m", "service.workers")
+COMMAND = (sys.executable, "-P", "-m", "service.workers")
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How long the crew waits for what, in seconds."""
+    """When a worker is killed, when a dead one is replaced, and when to give up. Times are in seconds."""
 
-    arrival: float = 60.0
-    """For a worker that was started to take connections; then it is killed."""
-    silence: float = 30.0
-    """For a worker to say anything when it is asked; then it is killed."""
-    first: float = 0.1
-    """Before a dead worker is replaced, and twice as long for each that follows."""
-    longest: float = 10.0
-    """Before any worker is replaced."""
-    stable: float = 10.0
-    """A worker that lived longer than this is replaced as if it were the first that dies."""
-    leave: float = 5.0
-    """For workers that were told to end; then they are killed."""
-    stillborn: int = 5
-    """So many workers a row may end before they take a connection, while no other serves."""
+    start_timeout_s: float = 60.0
+    """A worker that accepts no connections this long after its start is killed."""
+    answer_timeout_s: float = 30.0
+    """A worker that sends nothing this long after it was asked for its counters is killed."""
+    first_delay_s: float = 0.1
+    """The delay before a dead worker is replaced; it doubles with each death that follows."""
+    longest_delay_s: float = 10.0
+    """The delay before a dead worker is replaced is never longer than this."""
+    stable_after_s: float = 10.0
+    """The delay is the first one again for a worker that lived longer than this."""
+    exit_timeout_s: float = 5.0
+    """A worker that runs this long after it was told to end is killed."""
+    max_failed_starts: int = 5
+    """Give up after so many failed starts for each worker, one after the other, while no worker runs."""
+
+
+class SupervisorListener(Protocol):
+    """What the supervisor tells the engine process."""
+
+    def on_worker_started(self, connection: WorkerConnection) -> None:
+        """The process of a worker was started; it does not accept connections yet."""
+
+    def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
+        """A worker has sent a message that its connection does not handle itself."""
+
+    def on_worker_ended(self, worker_index: int) -> None:
+        """A worker is dead, and nothing of it is left in the queue or the counters."""
+
+    def on_workers_failed(self, reason: str) -> None:
+        """No worker runs, and none can be started."""
 
 
 class WorkerSupervisor:
-    """Keeps one worker in each row of the ledger."""
+    """Keeps as many workers running as the counters have cells for."""
 
     def __init__(
         self,
-        ledger: SharedCounters,
-        listener: socket.socket,
+        counters: SharedCounters,
+        listener_socket: socket.socket,
         settings: bytes,
-        hear: MessageHandler,
-        command: Sequence[str] = WORKER,
-        patience: RestartPolicy = RestartPolicy(),
+        listener: SupervisorListener,
+        command: Sequence[str] = COMMAND,
+        policy: RestartPolicy = RestartPolicy(),
     ) -> None:
-        """Nobody is there yet.
+        """No worker runs yet.
 
         Args:
-            ledger: has a row for each worker.
-            listener: where they take connections.
-            settings: the message that a worker begins with, JSON.
-            hear: for `WorkerConnection`.
-            command: starts a worker; the file descriptors and its row follow as arguments.
-            patience: with workers.
+            counters: of all workers; their number is the number of workers.
+            listener_socket: the socket on which the workers accept connections.
+            settings: content of the message SETTINGS, JSON.
+            listener: is told of the workers' lives and messages.
+            command: starts a worker; file descriptors and the worker index follow as arguments.
+            policy: says when to kill, when to replace and when to give up.
         """
-        self.desks: dict[int, WorkerConnection] = {}
-        """Of the living."""
-        self.on_arrival: Callable[[WorkerConnection], None] = lambda desk: None
-        """Called when a worker was started."""
-        self.on_death: Callable[[int], None] = lambda row: None
-        """Called with its row when a worker is dead and nothing of it is left."""
-        self.on_hopeless: Callable[[str], None] = log.critical
-        """Called with the reason when no worker serves and those that are started die at once, again and again."""
-        self._ledger = ledger
-        self._listener = listener
+        self.connections: dict[int, WorkerConnection] = {}
+        """The connections to the workers that run, by worker index."""
+        self._counters = counters
+        self._listener_socket = listener_socket
         self._settings = settings
-        self._hear = hear
+        self._listener = listener
         self._command = command
-        self._patience = patience
-        self._stillborn = 0
-        """Since a worker was last seen to serve."""
+        self._policy = policy
+        self._failed_starts = 0
+        """Workers that have ended before they accepted a connection, since a worker was last seen to run."""
         self._processes: dict[int, asyncio.subprocess.Process] = {}
-        self._keepers: list[asyncio.Task[None]] = []
-        self._leaving = asyncio.Event()
+        self._supervisions: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
-        """Starts a worker in every row."""
-        for row in range(self._ledger.rows):
-            keeper = asyncio.get_running_loop().create_task(self._keep(row))
-            keeper.add_done_callback(self._kept)
-            self._keepers.append(keeper)
+        """Starts all workers."""
+        for worker_index in range(self._counters.workers):
+            supervision = asyncio.get_running_loop().create_task(self._supervise(worker_index))
+            supervision.add_done_callback(self._on_supervision_done)
+            self._supervisions.append(supervision)
 
-    async def leave(self) -> None:
-        """Tells the workers to end; kills those that do not, and those that have not begun."""
-        self._leaving.set()
-        for row, desk in self.desks.items():
-            desk.send(Kind.EXIT)
-            if not desk.arrived:
-                _kill(self._processes[row])
-        _, late = await asyncio.wait(self._keepers, timeout=self._patience.leave)
+    async def stop(self) -> None:
+        """Tells the workers to end. Kills those that do not, and those that do not accept connections yet."""
+        self._stopping.set()
+        for worker_index, connection in self.connections.items():
+            connection.send(Kind.EXIT)
+            if not connection.started:
+                _kill(self._processes[worker_index])
+        _, late = await asyncio.wait(self._supervisions, timeout=self._policy.exit_timeout_s)
         if late:
-            for row, process in self._processes.items():
-                log.error("worker %d (process %d) does not end: killing it", row, process.pid)
+            for worker_index, process in self._processes.items():
+                log.error("worker %d (process %d) does not end: killing it", worker_index, process.pid)
                 _kill(process)
-            await asyncio.wait(late, timeout=self._patience.leave)
+            await asyncio.wait(late, timeout=self._policy.exit_timeout_s)
 
-    async def _keep(self, row: int) -> None:
-        patience, delay = self._patience, self._patience.first
-        while not self._leaving.is_set():
-            started = time.monotonic()
+    async def _supervise(self, worker_index: int) -> None:
+        """Runs one worker after the other until the supervisor stops."""
+        policy, delay = self._policy, self._policy.first_delay_s
+        while not self._stopping.is_set():
+            begin = time.monotonic()
             try:
-                arrived, cause = await self._one(row)
+                started, cause = await self._run_worker(worker_index)
             except OSError as error:  # no memory, no processes or no file descriptors left
-                arrived, cause = False, str(error)
-            if self._leaving.is_set():
-                if arrived and cause != EXIT_OK:
-                    log.error("worker %d has not ended well: %s", row, cause)
+                started, cause = False, str(error)
+            if self._stopping.is_set():
+                if started and cause != EXIT_OK:
+                    log.error("worker %d has ended with an error: %s", worker_index, cause)
                 return
-            serving = arrived or any(desk.arrived for desk in self.desks.values())
-            self._stillborn = 0 if serving else self._stillborn + 1
-            if self._stillborn >= patience.stillborn * self._ledger.rows:
-                count = self._stillborn
-                self.on_hopeless(f"{count} workers in a row have ended before they took a connection: {cause}")
+            any_started = started or any(connection.started for connection in self.connections.values())
+            self._failed_starts = 0 if any_started else self._failed_starts + 1
+            if self._failed_starts >= policy.max_failed_starts * self._counters.workers:
+                count = self._failed_starts
+                self._listener.on_workers_failed(
+                    f"{count} workers, one after the other, have ended before they accepted a connection: {cause}"
+                )
                 return
-            lived = time.monotonic() - started
-            delay = patience.first if lived > patience.stable else min(2 * delay, patience.longest)
-            log.error("worker %d has died after %.1f s (%s): another one in %.1f s", row, lived, cause, delay)
-            try:
-                await asyncio.wait_for(self._leaving.wait(), delay)
-            except TimeoutError:
-                continue
+            lifetime = time.monotonic() - begin
+            stable = lifetime > policy.stable_after_s
+            delay = policy.first_delay_s if stable else min(2 * delay, policy.longest_delay_s)
+            log.error(
+                "worker %d has died after %.1f s (%s): another one in %.1f s", worker_index, lifetime, cause, delay
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
 
-    def _kept(self, keeper: asyncio.Task[None]) -> None:
-        if not keeper.cancelled() and (error := keeper.exception()):
-            log.critical("the workers are not kept any more", exc_info=error)
-            self.on_hopeless(f"the workers are not kept any more: {error}")
+    def _on_supervision_done(self, supervision: asyncio.Task[None]) -> None:
+        if not supervision.cancelled() and (error := supervision.exception()):
+            log.critical("the supervision of a worker has failed", exc_info=error)
+            self._listener.on_workers_failed(f"the supervision of a worker has failed: {error}")
 
-    async def _one(self, row: int) -> tuple[bool, str]:
-        """A worker from its start until nothing of it is left: whether it took connections, and what it died of."""
-        ours, theirs = socket.socketpair()
-        slots = os.memfd_create("mae-slots")
-        desk = WorkerConnection(row, self._ledger, slots, self._hear)
+    async def _run_worker(self, worker_index: int) -> tuple[bool, str]:
+        """Runs a worker to its end; returns whether it accepted connections, and the cause of its end."""
+        own_end, worker_end = socket.socketpair()
+        slots_fd = os.memfd_create("mae-slots")
+        connection = WorkerConnection(worker_index, self._counters, slots_fd, self._listener.on_message)
         try:
-            await desk.connect(ours)
-            fds = (theirs.fileno(), self._listener.fileno(), self._ledger.fd, slots)
-            command = [*self._command, *map(str, (*fds, row, self._ledger.rows))]
+            await connection.connect(own_end)
+            fds = (worker_end.fileno(), self._listener_socket.fileno(), self._counters.fd, slots_fd)
+            command = [*self._command, *map(str, (*fds, worker_index, self._counters.workers))]
             process = await asyncio.create_subprocess_exec(*command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL)
-            theirs.close()
+            worker_end.close()
             try:
-                return await self._served(row, desk, process)
+                return await self._serve_worker(connection, process)
             finally:
-                _kill(process)  # as good as always dead already
+                _kill(process)  # usually already dead
         finally:
-            desk.close()
-            theirs.close()
-            os.close(slots)
+            connection.close()
+            worker_end.close()
+            os.close(slots_fd)
 
-    async def _served(self, row: int, desk: WorkerConnection, process: asyncio.subprocess.Process) -> tuple[bool, str]:
-        desk.send(Kind.SETTINGS, self._settings)
-        self.desks[row], self._processes[row] = desk, process
-        watch = asyncio.get_running_loop().create_task(self._watch(desk, process))
+    async def _serve_worker(
+        self, connection: WorkerConnection, process: asyncio.subprocess.Process
+    ) -> tuple[bool, str]:
+        """Deals with a worker's process until nothing of it is left; returns as `_run_worker`."""
+        worker_index = connection.worker_index
+        connection.send(Kind.SETTINGS, self._settings)
+        self.connections[worker_index], self._processes[worker_index] = connection, process
+        watch = asyncio.get_running_loop().create_task(self._kill_if_stuck(connection, process))
         try:
-            self.on_arrival(desk)
-            if self._leaving.is_set():
+            self._listener.on_worker_started(connection)
+            if self._stopping.is_set():
                 _kill(process)
             code = await process.wait()
-            await desk.gone.wait()  # what it said last is heard
+            await connection.disconnected.wait()  # its last messages are handled
         finally:
             watch.cancel()
-            del self.desks[row], self._processes[row]
-            desk.end_all()
-            self._ledger.clear(row)
-            self.on_death(row)
-        return desk.arrived, f"signal {-code}" if code < 0 else f"exit code {code}"
+            del self.connections[worker_index], self._processes[worker_index]
+            connection.end_all()
+            self._counters.clear(worker_index)
+            self._listener.on_worker_ended(worker_index)
+        return connection.started, f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    async def _watch(self, desk: WorkerConnection, process: asyncio.subprocess.Process) -> None:
-        """Kills a worker that does not arrive, or that answers nothing any more."""
-        await _turns(self._patience.arrival, lambda: desk.arrived)
+    async def _kill_if_stuck(self, connection: WorkerConnection, process: asyncio.subprocess.Process) -> None:
+        """Kills a worker that never accepts connections, or that does not answer any more."""
+        await _sleep_in_steps(self._policy.start_timeout_s, lambda: connection.started)
         problem = "takes no connections"
-        if desk.arrived:
-            problem, asked = "does not answer", desk.messages - 1
-            while desk.messages > asked:
-                asked = desk.messages
-                desk.send(Kind.PULL, NUMBER.pack(0))
-                await _turns(self._patience.silence)
-        log.error("worker %d (process %d) %s: killing it", desk.row, process.pid, problem)
+        if connection.started:
+            problem, messages_before = "does not answer", connection.messages - 1
+            while connection.messages > messages_before:
+                messages_before = connection.messages
+                connection.send(Kind.PULL, NUMBER.pack(0))
+                await _sleep_in_steps(self._policy.answer_timeout_s)
+        log.error("worker %d (process %d) %s: killing it", connection.worker_index, process.pid, problem)
         _kill(process)
 
 
-async def _turns(seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
-    """Sleeps until it is `enough`, in pieces: however long this process itself stands still, only one passes."""
+async def _sleep_in_steps(seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    """Sleeps in ten steps, or less once `until` is true.
+
+    If this process itself stands still (a laptop asleep, a debugger), only the current step passes meanwhile: the
+    workers still get the time of the others to answer.
+    """
     for _ in range(10):
-        if not enough():
+        if not until():
             await asyncio.sleep(seconds / 10)
 
 

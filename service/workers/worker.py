@@ -1,183 +1,158 @@
-"""A worker's side: the service as its routes know it, with the engine in another process."""
+"""The service of a worker: as the routes know it, with the engine in another process."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-import os
 import socket
 from concurrent.futures import Future
 
-import orjson
-import safetensors.numpy
-
-from model.checkpoints.heads import ROWS, Head, Heads, Whitening
-from model.engines.base import EngineInfo
-from service.errors import ServiceError
+from service.errors import Draining, ServiceError
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import Budgets
 from service.inference.pipeline import Pipeline
+from service.lifecycle.background import BackgroundTasks
+from service.server import exit_now
 from service.service import Service
 from service.settings import Settings
-from service.workers.channel import NUMBER, Channel, Kind
-from service.workers.metrics_merge import packed_counters
+from service.workers.channel import Channel
+from service.workers.messages import NUMBER, Kind, unpack_engine, unpack_state
+from service.workers.metrics_merge import pack_counters
 from service.workers.scheduler_client import SchedulerClient
 from service.workers.shared_buffers import SharedBuffers
-from service.workers.shared_counters import Column, SharedBudget, SharedCounters
+from service.workers.shared_counters import SharedCounters, shared_budgets
 
 log = logging.getLogger(__name__)
-# How much of what a worker has counted can be lost if it is killed; a scrape asks for it at once.
+# At most this much of what a worker has counted is lost if it is killed; a scrape asks for its counters at once.
 PUSH_S = 0.25
-SCRAPE_S = 10.0
-
-
-def budgets_of(settings: Settings, ledger: SharedCounters, row: int) -> Budgets:
-    """What the worker of `row` shares with the others."""
-    return Budgets(
-        SharedBudget(ledger, row, Column.BYTES, settings.max_inflight_bytes),
-        SharedBudget(ledger, row, Column.REQUESTS),
-    )
-
-
-def images_of(settings: Settings, ledger: SharedCounters, row: int) -> SharedBudget:
-    """The queue's room, as the worker of `row` sees it."""
-    return SharedBudget(ledger, row, Column.ADMITTED, settings.queue_images, less=Column.LEFT)
-
-
-def packed_engine(info: EngineInfo, heads: Heads, slots: int) -> bytes:
-    """What a worker must know of an engine."""
-    facts = orjson.dumps({"slots": slots, "info": info.model_dump(mode="json")})
-    return NUMBER.pack(len(facts)) + facts + safetensors.numpy.save(heads.arrays())
-
-
-def unpacked_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
-    """What `packed_engine` packed."""
-    (length,) = NUMBER.unpack_from(data)
-    facts = orjson.loads(data[NUMBER.size : NUMBER.size + length])
-    arrays = safetensors.numpy.load(data[NUMBER.size + length :])
-    info = EngineInfo.model_validate(facts["info"])
-    head = None if info.head is None else Head(info.head, arrays["head.weight"], arrays["head.bias"])
-    whitening = {
-        pool: Whitening(arrays[f"whitening.{pool}.centre"], arrays[f"whitening.{pool}.matrix"])
-        for pool in ROWS
-        if f"whitening.{pool}.centre" in arrays
-    }
-    return info, Heads(head, whitening), facts["slots"]
+SCRAPE_TIMEOUT_S = 10.0
 
 
 class EngineConnection(Channel):
-    """A worker's end of its channel."""
+    """A worker's end of its channel to the engine process."""
 
     def __init__(self, service: WorkerService) -> None:
-        """For the service of this process."""
+        """Passes messages to `service`."""
         super().__init__()
         self._service = service
 
-    def received(self, kind: Kind, content: memoryview) -> None:
-        """Images first: the rest is rare."""
-        self._service.hear(kind, content)
+    def message_received(self, kind: Kind, content: memoryview) -> None:
+        """Passes the message to the service."""
+        self._service.on_message(kind, content)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Without the device process there is nothing to serve: ends at once, and whoever waits sees a reset."""
+        """Ends the process at once if it was not told to end: without the engine process it cannot serve anybody."""
         super().connection_lost(error)
-        if not self.hung_up and not self._service.leaving:
-            log.critical("the device process has gone: ending")
-            logging.shutdown()
-            os._exit(1)
+        if not self.closed and self._service.exit_code != 0:
+            log.critical("the engine process has gone: ending")
+            exit_now(1)
 
 
 class WorkerService(Service):
-    """What the routes of a worker work with. Its state is what the device process says."""
+    """The service in a worker. The engine process tells it its state and its engine."""
 
-    def __init__(self, settings: Settings, end: socket.socket, ledger: SharedCounters, row: int, slots_fd: int) -> None:
-        """Speaks to the device process over `end`."""
-        super().__init__(settings, budgets=budgets_of(settings, ledger, row))
-        self.leaving = False
-        """Whether the device process has said that it is over."""
-        self._end_of_channel = end
-        self._images = images_of(settings, ledger, row)
+    def __init__(
+        self, settings: Settings, channel: socket.socket, counters: SharedCounters, worker_index: int, slots_fd: int
+    ) -> None:
+        """Not connected yet.
+
+        Args:
+            settings: of the service.
+            channel: the socket to the engine process.
+            counters: of all workers.
+            worker_index: says which of their cells are this worker's.
+            slots_fd: the memory that this worker shares with the engine process.
+        """
+        super().__init__(settings, shared_budgets(settings, counters, worker_index))
+        self._channel = channel
         self._slots_fd = slots_fd
-        self._batcher: SchedulerClient | None = None
+        self._scheduler: SchedulerClient | None = None
+        self._tasks = BackgroundTasks(self._state.fail)
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
-        self._sent = b""
+        self._pushed = b""
+        """The counters as the engine process has them."""
 
     def start(self) -> None:
-        """Begins to listen to the device process."""
+        """Begins to listen to the engine process."""
         self._loop = asyncio.get_running_loop()
-        self._link = EngineConnection(self)
-        self._begin(self._push())
+        self._connection = EngineConnection(self)
+        self._tasks.start(self._push_counters())
 
-    def say_hello(self) -> None:
-        """Connections are taken."""
-        self._link.send(Kind.HELLO)
+    def announce_start(self) -> None:
+        """Tells the engine process that this worker accepts connections."""
+        self._connection.send(Kind.HELLO)
 
     def exposition(self) -> bytes:
-        """The metrics of the whole service.
+        """The metrics of the whole service, which the engine process merges. This blocks: call it in a thread.
 
         Raises:
-            ServiceError: the device process could not write them, and has logged why.
-            TimeoutError: it does not answer.
+            ServiceError: the engine process could not write them, and has logged the reason.
+            TimeoutError: the engine process does not answer.
         """
         number, future = next(self._numbers) & 0xFFFFFFFF, Future[bytes]()
-        self._loop.call_soon_threadsafe(self._scrape, number, future)
+        self._loop.call_soon_threadsafe(self._request_scrape, number, future)
         try:
-            text = future.result(SCRAPE_S)
+            text = future.result(SCRAPE_TIMEOUT_S)
         finally:
             self._loop.call_soon_threadsafe(self._scrapes.pop, number, None)
         if not text:
             raise ServiceError("the metrics cannot be written")
         return text
 
-    def hear(self, kind: Kind, content: memoryview) -> None:
-        """Does as the device process says."""
+    def on_message(self, kind: Kind, content: memoryview) -> None:
+        """Handles a message of the engine process. Images come first: the other messages are rare."""
         if kind in (Kind.DONE, Kind.RELEASED, Kind.FAILED):
-            assert self._batcher is not None
-            self._batcher.received(kind, content)
+            assert self._scheduler is not None
+            self._scheduler.message_received(kind, content)
         elif kind is Kind.OPEN:
-            self._take_engine(bytes(content))
+            self._open(bytes(content))
         elif kind is Kind.STATE:
-            self._become(**orjson.loads(content))
+            state, progress = unpack_state(content)
+            self._state.change(state, progress)
         elif kind is Kind.PULL:
-            self._link.send(Kind.COUNTERS, content.tobytes() + packed_counters(self.metrics))
+            self._connection.send(Kind.COUNTERS, content.tobytes() + pack_counters(self.metrics))
         elif kind is Kind.EXPOSITION:
             if future := self._scrapes.get(*NUMBER.unpack_from(content)):
                 future.set_result(bytes(content[NUMBER.size :]))
         elif kind is Kind.EXIT:
-            self.leaving = True
-            self.cut_off()
-            self.on_exit()
+            if self._scheduler is not None:
+                self._scheduler.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+            self._state.exit(0)
 
     async def close(self) -> None:
-        """Also tells what was counted last."""
-        await super().close()
-        self._push_now()
+        """Sends the last counters, and closes the connection."""
+        self._tasks.cancel()
+        if self._pipeline is not None:
+            self._pipeline.close()
+        self.metrics.close()
+        self._push_if_changed()
         await asyncio.sleep(0)  # the channel writes at the end of a turn
-        self._link.close()
+        self._connection.close()
 
-    def _take_engine(self, data: bytes) -> None:
+    def _open(self, data: bytes) -> None:
+        """Takes work for the engine that the engine process has loaded."""
         s = self.settings
-        info, heads, count = unpacked_engine(data)
+        info, heads, slot_count = unpack_engine(data)
+        slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
-        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels, threads)
-        self._batcher = SchedulerClient(
-            self._link, SharedBuffers(self._slots_fd, info.config, count), self._images, self.metrics
-        )
-        self._pipeline = Pipeline(info, heads, decoder, self._batcher, self.metrics)
+        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
+        self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
+        self._pipeline = Pipeline(info, heads, decoder, self._scheduler, self.metrics, threads)
 
-    def _scrape(self, number: int, future: Future[bytes]) -> None:
+    def _request_scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future
-        self._link.send(Kind.SCRAPE, NUMBER.pack(number))
+        self._connection.send(Kind.SCRAPE, NUMBER.pack(number))
 
-    async def _push(self) -> None:
-        await self._link.connect(self._end_of_channel)
+    async def _push_counters(self) -> None:
+        """Connects, and sends the counters whenever they have changed."""
+        await self._connection.connect(self._channel)
         while True:
-            self._push_now()
+            self._push_if_changed()
             await asyncio.sleep(PUSH_S)
 
-    def _push_now(self) -> None:
-        counters = packed_counters(self.metrics)
-        if counters != self._sent:
-            self._sent = counters
-            self._link.send(Kind.COUNTERS, NUMBER.pack(0) + counters)
+    def _push_if_changed(self) -> None:
+        counters = pack_counters(self.metrics)
+        if counters != self._pushed:
+            self._pushed = counters
+            self._connection.send(Kind.COUNTERS, NUMBER.pack(0) + counters)

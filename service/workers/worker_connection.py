@@ -1,141 +1,142 @@
-"""Where the device process deals with one worker: its images go into the queue, its results back into their slots."""
+"""The engine process's side of one worker: its images go into the queue, and their results back into their slots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from model.config import MAEConfig
 from service.errors import ServiceError
-from service.inference.executor import Operation, Row
-from service.inference.queue import Keeper, QueuedRequest, QueueEntry
+from service.inference.queue import Operation, QueuedRequest, QueueEntry, Result
 from service.inference.scheduler import BatchScheduler
-from service.workers.channel import DONE, NUMBER, OPERATIONS, PUT, Channel, Kind, packed_error
+from service.workers.channel import Channel
+from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, pack_error
 from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedCounters
 
 MessageHandler = Callable[["WorkerConnection", Kind, memoryview], None]
 
 
-class ServedRequest(QueuedRequest):
-    """A worker's request in the queue. Its results do not wait for each other: each goes back by itself."""
+class ChannelSink:
+    """The `ResultSink` of a worker's request. Results do not wait for each other: each goes back by itself."""
 
-    def __init__(
-        self, keeper: Keeper, operation: Operation, count: int, deadline: float, *, desk: WorkerConnection, number: int
-    ) -> None:
-        """Of the request `number` of the worker at `desk`."""
-        super().__init__(keeper, operation, count, deadline)
+    request: QueuedRequest
+    """The request that it belongs to."""
+
+    def __init__(self, connection: WorkerConnection, number: int, operation: Operation, count: int) -> None:
+        """For the request `number` of the worker, which has `count` images."""
         self.number = number
         self.slots: dict[int, int] = {}
-        """By index of the image."""
-        self.visible = 0
-        self.dropped: list[int] = []
-        """Slots of images that will not be taken."""
-        self._desk = desk
-        self._missing_rows = count
+        """The slot of each image, by its index."""
+        self.dropped_slots: list[int] = []
+        """Slots of images that enter no batch."""
+        self.ended = False
+        """Whether the worker waits for it no more."""
+        self._connection = connection
+        self._operation = operation
+        self._missing = count
 
-    def take(self) -> QueueEntry:
-        """Also makes room for another image in the service."""
-        self._desk.left(1)
-        return super().take()
+    def taken(self, entries: Sequence[QueueEntry]) -> None:
+        """Makes room in the service's queue."""
+        self._connection.count_released(len(entries))
 
-    def drop(self) -> None:
-        """Also makes room; the slots go back when the worker gives up."""
-        self._desk.left(len(self.items))
-        self.dropped += [self.slots.pop(item.index) for item in self.items]
-        super().drop()
+    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+        """Makes room in the service's queue; the slots go back when the request ends."""
+        self._connection.count_released(len(entries))
+        self.dropped_slots += [self.slots.pop(entry.index) for entry in entries]
 
-    def settle(self, index: int, row: Row | ServiceError) -> None:
-        """Sends the image's result, or only its slot if there is none or nobody waits for it."""
+    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+        """Sends the image's result, or its slot alone if there is none or nobody waits for it."""
         slot = self.slots.pop(index)
-        if self.over or isinstance(row, ServiceError):
-            self._desk.send(Kind.RELEASED, NUMBER.pack(slot))
+        if self.ended or isinstance(result, ServiceError):
+            self._connection.send(Kind.RELEASED, NUMBER.pack(slot))
         else:
-            self._desk.slots.put_row(slot, self.operation, self.visible, row)
-            self._desk.send(Kind.DONE, DONE.pack(slot, self.timing.queue, self.timing.infer))
-        if isinstance(row, ServiceError) and not self.over:
-            self.fail(row)
-        self._missing_rows -= 1
-        if not self._missing_rows:
-            self._desk.end(self)
+            self._connection.slots.write_result(slot, self._operation, result)
+            self._connection.send(Kind.DONE, DONE.pack(slot, queue_s, infer_s))
+        if isinstance(result, ServiceError) and not self.ended:
+            self.failed(result)
+        self._missing -= 1
+        if not self._missing:
+            self._connection.end(self)
 
-    def fail(self, error: ServiceError) -> None:
-        """Tells the worker, which will give up."""
-        self._desk.send(Kind.FAILED, NUMBER.pack(self.number) + packed_error(error))
+    def failed(self, error: ServiceError) -> None:
+        """Tells the worker, which cancels the request."""
+        self._connection.send(Kind.FAILED, NUMBER.pack(self.number) + pack_error(error))
 
 
 class WorkerConnection(Channel):
-    """The device process's end of a worker's channel. On the event loop, but for `left`."""
+    """The engine process's end of a worker's channel. Used on the event loop, except `count_released`."""
 
-    def __init__(self, row: int, ledger: SharedCounters, slots_fd: int, hear: MessageHandler) -> None:
-        """For the worker in `row` of the ledger; `hear` takes what it says of anything but images and its arrival."""
+    def __init__(self, worker_index: int, counters: SharedCounters, slots_fd: int, on_message: MessageHandler) -> None:
+        """Not connected yet.
+
+        Args:
+            worker_index: says which cells of the counters are the worker's.
+            counters: of all workers.
+            slots_fd: the memory that is shared with the worker.
+            on_message: handles all messages but those about images and HELLO.
+        """
         super().__init__()
-        self.row = row
-        self.arrived = False
-        """Whether the worker takes connections."""
+        self.worker_index = worker_index
+        self.started = False
+        """Whether the worker accepts connections."""
         self.messages = 0
-        """That it has sent."""
-        self._ledger = ledger
+        """Number of messages that the worker has sent."""
+        self._counters = counters
         self._slots_fd = slots_fd
-        self._hear = hear
-        self._batcher: BatchScheduler | None = None
-        self._tickets: dict[int, ServedRequest] = {}
+        self._on_message = on_message
+        self._scheduler: BatchScheduler | None = None
+        self._sinks: dict[int, ChannelSink] = {}
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is an engine behind it."""
-        return self._batcher is not None
-
-    def open(self, batcher: BatchScheduler, config: MAEConfig, count: int) -> None:
-        """Images may come from now on, in `count` slots."""
+    def open(self, scheduler: BatchScheduler, config: MAEConfig, count: int) -> None:
+        """Lets the worker send images from now on, in `count` slots."""
         self.slots = SharedBuffers(self._slots_fd, config, count)
-        self._batcher = batcher
+        self._scheduler = scheduler
 
-    def left(self, count: int) -> None:
-        """So many images are not in the queue any more; the queue's lock makes its callers one writer."""
-        self._ledger.add(self.row, Column.LEFT, count)
+    def count_released(self, count: int) -> None:
+        """Counts images that have left the queue. The scheduler's lock makes its callers one writer."""
+        self._counters.add(self.worker_index, Column.RELEASED, count)
 
-    def end(self, ticket: ServedRequest) -> None:
-        """Forgets a ticket, and gives its slots back as far as no batch has them."""
-        self._tickets.pop(ticket.number, None)
-        ticket.__exit__(None, None, None)
-        for slot in ticket.dropped:
+    def end(self, sink: ChannelSink) -> None:
+        """Releases a request, and gives the slots back that no batch has."""
+        self._sinks.pop(sink.number, None)
+        sink.ended = True
+        if self._scheduler is not None:
+            self._scheduler.release(sink.request)
+        for slot in sink.dropped_slots:
             self.send(Kind.RELEASED, NUMBER.pack(slot))
-        ticket.dropped = []
+        sink.dropped_slots = []
 
     def end_all(self) -> None:
-        """The worker is dead: nothing of it enters a batch any more."""
-        for ticket in list(self._tickets.values()):
-            self.end(ticket)
+        """Releases all requests of a worker that is dead: none of its images enters a batch any more."""
+        for sink in list(self._sinks.values()):
+            self.end(sink)
 
-    def received(self, kind: Kind, content: memoryview) -> None:
-        """Takes images and leaves the rest to others."""
+    def message_received(self, kind: Kind, content: memoryview) -> None:
+        """Handles messages about images, and hands all others on."""
         self.messages += 1
         if kind is Kind.PUT:
             self._put(*PUT.unpack(content))
         elif kind is Kind.CANCEL:
-            if ticket := self._tickets.get(*NUMBER.unpack(content)):
-                self.end(ticket)
+            if sink := self._sinks.get(*NUMBER.unpack(content)):
+                self.end(sink)
         elif kind is Kind.HELLO:
-            self.arrived = True
+            self.started = True
         else:
-            self._hear(self, kind, content)
+            self._on_message(self, kind, content)
 
     def _put(
         self, number: int, slot: int, index: int, count: int, visible: int, operation: int, deadline: float
     ) -> None:
-        assert self._batcher is not None, "a worker sends images before it is told of an engine"
-        ticket = self._tickets.get(number)
+        assert self._scheduler is not None, "a worker sends images before it is told of an engine"
+        sink = self._sinks.get(number)
         try:
-            if ticket is None:
-                kind = partial(ServedRequest, desk=self, number=number)
-                admitted = self._batcher.admit(OPERATIONS[operation], count, deadline, kind)
-                assert isinstance(admitted, ServedRequest)
-                ticket = self._tickets[number] = admitted
-                ticket.visible = visible
-            ticket.slots[index] = slot  # before a lane can have the image
-            ticket.put(index, *self.slots.image(slot, OPERATIONS[operation], visible))
-        except ServiceError as error:  # the engine is lost; no lane takes any more, so this is the one writer
-            self.left(1)
-            self.send(Kind.FAILED, NUMBER.pack(number) + packed_error(error))
+            if sink is None:
+                sink = ChannelSink(self, number, OPERATIONS[operation], count)
+                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink)
+                self._sinks[number] = sink
+            sink.slots[index] = slot  # before a lane can have the image
+            self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))
+        except ServiceError as error:  # The engine is lost: no lane takes images any more, so this is the one writer.
+            self.count_released(1)
+            self.send(Kind.FAILED, NUMBER.pack(number) + pack_error(error))
             self.send(Kind.RELEASED, NUMBER.pack(slot))

@@ -1,80 +1,120 @@
-"""Two revisions side by side: both serve at once, and the same load goes to one and the other in turns.
+"""Compares two revisions: both servers run, and the same load goes to one and the other in turns.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/compare.py main . --route /reconstruct --front
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/compare.py . . --front --setting-b HTTP_WORKERS=2
+    .venv/bin/python -m tests.benchmarks.compare main . --route /reconstruct --front
+    .venv/bin/python -m tests.benchmarks.compare . . --front --setting-b HTTP_WORKERS=2
 
-A revision is anything that git knows, or `.` for this checkout with what is not committed. Whatever drifts meanwhile
-meets both; core-ms, the processor time an image, hardly minds neighbours. With --front an engine that answers at once
-is behind the servers. The load and the engine that is none are always this checkout's, so revisions without `mae
-bench` can be compared too, and settings come from the environment (MAE_…), but for those that one of both is given.
-Needs wrk.
+A revision is anything that git knows, or `.` for this checkout with its uncommitted changes. Both servers meet the same
+drift of the machine, since they take turns. core_ms is the server's CPU time in milliseconds per image: it hardly
+depends on what else the machine does. With --front, each revision serves its own engine that answers at once
+(service/benchmark/null_engine.py), so that only the front end is measured. The load always comes from this checkout.
+Settings come from the environment (MAE_…); --setting-a and --setting-b add to them for one server. Needs wrk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
 from service.benchmark import load
-from service.benchmark.processes import ServerProcess, serving, serving_nothing
+from service.benchmark.processes import ServerProcess, environment_of, serve_model, serve_null_engine
 from service.benchmark.results import LoadFigures
-from service.benchmark.samples import made
+from service.benchmark.samples import generate_sample
 from service.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
-# Revisions before 0.2.0 have their commands elsewhere.
-INFO = """
+NULL_ENGINE = Path("service/benchmark/null_engine.py")
+# `mae` of any revision: before version 0.2.0 the command line was the module service/cli.py.
+MAE = """
 try:
     from service.cli.main import main
 except ModuleNotFoundError:
     from service.cli import main
 main()
 """
-FIGURES = ("images_per_s", "p50_ms", "p99_ms", "core_ms")
+METRICS = ("images_per_s", "p50_ms", "p99_ms", "core_ms")
 
 
 @contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A folder with the files of `revision`."""
+def check_out(revision: str) -> Iterator[Path]:
+    """A folder with the files of `revision`, removed afterwards."""
     if revision == ".":
         yield ROOT
         return
     with tempfile.TemporaryDirectory(prefix="mae-compare-") as folder:
-        tree = Path(folder) / "tree"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, revision], cwd=ROOT, check=True)
+        checkout = Path(folder) / "checkout"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", checkout, revision], cwd=ROOT, check=True)
         try:
-            yield tree
+            yield checkout
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
+            subprocess.run(["git", "worktree", "remove", "--force", checkout], cwd=ROOT, check=True)
 
 
 @contextmanager
-def server_of(tree: Path, front: bool, given: dict[str, str]) -> Iterator[ServerProcess]:
-    """The server that the code in `tree` makes, with settings of its own."""
-    settings = load_settings(**given)
+def run_revision(checkout: Path, front: bool, options: dict[str, str]) -> Iterator[ServerProcess]:
+    """The server of the code in `checkout`, with settings of its own; with `front`, around its null engine."""
+    settings = load_settings(**options)
     if not front:
-        with serving(settings, str(tree)) as server:
+        with serve_model(settings, _mae("serve"), checkout) as server:
             yield server
         return
-    command = [sys.executable, "-P", "-c", INFO, "info", "--json"]
-    said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.PIPE)
+    environment = {**environment_of(settings), "PYTHONPATH": str(checkout)}
+    info = subprocess.run(_mae("info", "--json"), env=environment, check=True, stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory(prefix="mae-compare-") as folder:
-        info = Path(folder) / "info.json"
-        info.write_text(json.dumps(json.loads(said.stdout)["engine"]))
-        with serving_nothing(settings, info, str(tree)) as server:
+        file = Path(folder) / "info.json"
+        file.write_text(json.dumps(json.loads(info.stdout)["engine"]))
+        with serve_null_engine(settings, file, checkout / NULL_ENGINE, checkout) as server:
             yield server
+
+
+def _mae(*arguments: str) -> Sequence[str]:
+    return (sys.executable, "-P", "-c", MAE, *arguments)
+
+
+def measure_in_turns(
+    servers: Sequence[ServerProcess], revisions: Sequence[str], route: load.Route, options: argparse.Namespace
+) -> tuple[list[LoadFigures], list[LoadFigures]]:
+    """The figures of both servers, one pair for each round; the order within a round alternates.
+
+    Raises:
+        SystemExit: a request failed.
+    """
+    figures: tuple[list[LoadFigures], list[LoadFigures]] = ([], [])
+    for server in servers:  # warms up: what is set up once is not compared
+        load.send_closed_load(server, route, options.connections, options.seconds)
+    for number in range(options.rounds):
+        for side in (0, 1) if number % 2 == 0 else (1, 0):
+            result = load.send_closed_load(servers[side], route, options.connections, options.seconds)
+            if result.failed or not result.answered:
+                sys.exit(f"{revisions[side]}: {result.failed} requests failed, {result.answered} were answered")
+            figures[side].append(result)
+    return figures
+
+
+def print_table(
+    figures: tuple[list[LoadFigures], list[LoadFigures]], revisions: Sequence[str], options: argparse.Namespace
+) -> None:
+    """Prints both medians of each metric; then the median, lowest and highest of the ratios within each round."""
+    kind = "front end alone" if options.front else "end to end"
+    print(f"{options.route}, {kind}, {options.connections} connections, {options.rounds} rounds of {options.seconds} s")
+    print(f"{'':14}{revisions[0][:16]:>18}{revisions[1][:16]:>18}{'b / a':>9}{'lowest':>9}{'highest':>9}")
+    for metric in METRICS:
+        a, b = ([getattr(result, metric) for result in side] for side in figures)
+        if None in (*a, *b):
+            continue
+        ratios = [second / first for first, second in zip(a, b, strict=True)]
+        spread = f"{median(ratios):9.3f}{min(ratios):9.3f}{max(ratios):9.3f}"
+        print(f"{metric:14}{median(a):18.3f}{median(b):18.3f}{spread}")
 
 
 def setting(text: str) -> tuple[str, str]:
-    """NAME=VALUE, in two."""
+    """Splits NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or name.lower() not in Settings.model_fields:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE of a setting")
@@ -82,47 +122,34 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Prints the medians of both, and the median of the ratios within each turn."""
+    """Measures two revisions in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    routes = {route.name: route for route in load.routes_of(made("JPEG", 500, 334, 8).files, True)}
-    parser.add_argument("a")
-    parser.add_argument("b")
+    routes = {route.name: route for route in load.routes_of(generate_sample("JPEG", 500, 334, 8).files, True)}
+    parser.add_argument("a", help="the revision to compare with")
+    parser.add_argument("b", help="the revision to measure")
     parser.add_argument("--route", choices=routes, default="/embed")
-    parser.add_argument("--front", action="store_true", help="without an engine")
+    parser.add_argument("--front", action="store_true", help="the front end alone, without an engine")
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="of one run, of which the last three quarters count")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs, one of each revision")
+    parser.add_argument("--seconds", type=int, default=4, help="of one run; the last three quarters are measured")
     parser.add_argument("--setting-a", type=setting, action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--setting-b", type=setting, action="append", default=[], metavar="NAME=VALUE")
-    given = parser.parse_args()
-    if not load.wrk_is_there():
-        sys.exit(load.MISSING)
-    if not (1 <= given.rounds <= 100 and 1 <= given.seconds <= load.MOST_SECONDS):
-        sys.exit(f"--rounds is 1 to 100, --seconds 1 to {load.MOST_SECONDS:.0f}")
-    revisions = (given.a, given.b)
-    found: tuple[list[LoadFigures], list[LoadFigures]] = ([], [])
+    options = parser.parse_args()
+    if not load.wrk_is_installed():
+        sys.exit(load.WRK_MISSING)
+    if not (1 <= options.rounds <= 100 and 1 <= options.seconds <= load.MAX_SECONDS):
+        sys.exit(f"--rounds is 1 to 100, --seconds 1 to {load.MAX_SECONDS:.0f}")
+    revisions = (options.a, options.b)
     with ExitStack() as stack:
-        trees = [stack.enter_context(checked_out(revision)) for revision in revisions]
-        own = (dict(given.setting_a), dict(given.setting_b))
-        servers = [stack.enter_context(server_of(*one)) for one in zip(trees, (given.front,) * 2, own, strict=True)]
-        print(f"at most {2 * given.rounds * given.seconds + 2 * given.seconds} s of load", file=sys.stderr)
-        for server in servers:  # what is set up once is not compared
-            load.closed(server, routes[given.route], given.connections, given.seconds)
-        for turn in range(given.rounds):
-            for which in (0, 1) if turn % 2 == 0 else (1, 0):
-                figures = load.closed(servers[which], routes[given.route], given.connections, given.seconds)
-                if figures.failed or not figures.answered:
-                    sys.exit(f"{revisions[which]}: {figures.failed} requests failed, {figures.answered} were answered")
-                found[which].append(figures)
-    print(f"{given.route}, {given.connections} connections, {given.rounds} rounds of {given.seconds} s")
-    print(f"{'':14}{given.a[:16]:>18}{given.b[:16]:>18}{'b / a':>9}{'lowest':>9}{'highest':>9}")
-    for name in FIGURES:
-        a, b = ([getattr(figures, name) for figures in side] for side in found)
-        if None in (*a, *b):
-            continue
-        ratios = [after / before for before, after in zip(a, b, strict=True)]
-        spread = f"{median(ratios):9.3f}{min(ratios):9.3f}{max(ratios):9.3f}"
-        print(f"{name:14}{median(a):18.2f}{median(b):18.2f}{spread}")
+        checkouts = [stack.enter_context(check_out(revision)) for revision in revisions]
+        settings = (dict(options.setting_a), dict(options.setting_b))
+        servers = [
+            stack.enter_context(run_revision(checkout, options.front, own))
+            for checkout, own in zip(checkouts, settings, strict=True)
+        ]
+        print(f"at most {2 * (options.rounds + 1) * options.seconds} s of load", file=sys.stderr)
+        figures = measure_in_turns(servers, revisions, routes[options.route], options)
+    print_table(figures, revisions, options)
 
 
 if __name__ == "__main__":

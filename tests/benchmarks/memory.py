@@ -1,9 +1,9 @@
-"""How soon the server is ready, and whether its memory stays: megabytes after more and more requests of mixed shares.
+"""Measures how soon the server is ready, and whether its memory grows over many requests with mixed mask ratios.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/memory.py --requests 20000
+    .venv/bin/python -m tests.benchmarks.memory --requests 20000
 
-Half of the requests are /embed, half /reconstruct, each with a share of visible patches of its own, so that batches of
-nearly every size and number of patches come up. Settings come from the environment (MAE_…); Linux only.
+Half of the requests are /embed and half /reconstruct, each with another share of visible patches, so that batches of
+nearly every size and number of patches occur. Settings come from the environment (MAE_…); Linux only.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service.benchmark.processes import ServerProcess, serving
-from service.benchmark.samples import made
+from service.benchmark.processes import ServerProcess, serve_model
+from service.benchmark.samples import generate_sample
 from service.settings import load_settings
 
 CLIENTS = 12
 
 
 def resident_mb(server: ServerProcess) -> float:
-    """What the server holds in memory."""
+    """The resident memory of the server in megabytes."""
     status = Path(f"/proc/{server.pid}/status").read_text()
     return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
 
 def path_of(number: int) -> str:
-    """Of the request of that number: always the same."""
-    draw = random.Random(number)
-    share = draw.uniform(0.01, 0.99)
+    """The path and query of the request with that number, the same in every run."""
+    generator = random.Random(number)
+    share = generator.uniform(0.01, 0.99)
     return f"/embed?keep={share:.4f}" if number % 2 else f"/reconstruct?mask_ratio={share:.4f}"
 
 
 def main() -> None:
-    """Prints a line at 1,000 requests and whenever another fifth of them is answered."""
+    """Prints a line after 1,000 requests and after each fifth of all requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=20_000, help="0: only how soon it is ready")
-    given = parser.parse_args()
-    files = made("JPEG", 500, 334, 8).files
-    marks = sorted({1000, *(given.requests * fifth // 5 for fifth in range(1, 6))}) if given.requests else []
+    parser.add_argument("--requests", type=int, default=20_000, help="0 measures only the time until it is ready")
+    options = parser.parse_args()
+    files = generate_sample("JPEG", 500, 334, 8).files
+    marks = sorted({1000, *(options.requests * fifth // 5 for fifth in range(1, 6))}) if options.requests else []
     first = 0.0
-    begun = time.monotonic()
-    with serving(load_settings()) as server:
-        print(f"ready after {time.monotonic() - begun:.2f} s: {resident_mb(server):.0f} MB", flush=True)
+    started = time.monotonic()
+    with serve_model(load_settings()) as server:
+        print(f"ready after {time.monotonic() - started:.2f} s: {resident_mb(server):.0f} MB", flush=True)
         numbers = itertools.count()
         host = urlsplit(server.url).netloc
         for start, end in itertools.pairwise([0, *marks]):
-            began = time.monotonic()
+            interval_start = time.monotonic()
             failures: list[str] = []
 
             def client(until: int = end, failures: list[str] = failures) -> None:
@@ -69,12 +69,12 @@ def main() -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-            held = resident_mb(server)
-            first = first or held
-            rate = (end - start) / (time.monotonic() - began)
+            megabytes = resident_mb(server)
+            first = first or megabytes
+            rate = (end - start) / (time.monotonic() - interval_start)
             print(
-                f"{end:6} requests: {held:.0f} MB, {held / first - 1:+.1%} of the first, {rate:.0f}/s, "
-                f"failed: {failures[:3] or None}",
+                f"{end:6} requests: {megabytes:.0f} MB, {megabytes / first - 1:+.1%} since the first line, "
+                f"{rate:.0f}/s, failed: {failures[:3] or None}",
                 flush=True,
             )
 

@@ -75,7 +75,7 @@ def main() -> None:
     engine = build(settings.engine, lambda _: None).engine
     config, preprocessing = engine.info.config, engine.info.preprocessing
     short, side = preprocessing.resized_short_side(config.image_size), config.image_size
-    decoder = ImageDecoder(config, preprocessing, settings.max_pixels, 1)
+    decoder = ImageDecoder(config, preprocessing, settings.max_pixels)
     resampling = Image.Resampling[preprocessing.filter.upper()]
     expected = np.stack([cut(plain(data, short, side, resampling), config.patch_size) for data in images])
     found = np.stack([decoder.decode(data, 0).patches for data in images])

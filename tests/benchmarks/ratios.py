@@ -1,10 +1,10 @@
-"""What it costs that clients choose how much is masked: random mask ratios beside one ratio, through the real batcher.
+"""Measures what it costs that clients choose the mask ratio: random ratios beside one ratio, with the real scheduler.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/ratios.py --clients 128
+    .venv/bin/python -m tests.benchmarks.ratios --clients 128
 
-Behind the batcher is an engine that sleeps 20 ms + 0.1 ms an image, as a GPU would with a small model: what counts is
-how full the batches are, and whether images with different numbers of visible patches share one. Each client sends its
-next image as soon as it has an answer; the cases take turns.
+The scheduler feeds an engine that sleeps 20 ms per batch and 0.1 ms per image, as a GPU needs for a small model. So the
+figures depend on how full the batches are, and on whether images with different numbers of visible patches share one.
+Each client sends its next image as soon as it has an answer; the cases take turns.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
+from service.inference.limits import LocalBudget
+from service.inference.pipeline import PendingResults
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 
-PATCHES, PATCH, WIDTH = 196, 768, 192
+NUM_PATCHES, PATCH_DIM, EMBED_DIM = 196, 768, 192
 
 
 class SleepingEngine:
-    """Takes `base_s` a batch and `image_s` an image, and counts its batches."""
+    """Sleeps `base_s` per batch and `image_s` per image, and counts its batches."""
 
     def __init__(self, lanes: int, batch: int, mixes: bool, base_s: float = 0.020, image_s: float = 0.0001) -> None:
-        config = SimpleNamespace(num_patches=PATCHES)
+        config = SimpleNamespace(num_patches=NUM_PATCHES)
         self.info: Any = SimpleNamespace(config=config, mixes=mixes, lanes=lanes, preferred_batch=batch)
         self.batches = 0
         self._base_s, self._image_s = base_s, image_s
@@ -37,53 +39,57 @@ class SleepingEngine:
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         time.sleep(self._base_s + self._image_s * len(patches))
         self.batches += 1
-        return np.ones((len(patches), 2, WIDTH), np.float32)
+        return np.ones((len(patches), 2, EMBED_DIM), np.float32)
 
 
-async def rate(ratios: str, mixes: bool, clients: int, lanes: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Images a second, and images a batch."""
+async def measure_rate(
+    ratios: str, mixes: bool, clients: int, lanes: int, batch: int, seconds: float
+) -> tuple[float, float]:
+    """Images per second, and images per batch."""
     engine = SleepingEngine(lanes, batch, mixes)
-    batcher = BatchScheduler(engine, Metrics(), queue_images=2 * clients)  # type: ignore[arg-type]
-    batcher.start()
-    draw = np.random.default_rng(0)
-    patches = np.zeros((PATCHES, PATCH), np.uint8)
+    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(2 * clients))  # type: ignore[arg-type]
+    scheduler.start()
+    generator = np.random.default_rng(0)
+    patches = np.zeros((NUM_PATCHES, PATCH_DIM), np.uint8)
     answered, end = 0, time.monotonic() + seconds
 
     async def client() -> None:
         nonlocal answered
         while time.monotonic() < end:
-            kept = 0.25 if ratios == "one" else 1 - draw.random()
-            visible = max(1, round(PATCHES * kept))
-            with batcher.admit("embed", 1, float("inf")) as ticket:
-                ticket.put(0, patches[:visible], np.arange(visible, dtype=np.int32))
-                await ticket.rows()
+            kept = 0.25 if ratios == "one" else 1 - generator.random()
+            visible = max(1, round(NUM_PATCHES * kept))
+            pending = PendingResults(1)
+            request = scheduler.admit("embed", 1, float("inf"), pending)
+            scheduler.put(request, 0, patches[:visible], np.arange(visible, dtype=np.int32))
+            await pending.wait()
+            scheduler.release(request)
             answered += 1
 
     start = time.monotonic()
     await asyncio.gather(*(client() for _ in range(clients)))
-    taken = time.monotonic() - start
-    batcher.stop()
-    return answered / taken, answered / engine.batches
+    elapsed = time.monotonic() - start
+    scheduler.stop()
+    return answered / elapsed, answered / engine.batches
 
 
 def main() -> None:
-    """Prints medians of five turns each."""
+    """Prints the medians of five turns for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0)
-    given = parser.parse_args()
-    cases = {"one ratio": ("one", False), "random": ("random", False), "random, mixed batches": ("random", True)}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    options = parser.parse_args()
+    cases = {"one ratio": ("one", False), "random": ("random", False), "random, padded batches": ("random", True)}
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for turn in range(5):
         for name in list(cases) if turn % 2 == 0 else reversed(cases):
-            shape = (given.clients, given.lanes, given.batch, given.seconds)
-            found[name].append(asyncio.run(rate(*cases[name], *shape)))
-    for name, figures in found.items():
-        images, full = (median(figure[place] for figure in figures) for place in (0, 1))
-        ratio = median(a[0] / b[0] for a, b in zip(figures, found["one ratio"], strict=True))
-        print(f"{name:22} {images:8.0f} images/s, {full:5.1f} images a batch, {ratio:.2f} of one ratio")
+            shape = (options.clients, options.lanes, options.batch, options.seconds)
+            results[name].append(asyncio.run(measure_rate(*cases[name], *shape)))
+    for name, figures in results.items():
+        images_per_s, batch_size = (median(values) for values in zip(*figures, strict=True))
+        ratio = median(a[0] / b[0] for a, b in zip(figures, results["one ratio"], strict=True))
+        print(f"{name:22} {images_per_s:8.0f} images/s, {batch_size:5.1f} images per batch, {ratio:.2f} of one ratio")
 
 
 if __name__ == "__main__":

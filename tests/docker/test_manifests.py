@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from service.inference.scheduler import LAST_BATCH_S
@@ -33,6 +34,7 @@ def container() -> Any:
     return found
 
 
+@pytest.mark.live
 def test_compose_fits_the_schema_of_the_specification() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
+from tests.support.metrics import families
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/mae-serve.json").read_text())
@@ -32,8 +32,8 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), 
 
 def exported() -> set[str]:
     """The names of all samples that /metrics can have, those of labels not yet seen included."""
-    families = text_string_to_metric_families(Metrics().render().decode())
-    return GPU | {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ())}
+    found = families(Metrics().render()).values()
+    return GPU | {family.name + suffix for family in found for suffix in SUFFIXES.get(family.type, ())}
 
 
 def expressions() -> Iterator[str]:
@@ -56,8 +56,8 @@ def test_every_metric_that_is_asked_for_exists() -> None:
 
 def test_every_metric_of_ours_is_on_the_dashboard() -> None:
     shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ()))
-    families = text_string_to_metric_families(Metrics().render().decode())
-    ours = {f.name for f in families if f.name.startswith("mae_") and not f.name.endswith("_created")} | GPU
+    names = families(Metrics().render())
+    ours = {name for name in names if name.startswith("mae_") and not name.endswith("_created")} | GPU
     assert {name for name in ours if not re.search(rf"\b{name}(_total|_bucket|_sum|_count)?\b", shown)} == set()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from model.engines.base import Engine
 from model.masking import PAD
-from service.inference.executor import stacked
+from service.inference.executor import stack_padded
 from tests.gpu.conftest import call, centred_cosine, on_all_lanes, places, require_alike
 
 pytestmark = pytest.mark.gpu
@@ -93,7 +93,7 @@ def test_images_with_different_numbers_of_patches_in_one_batch(engine: Engine, c
         pytest.skip("this engine takes none")
     images, counts = crowd(3), (196, 49, 147)
     alone = [places(count, 1)[0] for count in counts]
-    visible_indices = stacked(alone, PAD)
+    visible_indices = stack_padded(alone, PAD)
     for operation in ("embed", "reconstruct"):
         found = call(engine, operation, images, visible_indices)
         for row, where in enumerate(alone):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.metrics import sample
 
 BESIDE = Path(sys.executable).with_name("mae")
 MAE = str(BESIDE) if BESIDE.exists() else shutil.which("mae") or "mae"  # an image keeps it elsewhere
@@ -35,8 +36,10 @@ class LiveServer:
 
         self.wait_for(listening, seconds)
 
-    def wait_until_ready(self, seconds: float = 120) -> None:
-        self.wait_for(lambda: httpx.get(self.url + "/readyz").status_code == 200, seconds)
+    def wait_until_ready(self, seconds: float = 300) -> None:
+        # Until a worker accepts connections, a request waits in the listener's backlog: on a busy machine for more than
+        # the 5 seconds that httpx has by default.
+        self.wait_for(lambda: httpx.get(self.url + "/readyz", timeout=seconds).status_code == 200, seconds)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -50,13 +53,7 @@ class LiveServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a sample over those labels that are not given, read by prometheus-client's own parser."""
-        text = httpx.get(self.url + "/metrics").text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return sample(httpx.get(self.url + "/metrics").text, name, **labels)
 
     def resident_mb(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()

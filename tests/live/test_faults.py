@@ -9,33 +9,21 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.live.conftest import LiveServer, Start
+from tests.support.clients import grey, many_connections, post_all
 from tests.support.fake_server import POISON
-
-
-def grey(value: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (224, 224), (value, value, value)).save(out, "PNG")
-    return out.getvalue()
-
-
-async def post_all(server: LiveServer, bodies: list[bytes], **params: object) -> list[httpx.Response]:
-    limits = httpx.Limits(max_connections=500)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        return await asyncio.gather(*(client.post("/embed", params=params, content=body) for body in bodies))
 
 
 @pytest.mark.parametrize("kind", ["raises", "nan"])
 def test_a_poisoned_image_fails_alone(start_server: Start, kind: str) -> None:
     server = start_server({"FAKE": kind}, max_delay_ms=2000, max_batch=16)
     bodies = [grey(POISON if number == 9 else number) for number in range(16)]
-    answers = asyncio.run(post_all(server, bodies))
+    answers = asyncio.run(post_all(server.url, bodies))
     assert [answer.status_code for answer in answers] == [500 if number == 9 else 200 for number in range(16)]
     assert answers[9].json()["error"]["code"] == "inference_failed"
     assert "nan" not in answers[9].text.lower().replace("finite", "")
-    assert "a poisoned image" not in answers[9].text, "the engine's own words are for the log"
+    assert "a poisoned image" not in answers[9].text, "the engine's own message is for the log"
     for number, answer in enumerate(answers):
         if number != 9:
             assert answer.json()["embeddings"][0] == [number] * 192
@@ -47,7 +35,7 @@ def test_a_poisoned_image_fails_alone(start_server: Start, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["fatal", "dies"])
 def test_a_lost_engine_ends_the_process(start_server: Start, kind: str) -> None:
     server = start_server({"FAKE": kind}, max_batch=1)
-    answers = asyncio.run(post_all(server, [grey(1), grey(POISON), *(grey(n) for n in range(20))]))
+    answers = asyncio.run(post_all(server.url, [grey(1), grey(POISON), *(grey(n) for n in range(20))]))
     assert {answer.status_code for answer in answers} <= {200, 503}
     lost = [answer.json()["error"] for answer in answers if answer.status_code == 503]
     assert lost and {error["code"] for error in lost} == {"engine_lost"}
@@ -84,12 +72,12 @@ def test_the_deadline(start_server: Start) -> None:
     answer = httpx.post(server.url + "/embed", content=grey(1))
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_passed")
     assert time.monotonic() - start < 1
-    time.sleep(1.2)  # the batch that was running is through; the next one has a whole second again, and is late too
+    time.sleep(1.2)  # until the batch is done
     assert server.metric("mae_requests_total", code="504") == 1
     assert server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0
 
 
-def test_who_leaves_costs_nothing(start_server: Start) -> None:
+def test_a_client_that_leaves_costs_nothing(start_server: Start) -> None:
     server = start_server({"FAKE_S": "0.5"}, max_batch=1)
 
     async def leave() -> None:
@@ -102,7 +90,7 @@ def test_who_leaves_costs_nothing(start_server: Start) -> None:
     server.wait_for(lambda: server.metric("mae_requests_total", code="499") == 30, 10)
     start = time.monotonic()
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
-    assert time.monotonic() - start < 2.5, "it waited for images that nobody wants"
+    assert time.monotonic() - start < 2.5, "it waited for images of clients that have left"
     assert server.metric("mae_batch_size_sum") <= 4
     assert server.metric("mae_dropped_images_total", reason="abandoned") >= 27
     assert server.metric("mae_admitted_images") == 0
@@ -110,7 +98,7 @@ def test_who_leaves_costs_nothing(start_server: Start) -> None:
 
 def test_queue_full(start_server: Start) -> None:
     server = start_server({"FAKE_S": "0.3"}, max_batch=1, queue_images=4, max_images=16)
-    answers = asyncio.run(post_all(server, [grey(n) for n in range(40)]))
+    answers = asyncio.run(post_all(server.url, [grey(n) for n in range(40)]))
     counts = {status: sum(answer.status_code == status for answer in answers) for status in (200, 429)}
     assert counts[200] + counts[429] == 40 and counts[200] >= 4 and counts[429] >= 20
     refused = next(answer for answer in answers if answer.status_code == 429)
@@ -127,13 +115,12 @@ def loaded(start_server: Start) -> Iterator[LiveServer]:
 
 
 def test_sigterm_under_load(loaded: LiveServer) -> None:
-    """What was accepted is answered, what comes later is told 503, and the exit code is 0."""
+    """Accepted requests are answered, later ones are refused with 503, and the exit code is 0."""
 
     async def load() -> tuple[list[httpx.Response], list[httpx.Response | BaseException]]:
-        limits = httpx.Limits(max_connections=500)
-        async with httpx.AsyncClient(base_url=loaded.url, timeout=60, limits=limits) as client:
+        async with many_connections(loaded.url) as client:
             early = [asyncio.create_task(client.post("/embed", content=grey(n % 200))) for n in range(60)]
-            while loaded_images(loaded) < 60:
+            while images_so_far(loaded) < 60:
                 await asyncio.sleep(0.02)
             loaded.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.1)
@@ -153,7 +140,7 @@ def test_sigterm_under_load(loaded: LiveServer) -> None:
     assert loaded.process.wait(20) == 0
 
 
-def loaded_images(server: LiveServer) -> float:
+def images_so_far(server: LiveServer) -> float:
     return server.metric("mae_admitted_images") + server.metric("mae_batch_size_sum")
 
 
@@ -174,11 +161,11 @@ def test_sigterm_when_idle_and_drain_timeout(start_server: Start) -> None:
     assert "cut off" in slow.text()
 
 
-def test_clients_that_try_again_and_again_do_not_prolong_the_drain(start_server: Start) -> None:
+def test_clients_that_retry_do_not_prolong_the_drain(start_server: Start) -> None:
     server = start_server({}, drain_timeout_s=30)
     end = time.monotonic() + 15
 
-    async def insist(client: httpx.AsyncClient) -> None:
+    async def retry(client: httpx.AsyncClient) -> None:
         while server.process.poll() is None:
             assert time.monotonic() < end, "still draining, with nothing to finish"
             try:
@@ -188,7 +175,7 @@ def test_clients_that_try_again_and_again_do_not_prolong_the_drain(start_server:
 
     async def clients() -> None:
         async with httpx.AsyncClient(base_url=server.url) as client:
-            tasks = [asyncio.create_task(insist(client)) for _ in range(12)]
+            tasks = [asyncio.create_task(retry(client)) for _ in range(12)]
             await asyncio.sleep(0.5)
             server.process.send_signal(signal.SIGTERM)
             await asyncio.gather(*tasks)
@@ -198,7 +185,7 @@ def test_clients_that_try_again_and_again_do_not_prolong_the_drain(start_server:
 
 
 def test_vectors_of_the_fake_engine_are_means(start_server: Start) -> None:
-    """The fake engine itself: so that what the tests above compare is known."""
+    """The tests above compare with this."""
     server = start_server({})
     answer = httpx.post(server.url + "/embed", content=grey(77), headers={"accept": "application/x-npy"})
     np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), np.full((1, 192), 77, np.float32))

@@ -12,12 +12,7 @@ import torch
 from PIL import Image
 
 from tests.live.conftest import Start
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+from tests.support.images import encoded
 
 
 def decoded(png: bytes) -> np.ndarray:

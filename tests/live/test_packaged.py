@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.live.conftest import LiveServer, Start
-from tests.live.test_golden import encoded
+from tests.support.images import encoded
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""Every refusal of the contract, sent to a real server, which afterwards serves as before."""
+"""Every refusal of the contract, from a real server, which documents it and afterwards serves as before."""
 
 import asyncio
 import base64
-import io
 import struct
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.live.conftest import LiveServer, Start
+from tests.support.images import encoded
 
 KEY = {"authorization": "Bearer right"}
 
@@ -23,7 +23,7 @@ KEY = {"authorization": "Bearer right"}
 def strict(start_server: Start, photographs) -> Iterator[LiveServer]:
     """A server with narrow limits; after all refusals it must answer what it answered before them."""
     server = start_server(max_images=4, max_body_mb=2, max_inflight_mb=6, api_keys="other,right")
-    photograph = encoded(photographs["chelsea"])
+    photograph = encoded(photographs["chelsea"], "JPEG")
 
     def answers() -> list[bytes]:
         return [
@@ -37,12 +37,6 @@ def strict(start_server: Start, photographs) -> Iterator[LiveServer]:
     assert server.metric("mae_admitted_images") == server.metric("mae_inflight_bytes") == 0
     assert httpx.get(server.url + "/readyz").status_code == 200
     assert "Traceback" not in server.text()
-
-
-def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind)
-    return out.getvalue()
 
 
 def bomb() -> bytes:
@@ -118,25 +112,45 @@ CASES: list[tuple[str, dict[str, Any], int, str, str]] = [
         "invalid_parameter",
         "mask",
     ),
-    ("/reconstruct", {"content": SMALL, "headers": {"accept": "text/html"}}, 406, "not_acceptable", "text/html"),
+    *(
+        (route, {"content": SMALL, "headers": {"accept": "text/html"}}, 406, "not_acceptable", "text/html")
+        for route in ("/embed", "/reconstruct")
+    ),
+    ("/classify", {"content": SMALL, "headers": {"accept": "text/html"}}, 404, "no_head", "classification head"),
 ]
 
 
+@pytest.fixture(scope="module")
+def documented(strict: LiveServer) -> dict[str, Any]:
+    """The paths of the server's OpenAPI document."""
+    paths: dict[str, Any] = httpx.get(strict.url + "/openapi.json").json()["paths"]
+    return paths
+
+
 @pytest.mark.parametrize(("route", "request_", "status", "code", "names"), CASES)
-def test_refused(strict: LiveServer, route: str, request_: dict[str, Any], status: int, code: str, names: str) -> None:
-    given = {**request_, "headers": KEY | request_.get("headers", {})}
-    answer = httpx.post(strict.url + route, **given)
+def test_refused(
+    strict: LiveServer,
+    documented: dict[str, Any],
+    route: str,
+    request_: dict[str, Any],
+    status: int,
+    code: str,
+    names: str,
+) -> None:
+    answer = httpx.post(strict.url + route, **{**request_, "headers": KEY | request_.get("headers", {})})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code), error
     assert names in error["message"]
     assert set(error) == {"code", "message", "details"}
     assert answer.headers["x-request-id"]
+    assert f"`{code}`" in documented[route.partition("?")[0]]["post"]["responses"][str(status)]["description"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}])
-def test_keys(strict: LiveServer, headers: dict[str, str]) -> None:
+def test_keys(strict: LiveServer, documented: dict[str, Any], headers: dict[str, str]) -> None:
     answer = httpx.post(strict.url + "/embed", content=SMALL, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert "401" in documented["/embed"]["post"]["responses"]
     assert httpx.post(strict.url + "/embed", content=SMALL, headers={"x-api-key": "other"}).status_code == 200
     for open_to_all in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert httpx.get(strict.url + open_to_all).status_code == 200
@@ -161,7 +175,7 @@ def test_a_long_body_without_a_length(strict: LiveServer) -> None:
 
 
 def test_a_truncated_jpeg_names_its_image(strict: LiveServer, photographs) -> None:
-    whole = encoded(photographs["coffee"])
+    whole = encoded(photographs["coffee"], "JPEG")
     files = [("i", ("a", whole)), ("i", ("b", whole[: len(whole) // 2]))]
     answer = httpx.post(strict.url + "/embed", files=files, headers=KEY)
     assert (answer.status_code, answer.json()["error"]["details"]["image"]) == (400, 1)
@@ -170,7 +184,7 @@ def test_a_truncated_jpeg_names_its_image(strict: LiveServer, photographs) -> No
 def test_two_thousand_large_uploads_at_once(start_server: Start, photographs) -> None:
     """Memory stays bounded: most are told 429 before their bodies are read, and a small request is served meanwhile."""
     server = start_server(max_body_mb=32, max_inflight_mb=64)
-    photograph = encoded(photographs["chelsea"])
+    photograph = encoded(photographs["chelsea"], "JPEG")
     before, peak = server.resident_mb(), 0.0
     over = threading.Event()
 

@@ -16,6 +16,8 @@ from model.config import MAEConfig, Preprocessing
 from model.nn import build_model
 from tests.live.conftest import Start
 from tests.service.cli.conftest import run
+from tests.support.engines import write_resnet
+from tests.support.images import encoded
 
 SMALL = MAEConfig(
     name="pebble",
@@ -40,27 +42,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resnet(start_server: Start, weights: Path) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=start_server(weights=weights).url, timeout=60) as client:
+def resnet(start_server: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A fresh resnet_tiny: 49 patches of 32 x 32."""
+    weights = write_resnet(tmp_path_factory.mktemp("resnet"))
+    with httpx.Client(base_url=start_server(weights=weights, max_batch=4).url, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def photograph(photographs: Mapping[str, Image.Image]) -> bytes:
-    out = io.BytesIO()
-    photographs["coffee"].crop((100, 0, 500, 400)).save(out, "PNG")
-    return out.getvalue()
+    return encoded(photographs["coffee"].crop((100, 0, 492, 392)))
 
 
 def test_info_says_the_family(resnet: httpx.Client) -> None:
     config = resnet.get("/info").json()["engine"]["config"]
-    assert (config["family"], config["stages"]) == ("resnet", [[8, 1], [16, 2], [24, 1]])
+    assert (config["family"], config["stages"]) == ("resnet", [[32, 1], [64, 2], [128, 2], [320, 2]])
 
 
 def test_vectors_are_the_mean_of_the_tokens(resnet: httpx.Client, photograph: bytes) -> None:
     mean = resnet.post("/embed", content=photograph).json()
     tokens = resnet.post("/embed?pool=tokens", content=photograph).json()
-    assert (mean["dim"], tokens["grid"], np.shape(tokens["embeddings"])) == (24, [4, 4], (1, 16, 24))
+    assert (mean["dim"], tokens["grid"], np.shape(tokens["embeddings"])) == (320, [7, 7], (1, 49, 320))
     np.testing.assert_allclose(np.mean(tokens["embeddings"], axis=1), mean["embeddings"], atol=1e-5)
 
 
@@ -73,18 +75,17 @@ def test_there_is_no_cls_token(resnet: httpx.Client, photograph: bytes) -> None:
 
 @pytest.mark.parametrize("query", ["strategy=random", "strategy=block", "strategy=grid", "patches=3,7", "mask"])
 def test_reconstructions_under_every_mask(resnet: httpx.Client, photograph: bytes, query: str) -> None:
-    white = np.zeros((4, 4), dtype=np.uint8)
+    white = np.zeros((7, 7), dtype=np.uint8)
     white.flat[[3, 7]] = 255
-    drawn = io.BytesIO()
-    Image.fromarray(white.repeat(100, axis=0).repeat(100, axis=1)).save(drawn, "PNG")
-    files = {"image": photograph} | ({"mask": drawn.getvalue()} if query == "mask" else {})
+    drawn = encoded(white.repeat(56, axis=0).repeat(56, axis=1))
+    files = {"image": photograph} | ({"mask": drawn} if query == "mask" else {})
     url = "/reconstruct" if query == "mask" else f"/reconstruct?{query}"
     assert resnet.post(url, files=files).headers["content-type"] == "image/png"
     answer = resnet.post(url, files=files, headers={"accept": "application/json"}).json()
     removed = np.flatnonzero(answer["mask"])
-    assert len(removed) == 12 if "strategy" in query else removed.tolist() == [3, 7]
+    assert len(removed) == 37 if "strategy" in query else removed.tolist() == [3, 7]
     [one] = answer["reconstructions"]
-    assert Image.open(io.BytesIO(base64.b64decode(one["png"]))).size == (64, 64)
+    assert Image.open(io.BytesIO(base64.b64decode(one["png"]))).size == (224, 224)
     assert one["loss"] == pytest.approx(np.array(one["error"])[removed].mean(), rel=1e-5)
 
 

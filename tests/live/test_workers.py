@@ -1,4 +1,4 @@
-"""HTTP_WORKERS: several processes on one port must be one service, whatever happens to any of them."""
+"""HTTP_WORKERS: several processes on one port are one service, whichever of them dies."""
 
 import asyncio
 import contextlib
@@ -15,28 +15,23 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.live.conftest import LiveServer, Start
+from tests.support.clients import grey, many_connections, post_all
 from tests.support.fake_server import POISON
+from tests.support.metrics import families
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
 ACCESS = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed status=\d+ [^\n]*client=127.0.0.1")
-STUMBLES = {"FAKE": "raises", "FAKE_S": "0.005"}
+FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 
-def grey(value: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (224, 224), (value, value, value)).save(out, "PNG")
-    return out.getvalue()
-
-
-def children(server: LiveServer) -> list[int]:
-    """Its workers, by process id."""
+def workers_of(server: LiveServer) -> list[int]:
+    """The process ids of its workers."""
     task = Path(f"/proc/{server.process.pid}/task")
-    found = [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
-    return sorted(pid for pid in found if "service.workers" in command_of(pid))
+    children = [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
+    return sorted(pid for pid in children if "service.workers" in command_of(pid))
 
 
 def command_of(pid: int) -> str:
@@ -47,18 +42,18 @@ def command_of(pid: int) -> str:
 
 
 def worker_of(client: httpx.Client, server: LiveServer) -> int:
-    """Which worker has the other end of a client's only connection."""
+    """The worker that has the other end of a client's only connection."""
     port = client.get("/livez").extensions["network_stream"].get_extra_info("client_addr")[1]
-    # An address that a process has in its network namespace has an inode, which the one that holds it has open.
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    [inode] = [row[9] for row in rows if row[2].endswith(f":{port:04X}")]
-    for pid in children(server):
-        if f"socket:[{inode}]" in {link(path) for path in Path(f"/proc/{pid}/fd").iterdir()}:
+    # The kernel lists the inode of each socket with its addresses; the process that holds the socket has it open.
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    [inode] = [fields[9] for fields in sockets if fields[2].endswith(f":{port:04X}")]
+    for pid in workers_of(server):
+        if f"socket:[{inode}]" in {target_of(path) for path in Path(f"/proc/{pid}/fd").iterdir()}:
             return pid
     raise AssertionError("no worker has this connection")
 
 
-def link(path: Path) -> str:
+def target_of(path: Path) -> str:
     try:
         return os.readlink(path)
     except FileNotFoundError:
@@ -68,61 +63,55 @@ def link(path: Path) -> str:
 @contextlib.contextmanager
 def one_client_each(server: LiveServer) -> Iterator[dict[int, httpx.Client]]:
     """A client with a kept connection for each worker."""
-    found: dict[int, httpx.Client] = {}
+    clients: dict[int, httpx.Client] = {}
     end = time.monotonic() + 10
     with contextlib.ExitStack() as stack:
-        while len(found) < len(children(server)) or not found:
+        while len(clients) < len(workers_of(server)) or not clients:
             assert time.monotonic() < end, "one worker takes all connections"
             client = stack.enter_context(httpx.Client(base_url=server.url, timeout=30))
-            found.setdefault(worker_of(client, server), client)
-        yield found
+            clients.setdefault(worker_of(client, server), client)
+        yield clients
 
 
 def start_two(start_server: Start, fake: dict[str, str] | None, **settings: object) -> LiveServer:
     server = start_server(fake, http_workers=2, **settings)
-    server.wait_for(lambda: server.text().count("Application startup complete") >= 2, 20)
+    server.wait_for(lambda: server.text().count("Application startup complete") >= 2, 60)
     return server
 
 
 def totals(text: str) -> dict[str, float]:
-    """What was counted of requests, by sample; scrapes and probes are not counted."""
+    """All counters and histograms of requests, by sample; scrapes and probes are not counted."""
     return {
         f"{sample.name}{sorted(sample.labels.items())}": sample.value
-        for family in text_string_to_metric_families(text)
+        for family in families(text).values()
         if family.name.startswith("mae_") and family.type in ("counter", "histogram")
         for sample in family.samples
     }
 
 
-async def post_all(server: LiveServer, bodies: list[bytes], path: str = "/embed") -> list[httpx.Response]:
-    limits = httpx.Limits(max_connections=100)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        return await asyncio.gather(*(client.post(path, content=body) for body in bodies))
-
-
 @pytest.fixture(scope="module")
 def pair(start_server: Start) -> LiveServer:
-    """Two workers before an engine that stumbles over poison."""
-    return start_two(start_server, STUMBLES, max_batch=16)
+    """Two workers, and an engine that fails on one grey."""
+    return start_two(start_server, FAILS_ON_POISON, max_batch=16)
 
 
 @pytest.fixture(scope="module")
 def clients(pair: LiveServer) -> Iterator[dict[int, httpx.Client]]:
-    with one_client_each(pair) as found:
-        yield found
+    with one_client_each(pair) as clients:
+        yield clients
 
 
 def test_answers_are_those_of_one_process(
     start_server: Start, pair: LiveServer, photographs: dict[str, Image.Image]
 ) -> None:
     """Mixed operations and numbers of visible patches, one image and several, at once, against HTTP_WORKERS=0."""
-    single = start_server(STUMBLES, max_batch=16)
+    single = start_server(FAILS_ON_POISON, max_batch=16)
     bodies = []
     for picture in photographs.values():
         out = io.BytesIO()
         picture.save(out, "PNG")
         bodies.append(out.getvalue())
-    asked: list[tuple[str, dict[str, str], list[bytes]]] = [
+    requests: list[tuple[str, dict[str, str], list[bytes]]] = [
         ("/embed", {}, bodies),
         ("/embed?pool=cls&keep=0.25&seed=3", {}, bodies[:1]),
         ("/embed?pool=tokens&keep=0.5&seed=4", {"accept": "application/x-npy"}, bodies[1:3]),
@@ -137,22 +126,21 @@ def test_answers_are_those_of_one_process(
         ("/classify", {}, bodies[:1]),
     ]
 
-    async def answers(of: LiveServer) -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=of.url, timeout=60) as client:
+    async def ask(server: LiveServer) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             return await asyncio.gather(
                 *(
                     client.post(path, headers=headers, files=[("image", ("ä漢.png", body)) for body in images])
-                    for path, headers, images in asked
+                    for path, headers, images in requests
                 )
             )
 
-    for one, other in zip(asyncio.run(answers(single)), asyncio.run(answers(pair)), strict=True):
-        assert one.status_code == other.status_code
-        assert one.content == other.content
+    for expected, answer in zip(asyncio.run(ask(single)), asyncio.run(ask(pair)), strict=True):
+        assert answer.status_code == expected.status_code
+        assert answer.content == expected.content
         for name in ("x-mae-loss", "x-mae-seed", "x-mae-model", "content-type", "retry-after", "connection"):
-            assert one.headers.get(name) == other.headers.get(name)
-    one, other = (httpx.get(of.url + "/info").json() for of in (single, pair))
-    assert one == other
+            assert answer.headers.get(name) == expected.headers.get(name)
+    assert httpx.get(pair.url + "/info").json() == httpx.get(single.url + "/info").json()
     assert single.terminate(10) == 0
 
 
@@ -173,8 +161,8 @@ def test_every_connection_sees_the_same_service(pair: LiveServer, clients: dict[
         assert (failed.status_code, failed.json()["error"]) == (500, ENGINE_FAILURE)
         assert (client.get("/readyz").status_code, client.get("/livez").status_code) == (200, 200)
         assert client.post("/embed", content=b"no image").json()["error"]["code"] == "undecodable_image"
-    seen = [totals(client.get("/metrics").text) for client in clients.values()]
-    assert seen[0] == seen[1]
+    expositions = [totals(client.get("/metrics").text) for client in clients.values()]
+    assert expositions[0] == expositions[1]
     for (name, labels, more), value in zip(counters, before, strict=True):
         assert pair.metric(name, **labels) == value + more, name
     assert pair.metric("mae_ready") == 1
@@ -191,29 +179,29 @@ def test_a_large_body_and_one_that_is_too_large(pair: LiveServer, clients: dict[
     assert pair.metric("mae_inflight_bytes") == 0
 
 
-def test_a_killed_worker_is_replaced_and_takes_nobody_with_it(start_server: Start) -> None:
+def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_server: Start) -> None:
     server = start_two(start_server, {"FAKE_S": "0.3"}, max_batch=4, queue_images=40)
     with one_client_each(server) as clients:
         (doomed, victim), (other, bystander) = clients.items()
         assert victim.post("/embed", content=grey(1)).status_code == 200
         assert bystander.post("/embed", content=grey(2)).status_code == 200
-        time.sleep(0.6)  # what it has counted is told four times a second
+        time.sleep(0.6)  # a worker sends its counters four times a second
 
         def ask(client: httpx.Client, count: int) -> httpx.Response:
             return client.post("/embed", files=[("i", ("i", grey(n))) for n in range(count)])
 
         with ThreadPoolExecutor() as pool:
-            lost, kept = pool.submit(ask, victim, 20), pool.submit(ask, bystander, 12)
+            lost, unharmed = pool.submit(ask, victim, 20), pool.submit(ask, bystander, 12)
             server.wait_for(lambda: server.metric("mae_queue_images") >= 16, 5)
             os.kill(doomed, signal.SIGKILL)
             assert isinstance(lost.exception(10), httpx.TransportError)
-            answer = kept.result(10)
+            answer = unharmed.result(10)
         assert answer.status_code == 200
-        assert [row[0] for row in answer.json()["embeddings"]] == list(range(12))
-    server.wait_for(lambda: server.text().count("Application startup complete") == 3, 10)
-    assert other in children(server) and doomed not in children(server) and len(children(server)) == 2
+        assert [vector[0] for vector in answer.json()["embeddings"]] == list(range(12))
+    server.wait_for(lambda: server.text().count("Application startup complete") == 3, 30)
+    assert other in workers_of(server) and doomed not in workers_of(server) and len(workers_of(server)) == 2
     assert "has died" in server.text() and "signal 9" in server.text()
-    assert server.metric("mae_requests_total", code="200") == 3, "what the dead worker had counted is kept"
+    assert server.metric("mae_requests_total", code="200") == 3, "the counts of the dead worker are lost"
     assert server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0
     assert server.metric("mae_inflight_requests") == server.metric("mae_inflight_bytes") == 0
     assert server.metric("mae_dropped_images_total", reason="abandoned") >= 4
@@ -225,14 +213,14 @@ def test_a_killed_worker_is_replaced_and_takes_nobody_with_it(start_server: Star
     server.process.wait()
     end = time.monotonic() + 5
     while [pid for pid in workers if "service.workers" in command_of(pid)]:
-        assert time.monotonic() < end, "workers without a device process"
+        assert time.monotonic() < end, "the workers outlive the engine process"
         time.sleep(0.02)
     assert not [name for name in os.listdir("/dev/shm") if "mae" in name]
 
 
 def test_the_queue_is_one(start_server: Start) -> None:
     server = start_two(start_server, {"FAKE_S": "0.2"}, max_batch=1, queue_images=4, max_images=16)
-    answers = asyncio.run(post_all(server, [grey(n) for n in range(40)]))
+    answers = asyncio.run(post_all(server.url, [grey(n) for n in range(40)]))
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(200) + statuses.count(429) == 40 and statuses.count(200) >= 4
     assert statuses.count(200) <= 12, "each worker seems to have a queue of its own"
@@ -256,12 +244,11 @@ def test_the_queue_is_one(start_server: Start) -> None:
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
 
-def test_a_drain_answers_what_was_accepted(start_server: Start) -> None:
+def test_a_drain_answers_accepted_requests(start_server: Start) -> None:
     server = start_two(start_server, {"FAKE_S": "0.2"}, max_batch=8)
 
     async def load() -> tuple[list[httpx.Response], list[httpx.Response]]:
-        limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+        async with many_connections(server.url) as client:
             early = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(48)]
             while server.metric("mae_admitted_images") + server.metric("mae_batch_size_sum") < 48:
                 await asyncio.sleep(0.02)
@@ -281,7 +268,7 @@ def test_a_drain_answers_what_was_accepted(start_server: Start) -> None:
 def test_a_lost_engine_is_lost_everywhere(start_server: Start) -> None:
     server = start_two(start_server, {"FAKE": "fatal", "FAKE_S": "0.1", "FAKE_LOAD_S": "0.5"}, max_batch=1)
     with one_client_each(server) as clients:
-        answers = asyncio.run(post_all(server, [grey(POISON), *(grey(n) for n in range(10))]))
+        answers = asyncio.run(post_all(server.url, [grey(POISON), *(grey(n) for n in range(10))]))
         assert {answer.status_code for answer in answers} <= {200, 503}
         lost = [answer.json()["error"] for answer in answers if answer.status_code == 503]
         assert lost and {error["code"] for error in lost} == {"engine_lost"}

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from model.engines.base import ServedModel
 from service import gpu_metrics
@@ -18,6 +17,7 @@ from service.api.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.support.engines import FakeEngine
+from tests.support.metrics import samples
 
 NAMES = {
     "mae_gpu_memory_used_bytes",
@@ -108,17 +108,16 @@ class Driver:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = Driver()
-    monkeypatch.setitem(sys.modules, "pynvml", found)
-    return found
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    return driver
 
 
 def read(metrics: Metrics) -> dict[tuple[str, str], float]:
     return {
         (sample.name, sample.labels["gpu"]): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-        if family.name.startswith("mae_gpu")
+        for sample in samples(metrics.render())
+        if sample.name.startswith("mae_gpu")
     }
 
 
@@ -127,13 +126,13 @@ def gpus(metrics: Metrics) -> set[str]:
 
 
 def test_every_reading_in_base_units(driver: Driver) -> None:
-    found = read(Metrics())
-    assert {name for name, _ in found} == NAMES
-    assert found["mae_gpu_memory_used_bytes", "2"] == 12e9
-    assert found["mae_gpu_memory_total_bytes", "2"] == 80e9
-    assert found["mae_gpu_utilization_ratio", "2"] == pytest.approx(0.39)
-    assert found["mae_gpu_power_watts", "0"] == pytest.approx(250.5)
-    assert found["mae_gpu_temperature_celsius", "1"] == 62
+    readings = read(Metrics())
+    assert {name for name, _ in readings} == NAMES
+    assert readings["mae_gpu_memory_used_bytes", "2"] == 12e9
+    assert readings["mae_gpu_memory_total_bytes", "2"] == 80e9
+    assert readings["mae_gpu_utilization_ratio", "2"] == pytest.approx(0.39)
+    assert readings["mae_gpu_power_watts", "0"] == pytest.approx(250.5)
+    assert readings["mae_gpu_temperature_celsius", "1"] == 62
 
 
 def test_readings_are_of_the_scrape_and_the_driver_is_opened_once(driver: Driver) -> None:
@@ -205,9 +204,9 @@ def test_without_a_driver_nothing_is_exported_and_one_line_is_logged(
 
 def test_what_a_card_does_not_measure_is_left_out_alone(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     driver.refused["power:1"] = driver.refused["temperature"] = NVMLError_NotSupported
-    found = read(Metrics())
-    assert ("mae_gpu_power_watts", "1") not in found and found["mae_gpu_power_watts", "0"] > 250
-    assert {name for name, _ in found} == NAMES - {"mae_gpu_temperature_celsius"}
+    readings = read(Metrics())
+    assert ("mae_gpu_power_watts", "1") not in readings and readings["mae_gpu_power_watts", "0"] > 250
+    assert {name for name, _ in readings} == NAMES - {"mae_gpu_temperature_celsius"}
     assert caplog.records == []
 
 
@@ -232,7 +231,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The event loop goes on answering, and so does /metrics for everybody else."""
-    monkeypatch.setattr(gpu_metrics, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(gpu_metrics, "LOCK_TIMEOUT_S", 0.1)
 
     async def scrape() -> None:
         app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))

@@ -24,8 +24,8 @@ def failure() -> Any:
         return sys.exc_info()
 
 
-def test_a_json_line_holds_time_level_message_and_facts() -> None:
-    line = JSONFormatter().format(record("%d requests", 3, level=logging.WARNING, facts={"status": 200, "ms": 1.5}))
+def test_a_json_line_holds_time_level_message_and_fields() -> None:
+    line = JSONFormatter().format(record("%d requests", 3, level=logging.WARNING, fields={"status": 200, "ms": 1.5}))
     assert json.loads(line) == {
         "time": "2026-03-04T05:06:07.089+00:00",
         "level": "warning",
@@ -46,21 +46,21 @@ def test_whatever_is_said_stays_one_line_of_json(message: str) -> None:
     line.encode()
 
 
-def test_facts_may_be_anything() -> None:
-    line = JSONFormatter().format(record("x", facts={"path": logging, "large": 2**80, "text": "\udcff"}))
+def test_fields_may_be_anything() -> None:
+    line = JSONFormatter().format(record("x", fields={"path": logging, "large": 2**80, "text": "\udcff"}))
     assert json.loads(line)["large"] == 2**80
 
 
 def test_a_traceback_is_a_key() -> None:
     line = JSONFormatter().format(record("x", exc_info=failure()))
     assert "\n" not in line
-    said = json.loads(line)["exception"]
-    assert said.startswith("Traceback (most recent call last)")
-    assert said.endswith("ValueError: bad\nnews")
+    exception = json.loads(line)["exception"]
+    assert exception.startswith("Traceback (most recent call last)")
+    assert exception.endswith("ValueError: bad\nnews")
 
 
 def test_a_text_line() -> None:
-    line = TextFormatter().format(record("%d requests", 3, facts={"status": 200, "path": "/embed"}))
+    line = TextFormatter().format(record("%d requests", 3, fields={"status": 200, "path": "/embed"}))
     assert line == "2026-03-04T05:06:07.089+00:00 INFO     3 requests status=200 path=/embed"
 
 

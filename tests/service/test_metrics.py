@@ -1,33 +1,25 @@
 """What Prometheus reads, by prometheus-client's own parser."""
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
-from service.service import Service
+from service.service import LocalService
 from service.settings import Settings
 from tests.support.engines import fake_info
+from tests.support.metrics import families, samples
 
 
-def families(metrics: Metrics) -> dict[str, object]:
-    return {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
-
-
-def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-    }
+def values(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples(metrics.render())}
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    return samples(metrics)[name, frozenset(labels.items())]
+    return values(metrics)[name, frozenset(labels.items())]
 
 
 def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # those of GPUs are in test_gpu.py
-    found = families(Metrics())
+    exported = families(Metrics().render())
     kinds = {
         "mae_requests": "counter",
         "mae_request_duration_seconds": "histogram",
@@ -48,15 +40,15 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_queue_limit_images": "gauge",
         "mae_inflight_limit_bytes": "gauge",
     }
-    ours = {name for name in found if name.startswith("mae_") and not name.endswith("_created")}
-    assert {name: found[name].type for name in ours} == kinds  # type: ignore[attr-defined]
-    assert all(family.documentation for family in found.values())  # type: ignore[attr-defined]
-    assert "process_resident_memory_bytes" in found
-    assert "python_info" in found
+    ours = {name for name in exported if name.startswith("mae_") and not name.endswith("_created")}
+    assert {name: exported[name].type for name in ours} == kinds  # type: ignore[attr-defined]
+    assert all(family.documentation for family in exported.values())  # type: ignore[attr-defined]
+    assert "process_resident_memory_bytes" in exported
+    assert "python_info" in exported
 
 
 def test_alerts_can_see_the_first_failure_and_how_near_a_bound_is() -> None:
-    metrics = Service(Settings(queue_images=7, max_inflight_mb=64)).metrics
+    metrics = LocalService(Settings(queue_images=7, max_inflight_mb=64)).metrics
     assert value(metrics, "mae_engine_failures_total", kind="raised") == 0
     assert value(metrics, "mae_engine_failures_total", kind="not_finite") == 0
     assert value(metrics, "mae_queue_limit_images") == 7
@@ -92,7 +84,7 @@ def test_a_batch_as_large_as_can_be_has_a_bucket_of_its_own() -> None:
         metrics.batch_size.labels("embed").observe(size)
     counts = {
         float(dict(labels)["le"]): count
-        for (name, labels), count in samples(metrics).items()
+        for (name, labels), count in values(metrics).items()
         if name == "mae_batch_size_bucket"
     }
     assert (counts[1], counts[2], counts[4], counts[32], counts[64]) == (1, 1, 2, 2, 3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.config import MAEConfig, Preprocessing
+from model.config import PRESETS, MAEConfig, Preprocessing
 from model.engines.base import EngineInfo
 from model.engines.settings import EngineSettings
 
@@ -55,6 +55,20 @@ def write_narrow(folder: Path) -> Path:
     return path
 
 
+def write_resnet(folder: Path) -> Path:
+    """A fresh resnet_tiny: the same bytes each time, so that an engine cache needs one entry for it."""
+    import torch
+
+    from model.checkpoints.checkpoint import Checkpoint, save
+    from model.nn import build_model
+
+    torch.manual_seed(0)
+    model = build_model(PRESETS["resnet_tiny"])
+    path = folder / "resnet.safetensors"
+    save(path, Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict())))
+    return path
+
+
 def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 32) -> EngineInfo:
     return EngineInfo(
         backend="torch",
@@ -92,8 +106,9 @@ class FakeEngine:
         lanes: int = 1,
         before: Callable[[list[int]], None] = lambda images: None,
         not_a_number: int | None = None,
+        config: MAEConfig = SMALL,
     ) -> None:
-        self.info = fake_info(lanes=lanes, preferred_batch=preferred_batch)
+        self.info = fake_info(config, lanes=lanes, preferred_batch=preferred_batch)
         self.batches: list[tuple[str, int, list[int]]] = []
         """Of each batch: operation, K, the images' bytes."""
         self.running = self.most_running = 0

@@ -10,17 +10,17 @@ from model.config import PRESETS
 from model.engines.base import FatalEngineError, ServedModel
 from service.serving import run
 from service.settings import load_settings
-from tests.support.engines import fake_info
+from tests.support.engines import FakeEngine
 
 POISON = 201
 """An image of this grey is the one that the engine stumbles over."""
 
 
-class FakeEngine:
+class StumblingEngine(FakeEngine):
     """Vectors of the patches' mean, tokens of a patch's and its place; costs a given time; stumbles as FAKE says."""
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
-        self.info = fake_info(PRESETS["mae_tiny"], preferred_batch=batch)
+        super().__init__(batch, config=PRESETS["mae_tiny"])
         self._kind = kind
         self._seconds = seconds
 
@@ -48,13 +48,13 @@ class FakeEngine:
         return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(visible_indices.shape[1])
 
 
-def build(spec, progress):
+def build(settings, progress):
     progress("pretending to build")
     time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":
         raise RuntimeError("out of memory, say")
-    engine = FakeEngine(kind, seconds, spec.max_batch or 16)
+    engine = StumblingEngine(kind, seconds, settings.max_batch or 16)
     if kind == "unopenable":
         del engine.info
     return ServedModel(engine)

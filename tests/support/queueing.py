@@ -1,19 +1,21 @@
-"""What tests of the queue have in common: a started batcher, requests, and a gate that holds batches up."""
+"""Helpers for tests of the queue: a started scheduler, requests, and a gate that holds batches up."""
 
 import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
+from service.inference.limits import LocalBudget
+from service.inference.pipeline import PendingResults
 from service.inference.queue import QueuedRequest
-from service.inference.scheduler import BatchScheduler
+from service.inference.scheduler import BatchScheduler, Scheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine
+from tests.support.metrics import sample
 
 ALL_FOUR = np.arange(4, dtype=np.int32)
 
@@ -22,42 +24,68 @@ def image(number: int, patches: int = 4) -> np.ndarray:
     return np.full((patches, 16 * 16 * 3), number, dtype=np.uint8)
 
 
-def put(ticket: QueuedRequest, numbers: list[int], visible: int = 4) -> None:
-    for index, number in enumerate(numbers):
-        ticket.put(index, image(number, visible if ticket.operation != "reconstruct" else 4), ALL_FOUR[:visible])
+class Call:
+    """A request as a pipeline makes it, without images to decode."""
+
+    def __init__(self, scheduler: Scheduler, request: QueuedRequest, pending: PendingResults) -> None:
+        self.request, self.pending = request, pending
+        self._scheduler = scheduler
+
+    def put(self, index: int, patches: np.ndarray, visible_indices: np.ndarray) -> None:
+        self._scheduler.put(self.request, index, patches, visible_indices)
+
+    def put_all(self, numbers: list[int], visible: int = 4) -> None:
+        """An image of one grey for each of `numbers`."""
+        for index, number in enumerate(numbers):
+            patches = image(number, 4 if self.request.operation == "reconstruct" else visible)
+            self.put(index, patches, ALL_FOUR[:visible])
+
+    async def results(self) -> list[Any]:
+        return await self.pending.wait()
+
+
+@contextlib.contextmanager
+def admitted(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
+    """Admits a request, and releases it in the end."""
+    pending = PendingResults(count)
+    request = scheduler.admit(operation, count, deadline, pending)
+    try:
+        yield Call(scheduler, request, pending)
+    finally:
+        scheduler.release(request)
+        pending.close()
 
 
 async def ask(
-    batcher: BatchScheduler, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
+    scheduler: Scheduler, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
 ) -> list[Any]:
-    with batcher.admit(operation, len(numbers), deadline) as ticket:
-        put(ticket, list(numbers), visible)
-        return await ticket.rows()
+    with admitted(scheduler, len(numbers), operation, deadline) as call:
+        call.put_all(list(numbers), visible)
+        return await call.results()
 
 
 @contextlib.asynccontextmanager
 async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
-    """A started batcher, which must be empty in the end."""
-    batcher = BatchScheduler(engine, Metrics(), queue_images, **settings)
-    batcher.start()
+    """A started scheduler, whose queue must be empty in the end."""
+    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images), **settings)
+    scheduler.start()
     try:
-        yield batcher
-        assert gauge(batcher, "mae_queue_images") == 0
-        assert gauge(batcher, "mae_admitted_images") == 0
+        yield scheduler
+        assert gauge(scheduler, "mae_queue_images") == 0
+        assert reserved(scheduler) == 0
     finally:
-        batcher.stop(5)
+        scheduler.stop(5)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-def gauge(batcher: BatchScheduler, name: str, **labels: str) -> float:
+def reserved(scheduler: BatchScheduler) -> int:
+    """Images that hold room in the queue."""
+    return scheduler._images.used
+
+
+def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:
     """As Prometheus would see it."""
-    text = batcher._metrics.render().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return sample(scheduler._metrics.render(), name, **labels)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

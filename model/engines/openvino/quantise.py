@@ -49,7 +49,7 @@ def require_nncf() -> str:
         EngineBuildError: it is not installed.
     """
     if not find_spec("nncf"):
-        raise EngineBuildError("making an int8 engine needs the package nncf: pip install 'mae-serve[int8]'")
+        raise EngineBuildError("making an int8 engine needs the package nncf: pip install 'nncf>=3.4'")
     return version("nncf")
 
 

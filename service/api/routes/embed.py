@@ -10,20 +10,18 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
-from model.arrays import Floats, Indices
+from model.arrays import Floats
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
-from service.api.schemas import Embeddings, error_answers, request_body
-from service.inference.masks import choose_kept
-from service.inference.pipeline import require_pool
-from service.inference.postprocess import Postprocessing
+from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY = "application/x-npy"
-# Above this, writing the answer takes longer than a turn of the event loop may.
+# Numbers in a response above which writing it would block the event loop for too long.
 LARGE = 50_000
 
 
@@ -32,63 +30,60 @@ LARGE = 50_000
     response_model=Embeddings,
     responses={
         200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
-        **error_answers(400, 401, 413, 415, 422, 429, 500, 503, 504),
+        **error_responses(*INFERENCE_ERRORS),
     },
     openapi_extra=request_body(with_mask=False),
 )
 async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()]) -> Response:
-    """Turns each image into a vector (or, with `pool=tokens`, into a vector a patch)."""
+    """Turns each image into a vector, or with `pool=tokens` into one vector per encoded patch."""
+    context = RequestContext(request)
+    pipeline, timings = context.pipeline, context.record.timings
+    plan = EmbeddingPlan.of(parameters, pipeline.info, pipeline.heads)
     media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
-    intake = RequestContext(request)
-    pipeline = intake.pipeline
-    require_pool(pipeline.info, parameters.pool)
-    seed, visible_indices = choose_kept(pipeline.info.config, parameters)
-    finishing = Postprocessing.of(pipeline.heads, parameters)
-    payload = await intake.payload()
-    rows = await intake.attended(
-        pipeline.embed(payload.images, parameters.pool, visible_indices, intake.record.timings, intake.deadline)
+    body = await context.read_body()
+    vectors = await context.run_while_client_waits(
+        pipeline.embed(body.images, plan.pool, plan.visible_indices, timings, context.deadline)
     )
 
-    def answer() -> bytes:
-        vectors = finishing.apply(rows)
+    def write() -> bytes:
+        embeddings = plan.finish(vectors)
         if media_type == NPY:
-            return npy(vectors)
-        return json_bytes(_content(pipeline.info, parameters, vectors, visible_indices, seed))
+            return npy_bytes(embeddings)
+        return json_bytes(_content(pipeline.info, parameters, embeddings, plan))
 
-    large = len(rows) * rows[0].size > LARGE
-    body = await pipeline.render(answer, intake.record.timings) if large else answer()
-    headers = {"x-mae-model": pipeline.info.model_id} | ({} if seed is None else {"x-mae-seed": str(seed)})
-    return Response(body, headers=headers, media_type=media_type)
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    """`array` as NumPy writes it to a file."""
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
+    large = len(vectors) * vectors[0].size > LARGE
+    content = await pipeline.render(write, timings) if large else write()
+    headers = {"x-mae-model": pipeline.info.model_id} | ({} if plan.seed is None else {"x-mae-seed": str(plan.seed)})
+    return Response(content, headers=headers, media_type=media_type)
 
 
-def _content(
-    info: EngineInfo, parameters: EmbedParameters, vectors: Floats, visible_indices: Indices, seed: int | None
-) -> dict[str, Any]:
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """`array` as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _content(info: EngineInfo, parameters: EmbedParameters, embeddings: Floats, plan: EmbeddingPlan) -> dict[str, Any]:
+    """The response as JSON: `Embeddings`."""
     content: dict[str, Any] = {
         "model": info.model_id,
         "pool": parameters.pool,
-        "dim": vectors.shape[-1],
-        "count": len(vectors),
-        "embeddings": vectors if parameters.encoding == "float" else [base64_floats(vector) for vector in vectors],
+        "dim": embeddings.shape[-1],
+        "count": len(embeddings),
+        "embeddings": embeddings if parameters.encoding == "float" else [base64_floats(image) for image in embeddings],
     }
     if parameters.pool == "tokens":
         content["grid"] = (info.config.grid, info.config.grid)
-        if seed is not None:
-            content["positions"] = visible_indices
-    if seed is not None:
-        content["seed"] = seed
+        if plan.seed is not None:
+            content["positions"] = plan.visible_indices
+    if plan.seed is not None:
+        content["seed"] = plan.seed
     if parameters.whiten:
         content["whitened"] = True
     return content
 
 
-def base64_floats(vector: Floats) -> str:
-    """Little-endian float32 in base64, as OpenAI's `encoding_format`."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+def base64_floats(array: Floats) -> str:
+    """Little-endian float32 in base64, as OpenAI's `encoding_format` has it."""
+    return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")

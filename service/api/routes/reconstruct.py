@@ -1,4 +1,4 @@
-"""POST /reconstruct: images -> what the decoder makes of the patches that stay visible."""
+"""POST /reconstruct: images -> the pictures that the decoder makes of their visible patches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from model.masking import removed_flags
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
-from service.api.schemas import Reconstructions, error_answers, request_body
-from service.inference.masks import choose_removed
+from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
+from service.errors import NoDecoder
+from service.inference.masks import choose_patches_by_picture, choose_patches_to_remove
 from service.inference.pipeline import Reconstruction
 from service.parameters import ReconstructParameters
 
@@ -31,72 +32,78 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
     response_model=Reconstructions,
     responses={
         200: {"content": {PNG: BINARY, ZIP: BINARY}},
-        **error_answers(400, 401, 404, 413, 415, 422, 429, 500, 503, 504),
+        **error_responses(*INFERENCE_ERRORS, NoDecoder),
     },
     openapi_extra=request_body(with_mask=True),
 )
 async def reconstruct(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
-    """Removes patches of each image and paints them anew: one image as PNG, several as JSON or zip."""
-    intake = RequestContext(request)
-    pipeline, timings = intake.pipeline, intake.record.timings
-    payload = await intake.payload(takes_mask=True)
-    one = len(payload.images) == 1
-    media_type = preferred_type(request.headers.get("accept", ""), (PNG, JSON) if one else (JSON, ZIP))
-    config, decoder = pipeline.info.config, pipeline.decoder
-    seed, place = choose_removed(config, decoder, parameters, payload.mask, len(payload.images))
-    found = await intake.attended(pipeline.reconstruct(payload.images, place, timings, intake.deadline))
-    view = parameters.view
+    """Removes patches of each image and reconstructs them: one image as PNG, several as JSON or zip."""
+    context = RequestContext(request)
+    pipeline, timings = context.pipeline, context.record.timings
+    config, view, accept = pipeline.info.config, parameters.view, request.headers.get("accept", "")
+    pipeline.require_decoder()
+    seed, choose_visible = choose_patches_to_remove(config, parameters)
+    preferred_type(accept, (PNG, JSON, ZIP))  # how many images there are decides between these, and only the body tells
+    body = await context.read_body(takes_mask=True)
+    count = len(body.images)
+    media_type = preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
+    if body.mask is not None:
+        seed, choose_visible = (
+            None,
+            choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count),
+        )
+    reconstructions = await context.run_while_client_waits(
+        pipeline.reconstruct(body.images, choose_visible, timings, context.deadline)
+    )
 
-    def answer() -> bytes:
-        pictures = [render(view, x.patches, x.pixels, x.error, x.visible_indices) for x in found]
+    def write() -> bytes:
+        pictures = [render(view, x.patches, x.pixels, x.error, x.visible_indices) for x in reconstructions]
         if media_type == PNG:
             return pictures[0]
-        content = _content(pipeline.info, view, found, pictures, seed)
+        content = _content(pipeline.info, view, reconstructions, pictures, seed)
         return json_bytes(content) if media_type == JSON else _zip(content, pictures)
 
-    body = await pipeline.render(answer, timings)
+    content = await pipeline.render(write, timings)
     headers = {
         "x-mae-model": pipeline.info.model_id,
-        "x-mae-mask-ratio": f"{found[0].removed_share:.6g}",
-        "x-mae-loss": ",".join(f"{x.loss:.6f}" for x in found),
+        "x-mae-mask-ratio": f"{reconstructions[0].removed_share:.6g}",
+        "x-mae-loss": ",".join(f"{reconstruction.loss:.6f}" for reconstruction in reconstructions),
     }
     if seed is not None:
         headers["x-mae-seed"] = str(seed)
-    return Response(body, headers=headers, media_type=media_type)
+    return Response(content, headers=headers, media_type=media_type)
 
 
 def _content(
-    info: EngineInfo, view: View, found: list[Reconstruction], pictures: list[bytes], seed: int | None
+    info: EngineInfo, view: View, reconstructions: list[Reconstruction], pictures: list[bytes], seed: int | None
 ) -> dict[str, Any]:
-    visible_indices = found[0].visible_indices
+    """The response as JSON: `Reconstructions`."""
+    first = reconstructions[0]  # all images have the same mask
     return {
         "model": info.model_id,
         "view": view,
-        "count": len(found),
+        "count": len(reconstructions),
         "seed": seed,
-        "mask_ratio": found[0].removed_share,
+        "mask_ratio": first.removed_share,
         "grid": (info.config.grid, info.config.grid),
-        "mask": removed_flags(visible_indices, info.config.num_patches),
+        "mask": removed_flags(first.visible_indices, info.config.num_patches),
         "reconstructions": [
             {
-                "loss": one.loss,
-                "error": np.ascontiguousarray(one.error),
+                "loss": reconstruction.loss,
+                "error": np.ascontiguousarray(reconstruction.error),
                 "png": base64.b64encode(picture).decode("ascii"),
             }
-            for one, picture in zip(found, pictures, strict=True)
+            for reconstruction, picture in zip(reconstructions, pictures, strict=True)
         ],
     }
 
 
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
-    """The pictures as numbered files, and the rest of the JSON answer beside them."""
-    out = io.BytesIO()
-    facts = {
-        **content,
-        "reconstructions": [{"loss": x["loss"], "error": x["error"]} for x in content["reconstructions"]],
-    }
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+    """The pictures as numbered files, with the JSON response, less its PNGs, in a file beside them."""
+    file = io.BytesIO()
+    without_pngs = [{"loss": x["loss"], "error": x["error"]} for x in content["reconstructions"]]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
             archive.writestr(f"{number:04d}.png", picture)
-        archive.writestr("reconstructions.json", json_bytes(facts))
-    return out.getvalue()
+        archive.writestr("reconstructions.json", json_bytes({**content, "reconstructions": without_pngs}))
+    return file.getvalue()

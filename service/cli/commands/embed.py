@@ -1,4 +1,4 @@
-"""`mae embed`: files and folders of images -> a file of vectors, without a server."""
+"""`mae embed`: images and folders of images -> one file of vectors, without a server."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from model.arrays import Floats, Indices
+from model.arrays import Floats
 from model.engines.base import ServedModel
 from model.images.folders import find_images
-from service.cli.errors import CommandError
-from service.cli.local_pipeline import build_engine, pipeline_of, said_of
+from service.cli.errors import CommandError, describe_file_error
+from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
-from service.cli.progress import Report
-from service.cli.vector_files.space import Row, VectorSpace
-from service.cli.vector_files.store import Store
+from service.cli.progress import ProgressBar
+from service.cli.vector_files.space import VectorRecord, VectorSpace
+from service.cli.vector_files.store import VectorStore
 from service.errors import EngineLost, ServiceError
-from service.inference.masks import choose_kept
-from service.inference.pipeline import Timings, require_pool
-from service.inference.postprocess import Postprocessing
+from service.inference.embedding import EmbeddingPlan
+from service.inference.pipeline import Timings
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -33,101 +32,102 @@ INTERRUPTED = 130
 
 def embed(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images, and folders of images.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="File to make or to add to.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="File to create or to add to.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output instead of adding to it.")] = False,
-    **given: Any,
+    **options: Any,
 ) -> None:
     r"""Turn images into a file of vectors.
 
-    A file is tried whatever its name; of a folder, every JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF at any depth is.
+    A file is read whatever its name is. A folder is searched at any depth for JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF.
 
-    The output's suffix decides its format.
+    The output's suffix decides its format. Here n is the number of images, D the length of a vector and K the number of
+    visible patches.
 
-    - .npz: arrays paths \[n] and vectors \[n, D] (tokens: \[n, K, D]); model, pool and so on are arrays beside them.
+    - .npz: the arrays paths \[n] and vectors \[n, D] (for tokens \[n, K, D]); other arrays hold model, pool and so on.
 
-    - .parquet: columns path and vector; model, pool and so on are JSON under mae-serve in the schema's metadata.
+    - .parquet: the columns path and vector; the schema's metadata holds model, pool and so on as JSON, under mae-serve.
 
-    - .jsonl: each line an object of path, vector and space (model, pool and so on); no header.
+    - .jsonl: one object per line, with path, vector and space (model, pool and so on).
 
-    An output that exists is added to: images whose path is in it are not embedded again. Until a run is through, its
-    work is kept in the folder OUTPUT.partial; the same command goes on from there after an interruption. Vectors of
-    another model, pool, whitening, share or preprocessing are never mixed in.
+    If the output exists, vectors are added to it: images whose path it holds are not embedded again. The work of an
+    unfinished run is kept in the folder OUTPUT.partial, and the same command continues it. Vectors of another model,
+    pool, whitening, share of visible patches or preprocessing are never mixed in.
 
     Exit code: 0 if every image was embedded; 1 if some were skipped, with the reasons on standard error; 2 if the
-    command was wrong or could not go on; 130 if it was interrupted.
+    command was wrong or could not continue; 130 if it was interrupted.
     """
-    parameters, settings = parameters_of(EmbedParameters, given), settings_of(given)
+    parameters, settings = parameters_of(EmbedParameters, options), settings_of(options)
     images, refused = find_images(paths)
     if not images and not refused:
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
-    with Store(output, overwrite) as store:
+    with VectorStore(output, overwrite) as store:
         served = build_engine(settings)
-        info = served.info
-        require_pool(info, parameters.pool)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        seed, visible_indices = choose_kept(info.config, parameters)
-        finishing = Postprocessing.of(served.heads, parameters)
-        dim = finishing.dim(info.config)
-        store.begin(VectorSpace.of(info, parameters, seed, visible_indices, dim))
+        plan = EmbeddingPlan.of(parameters, served.info, served.heads)
+        dim = plan.dim(served.info.config)
+        store.begin(VectorSpace.of(served.info, parameters, plan.seed, plan.visible_indices, dim))
         new = [image for image in images if image not in store.paths]
-        there = len(images) - len(new)
-        with Report(len(images) + len(refused), there) as report:
+        num_stored = len(images) - len(new)
+        with ProgressBar(len(images) + len(refused), num_stored) as progress:
             for path, reason in refused:
-                report.skip(f"{path}: {reason}")
+                progress.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, served, settings, parameters, visible_indices, finishing, store, report))
+                asyncio.run(_embed(new, served, settings, plan, store, progress))
                 store.finish()
             except KeyboardInterrupt:
-                report.say(f"interrupted: {report.done} embedded so far; the same command goes on from there")
+                progress.write_line(f"interrupted: {progress.done} embedded so far; the same command continues the run")
                 raise typer.Exit(INTERRUPTED) from None
-    report.say(f"{report.done} embedded, {there} there already, {report.skipped} skipped: {output}")
-    raise typer.Exit(1 if report.skipped else 0)
+    progress.write_line(f"{progress.done} embedded, {num_stored} already stored, {progress.skipped} skipped: {output}")
+    raise typer.Exit(1 if progress.skipped else 0)
 
 
 async def _embed(
     images: list[str],
     served: ServedModel,
     settings: Settings,
-    parameters: EmbedParameters,
-    visible_indices: Indices,
-    finishing: Postprocessing,
-    store: Store,
-    report: Report,
+    plan: EmbeddingPlan,
+    store: VectorStore,
+    progress: ProgressBar,
 ) -> None:
-    # Enough for every lane to have its next batch ready while the threads decode the one after it.
-    most = 2 * served.info.lanes * served.info.preferred_batch + settings.decode_threads
-    async with pipeline_of(served, settings, most) as pipeline:
+    """Embeds `images`, many at a time, and stores the vectors in their order.
 
-        async def attempt(path: str) -> Floats | str:
-            """The vector, or why there is none."""
+    Raises:
+        EngineLost: the engine cannot go on.
+    """
+    # Enough for every lane to have its next batch ready while the threads decode the one after it.
+    max_images = 2 * served.info.lanes * served.info.preferred_batch + settings.decode_threads
+    async with open_pipeline(served, settings, max_images) as pipeline:
+
+        async def embed_file(path: str) -> Floats | str:
+            """The vector, or the sentence that tells why there is none."""
             try:
-                data = await pipeline.decoder.run(Path(path).read_bytes)
-                rows = await pipeline.embed([data], parameters.pool, visible_indices, Timings())
+                data = await pipeline.run_in_pool(Path(path).read_bytes)
+                vectors = await pipeline.embed([data], plan.pool, plan.visible_indices, Timings())
             except EngineLost:
                 raise
             except (OSError, ServiceError) as error:
-                return said_of(path, error)
-            finished: Floats = finishing.apply(rows)[0]
-            return finished
+                return describe_file_error(path, error)
+            vector: Floats = plan.finish(vectors)[0]
+            return vector
 
-        async with aclosing(_in_order(attempt, images, most)) as results:
+        async with aclosing(_run_in_order(embed_file, images, max_images)) as results:
             async for path, result in results:
                 if isinstance(result, str):
-                    report.skip(result)
+                    progress.skip(result)
                 else:
-                    store.append(Row(path, result))
-                    report.advance()
+                    store.append(VectorRecord(path, result))
+                    progress.advance()
 
 
-async def _in_order(
-    work: Callable[[str], Coroutine[Any, Any, T]], items: Iterable[str], most: int
+async def _run_in_order(
+    work: Callable[[str], Coroutine[Any, Any, T]], items: Iterable[str], max_running: int
 ) -> AsyncGenerator[tuple[str, T]]:
-    """Runs `work` on `items`, `most` at a time; gives the results in the order of the items."""
+    """Runs `work` on up to `max_running` items at the same time; yields items and results in the order of the items."""
     running: deque[tuple[str, asyncio.Task[T]]] = deque()
     try:
         for item in items:
-            if len(running) == most:
+            if len(running) == max_running:
                 first, task = running.popleft()
                 yield first, await task
             running.append((item, asyncio.create_task(work(item))))

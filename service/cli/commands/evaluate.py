@@ -1,9 +1,7 @@
-"""`mae evaluate`: what a model is worth on a folder of classes, and whitening for it."""
+"""`mae evaluate`: measures a model on a folder of classes, and fits whitening for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,74 +18,81 @@ from model.evaluation.extract import Read, Unreadable
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
 from model.images.png import png
-from service.cli.errors import CommandError
+from service.cli.errors import CommandError, describe_file_error
+from service.cli.evaluation_tables import evaluation_tables
 from service.cli.files import require_folder, write_output
-from service.cli.local_pipeline import build_engine, said_of
+from service.cli.local_pipeline import build_engine
 from service.cli.options import parameters_of, settings_of
-from service.cli.progress import Report
-from service.cli.tables import tables_of
+from service.cli.progress import ProgressBar
 from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
 from service.settings import Settings
 
-ENOUGH = 5
-"""Images for each number of a vector, below which variances are guesses."""
+ENOUGH_IMAGES = 5
+"""Images per number of a vector that whitening should be fitted on: with fewer, the variances are unreliable."""
 
 
 def evaluate(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="<path>", help="Images to measure on, a folder for each class.")
+        Path | None,
+        typer.Option("--data", metavar="<path>", help="Folder of images to measure on, with one folder per class."),
     ] = None,
     train: Annotated[
         Path | None,
         typer.Option(
-            "--train", metavar="<path>", help="Images to fit classifiers on; by default a part of those in --data."
+            "--train", metavar="<path>", help="Folder of images to fit classifiers on; by default a part of --data."
         ),
     ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="<path>", help="Write all figures as JSON; - is standard output.")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", metavar="<path>", help="Write reconstructions of a few images as PNG.")
+        Path | None, typer.Option("--sheet", metavar="<path>", help="Write reconstructions of a few images as one PNG.")
     ] = None,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Measure nothing: fit whitening on the images and store it with the weights.")
+        bool,
+        typer.Option("--fit", help="Fit whitening on the images and store it with the weights, instead of measuring."),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="<path>", help="For --fit: safetensors file to write instead of the weights'."
+            "-o",
+            "--output",
+            metavar="<path>",
+            help="Safetensors file for --fit to write, instead of changing that of the weights.",
         ),
     ] = None,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Measure what a model is worth on images in folders, one for each class.
+    """Measure a model on images that are sorted into folders, one folder per class.
 
-    Classes are told by the vote of the nearest neighbours (cosine; the plain majority, ties to the nearest) and by
-    linear probe (logistic regression on standardised vectors), for both pooled vectors and several shares of the
-    patches, beside the same of thumbnails of 16 x 16 pixels. Neighbours are taken raw, centred and PCA-whitened, by
-    what is fitted on the training images. Removed patches are reconstructed at several mask ratios and strategies:
-    loss, and PSNR and SSIM of the composite. Figures repeat with the seed.
+    The vectors are judged by two classifiers: the vote of the nearest neighbours (cosine; the plain majority, the
+    nearest decides a tie) and a linear probe (logistic regression on standardised vectors). Both are measured for both
+    pooled vectors and several shares of visible patches, beside thumbnails of 16 x 16 pixels as a baseline. Neighbours
+    are found among raw, centred and PCA-whitened vectors; the training images fix the mean and the whitening. The
+    decoder is judged by reconstructing removed patches, for several mask ratios and strategies: the loss, and PSNR and
+    SSIM of the composite. The same seed gives the same figures.
 
-    --fit takes images at any depth, without classes: PCA whitening of both pooled vectors goes into the weights' own
-    file or into OUTPUT, for `mae embed --whiten` and POST /embed?whiten=true. It changes the weights' hash.
+    --fit searches for images at any depth and needs no classes. It writes PCA whitening of both pooled vectors into the
+    file of the weights, or into OUTPUT, for `mae embed --whiten` and POST /embed?whiten=true. This changes the hash of
+    the weights.
 
-    Exit code: 0, also if broken images were skipped, which are named on standard error; 2 if the command was wrong or
-    could not go on.
+    Exit code: 0, even if broken images were skipped, which standard error names; 2 if the command was wrong or could
+    not continue.
     """
-    choices, settings = parameters_of(EvalConfig, given), settings_of(given)
+    config, settings = parameters_of(EvalConfig, options), settings_of(options)
     for path in (json, sheet, output):
         if path is not None:
             require_folder(path)
     try:
         if fit:
             if json is not None or sheet is not None:
-                raise CommandError("--fit measures nothing, so there is nothing for --json and --sheet")
-            _fit(_given(train or data, "--data or --train"), choices, settings, output)
+                raise CommandError("--fit measures nothing, so --json and --sheet have nothing to write")
+            _fit(_require_images(train or data, "--data or --train"), config, settings, output)
         else:
             if output is not None:
-                raise CommandError("-o goes with --fit: figures are written by --json and --sheet")
-            _evaluate(_given(data, "--data"), train, json, sheet, choices, settings)
+                raise CommandError("-o belongs to --fit: --json and --sheet write the figures")
+            _evaluate(_require_images(data, "--data"), train, json, sheet, config, settings)
     except EngineError as error:
         raise CommandError(f"the engine failed: {error}") from error
     except (ClassFolderError, EvaluationError, WhiteningError) as error:
@@ -95,94 +100,100 @@ def evaluate(
 
 
 def _evaluate(
-    data: Path, train: Path | None, json: Path | None, sheet: Path | None, choices: EvalConfig, settings: Settings
+    data: Path, train: Path | None, json: Path | None, sheet: Path | None, config: EvalConfig, settings: Settings
 ) -> None:
     outputs = [str(path) for path in (json, sheet)]
     if outputs == ["-", "-"]:
         raise CommandError("--json and --sheet cannot both go to standard output")
-    fitted = None if train is None else labelled_images(train)
-    task = Task.of(labelled_images(data, fitted and fitted.classes), fitted, choices)
+    training_images = None if train is None else labelled_images(train)
+    classes = training_images and training_images.classes
+    task = Task.of(labelled_images(data, classes), training_images, config)
     engine = build_engine(settings).engine
     if sheet is not None and not engine.info.config.has_decoder:
-        raise CommandError(f"{engine.info.model} has no decoder: there is nothing to show on a sheet")
-    with _reader(engine, settings) as read, Report(task.images) as report:
-        found = run(engine, read, task, choices, report, report.stage)
-        shown = None if sheet is None else panels(engine, read, task, choices)
+        raise CommandError(f"{engine.info.model} has no decoder, which --sheet needs")
+    read = _image_reader(engine, settings)
+    with ProgressBar(task.images) as progress:
+        evaluation = run(engine, read, task, config, progress, progress.stage)
+        picture = None if sheet is None else panels(engine, read, task, config)
     if json is not None:
-        write_output(json, found.model_dump_json(indent=1).encode() + b"\n")
-    if sheet is not None and shown is not None:
-        write_output(sheet, png(shown))
+        write_output(json, evaluation.model_dump_json(indent=1).encode() + b"\n")
+    if sheet is not None and picture is not None:
+        write_output(sheet, png(picture))
     if "-" not in outputs:
         console = Console(markup=False, highlight=False)
-        for part in tables_of(found):
-            console.print(part)
-    if report.skipped:
-        report.say(f"{report.skipped} of {task.images} images could not be used")
+        for table in evaluation_tables(evaluation):
+            console.print(table)
+    if progress.skipped:
+        progress.write_line(f"{progress.skipped} of {task.images} images could not be used")
 
 
-def _fit(folder: Path, choices: EvalConfig, settings: Settings, output: Path | None) -> None:
+def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | None) -> None:
     if output is not None and output.suffix != ".safetensors":
         raise CommandError(f"{output} should end in .safetensors")
     paths, refused = find_images([folder])
     if not paths:
         raise CommandError(f"there are no images in {folder}")
     engine = build_engine(settings).engine
-    target = _target(engine, settings, output)
-    numbers = drawn(len(paths), choices).tolist()
-    with _reader(engine, settings) as read, Report(len(numbers) + len(refused)) as report:
+    target = _whitening_target(engine, settings, output)
+    numbers = drawn(len(paths), config).tolist()
+    read = _image_reader(engine, settings)
+    with ProgressBar(len(numbers) + len(refused)) as progress:
         for path, reason in refused:
-            report.skip(f"{path}: {reason}")
-        whitening, count = fit_pools(engine, read, paths, numbers, report)
+            progress.skip(f"{path}: {reason}")
+        whitening, count = fit_pools(engine, read, paths, numbers, progress)
     from model.evaluation.store import store_whitening
 
     store_whitening(locate(settings.weights, settings.model), target, whitening, settings.model, settings.norm_pix_loss)
-    said = ", ".join(f"{pool} to {found.matrix.shape[1]} numbers" for pool, found in whitening.items())
-    print(f"{target}: whitening of {said}, fitted on {count} images")
-    if report.skipped:
-        report.say(f"{report.skipped} images could not be used")
-    if count < ENOUGH * engine.info.config.embed_dim:
-        report.say(f"{count} images are few for whitening of {engine.info.config.embed_dim} numbers: fit on more")
+    sizes = ", ".join(f"{pool} to {fitted.matrix.shape[1]} numbers" for pool, fitted in whitening.items())
+    print(f"{target}: whitening of {sizes}, fitted on {count} images")
+    if progress.skipped:
+        progress.write_line(f"{progress.skipped} images could not be used")
+    if count < ENOUGH_IMAGES * engine.info.config.embed_dim:
+        progress.write_line(
+            f"{count} images are few for whitening of {engine.info.config.embed_dim} numbers: fit on more"
+        )
 
 
-def _target(engine: Engine, settings: Settings, output: Path | None) -> Path:
-    """The file that the whitening goes into."""
+def _whitening_target(engine: Engine, settings: Settings, output: Path | None) -> Path:
+    """The file that the whitening is written to.
+
+    Raises:
+        CommandError: there is no file that may be changed, or the whitening would not fit the weights.
+    """
     source = locate(settings.weights, settings.model)
-    checked = {"IMAGE_SIZE": settings.image_size, "PREPROCESS": settings.preprocess}
-    for name, value in checked.items():
+    for name, value in (("IMAGE_SIZE", settings.image_size), ("PREPROCESS", settings.preprocess)):
         if value is not None:
-            raise CommandError(f"{name} is set: whitening goes with the model's own size and preprocessing")
+            raise CommandError(
+                f"{name} is set, but whitening is stored for the model's own image size and preprocessing"
+            )
     if output is not None:
         return output.resolve()
     if settings.weights is None or source.path.parent == PACKAGED:
-        raise CommandError(f"the packaged weights of {source.name} stay as they are: pass -o OUT.safetensors")
+        raise CommandError(f"the packaged weights of {source.name} are never changed: pass -o OUT.safetensors")
     if settings.weights.startswith(HUB_PREFIX):
-        raise CommandError(f"{settings.weights} is the hub's: pass -o OUT.safetensors")
+        raise CommandError(f"{settings.weights} is on the hub, where it cannot be changed: pass -o OUT.safetensors")
     if engine.info.layout != "mae-serve":
         raise CommandError(
-            f"{source.path} is of the layout {engine.info.layout}, which has no room for whitening: "
-            "pass -o OUT.safetensors, or make it ours first by mae convert"
+            f"{source.path} has the layout {engine.info.layout}, which cannot hold whitening: "
+            "pass -o OUT.safetensors, or convert it first with mae convert"
         )
     return source.path.resolve()
 
 
-def _given(folder: Path | None, option: str) -> Path:
+def _require_images(folder: Path | None, option: str) -> Path:
     if folder is None:
-        raise CommandError(f"no images are given: name a folder by {option}")
+        raise CommandError(f"no images are given: name a folder with {option}")
     return folder
 
 
-@contextmanager
-def _reader(engine: Engine, settings: Settings) -> Iterator[Read]:
-    """Reads images as the service does."""
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, settings.decode_threads)
+def _image_reader(engine: Engine, settings: Settings) -> Read:
+    """A function that reads an image file as the service does, uint8 patches [N, P]."""
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
 
     def read(path: str) -> Bytes:
         try:
             return decoder.decode(Path(path).read_bytes(), 0).patches
         except (OSError, ServiceError) as error:
-            raise Unreadable(said_of(path, error)) from error
+            raise Unreadable(describe_file_error(path, error)) from error
 
-    try:
-        yield read
-    finally:
-        decoder.close()
+    return read

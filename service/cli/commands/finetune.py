@@ -1,4 +1,4 @@
-"""`mae finetune`: a folder for each class -> weights with a classification head, for `mae serve` and POST /classify."""
+"""`mae finetune`: one folder per class -> weights with a classification head, for `mae serve` and POST /classify."""
 
 from __future__ import annotations
 
@@ -10,37 +10,44 @@ import typer
 
 from model.training.config import FinetuningRecipe
 from service.cli.errors import CommandError
-from service.cli.training_runs import absolute_weights, ending_well, recipe_of, require_bound
+from service.cli.training_runs import absolute_weights, recipe_of, require_bound, translate_errors
 
 
 def finetune(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Folder that holds a folder of images for each class.")
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder that holds one folder of images per class.")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="Folder of the run.")] = Path("run"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="<path>", help="Folder that the run writes to.")
+    ] = Path("run"),
     validation: Annotated[
         Path | None,
-        typer.Option("--validation", metavar="<path>", help="Folder of the same classes to measure accuracy on."),
+        typer.Option(
+            "--validation", metavar="<path>", help="Folder of the same classes on which accuracy is measured."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    **given: Any,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    **options: Any,
 ) -> None:
-    """Train a classifier on a pretrained encoder: all of it, or with --frozen the head alone.
+    """Train a classifier on a pretrained encoder: the whole network, or with --frozen only the head.
 
-    The run's folder holds model.safetensors (serve it with `mae serve --weights RUN` and ask POST /classify),
-    metrics.csv, TensorBoard's events and what --resume needs. Loss and top-1 accuracy on the held-out images are
-    measured now and then and at the end. Without --frozen the encoder changes, and a decoder is left out.
+    The output folder holds model.safetensors (serve it with `mae serve --weights RUN` for POST /classify), metrics.csv,
+    TensorBoard events and the state that --resume needs. Loss and top-1 accuracy on held-out images are measured every
+    --validation-minutes and at the end. Without --frozen the encoder changes, and the weights are written without a
+    decoder.
 
-    SIGTERM and Ctrl-C save before they end it. --resume takes images and choices from the folder; what does not shape
-    the weights may be given anew. Several processes share a step under torchrun:
+    After SIGTERM or Ctrl-C the run saves its state and ends. --resume takes images and options from the folder; options
+    that do not affect the weights may be given again. Under torchrun several processes share each step:
     `torchrun --nproc-per-node 2 --no-python mae finetune …`.
 
-    Exit code: 0 when the schedule is through; 2 if the command was wrong or could not go on; 128 + the signal's number
-    if a signal ended it.
+    Exit code: 0 if the run is complete; 2 if the command was wrong or could not continue; 128 + the signal's number if
+    a signal ended it.
     """
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
-    folder, validation = (path and path.absolute() for path in (folder, validation))  # resumed from elsewhere, maybe
-    chosen = {name: value for name, value in given.items() if value is not None}
+    folder, validation = (
+        path and path.absolute() for path in (folder, validation)
+    )  # may be resumed from another folder
+    chosen = {name: value for name, value in options.items() if value is not None}
     if "weights" in chosen:
         chosen["weights"] = absolute_weights(chosen["weights"])
     from model.training.distributed import joined
@@ -48,7 +55,7 @@ def finetune(
     from model.training.finetune import resumable_finetuning
     from model.training.progress import TrainingProgress
 
-    with ending_well():
+    with translate_errors():
         recipe = recipe_of(FinetuningRecipe, chosen)
         if resume:
             recipe, folder, validation = resumable_finetuning(output, recipe, set(chosen), folder, validation)

@@ -1,4 +1,4 @@
-"""`mae info`: what would be served."""
+"""`mae info`: describes what `mae serve` would serve."""
 
 from __future__ import annotations
 
@@ -7,48 +7,44 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from service.api.info import describe
 from service.cli.local_pipeline import build_engine
 from service.cli.options import settings_of
+from service.cli.tables import print_values
 
 
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of a table.")] = False,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Show what would be served: model, engine, parity, versions, limits and settings.
+    """Show what `mae serve` would serve: model, engine, parity, versions, limits and settings.
 
-    The same as GET /info of a server with these options and this environment, and every setting but the keys.
+    The description is that of GET /info on a server with these options and this environment. The settings are added,
+    except for the API keys.
     """
-    settings = settings_of(given)
-    facts = describe(build_engine(settings).info, settings)
-    facts["settings"] = settings.model_dump(mode="json", exclude={"api_keys"})
+    settings = settings_of(options)
+    description = describe(build_engine(settings).info, settings)
+    description["settings"] = settings.model_dump(mode="json", exclude={"api_keys"})
     if as_json:
-        print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(description, option=orjson.OPT_INDENT_2).decode())
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    del facts["limits"]  # all of them are settings, or facts of the engine
-    for name, value in _flat(facts):
-        table.add_row(name, value)
-    Console(markup=False, highlight=False).print(table)
+    del description["limits"]  # settings and the engine's description hold them too
+    print_values(_flatten(description))
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, fact in facts.items():
-        if isinstance(fact, Mapping):
-            yield from _flat(fact, f"{prefix}{name}.")
+def _flatten(description: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested names joined by dots, and their values as text."""
+    for name, value in description.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _text(fact)
+            yield f"{prefix}{name}", _text(value)
 
 
-def _text(fact: object) -> str:
-    if fact is None:
+def _text(value: object) -> str:
+    if value is None:
         return "-"
-    if isinstance(fact, bool):
-        return "yes" if fact else "no"
-    return ", ".join(map(str, fact)) or "-" if isinstance(fact, list | tuple) else str(fact)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list | tuple) else str(value)

@@ -10,31 +10,35 @@ import typer
 
 from model.training.config import Recipe
 from service.cli.errors import CommandError
-from service.cli.training_runs import absolute_weights, ending_well, recipe_of, require_bound
+from service.cli.training_runs import absolute_weights, recipe_of, require_bound, translate_errors
 
 
 def pretrain(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER", help="Images, and folders of images at any depth.")
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="Images, and folders that are searched for images at any depth."),
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="Folder of the run.")] = Path("run"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    **given: Any,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="<path>", help="Folder that the run writes to.")
+    ] = Path("run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    **options: Any,
 ) -> None:
     """Pretrain a masked autoencoder on images.
 
-    The run's folder holds model.safetensors (serve it with `mae serve --weights RUN`), metrics.csv, TensorBoard's
-    events, sheets of reconstructions under previews, and what --resume needs. SIGTERM and Ctrl-C save before they end
-    it. --resume takes images and choices from the folder; what does not shape the weights may be given anew.
+    The output folder holds model.safetensors (serve it with `mae serve --weights RUN`), metrics.csv, TensorBoard
+    events, pictures of reconstructions in previews/, and the state that --resume needs. After SIGTERM or Ctrl-C the run
+    saves its state and ends. --resume takes images and options from the folder; options that do not affect the weights
+    may be given again.
 
-    Several processes share a step under torchrun: `torchrun --nproc-per-node 2 --no-python mae pretrain …`.
+    Under torchrun several processes share each step: `torchrun --nproc-per-node 2 --no-python mae pretrain …`.
 
-    Exit code: 0 when the schedule is through; 2 if the command was wrong or could not go on; 128 + the signal's number
-    if a signal ended it.
+    Exit code: 0 if the run is complete; 2 if the command was wrong or could not continue; 128 + the signal's number if
+    a signal ended it.
     """
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
-    folders = [folder.absolute() for folder in folders or ()]  # a run may be resumed from elsewhere
-    chosen = {name: value for name, value in given.items() if value is not None}
+    folders = [folder.absolute() for folder in folders or ()]  # the run may be resumed from another folder
+    chosen = {name: value for name, value in options.items() if value is not None}
     if "init" in chosen:
         chosen["init"] = absolute_weights(chosen["init"])
     from model.training.distributed import joined
@@ -42,7 +46,7 @@ def pretrain(
     from model.training.pretrain import resumable
     from model.training.progress import TrainingProgress
 
-    with ending_well():
+    with translate_errors():
         recipe = recipe_of(Recipe, chosen)
         if resume:
             recipe, folders = resumable(output, recipe, set(chosen), folders)

@@ -1,1 +1,1 @@
-"""The output files of `mae embed`: formats, journal and store."""
+"""The output files of `mae embed`: their formats, and the journal and store of a run."""

@@ -1,4 +1,4 @@
-"""What a run has done so far, in a file that only grows: it survives the end of the process at any moment."""
+"""The journal of a run: an append-only file that survives if the process ends at any moment."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from typing import BinaryIO, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from service.cli.vector_files.space import Row, VectorFileError, VectorSpace
+from service.cli.errors import VectorFileError
+from service.cli.vector_files.space import VectorRecord, VectorSpace
 
-# Of a record: bytes of what follows, its CRC-32, bytes of the path. Then the path and the vector.
-HEAD = struct.Struct("<III")
+# Before each record: the bytes of the record, its CRC-32, the bytes of its path. The record is the path and the vector.
+RECORD_HEAD = struct.Struct("<III")
 SYNC_S = 5.0
+"""Seconds between two calls of fsync."""
 
 
 class Header(BaseModel):
@@ -31,30 +33,33 @@ class Header(BaseModel):
     version: int = 1
     space: VectorSpace
     replaces: bool
-    """Whether the run is to replace an existing output rather than to add to it."""
+    """Whether the run replaces an existing output instead of adding to it."""
 
 
 class Journal:
-    """Appends rows, and reads them back. A record that was cut short by the end of a process is dropped.
+    """Appends records, and reads them back; a record that the end of a process cut short is dropped.
 
-    What was appended outlives the process at once, and the machine after `SYNC_S` seconds. The file is locked, so that
-    two runs cannot write the same output.
+    A record survives the end of the process at once, and a loss of power after `SYNC_S` seconds. The file is locked, so
+    that two runs cannot write the same output.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the journal at `path`, or begins one.
+        """Opens the journal at `path`, or creates it.
 
         Raises:
-            VectorFileError: another run has it open, or it is none.
+            VectorFileError: another run has it open, or the file is no journal.
         """
         self.path = path
         self.header: Header | None = None
-        """None as long as `begin` is to be called."""
+        """The first line; None until `begin` has been called."""
         self.paths: list[str] = []
+        """The paths of all records, in order."""
         self._file: BinaryIO = path.open("a+b")
         self._synced = time.monotonic()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the file, also when killed
+            fcntl.flock(
+                self._file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the kernel releases it with the file, even if the process is killed
             self._recover()
         except BlockingIOError:
             self._file.close()
@@ -64,64 +69,66 @@ class Journal:
             raise
 
     def begin(self, header: Header) -> None:
-        """Throws away what there is and starts anew."""
+        """Discards all records and starts a new journal."""
         self._file.truncate(0)
         self._file.write(header.model_dump_json().encode() + b"\n")
         self._file.flush()
         self.header, self.paths = header, []
 
-    def append(self, row: Row) -> None:
-        """Adds a row."""
-        name = row.path.encode()
-        body = name + row.vector.astype("<f4").tobytes()
-        self._file.write(HEAD.pack(len(body), zlib.crc32(body), len(name)) + body)
+    def append(self, record: VectorRecord) -> None:
+        """Adds a record."""
+        name = record.path.encode()
+        body = name + record.vector.astype("<f4").tobytes()
+        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), len(name)) + body)
         self._file.flush()
-        self.paths.append(row.path)
+        self.paths.append(record.path)
         if time.monotonic() - self._synced > SYNC_S:
             os.fsync(self._file)
             self._synced = time.monotonic()
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in the order in which they were appended."""
+    def records(self) -> Iterator[VectorRecord]:
+        """All records, in the order in which they were appended."""
         assert self.header is not None
         with self.path.open("rb") as file:
             file.readline()
-            yield from _records(file, self.header.space)
+            yield from _read_records(file, self.header.space)
 
     def __enter__(self) -> Self:
-        """Nothing to do: it is open."""
+        """Returns the journal, which is open already."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the file, and lets others have it."""
+        """Closes the file and releases its lock."""
         self._file.close()
 
     def _recover(self) -> None:
         with self.path.open("rb") as file:
             line = file.readline()
-            if not line.endswith(b"\n"):  # nothing yet, or ended before the first row
+            if not line.endswith(b"\n"):  # the file is new, or the run ended before its first record
                 return
             try:
                 self.header = Header.model_validate_json(line)
             except ValidationError as error:
-                raise VectorFileError(f"{self.path} is no journal of this version of mae embed: delete it") from error
+                raise VectorFileError(
+                    f"{self.path} is not a journal of this version of mae embed: delete it"
+                ) from error
             end = file.tell()
-            for row in _records(file, self.header.space):
-                self.paths.append(row.path)
+            for record in _read_records(file, self.header.space):
+                self.paths.append(record.path)
                 end = file.tell()
         self._file.truncate(end)
 
 
-def _records(file: BinaryIO, space: VectorSpace) -> Iterator[Row]:
-    """Rows, as far as they are whole; after each, `file` stands at its end."""
-    size = 4 * math.prod(space.shape)
-    while len(head := file.read(HEAD.size)) == HEAD.size:
-        length, checksum, name = HEAD.unpack(head)
-        if length != name + size:
+def _read_records(file: BinaryIO, space: VectorSpace) -> Iterator[VectorRecord]:
+    """Yields records up to the first one that is incomplete; after each, `file` is positioned at the record's end."""
+    vector_bytes = 4 * math.prod(space.shape)
+    while len(head := file.read(RECORD_HEAD.size)) == RECORD_HEAD.size:
+        length, checksum, path_bytes = RECORD_HEAD.unpack(head)
+        if length != path_bytes + vector_bytes:
             return
         body = file.read(length)
         if len(body) < length or zlib.crc32(body) != checksum:
             return
-        yield Row(body[:name].decode(), np.frombuffer(body[name:], "<f4").reshape(space.shape))
+        yield VectorRecord(body[:path_bytes].decode(), np.frombuffer(body[path_bytes:], "<f4").reshape(space.shape))

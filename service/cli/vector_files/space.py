@@ -1,4 +1,4 @@
-"""Files of vectors: what a row is, what tells a vector space, and what every format can do."""
+"""Records of images and vectors, the vector space that a file belongs to, and the interface of all file formats."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from model.arrays import Floats, Indices
 from model.config import Preprocessing
 from model.engines.base import ComputedPrecision, EngineInfo, Precision
-from service.cli.errors import CommandError
+from service.cli.errors import VectorFileError
 from service.parameters import EmbedParameters, Pool
 
 
-class VectorFileError(CommandError):
-    """A file of vectors that cannot be read, or must not be added to; one sentence says why."""
-
-
-class Row(NamedTuple):
-    """An image and its vector."""
+class VectorRecord(NamedTuple):
+    """The path of an image, and its vector."""
 
     path: str
     vector: Floats
@@ -28,16 +24,16 @@ class Row(NamedTuple):
 
 
 class VectorSpace(BaseModel):
-    """What vectors must have in common to be compared; every format keeps it beside them."""
+    """The properties that vectors must share to be comparable; every format stores them with the vectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """Name and hash of the weights."""
+    """The name and the hash of the weights."""
     precision: Precision
-    """As it was asked for."""
+    """The precision that was asked for."""
     computes: ComputedPrecision | None = None
-    """What it was really computed in; None in a file of an earlier version, which does not say."""
+    """The precision that the engine computed in; None in a file of an earlier version, which does not say."""
     image_size: int
     preprocessing: Preprocessing
     pool: Pool
@@ -45,17 +41,25 @@ class VectorSpace(BaseModel):
     normalize: bool
     keep: float
     seed: int | None = None
-    """For keep below 1."""
+    """The seed of the visible patches if `keep` is below 1."""
     dim: int
     grid: tuple[int, int]
-    """Rows and columns of patches."""
+    """Patches per column and per row of an image."""
     positions: tuple[int, ...] | None = None
-    """Row-major places of the tokens, for keep below 1."""
+    """For tokens with `keep` below 1: the row-major index of the patch of each token."""
 
     @classmethod
     def of(cls, info: EngineInfo, parameters: EmbedParameters, seed: int | None, positions: Indices, dim: int) -> Self:
-        """The space that an engine makes with these parameters, of vectors `dim` long."""
-        some_tokens = parameters.pool == "tokens" and seed is not None
+        """The space of the vectors that an engine computes with these parameters.
+
+        Args:
+            info: describes the engine.
+            parameters: the parameters of the request.
+            seed: the seed of the visible patches; None if all are visible.
+            positions: the indices of the visible patches, int32 [K].
+            dim: the length of a vector, after postprocessing.
+        """
+        has_some_tokens = parameters.pool == "tokens" and seed is not None
         return cls(
             model=info.model_id,
             precision=info.precision,
@@ -69,67 +73,67 @@ class VectorSpace(BaseModel):
             seed=seed,
             dim=dim,
             grid=(info.config.grid, info.config.grid),
-            positions=tuple(positions.tolist()) if some_tokens else None,
+            positions=tuple(positions.tolist()) if has_some_tokens else None,
         )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's vector."""
+        """The shape of one image's vector: (D,), or (K, D) for tokens."""
         if self.pool != "tokens":
             return (self.dim,)
         return (self.grid[0] * self.grid[1] if self.positions is None else len(self.positions), self.dim)
 
     def require(self, other: VectorSpace, where: Path) -> None:
-        """Raises unless `other`, of a run that wants to add to `where`, is the same space.
+        """Checks that vectors of the space `other` may be added to the file `where`, whose space this is.
 
         Raises:
-            VectorFileError: it is another; the message names the first difference.
+            VectorFileError: the spaces differ; the message names the first difference.
         """
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            unknown = name == "computes" and mine is None
-            if mine != theirs and not unknown:
+            is_unknown = name == "computes" and mine is None
+            if mine != theirs and not is_unknown:
                 raise VectorFileError(
                     f"{where} was made with {name}={mine}, and this run would make {name}={theirs}: "
                     "choose another output, or replace it with --overwrite"
                 )
 
 
-class Stored(NamedTuple):
-    """A finished file, open for reading."""
+class StoredVectors(NamedTuple):
+    """The content of a finished file."""
 
     space: VectorSpace
     paths: list[str]
-    rows: Iterator[Row]
-    """In the order of `paths`, read as they are asked for."""
+    records: Iterator[VectorRecord]
+    """The records in the order of `paths`; each is read from the file when it is needed."""
 
 
 class Format(Protocol):
-    """One kind of file. Vectors are never all in memory at once, neither on reading nor on writing."""
+    """A file format. Neither reading nor writing holds all vectors in memory at once."""
 
-    def read(self, path: Path) -> Stored:
-        """Opens a file that `write` made.
+    def read(self, path: Path) -> StoredVectors:
+        """Opens a file that `write` has written.
 
         Raises:
-            VectorFileError: somebody else did.
+            VectorFileError: the file is damaged, or another program wrote it.
         """
 
-    def write(self, path: Path, space: VectorSpace, paths: Collection[str], rows: Iterable[Row]) -> None:
-        """Writes a whole file: `rows` in the order of `paths`."""
+    def write(self, path: Path, space: VectorSpace, paths: Collection[str], records: Iterable[VectorRecord]) -> None:
+        """Writes a whole file; `records` come in the order of `paths`."""
 
 
-def read_space(path: Path, said: object) -> VectorSpace:
-    """The vector space that a file says it holds.
+def parse_space(path: Path, properties: object) -> VectorSpace:
+    """The vector space with the `properties` that were read from the file at `path`.
 
     Raises:
-        VectorFileError: that is none.
+        VectorFileError: they do not describe a vector space.
     """
     try:
-        return VectorSpace.model_validate(said)
+        return VectorSpace.model_validate(properties)
     except ValidationError as error:
-        raise foreign(path) from error
+        raise foreign_file_error(path) from error
 
 
-def foreign(path: Path) -> VectorFileError:
-    """For a file that `mae embed` did not write."""
+def foreign_file_error(path: Path) -> VectorFileError:
+    """The error for a file that `mae embed` did not write."""
     return VectorFileError(f"{path} is damaged or was not written by mae embed: choose another output, or --overwrite")

@@ -1,4 +1,4 @@
-"""The output of `mae embed`: a finished file, and beside it what an unfinished run has done."""
+"""The output of `mae embed`: a finished file, and next to it the journal of an unfinished run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
 from service.cli.vector_files.formats import format_of
 from service.cli.vector_files.journal import Header, Journal
-from service.cli.vector_files.space import Row, Stored, VectorFileError, VectorSpace
+from service.cli.vector_files.space import StoredVectors, VectorRecord, VectorSpace
 
 
-class Store:
-    """Rows go to a journal in `OUTPUT.partial/`; `finish` makes the output of them, at once or not at all."""
+class VectorStore:
+    """Appends records to a journal in `OUTPUT.partial/`; `finish` writes the output, completely or not at all."""
 
     def __init__(self, output: Path, overwrite: bool) -> None:
-        """Finds out what is there already.
+        """Opens the output and the journal, if they exist.
 
         Args:
-            output: the file to make, or to add to.
-            overwrite: whether it is to be replaced instead.
+            output: the file to create, or to add to.
+            overwrite: whether to replace the file instead.
 
         Raises:
-            VectorFileError: it cannot be written or added to.
+            VectorFileError: the output cannot be written or added to.
         """
         self.output = output.resolve()  # a link is followed, not replaced
         self._format = format_of(output)
@@ -34,90 +35,91 @@ class Store:
         require_folder(output)
         if self.output.exists() and not self.output.is_file():
             raise VectorFileError(f"{output} is no regular file")
-        self._stored: Stored | None = None
+        self._stored: StoredVectors | None = None
         if self.output.exists() and not overwrite:
             self._stored = self._format.read(self.output)
         self._folder = self.output.with_name(self.output.name + ".partial")
         self._folder.mkdir(exist_ok=True)
         self._journal = Journal(self._folder / "journal")
         self.paths: dict[str, None] = {}
-        """Images that need not be embedded any more, in the order of the output to be."""
+        """Images whose vectors are stored already, in the order of the output."""
 
     @property
     def space(self) -> VectorSpace | None:
-        """Of the vectors that are there; None if there are none, or they are to be replaced."""
+        """The space of the stored vectors; None if there are none, or if they will be replaced."""
         if self._stored:
             return self._stored.space
         header = self._journal.header
         return header.space if header and header.replaces == self._overwrite else None
 
     def begin(self, space: VectorSpace) -> None:
-        """Gets ready for rows of one vector space.
+        """Prepares for records of one vector space.
 
         Raises:
-            VectorFileError: what is there is of another one.
+            VectorFileError: the stored vectors belong to another space.
         """
         if self._stored:
             self._stored.space.require(space, self.output)
         header = Header(space=space, replaces=self._overwrite)
-        found = self._journal.header
-        if found is None or (self._overwrite and found != header):
+        existing = self._journal.header
+        if existing is None or (self._overwrite and existing != header):
             self._journal.begin(header)
         else:
-            if found.replaces and not self._overwrite:
+            if existing.replaces and not self._overwrite:
                 raise VectorFileError(
-                    f"{self._folder} is of a run with --overwrite: repeat the flag to go on, or delete the folder"
+                    f"{self._folder} belongs to a run with --overwrite: repeat the flag to continue it, or "
+                    "delete the folder"
                 )
-            found.space.require(space, self._folder)
+            existing.space.require(space, self._folder)
         self.paths = dict.fromkeys(chain(self._stored.paths if self._stored else (), self._journal.paths))
 
-    def append(self, row: Row) -> None:
-        """Keeps a row."""
-        self._journal.append(row)
-        self.paths[row.path] = None
+    def append(self, record: VectorRecord) -> None:
+        """Adds a record to the journal."""
+        self._journal.append(record)
+        self.paths[record.path] = None
 
     def finish(self) -> None:
-        """Makes the output of all rows, and clears away the journal."""
+        """Writes the output with all records, and deletes the journal."""
         if self._journal.paths:
             assert self._journal.header is not None
-            fresh = self._folder / self.output.name
-            self._format.write(fresh, self._journal.header.space, self.paths, self._rows())
-            _sync(fresh)
-            os.replace(fresh, self.output)
+            complete = self._folder / self.output.name
+            self._format.write(complete, self._journal.header.space, self.paths, self._records())
+            _sync(complete)
+            os.replace(complete, self.output)
             _sync(self.output.parent)
-        self._clear()
+        self._delete_journal()
 
     def __enter__(self) -> Self:
-        """Nothing to do: it is open."""
+        """Returns the store, which is open already."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets others have it; leaves no trace of a run that never began."""
+        """Releases the lock; the folder of a run that never began is deleted."""
         if self._journal.header is None and self._folder.exists():
-            self._clear()
+            self._delete_journal()
         self._journal.__exit__(kind, error, trace)
 
-    def _clear(self) -> None:
+    def _delete_journal(self) -> None:
         self._journal.path.unlink()
         (self._folder / self.output.name).unlink(missing_ok=True)
         self._folder.rmdir()
 
-    def _rows(self) -> Iterator[Row]:
-        """What was stored, then what the journal adds to it.
+    def _records(self) -> Iterator[VectorRecord]:
+        """The records of the output, then those that the journal adds.
 
-        They share rows where a run ended between finishing the output and clearing away the journal.
+        Both hold the same records if a run ended after it wrote the output and before it deleted the journal.
         """
         seen: set[str] = set()
-        for row in chain(self._stored.rows if self._stored else (), self._journal.rows()):
-            if row.path not in seen:
-                seen.add(row.path)
-                yield row
+        for record in chain(self._stored.records if self._stored else (), self._journal.records()):
+            if record.path not in seen:
+                seen.add(record.path)
+                yield record
 
 
 def _sync(path: Path) -> None:
-    """Returns when the file or folder at `path` would outlive a loss of power."""
+    """Flushes the file or folder at `path` to the disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

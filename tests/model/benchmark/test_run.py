@@ -11,6 +11,8 @@ from model.checkpoints.checkpoint import load
 from model.engines.base import Precision
 from tests.support.engines import FakeEngine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def engine(probe: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:

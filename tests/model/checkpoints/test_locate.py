@@ -213,6 +213,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
+@pytest.mark.live
 class TestHub:
     CODE = """
 import json, logging, sys
@@ -286,6 +287,7 @@ print(json.dumps([str(source.path), source.name, source.license]))
             locate("hf:a/b", None)
 
 
+@pytest.mark.live
 def test_neither_torch_nor_the_hubs_client_is_imported() -> None:
     code = """
 import sys

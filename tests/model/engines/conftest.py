@@ -8,13 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoints.checkpoint import Checkpoint, save
-from model.config import PRESETS, Preprocessing
 from model.engines.base import Engine
 from model.engines.build import build
 from model.engines.settings import EngineSettings
-from model.nn import build_model
-from tests.support.engines import write_narrow
+from tests.support.engines import write_narrow, write_resnet
 from tests.support.pretend_cuda import pretend_cuda
 
 
@@ -30,7 +27,10 @@ def torch_engine(engine_cache: Path, probe: Path) -> Engine:
     return build(EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="torch")).engine
 
 
-@pytest.fixture(scope="session", params=["openvino", "torch"])
+ENGINES = [pytest.param("openvino", marks=pytest.mark.converts), "torch"]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
     found: Engine = request.getfixturevalue(f"{request.param}_engine")
     return found
@@ -39,14 +39,10 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture(scope="session")
 def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh resnet_tiny."""
-    torch.manual_seed(0)
-    model = build_model(PRESETS["resnet_tiny"])
-    path = tmp_path_factory.mktemp("resnet") / "resnet.safetensors"
-    save(path, Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict())))
-    return path
+    return write_resnet(tmp_path_factory.mktemp("resnet"))
 
 
-@pytest.fixture(scope="session", params=["openvino", "torch"])
+@pytest.fixture(scope="session", params=ENGINES)
 def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
     lanes = 2 if request.param == "openvino" else 1
     return build(

@@ -20,7 +20,7 @@ from model.checkpoints import checkpoint
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.errors import WeightsError
 from model.checkpoints.locate import PACKAGED
-from model.config import MAEConfig, Preprocessing
+from model.config import Preprocessing
 from model.engines import context
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
@@ -34,14 +34,12 @@ from model.engines.outputs import collect_outputs
 from model.engines.parity import TOLERANCES, ParityError, measure_parity
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
-
-NARROW = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+from tests.support.engines import NARROW, with_changes
 
 
 def write(path: Path, seed: int = 0, **config: Any) -> Path:
     """A small checkpoint with random weights."""
-    sizes = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-    made = MAEConfig(**{**NARROW, **sizes, "name": "narrow", **config})
+    made = NARROW.model_copy(update=config)
     torch.manual_seed(seed)
     tensors = dict(MaskedAutoencoder(made).state_dict())
     checkpoint.save(path, Checkpoint(made, Preprocessing(), "mae-serve", tensors))
@@ -61,7 +59,7 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 # --- what an engine says of itself
 
 
-@pytest.fixture(scope="module", params=["openvino", "torch"])
+@pytest.fixture(scope="module", params=[pytest.param("openvino", marks=pytest.mark.converts), "torch"])
 def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
     return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
 
@@ -108,7 +106,7 @@ def test_preprocessing_is_replaced_in_parts(tmp_path: Path, narrow: str) -> None
         EngineSettings(
             engine_cache=tmp_path, weights=narrow, backend="torch", preprocess={"resize": "squash", "mean": (0, 0, 0)}
         )
-    )
+    ).engine
     assert engine.info.preprocessing == Preprocessing(resize="squash", mean=(0, 0, 0))
 
 
@@ -134,26 +132,14 @@ def test_half_precision_passes_a_bar_of_its_own(tmp_path: Path, precision: Any) 
     assert 0.999 <= found.cosine < 0.999999
 
 
-def test_a_larger_image_gives_a_larger_grid(tmp_path: Path) -> None:
-    engine = build(EngineSettings(engine_cache=tmp_path, backend="torch", image_size=448)).engine
-    assert engine.info.config.num_patches == 784
+def test_a_larger_image_gives_a_larger_grid(tmp_path: Path, narrow: str) -> None:
+    engine = build(EngineSettings(engine_cache=tmp_path, weights=narrow, backend="torch", image_size=64)).engine
+    assert engine.info.config.num_patches == 64
     patches = fixed_patches(engine.info.config)[:1]
-    everywhere = np.arange(784, dtype=np.int32)[None]
-    assert engine.tokens(0, patches, everywhere).shape == (1, 784, 192)
+    everywhere = np.arange(64, dtype=np.int32)[None]
+    assert engine.tokens(0, patches, everywhere).shape == (1, 64, 32)
     pixels, error = engine.reconstruct(0, patches, everywhere[:, ::4])
-    assert (pixels.shape, error.shape) == ((1, 784, 768), (1, 784))
-
-
-def test_a_smaller_image_is_served_by_openvino_as_by_torch(engine_cache: Path) -> None:
-    engines = [
-        build(EngineSettings(engine_cache=engine_cache, backend=backend, precision="fp32", image_size=96)).engine
-        for backend in ("openvino", "torch")
-    ]
-    patches = fixed_patches(engines[0].info.config)
-    everywhere = np.tile(np.arange(36, dtype=np.int32), (len(patches), 1))
-    vectors, expected = (engine.embed(0, patches, everywhere) for engine in engines)
-    assert vectors.shape == (len(patches), 2, 192)
-    assert np.abs(vectors - expected).max() < 1e-3
+    assert (pixels.shape, error.shape) == ((1, 64, 192), (1, 64))
 
 
 # --- the gate
@@ -183,13 +169,10 @@ def alter(cache: Path, probe: Path, graph: str, weight: str, change: Callable[[n
 
 
 @pytest.fixture
-def probe_cache(openvino_engine: Engine, engine_cache: Path, probe: Path, tmp_path: Path) -> Path:
+def probe_cache(openvino_engine: Engine, engine_cache: Path, tmp_path: Path) -> Path:
     """A copy of the cache with the probe model's entry alone."""
-    for entry in engine_cache.glob("openvino-*"):
-        facts = json.loads((entry / "model.json").read_text())
-        holds = vector_of(probe, "norm.bias").tobytes() in (entry / "encoder.bin").read_bytes()
-        if holds and facts["config"]["image_size"] == 224:
-            shutil.copytree(entry, tmp_path / "cache" / entry.name)
+    name = str(openvino_engine.info.entry)
+    shutil.copytree(engine_cache / name, tmp_path / "cache" / name)
     return tmp_path / "cache"
 
 
@@ -245,13 +228,11 @@ def test_an_entry_that_was_damaged_is_converted_again(
         (folder / "manifest.json").unlink()
 
     monkeypatch.setattr(context, "convert_in_child", convert)
+    spec = EngineSettings(
+        engine_cache=probe_cache, weights=str(probe), backend="openvino", precision="fp32", max_batch=4
+    )
     for _ in range(2):
-        assert (
-            build(
-                EngineSettings(engine_cache=probe_cache, weights=str(probe), backend="openvino", precision="fp32")
-            ).info.parity
-            is not None
-        )
+        assert build(spec).info.parity is not None
     assert len(converted) == 1
 
 
@@ -311,35 +292,43 @@ def test_what_does_not_change_the_graphs_does_not(entry_of: Callable[..., str], 
 # --- the conversion, in a process of its own
 
 
-def test_an_encoder_alone_embeds_and_converts_in_silence(
+@pytest.mark.converts
+def test_an_encoder_alone_converts_in_silence_and_embeds_smaller_images_as_torch_does(
     encoder_only: str,
     engine_cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Started where another package is called model, and with every warning made an error."""
+    """Started where another package is called model, and with every warning made an error; 3 x 3 patches, not 4 x 4."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
-    engine = build(
-        EngineSettings(engine_cache=engine_cache, weights=encoder_only, backend="openvino", precision="fp32")
-    ).engine
+    spec = EngineSettings(
+        engine_cache=engine_cache,
+        weights=encoder_only,
+        backend="openvino",
+        precision="fp32",
+        image_size=24,
+        max_batch=4,
+    )
+    engine = build(spec).engine
     assert capfd.readouterr() == ("", "")
     assert engine.info.parity is not None
     assert engine.info.parity.psnr_db is None
     assert not engine.info.config.has_decoder
     patches = fixed_patches(engine.info.config)
-    everywhere = np.tile(np.arange(16, dtype=np.int32), (8, 1))
+    everywhere = np.tile(np.arange(9, dtype=np.int32), (8, 1))
     assert engine.embed(0, patches, everywhere).shape == (8, 2, 32)
-    by_torch = build(EngineSettings(engine_cache=engine_cache, weights=encoder_only, backend="torch")).engine
+    by_torch = build(with_changes(spec, backend="torch")).engine
     assert np.abs(engine.embed(0, patches, everywhere) - by_torch.embed(0, patches, everywhere)).max() < 1e-4
     for one in (engine, by_torch):
         with pytest.raises(EngineError, match="no decoder"):
             one.reconstruct(0, patches, everywhere[:, :4])
 
 
+@pytest.mark.live
 def test_weights_that_the_child_cannot_read_are_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"PK no archive")
@@ -357,6 +346,7 @@ def test_weights_that_the_child_cannot_read_are_told_as_such(tmp_path: Path) -> 
         ("print('{}'[:1]); raise SystemExit(1)", "exit code 1"),
     ],
 )
+@pytest.mark.live
 def test_a_child_that_dies_without_a_word(
     tmp_path: Path, narrow: str, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
@@ -368,6 +358,7 @@ def test_a_child_that_dies_without_a_word(
         build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, backend="openvino"))
 
 
+@pytest.mark.live
 def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
     """Its lock is gone by then: it must not go on beside the next one's."""
     script = """
@@ -405,6 +396,7 @@ def test_a_model_named_is_the_same_as_by_default(entry_of: Callable[..., str], t
         build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, model="mae_tiny", backend="torch"))
 
 
+@pytest.mark.converts
 def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
     build(EngineSettings(engine_cache=engine_cache, backend="openvino"))
     script = """

@@ -104,6 +104,7 @@ def test_what_could_not_be_made_leaves_nothing_behind(cache: EngineCache, error:
     cache.obtain("entry", Maker())
 
 
+@pytest.mark.live
 def test_what_a_killed_process_left_is_removed(cache: EngineCache) -> None:
     script = """
         import os, sys
@@ -124,6 +125,7 @@ def test_what_a_killed_process_left_is_removed(cache: EngineCache) -> None:
     assert sorted(path.name for path in cache.root.iterdir()) == [".entry.lock", "entry"]
 
 
+@pytest.mark.live
 def test_processes_that_want_the_same_entry_make_it_once(cache: EngineCache, tmp_path: Path) -> None:
     script = """
         import sys, time

@@ -35,7 +35,7 @@ def programs(made: Any) -> dict[str, torch.nn.Module]:
 
 
 @pytest.mark.parametrize("visible", [1, 49, 196])
-@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("batch", [1, 3, 16])
 @torch.inference_mode()
 def test_the_programs_compute_what_the_model_does(
     programs: dict[str, torch.nn.Module], model: Autoencoder, made: Any, batch: int, visible: int
@@ -74,12 +74,15 @@ def test_the_programs_compute_what_the_model_does(
 
 
 SHALLOW = MAEConfig(**{**PRESETS["mae_tiny"].model_dump(), "depth": 1, "decoder_depth": 1})
+STAGES = {"stages": ((32, 1), (64, 1), (128, 1), (320, 1)), "depth": 4, "decoder_depth": 1}
+SHALLOW_RESNET = MAEConfig(**{**PRESETS["resnet_tiny"].model_dump(), **STAGES})
 PRODUCTS = ("aten.linear", "aten.conv2d", "aten.scaled_dot_product_attention")
 OTHERS = ("aten.layer_norm", "aten.embedding", "aten.mean")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-@pytest.mark.parametrize("config", [SHALLOW, PRESETS["resnet_tiny"]], ids=["vit", "resnet"])
+@pytest.mark.parametrize("config", [SHALLOW, SHALLOW_RESNET], ids=["vit", "resnet"])
+@pytest.mark.converts
 def test_half_precision_is_for_products_alone(config: MAEConfig, precision: Any, dtype: torch.dtype) -> None:
     fresh = Checkpoint(config, Preprocessing(), "mae-serve", dict(build_model(config).state_dict()))
     graphs = build_graphs(fresh, config, fresh.preprocessing, precision, to_bytes=False)

@@ -49,6 +49,7 @@ CONVERT = """
 """
 
 
+@pytest.mark.converts
 @pytest.mark.parametrize("kind", SOURCES)
 def test_the_list_is_what_a_conversion_imports(kind: str, narrow_weights: Path, crops: Path, tmp_path: Path) -> None:
     photographs = sorted(map(str, crops.iterdir()))

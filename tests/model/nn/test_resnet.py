@@ -177,6 +177,7 @@ def test_the_preset_has_the_number_of_weights_that_paper_and_pencil_give() -> No
     assert 3e6 < sum(count.values()) < 8e6
 
 
+@pytest.mark.slow
 def test_a_fresh_model_learns() -> None:
     torch.manual_seed(0)
     fresh = build_model(SMALL.model_copy(update={"decoder_embed_dim": 32}))

@@ -107,6 +107,7 @@ def test_a_tuned_encoder_has_no_decoder(whole: Path) -> None:
         assert not tuned.tensors[name].equal(packaged.tensors[name])
 
 
+@pytest.mark.live
 def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "signs"
     choices = ("--steps", "30", "--mixup", "0.2", "--validation-share", "0.25")
@@ -118,6 +119,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.live
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
@@ -209,7 +211,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "nothing says how long to train"),
+        ([], "the length of the training is not given"),
         (["--steps", "1", "--layer-decay", "0"], "--layer-decay: Input should be greater than 0"),
         (["--steps", "1", "--pool", "tokens"], "--pool: Input should be 'cls' or 'mean'"),
         (["--steps", "1", "--image-size", "33"], "33 is not a multiple of the patch size, 16"),

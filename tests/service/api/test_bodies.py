@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.bodies import Payload, read_payload
+from service.api.bodies import ImagesBody, read_images
 from service.errors import (
     InvalidParameter,
     MalformedBody,
@@ -23,13 +23,13 @@ from service.errors import (
 IMAGES = [b"\x89PNG\r\n\x1a\n first", b"\r\n--second\r\n--\r\n", bytes(range(256)) * 40]
 
 
-def read(kind: str, body: bytes | Iterable[bytes], max_images: int = 8, takes_mask: bool = False) -> Payload:
+def read(kind: str, body: bytes | Iterable[bytes], max_images: int = 8, takes_mask: bool = False) -> ImagesBody:
     async def chunks() -> AsyncIterator[bytes]:
         for chunk in [body] if isinstance(body, bytes) else body:
             yield chunk
         yield b""  # as Starlette ends every stream
 
-    return asyncio.run(read_payload(kind, chunks(), max_images, takes_mask))
+    return asyncio.run(read_images(kind, chunks(), max_images, takes_mask))
 
 
 def form(files: list[tuple[str, Any]], data: dict[str, str] | None = None) -> tuple[str, bytes]:
@@ -52,7 +52,7 @@ def pieces(body: bytes, seed: int) -> list[bytes]:
 
 
 def test_every_file_part_is_an_image_in_order() -> None:
-    assert read(*images_form(IMAGES)) == Payload(IMAGES)
+    assert read(*images_form(IMAGES)) == ImagesBody(IMAGES)
 
 
 def test_parts_may_have_any_name_and_any_type() -> None:
@@ -66,13 +66,13 @@ def test_parts_may_have_any_name_and_any_type() -> None:
 
 def test_a_form_may_come_byte_by_byte() -> None:
     kind, body = images_form(IMAGES)
-    assert read(kind, (body[i : i + 1] for i in range(len(body)))) == Payload(IMAGES)
+    assert read(kind, (body[i : i + 1] for i in range(len(body)))) == ImagesBody(IMAGES)
 
 
 def test_a_form_may_come_in_any_pieces() -> None:
     kind, body = images_form(IMAGES)
     for seed in range(200):
-        assert read(kind, pieces(body, seed)) == Payload(IMAGES), seed
+        assert read(kind, pieces(body, seed)) == ImagesBody(IMAGES), seed
 
 
 CURL = (
@@ -109,7 +109,7 @@ def test_a_boundary_may_be_quoted_for_its_spaces() -> None:
 
 def test_what_stands_around_the_parts_is_ignored() -> None:
     kind, body = images_form(IMAGES)
-    assert read(kind, [b"This is a multipart message.\r\n", body, b"epilogue", b"--more\r\n"]) == Payload(IMAGES)
+    assert read(kind, [b"This is a multipart message.\r\n", body, b"epilogue", b"--more\r\n"]) == ImagesBody(IMAGES)
 
 
 @pytest.mark.parametrize("missing", [1, 4, 30, 2000])
@@ -163,7 +163,7 @@ def test_a_form_field_is_no_parameter() -> None:
 def test_a_mask_part_is_no_image_where_masks_are_taken(mask_first: bool) -> None:
     files = [("image", ("a.png", b"image")), ("mask", ("m.png", b"mask"))]
     kind, body = form(files[::-1] if mask_first else files)
-    assert read(kind, body, takes_mask=True) == Payload([b"image"], b"mask")
+    assert read(kind, body, takes_mask=True) == ImagesBody([b"image"], b"mask")
     assert sorted(read(kind, body).images) == [b"image", b"mask"]
 
 
@@ -188,7 +188,7 @@ def test_more_images_than_the_limit(count: int) -> None:
 
 def test_as_many_images_as_the_limit_and_a_mask() -> None:
     kind, body = form([*(("image", ("x", b"x")) for _ in range(8)), ("mask", ("m", b"m"))])
-    assert read(kind, body, takes_mask=True) == Payload([b"x"] * 8, b"m")
+    assert read(kind, body, takes_mask=True) == ImagesBody([b"x"] * 8, b"m")
 
 
 def test_reading_stops_at_the_image_too_many() -> None:
@@ -207,7 +207,7 @@ def test_reading_stops_at_the_image_too_many() -> None:
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "image/png", "image/x-whatever", "application/octet-stream", ""])
 def test_a_raw_body_is_one_image(kind: str) -> None:
-    assert read(kind, [b"ab", b"", b"c"]) == Payload([b"abc"])
+    assert read(kind, [b"ab", b"", b"c"]) == ImagesBody([b"abc"])
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", "", "application/json"])
@@ -239,27 +239,37 @@ def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def read_json(content: Any, **options: Any) -> Payload:
+def read_json(content: Any, **options: Any) -> ImagesBody:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     return read("application/json; charset=utf-8", [body[:7], body[7:]], **options)
 
 
 def test_json_with_base64_and_data_uris() -> None:
-    said = {"images": [b64(IMAGES[0]), f"data:image/png;base64,{b64(IMAGES[1])}", f"DATA:;BASE64,{b64(IMAGES[2])}"]}
-    assert read_json(said) == Payload(IMAGES)
+    content = {"images": [b64(IMAGES[0]), f"data:image/png;base64,{b64(IMAGES[1])}", f"DATA:;BASE64,{b64(IMAGES[2])}"]}
+    assert read_json(content) == ImagesBody(IMAGES)
 
 
 def test_json_with_a_mask() -> None:
-    said = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
-    assert read_json(said, takes_mask=True) == Payload([b"image"], b"mask")
-    assert read_json({**said, "mask": None}, takes_mask=True) == Payload([b"image"])
+    content = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
+    assert read_json(content, takes_mask=True) == ImagesBody([b"image"], b"mask")
+    assert read_json({**content, "mask": None}, takes_mask=True) == ImagesBody([b"image"])
 
 
 @pytest.mark.parametrize("key", ["mask", "image", "seed"])
-def test_a_key_that_means_nothing_is_named(key: str) -> None:
-    with pytest.raises(InvalidParameter, match=f"'{key}' means nothing") as refusal:
+def test_an_unknown_key_is_named(key: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"unknown JSON key '{key}': known are images$") as refusal:
         read_json({"images": [b64(b"x")], key: "eA=="})
     assert refusal.value.details == {"parameter": key}
+
+
+def test_of_several_unknown_keys_the_first_in_the_body_is_named() -> None:
+    """Whatever the order of hashes, which another process has another of: so many orders cannot all agree with it."""
+    keys = ["seed", "view", "image", "pool", "model", "top_k", "keep", "strategy"]
+    for turn in range(len(keys)):
+        rotated = keys[turn:] + keys[:turn]
+        with pytest.raises(InvalidParameter) as refusal:
+            read_json({**dict.fromkeys(rotated[:4], 0), "images": [b64(b"x")], **dict.fromkeys(rotated[4:], 0)})
+        assert refusal.value.details == {"parameter": rotated[0]}
 
 
 @pytest.mark.parametrize(
@@ -296,10 +306,10 @@ def test_malformed_json(body: bytes) -> None:
         (None, "must be a string"),
         ([b64(b"x")], "must be a string"),
         ({"b64": b64(b"x")}, "must be a string"),
-        ("https://example.org/cat.jpg", "none is ever fetched"),
-        ("http://169.254.169.254/latest/meta-data", "none is ever fetched"),
-        ("HTTPS://EXAMPLE.ORG/CAT.JPG", "none is ever fetched"),
-        ("file:///etc/passwd", "none is ever fetched"),
+        ("https://example.org/cat.jpg", "URLs are never fetched"),
+        ("http://169.254.169.254/latest/meta-data", "URLs are never fetched"),
+        ("HTTPS://EXAMPLE.ORG/CAT.JPG", "URLs are never fetched"),
+        ("file:///etc/passwd", "URLs are never fetched"),
         ("data:image/png,raw", "data URI without base64"),
         ("data:image/png;base64", "data URI without base64"),
         ("%%%%", "no base64"),
@@ -347,7 +357,7 @@ def test_large_json_does_not_hold_up_the_event_loop() -> None:
             yield body
 
         counting = asyncio.create_task(count())
-        await read_payload("application/json", chunks(), 8, False)
+        await read_images("application/json", chunks(), 8, False)
         counting.cancel()
         return turns
 
@@ -362,8 +372,8 @@ def test_random_bodies_are_refused_and_nothing_else() -> None:
         for _ in range(generator.randrange(1, 8)):
             damaged[generator.randrange(len(damaged))] = generator.randrange(256)
         try:
-            payload = read(kind, pieces(bytes(damaged), generator.randrange(1000)))
+            parsed = read(kind, pieces(bytes(damaged), generator.randrange(1000)))
         except ServiceError as refusal:
             assert 400 <= refusal.status < 500
         else:
-            assert len(payload.images) <= 3
+            assert len(parsed.images) <= 3

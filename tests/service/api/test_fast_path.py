@@ -1,4 +1,4 @@
-"""Routes of inference, beside the same routes as FastAPI calls them."""
+"""Inference routes, compared with the same routes as FastAPI calls them."""
 
 import asyncio
 from typing import Annotated, Any
@@ -10,43 +10,43 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from service.api.app import create_app
-from service.api.fast_path import FastPathMiddleware, InferenceRoute
+from service.api.fast_path import FastPathMiddleware, InferenceRoute, inference_routes
 from service.api.middleware import RequestRecord
 from service.api.responses import json_response
-from service.api.schemas import refusal
-from service.errors import QueueFull
-from service.parameters import ReconstructParameters
+from service.errors import QueueFull, ServiceError
+from service.parameters import ReconstructParameters, invalid_parameter
 from service.settings import Settings
 
 
 async def echo(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
-    return json_response({"given": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
+    return json_response({"parameters": parameters.model_dump(), "set": sorted(parameters.model_fields_set)})
 
 
-async def refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return json_response(refusal(error.errors()[0]).body(), 422)
+async def refuse(request: Request, error: Exception) -> Response:
+    refusal = error if isinstance(error, ServiceError) else invalid_parameter(error.errors()[0])  # type: ignore[attr-defined]
+    return json_response(refusal.body(), refusal.status)
 
 
-def app(route_class: type[APIRoute]) -> FastAPI:
+def app_with(route_class: type[APIRoute]) -> FastAPI:
     router = APIRouter(route_class=route_class)
     router.post("/echo")(echo)
-    made = FastAPI()
-    made.state.service = create_app(
+    app = FastAPI()
+    app.state.service = create_app(
         Settings(api_keys=("secret",) if route_class is InferenceRoute else ())
     ).state.service
-    made.include_router(router)
-    made.add_exception_handler(RequestValidationError, refused)
-    return made
+    app.include_router(router)
+    for kind in (ServiceError, RequestValidationError):
+        app.add_exception_handler(kind, refuse)
+    return app
 
 
-async def answers(query: str, key: str = "secret") -> list[httpx.Response]:
-    found = []
+async def post_both(query: str, key: str = "secret") -> list[httpx.Response]:
+    responses = []
     for route_class in (InferenceRoute, APIRoute):
-        transport = httpx.ASGITransport(app(route_class))
+        transport = httpx.ASGITransport(app_with(route_class))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            found.append(await client.post(f"/echo?{query}", headers={"x-api-key": key}))
-    return found
+            responses.append(await client.post(f"/echo?{query}", headers={"x-api-key": key}))
+    return responses
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ async def answers(query: str, key: str = "secret") -> list[httpx.Response]:
     ],
 )
 def test_parameters_mean_what_they_mean_to_fastapi(query: str) -> None:
-    ours, theirs = asyncio.run(answers(query))
+    ours, theirs = asyncio.run(post_both(query))
     assert (ours.status_code, ours.json()) == (theirs.status_code, theirs.json())
 
 
 def test_described_as_by_fastapi() -> None:
-    assert app(InferenceRoute).openapi() == app(APIRoute).openapi()
+    assert app_with(InferenceRoute).openapi() == app_with(APIRoute).openapi()
 
 
 def test_the_key_comes_first() -> None:
-    with pytest.raises(Exception, match="a valid key is needed"):
-        asyncio.run(answers("unknown=1", key="wrong"))
+    ours, _ = asyncio.run(post_both("unknown=1", key="wrong"))
+    assert (ours.status_code, ours.json()["error"]["code"]) == (401, "unauthorized")
 
 
 class Unreachable:
-    """What FastAPI would be."""
+    """Stands where the rest of the app would."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        raise LookupError(f"{scope['method']} {scope['path']} went FastAPI's way")
+        raise LookupError(f"{scope['method']} {scope['path']} was left to the app")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
     method: str, path: str, status: int, code: str | None
 ) -> None:
     async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(shortcut())
+        transport = httpx.ASGITransport(fast_path())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path)
 
@@ -111,24 +111,24 @@ def test_a_post_to_an_inference_goes_to_its_handler_and_nowhere_else(
 @pytest.mark.parametrize(("method", "path"), [("GET", "/echo"), ("POST", "/other"), ("POST", "/echo/")])
 def test_all_else_takes_the_usual_way(method: str, path: str) -> None:
     async def main() -> None:
-        transport = httpx.ASGITransport(shortcut())
+        transport = httpx.ASGITransport(fast_path())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.request(method, path)
 
-    with pytest.raises(LookupError, match=f"{method} {path} went"):
+    with pytest.raises(LookupError, match=f"{method} {path} was left"):
         asyncio.run(main())
 
 
 async def fails(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
-    raise QueueFull("there is no place")
+    raise QueueFull("the queue is full")
 
 
-def shortcut() -> Any:
-    """The shortcut with two routes, in front of nothing."""
+def fast_path() -> Any:
+    """The middleware with two routes, in front of an app that fails."""
     router = APIRouter(route_class=InferenceRoute)
     router.post("/echo")(echo)
     router.post("/fails")(fails)
-    inner = FastPathMiddleware(Unreachable(), [router])
+    inner = FastPathMiddleware(Unreachable(), inference_routes([router]))
 
     async def around(scope: Any, receive: Any, send: Any) -> None:
         scope["app"] = create_app(Settings())
@@ -138,13 +138,20 @@ def shortcut() -> Any:
     return around
 
 
-async def unkeyed(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
+async def wants_more(request: Request, parameters: Annotated[ReconstructParameters, Query()], other: int) -> None:
     """An endpoint that wants more than it would get."""
+
+
+async def wants_a_number(request: Request, parameters: Annotated[ReconstructParameters, Query()], id: int) -> None:
+    """An endpoint whose path parameter would have to be converted."""
 
 
 def test_what_would_not_be_called_is_refused() -> None:
     router = APIRouter(route_class=InferenceRoute)
-    with pytest.raises(TypeError, match="nothing else"):
-        router.post("/more")(unkeyed)
-    with pytest.raises(TypeError, match="nothing else"):
-        router.post("/depends", dependencies=[Depends(lambda: None)])(echo)
+    for path, endpoint, options in (
+        ("/more", wants_more, {}),
+        ("/{id}", wants_a_number, {}),
+        ("/depends", echo, {"dependencies": [Depends(lambda: None)]}),
+    ):
+        with pytest.raises(TypeError, match="nothing else"):
+            router.post(path, **options)(endpoint)

@@ -1,4 +1,4 @@
-"""The two layers around every request, spoken to in plain ASGI."""
+"""The middleware around every request, called in plain ASGI."""
 
 import asyncio
 import logging
@@ -7,32 +7,27 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from service.api import middleware
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
 from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
-from service.service import Service
+from service.service import LocalService, Service
 from service.settings import Settings
+from tests.support.metrics import sample
 
 Headers = dict[str, str]
 MB = 1_000_000
 
 
 def service(**settings: Any) -> Service:
-    return Service(Settings(**{"max_body_mb": 1, "max_inflight_mb": 2} | settings))
+    return LocalService(Settings(**{"max_body_mb": 1, "max_inflight_mb": 2} | settings))
 
 
 def gauge(of: Service, name: str, **labels: str) -> float:
-    text = of.metrics.render().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return sample(of.metrics.render(), name, **labels)
 
 
 class Client:
@@ -221,6 +216,13 @@ def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
 # --- identity, times, log, metrics
 
 
+ROUTES = [Route(path, lambda request: Response()) for path in ("/embed", "/reconstruct", "/v1/models/{id}", "/a/{b}/c")]
+
+
+def observed(handler: Handler, of: Service | None = None) -> ObservabilityMiddleware:
+    return ObservabilityMiddleware(app_of(handler), of or service(), ROUTES)
+
+
 async def answer(request: Request) -> Response:
     record = record_of(request.scope)
     record.images, record.read = 3, 0.0015
@@ -228,18 +230,18 @@ async def answer(request: Request) -> Response:
     return Response("answer")
 
 
-@pytest.mark.parametrize("given", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
-def test_a_request_keeps_its_id(given: str) -> None:
-    client = Client(ObservabilityMiddleware(app_of(answer), service()), headers={"x-request-id": given})
-    assert run(client.run()).headers["x-request-id"] == given
+@pytest.mark.parametrize("request_id", ["a", "0af7651916cd43dd8448eb211c80319c", "user:1/2.3+4=5-6_7", "x" * 128])
+def test_a_request_keeps_its_id(request_id: str) -> None:
+    client = Client(observed(answer), headers={"x-request-id": request_id})
+    assert run(client.run()).headers["x-request-id"] == request_id
 
 
 @pytest.mark.parametrize(
-    "given", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
+    "request_id", [None, "", "x" * 129, "two words", 'quo"te', "new\nline", "é", "ª", "<script>", "a;b"]
 )
-def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
-    app = ObservabilityMiddleware(app_of(answer), service())
-    headers = {} if given is None else {"x-request-id": given}
+def test_a_request_without_a_good_id_gets_one(request_id: str | None) -> None:
+    app = observed(answer)
+    headers = {} if request_id is None else {"x-request-id": request_id}
     ids = {run(Client(app, headers=headers).run()).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
@@ -248,17 +250,15 @@ def test_a_request_without_a_good_id_gets_one(given: str | None) -> None:
 @pytest.mark.parametrize("path", ["/embed", "/info", "/nowhere"])
 def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    found = run(
-        Client(ObservabilityMiddleware(app_of(answer), service()), path=path, headers={"traceparent": trace}).run()
-    ).headers
-    assert found["traceparent"] == trace
-    assert "x-request-id" in found
-    assert "traceparent" not in run(Client(ObservabilityMiddleware(app_of(answer), service()), path=path).run()).headers
+    headers = run(Client(observed(answer), path=path, headers={"traceparent": trace}).run()).headers
+    assert headers["traceparent"] == trace
+    assert "x-request-id" in headers
+    assert "traceparent" not in run(Client(observed(answer), path=path).run()).headers
 
 
 def test_server_timing_tells_the_stages_that_were_passed() -> None:
-    found = run(Client(ObservabilityMiddleware(app_of(answer), service())).run()).headers["server-timing"]
-    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in found.split(", "))  # type: ignore[union-attr]
+    timing = run(Client(observed(answer)).run()).headers["server-timing"]
+    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in timing.split(", "))  # type: ignore[union-attr]
     total = float(stages.pop("total"))
     assert stages == {"read": "1.5", "decode": "250.0", "infer": "12.3"}
     assert 0 <= total < 5000
@@ -266,7 +266,7 @@ def test_server_timing_tells_the_stages_that_were_passed() -> None:
 
 def test_requests_for_inference_are_counted() -> None:
     of = service()
-    app = ObservabilityMiddleware(app_of(answer), of)
+    app = observed(answer, of)
     for path in ("/embed", "/embed", "/reconstruct", "/info", "/metrics", "/readyz", "/"):
         run(Client(app, path=path).run())
     assert gauge(of, "mae_requests_total") == 3
@@ -278,20 +278,56 @@ def test_requests_for_inference_are_counted() -> None:
 
 def test_reading_a_body_is_a_stage_and_what_was_refused_before_is_not() -> None:
     of = service()
-    run(Client(ObservabilityMiddleware(app_of(answer), of)).run())
+    run(Client(observed(answer, of)).run())
 
     async def refuse(request: Request) -> Response:
         return Response(status_code=401)
 
-    run(Client(ObservabilityMiddleware(app_of(refuse), of)).run())
+    run(Client(observed(refuse, of)).run())
     assert gauge(of, "mae_stage_duration_seconds_count", stage="read") == 1
     assert gauge(of, "mae_stage_duration_seconds_sum", stage="read") == 0.0015
 
 
 def test_a_path_below_a_prefix_is_the_same_endpoint() -> None:
     of = service()
-    run(Client(ObservabilityMiddleware(app_of(answer), of), path="/mae/embed", root_path="/mae").run())
+    run(Client(observed(answer, of), path="/mae/embed", root_path="/mae").run())
     assert gauge(of, "mae_requests_total", endpoint="/embed") == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/models/a", "/v1/models/b c\n", "/mae/v1/models/c"])
+def test_a_templated_route_is_counted_and_logged_as_its_template(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    of, seen = service(), []
+
+    async def handler(request: Request) -> Response:
+        assert gauge(of, "mae_inflight_requests") == 1
+        seen.append(request.path_params)
+        return Response()
+
+    run(Client(observed(handler, of), path=path, root_path="/mae" if path.startswith("/mae") else "").run())
+    assert gauge(of, "mae_requests_total") == gauge(of, "mae_requests_total", endpoint="/v1/models/{id}") == 1
+    assert seen == [{"id": path.rsplit("/", 1)[1]}]
+    assert [line.fields["path"] for line in caplog.records] == ["/v1/models/{id}"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models/a/b", "/x/v1/models/a", "/a/b/c/d", "/a//c", "/embed/"])
+def test_a_path_of_no_route_is_not_counted(path: str) -> None:
+    of = service()
+    run(Client(observed(answer, of), path=path).run())
+    assert gauge(of, "mae_requests_total") == 0
+
+
+def test_what_a_drain_refuses_does_not_prolong_it() -> None:
+    of = service()
+    of._state.change("draining")
+
+    async def refuse(request: Request) -> Response:
+        assert gauge(of, "mae_inflight_requests") == 0
+        return Response(status_code=503)
+
+    run(Client(observed(refuse, of)).run())
+    assert gauge(of, "mae_inflight_requests") == 0
+    assert gauge(of, "mae_requests_total", code="503") == 1
 
 
 def test_refusals_are_counted_by_their_code_and_their_images_are_not() -> None:
@@ -302,7 +338,7 @@ def test_refusals_are_counted_by_their_code_and_their_images_are_not() -> None:
         record_of(request.scope).error = QueueFull.code
         return Response(status_code=429)
 
-    run(Client(ObservabilityMiddleware(app_of(refuse), of)).run())
+    run(Client(observed(refuse, of)).run())
     assert gauge(of, "mae_rejected_total", reason="queue_full") == 1
     assert gauge(of, "mae_requests_total", endpoint="/embed", code="429") == 1
     assert gauge(of, "mae_images_total") == 0
@@ -316,7 +352,7 @@ def test_an_exception_counts_as_500_and_goes_on() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(Client(ObservabilityMiddleware(app_of(fail), of)).run())
+        run(Client(observed(fail, of)).run())
     assert gauge(of, "mae_requests_total", code="500") == 1
     assert gauge(of, "mae_inflight_requests") == 0
 
@@ -329,7 +365,7 @@ def test_a_request_that_nobody_waited_for_counts_as_499() -> None:
             await asyncio.sleep(3600)
             raise AssertionError
 
-        task = asyncio.create_task(Client(ObservabilityMiddleware(app_of(forever), of)).run())
+        task = asyncio.create_task(Client(observed(forever, of)).run())
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -342,16 +378,16 @@ def test_a_request_that_nobody_waited_for_counts_as_499() -> None:
 
 def test_the_access_log_has_one_line_a_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "service.access")
-    app = ObservabilityMiddleware(app_of(answer), service())
+    app = observed(answer)
     scope = {"query_string": b"pool=cls&x=%0A", "client": ("10.0.0.7", 5)}
     run(Client(app, headers={"x-request-id": "abc"}, **scope).run())
     for path in ("/readyz", "/metrics", "/docs"):
         run(Client(app, path=path).run())
     (line,) = caplog.records
-    facts = line.facts  # type: ignore[attr-defined]
-    assert facts["ms"] >= 0
-    assert "infer;dur=12.3" in facts["timing"]
-    assert {name: fact for name, fact in facts.items() if name not in ("ms", "timing")} == {
+    fields = line.fields  # type: ignore[attr-defined]
+    assert fields["ms"] >= 0
+    assert "infer;dur=12.3" in fields["timing"]
+    assert {name: value for name, value in fields.items() if name not in ("ms", "timing")} == {
         "method": "POST",
         "path": "/embed",
         "query": "pool=cls&x=%0A",
@@ -368,6 +404,6 @@ def test_what_is_no_http_passes_by() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    for layer in (ObservabilityMiddleware, BodyLimitMiddleware):
-        run(Client(layer(app, service()), type="lifespan").run())
+    for layer in (ObservabilityMiddleware(app, service(), ROUTES), BodyLimitMiddleware(app, service())):
+        run(Client(layer, type="lifespan").run())
     assert seen == ["lifespan", "lifespan"]

@@ -64,10 +64,10 @@ def test_nothing_acceptable_is_406(accept: str) -> None:
 
 def test_json_takes_arrays_and_gives_float32_back_exactly() -> None:
     vector = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    said = json.loads(json_bytes({"vector": vector, "mask": np.array([0, 1], np.uint8), "text": "é"}))
-    assert np.array_equal(np.array(said["vector"], np.float32), vector)
-    assert said["mask"] == [0, 1]
-    assert said["text"] == "é"
+    parsed = json.loads(json_bytes({"vector": vector, "mask": np.array([0, 1], np.uint8), "text": "é"}))
+    assert np.array_equal(np.array(parsed["vector"], np.float32), vector)
+    assert parsed["mask"] == [0, 1]
+    assert parsed["text"] == "é"
 
 
 def test_a_json_response_has_its_type_its_status_and_its_headers() -> None:

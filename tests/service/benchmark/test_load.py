@@ -1,4 +1,4 @@
-"""Load: what wrk and its script say, and a second of the real thing."""
+"""Load: figures from recorded output of wrk and its script, and a second of real load."""
 
 import email
 import email.policy
@@ -7,12 +7,20 @@ import shutil
 import pytest
 
 from service.benchmark import load
-from service.benchmark.load import Clocks, closed, figures_of, multipart, opened, routes_of, run_seconds
+from service.benchmark.load import (
+    Clocks,
+    figures_of,
+    multipart,
+    routes_of,
+    run_seconds,
+    send_closed_load,
+    send_open_load,
+)
 from service.benchmark.processes import ServerProcess
-from service.benchmark.samples import made
+from service.benchmark.samples import generate_sample
 
 # Both as recorded from wrk 4.1.0: twenty connections that pause, every third body no image.
-SAID = """\
+WRK_OUTPUT = """\
 Running 1s test @ http://127.0.0.1:36795
   1 threads and 20 connections
   Thread Stats   Avg      Stdev     Max   +/- Stdev
@@ -24,7 +32,7 @@ Requests/sec:     11.76
 Transfer/sec:     20.17KB
 {"never_answered": 0}
 """
-LOG = """\
+SCRIPT_LOG = """\
 24804.482336 24804.581654 200
 24804.634897 24804.715934 200
 24804.635014 24804.715965 200
@@ -38,35 +46,35 @@ LOG = """\
 24805.299049 24805.309440 400
 24805.402685 24805.409897 200
 """
-NEEDS_WRK = pytest.mark.skipif(shutil.which("wrk") is None, reason=load.MISSING)
+NEEDS_WRK = pytest.mark.skipif(shutil.which("wrk") is None, reason=load.WRK_MISSING)
 
 
 def test_figures_are_of_what_was_answered_within_the_window() -> None:
     """From 24804.6 to 24805.2: 200 after 81.037, 80.951, 6.929, 10.404 and 6.694 ms, and three answers of 400."""
-    found = figures_of(
-        LOG,
-        SAID,
+    figures = figures_of(
+        SCRIPT_LOG,
+        WRK_OUTPUT,
         Clocks(24804.6, 10.0),
         Clocks(24805.2, 10.3),
         route="/embed",
         connections=20,
         load_core_s=0.024,
-        asked_per_s=12.5,
+        rate_per_s=12.5,
     )
-    assert (found.answered, found.failed, found.images_per_s) == (5, 3, pytest.approx(5 / 0.6))
-    assert found.p50_ms == pytest.approx(10.404, abs=1e-3)
-    assert found.p99_ms == pytest.approx(80.951 + 0.96 * 0.086, abs=2e-3)
-    assert (found.core_ms, found.server_cores) == (pytest.approx(60), pytest.approx(0.5))
-    assert found.load_core_ms == pytest.approx(2), "of all twelve requests, as wrk's time is of its whole run"
-    assert (found.arrivals, found.asked_per_s) == ("open", 12.5)
+    assert (figures.answered, figures.failed, figures.images_per_s) == (5, 3, pytest.approx(5 / 0.6))
+    assert figures.p50_ms == pytest.approx(10.404, abs=1e-3)
+    assert figures.p99_ms == pytest.approx(80.951 + 0.96 * 0.086, abs=2e-3)
+    assert (figures.core_ms, figures.server_cores) == (pytest.approx(60), pytest.approx(0.5))
+    assert figures.load_core_ms == pytest.approx(2), "of all twelve requests, as wrk's time is of its whole run"
+    assert (figures.arrivals, figures.asked_per_s) == ("open", 12.5)
 
 
 def test_what_was_never_answered_has_failed_and_without_answers_there_are_no_percentiles() -> None:
-    said = SAID.replace('{"never_answered": 0}', '{"never_answered": 7}')
+    output = WRK_OUTPUT.replace('{"never_answered": 0}', '{"never_answered": 7}')
     clocks = Clocks(1.0, None), Clocks(2.0, None)
-    found = figures_of("", said, *clocks, route="/embed", connections=7, load_core_s=0.01)
-    assert (found.failed, found.images_per_s, found.p50_ms, found.arrivals) == (7, 0, None, "closed")
-    assert (found.core_ms, found.server_cores, found.load_core_ms) == (None, None, None)
+    figures = figures_of("", output, *clocks, route="/embed", connections=7, load_core_s=0.01)
+    assert (figures.failed, figures.images_per_s, figures.p50_ms, figures.arrivals) == (7, 0, None, "closed")
+    assert (figures.core_ms, figures.server_cores, figures.load_core_ms) == (None, None, None)
 
 
 def test_a_run_is_as_long_as_its_window_and_three_answers_of_each_connection_need() -> None:
@@ -94,18 +102,18 @@ def test_a_model_without_decoder_is_not_asked_to_reconstruct() -> None:
 @NEEDS_WRK
 def test_a_second_of_load(null_server: ServerProcess) -> None:
     """Every route answers; `failed` says when one does not."""
-    small = made("JPEG", 250, 167, 2)
+    small = generate_sample("JPEG", 250, 167, 2)
     embed, form, reconstruct = routes_of(small.files, True)
     for route in (form, reconstruct):
-        found = closed(null_server, route, 4, 1)
-        assert found.answered > 0 and found.failed == 0
-        assert found.images_per_s == pytest.approx(found.answered / found.window_s)
-        assert found.p50_ms is not None and 0 < found.p50_ms <= found.p99_ms  # type: ignore[operator]
-        assert found.core_ms is None or found.core_ms > 0
+        figures = send_closed_load(null_server, route, 4, 1)
+        assert figures.answered > 0 and figures.failed == 0
+        assert figures.images_per_s == pytest.approx(figures.answered / figures.window_s)
+        assert figures.p50_ms is not None and 0 < figures.p50_ms <= figures.p99_ms  # type: ignore[operator]
+        assert figures.core_ms is None or figures.core_ms > 0
         # Little's law, which knows nothing of how it was measured: four requests are under way at any time.
-        under_way = found.images_per_s * found.p50_ms / 1000
+        under_way = figures.images_per_s * figures.p50_ms / 1000
         assert 1 < under_way < 8
     nonsense = load.Route("/embed", "/embed", embed.content_type, (b"no image", *small.files))
-    found = opened(null_server, nonsense, 60, 1)
-    assert found.arrivals == "open" and 0 < found.answered < 150, "as many as asked for, not as many as possible"
-    assert found.failed > 0
+    figures = send_open_load(null_server, nonsense, 60, 1)
+    assert figures.arrivals == "open" and 0 < figures.answered < 150, "as many as asked for, not as many as possible"
+    assert figures.failed > 0

@@ -1,4 +1,4 @@
-"""The engine that answers at once, by itself and behind the real server."""
+"""The engine that answers at once: alone, and behind the real server."""
 
 import io
 

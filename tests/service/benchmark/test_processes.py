@@ -1,4 +1,4 @@
-"""Processes: what they are told, what they cost, and that none is left."""
+"""Server processes: their settings, their CPU time, and that none is left running."""
 
 import os
 import signal
@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from service.benchmark.processes import ServerFailed, core_seconds, environment_of, running
+from service.benchmark.processes import ServerFailed, core_seconds, environment_of, run_server
 from service.settings import load_settings
 
+pytestmark = pytest.mark.live
+
 TICKS = os.sysconf("SC_CLK_TCK")
-# Listens as a server does, says so, and has a worker, whose id it writes into a file.
+# Listens and logs its address as a server does, and starts a worker, whose id it writes into a file.
 SERVER = """
 import http.server, subprocess, sys
 class Ready(http.server.BaseHTTPRequestHandler):
@@ -43,7 +45,7 @@ def wait_until_dead(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_processor_time_of_a_process_and_all_below_it(tmp_path: Path) -> None:
+def test_cpu_time_of_a_process_and_all_below_it(tmp_path: Path) -> None:
     """1 has 2 and 3, 2 has 4; 5 is another's. Names may hold anything."""
     for pid, name, parent, user, system in (
         (1, "server", 9, 100, 50),
@@ -62,8 +64,8 @@ def test_processor_time_of_a_process_and_all_below_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_it_is_what_a_process_knows_of_itself() -> None:
-    """A process busy for 0.3 s, which then says what it has used and waits."""
+def test_cpu_time_is_what_the_process_itself_measures() -> None:
+    """A process is busy for 0.3 s, prints the CPU time that it has used, and waits."""
     program = """
 import sys, time
 while time.process_time() < 0.3: pass
@@ -88,8 +90,8 @@ def test_a_server_gets_what_was_set_and_nothing_else(tmp_path: Path) -> None:
         host="0.0.0.0",
         port=80,
     )
-    found = environment_of(settings, {"PATH": "/bin", "MAE_API_KEYS": "secret", "MAE_PORT": "80"})
-    assert found == {
+    environment = environment_of(settings, {"PATH": "/bin", "MAE_API_KEYS": "secret", "MAE_PORT": "80"})
+    assert environment == {
         "PATH": "/bin",
         "MAE_WEIGHTS": "w.safetensors",
         "MAE_MAX_DELAY_MS": "2.5",
@@ -107,7 +109,7 @@ def test_nothing_is_left_even_when_the_measurement_fails(tmp_path: Path) -> None
     file = tmp_path / "worker"
     with (
         pytest.raises(ZeroDivisionError),
-        running([sys.executable, "-c", SERVER, str(file)], os.environ) as server,
+        run_server([sys.executable, "-c", SERVER, str(file)], os.environ) as server,
     ):
         worker = int(file.read_text())
         assert server.alive and alive(worker) and server.url.startswith("http://127.0.0.1:")
@@ -117,12 +119,12 @@ def test_nothing_is_left_even_when_the_measurement_fails(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel does this")
-def test_a_server_does_not_outlive_who_is_killed(tmp_path: Path) -> None:
+def test_a_server_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     program = f"""
 import os, sys, time
-from service.benchmark.processes import running
-with running([sys.executable, "-c", {SERVER!r}, {str(file)!r}], os.environ) as server:
+from service.benchmark.processes import run_server
+with run_server([sys.executable, "-c", {SERVER!r}, {str(file)!r}], os.environ) as server:
     print(server._process.pid, flush=True)
     time.sleep(60)
 """
@@ -135,17 +137,17 @@ with running([sys.executable, "-c", {SERVER!r}, {str(file)!r}], os.environ) as s
     parent.kill()
     parent.wait()
     wait_until_dead(server)
-    os.kill(int(file.read_text()), signal.SIGKILL)  # of a server of this test's own, which minds no worker
+    os.kill(int(file.read_text()), signal.SIGKILL)  # the worker of this test's own server, which does not end it
 
 
-def test_a_server_that_does_not_come_up_says_why() -> None:
+def test_a_server_that_does_not_become_ready_gives_the_reason() -> None:
     with (
         pytest.raises(ServerFailed, match="has ended with 3: no such weights"),
-        running([sys.executable, "-c", "import sys; print('no such weights'); sys.exit(3)"], os.environ),
+        run_server([sys.executable, "-c", "import sys; print('no such weights'); sys.exit(3)"], os.environ),
     ):
         pass
     with (
         pytest.raises(ServerFailed, match="is not ready in time"),
-        running([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, ready_s=0.1),
+        run_server([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, ready_s=0.1),
     ):
         pass

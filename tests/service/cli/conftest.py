@@ -1,4 +1,4 @@
-"""Running `mae`: in this process where that is enough, as a process of its own where a signal or a terminal matters."""
+"""Runs `mae`: in this process where possible, in a process of its own where a signal or a terminal matters."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ Mae = Callable[..., Result]
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
-    """Runs a command in this process, and what it says and exits with."""
+    """Runs a command in this process; returns its exit code and output."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
@@ -41,7 +41,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
 
 @pytest.fixture(scope="session")
 def _warm(engine_cache: Path, probe: Path) -> Path:
-    """The engine cache with the probe model in it, for converting it is slow and talkative."""
+    """The engine cache with the probe model's engine, since converting it is slow and writes to the terminal."""
     subprocess.run(
         [SCRIPT, "info", "--precision", "fp32", "--engine-cache", engine_cache, "--weights", probe],
         check=True,
@@ -52,18 +52,18 @@ def _warm(engine_cache: Path, probe: Path) -> Path:
 
 @pytest.fixture
 def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
-    """No setting of the developer's own, the probe model in float32, and the engine cache that all tests share."""
+    """Environment variables without the developer's settings: the probe model in float32, and a shared engine cache."""
     for name in [name for name in os.environ if name.startswith("MAE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(_warm))
     monkeypatch.setenv("MAE_WEIGHTS", str(probe))
-    monkeypatch.setenv("MAE_PRECISION", "fp32")  # whatever this processor likes best
+    monkeypatch.setenv("MAE_PRECISION", "fp32")  # whichever precision is fastest on this CPU
     return os.environ
 
 
 @pytest.fixture(scope="session")
-def _loaded(engine_cache: Path, probe: Path) -> Callable[..., ServedModel]:
-    """`build`, which loads the probe model once for each set of options; nothing else is kept."""
+def _build_once(engine_cache: Path, probe: Path) -> Callable[..., ServedModel]:
+    """A `build` that loads the probe model once per set of options; other models are built every time."""
     real, engines = building.build, dict[str, ServedModel]()
 
     def build(spec: EngineSettings, *progress: Callable[[str], None]) -> ServedModel:
@@ -81,10 +81,10 @@ def mae(
     environment: Mapping[str, str],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    _loaded: Callable[..., ServedModel],
+    _build_once: Callable[..., ServedModel],
 ) -> Mae:
-    """Runs a command in this process, and what it says and exits with."""
-    monkeypatch.setattr(building, "build", _loaded)
+    """Runs a command in this process; returns its exit code and output."""
+    monkeypatch.setattr(building, "build", _build_once)
     return partial(run, capfd)
 
 

@@ -21,30 +21,32 @@ def help_of(*command: str) -> str:
     return " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.live
 def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, service.cli.main; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
+@pytest.mark.live
 def test_the_script_tells_its_version() -> None:
     assert subprocess.check_output([SCRIPT, "--version"], text=True) == f"mae-serve {version('mae-serve')}\n"
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
-    said = help_of("serve")
+    text = help_of("serve")
     for name, field in Settings.model_fields.items():
-        assert f"--{name.replace('_', '-')} " in said and str(field.description) in said
-    assert "auto|tensorrt|openvino|torch Engine: auto, tensorrt, openvino or torch. [default: auto]" in said
-    assert "--port <int>" in said and "--max-delay-ms <float>" in said and "--engine-cache <path>" in said
-    assert "--norm-pix-loss --no-norm-pix-loss <bool>" in said
-    assert "[default: (" not in said
+        assert f"--{name.replace('_', '-')} " in text and str(field.description) in text
+    assert "auto|tensorrt|openvino|torch Engine: auto, tensorrt, openvino or torch. [default: auto]" in text
+    assert "--port <int>" in text and "--max-delay-ms <float>" in text and "--engine-cache <path>" in text
+    assert "--norm-pix-loss --no-norm-pix-loss <bool>" in text
+    assert "[default: (" not in text
 
 
 @pytest.mark.parametrize("command", ["embed", "reconstruct", "info", "evaluate"])
 def test_commands_take_the_engines_options_and_no_others(command: str) -> None:
-    said = help_of(command)
-    assert "--weights <text>" in said and "--max-pixels <int>" in said
-    assert "--port" not in said and "--queue-images" not in said and "--encoding" not in said
+    text = help_of(command)
+    assert "--weights <text>" in text and "--max-pixels <int>" in text
+    assert "--port" not in text and "--queue-images" not in text and "--encoding" not in text
 
 
 def test_environment_and_options_are_checked_alike(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:

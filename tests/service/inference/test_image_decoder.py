@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from model.config import PRESETS, MAEConfig, Preprocessing
 from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
 from service.inference.image_decoder import ImageDecoder
+from tests.support.images import encoded
 
 TINY = PRESETS["mae_tiny"]
 SMALL = MAEConfig(image_size=64, patch_size=16, embed_dim=8, depth=1, num_heads=1, decoder_depth=0)
@@ -24,13 +25,7 @@ ORIENTATIONS = range(1, 9)
 
 
 def decoder(config: MAEConfig = TINY, max_pixels: int = 10_000_000, **preprocessing: Any) -> ImageDecoder:
-    return ImageDecoder(config, Preprocessing(**preprocessing), max_pixels, 1)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
+    return ImageDecoder(config, Preprocessing(**preprocessing), max_pixels)
 
 
 def decoded(data: bytes, config: MAEConfig = TINY, **preprocessing: Any) -> np.ndarray:
@@ -373,6 +368,7 @@ def test_the_limit_itself_is_allowed() -> None:
         decoder(max_pixels=4999).decode(data, 0)
 
 
+@pytest.mark.live
 def test_a_bomb_is_not_unpacked() -> None:
     """In a process of its own, whose memory is measured: 1.6 gigapixels in 200 kB of PNG, and of other formats."""
     script = """

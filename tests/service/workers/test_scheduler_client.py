@@ -9,15 +9,17 @@ import pytest
 
 from model.engines.base import FatalEngineError
 from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
-from tests.service.workers.conftest import Pair, connected, sample
+from service.inference.pipeline import PendingResults
+from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
-from tests.support.queueing import Gate, run
+from tests.support.metrics import sample
+from tests.support.queueing import Gate, admitted, run
 
 
 async def all_slots_are_back(pair: Pair, count: int) -> None:
     """A request of as many images as there are slots, twice over, would wait for good if one were missing."""
     assert [row[0, 0] for row in await pair.ask(*range(2 * count))] == list(range(2 * count))
-    assert len(pair.remote._free) == count
+    assert len(pair.client._free) == count
 
 
 @pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
@@ -84,11 +86,11 @@ def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -
             with pair.admit(1, 2, 3, 4, 5, 6):
                 assert await asyncio.to_thread(gate.reached.wait, 5)
                 await pair.until(lambda: pair.budget.used == 4)  # two are in a batch
-            await pair.until(lambda: pair.budget.used == 0 and pair.batcher.waiting == 0)
-            assert sample(pair.device_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 4
+            await pair.until(lambda: pair.budget.used == 0 and pair.scheduler.waiting == 0)
+            assert sample(pair.engine_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 4
             gate.opened.set()
             assert [row[0, 0] for row in await pair.ask(7, 8)] == [7, 8]
-            await pair.until(lambda: len(pair.remote._free) == 4)
+            await pair.until(lambda: len(pair.client._free) == 4)
 
     run(main())
 
@@ -96,7 +98,7 @@ def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -
 def test_who_leaves_before_anything_was_sent_frees_the_queue() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2)) as pair:
-            with pair.remote.admit("embed", 3, 1e9):
+            with admitted(pair.client, 3, deadline=1e9):
                 assert pair.budget.used == 3
             assert pair.budget.used == 0
             assert sample(pair.worker_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 3
@@ -116,9 +118,9 @@ def test_past_its_deadline_nothing_enters_a_batch() -> None:
                 await asyncio.sleep(0.04)
                 gate.opened.set()
                 await running
-                await pair.until(lambda: pair.batcher.waiting == 0 and pair.budget.used == 0)
+                await pair.until(lambda: pair.scheduler.waiting == 0 and pair.budget.used == 0)
             assert [images for _, _, images in engine.batches] == [[1]]
-            assert sample(pair.device_metrics.render(), "mae_dropped_images_total", reason="deadline") == 2
+            assert sample(pair.engine_metrics.render(), "mae_dropped_images_total", reason="deadline") == 2
             await all_slots_are_back(pair, 4)
 
     run(main())
@@ -127,12 +129,12 @@ def test_past_its_deadline_nothing_enters_a_batch() -> None:
 def test_the_queue_has_a_bound_before_anything_is_sent() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2), queue_images=4) as pair:
-            with pair.remote.admit("embed", 3, 1e9):
+            with admitted(pair.client, 3, deadline=1e9):
                 with pytest.raises(QueueFull) as full:
-                    pair.remote.admit("embed", 2, 1e9)
+                    pair.client.admit("embed", 2, 1e9, PendingResults(2))
                 assert full.value.details == {"limit": 4} and "3 images are waiting" in full.value.message
                 with pytest.raises(TooManyImages):
-                    pair.remote.admit("embed", 5, 1e9)
+                    pair.client.admit("embed", 5, 1e9, PendingResults(5))
             assert [row[0, 0] for row in await pair.ask(1, 2, 3, 4)] == [1, 2, 3, 4]
 
     run(main())
@@ -159,9 +161,9 @@ def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
         async with connected(engine, slots=8) as pair:
             with pair.admit(1, 2, 3, 4, 5):
                 assert await asyncio.to_thread(gate.reached.wait, 5)
-                await pair.until(lambda: pair.batcher.waiting == 3)
-                pair.desk.end_all()
-                assert pair.batcher.waiting == 0 and pair.budget.used == 0
+                await pair.until(lambda: pair.scheduler.waiting == 3)
+                pair.connection.end_all()
+                assert pair.scheduler.waiting == 0 and pair.budget.used == 0
                 gate.opened.set()
                 await asyncio.sleep(0.05)
             assert [images for _, _, images in engine.batches] == [[1, 2]]
@@ -172,9 +174,9 @@ def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
 def test_images_of_one_request_have_one_number_of_patches() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2)) as pair:
-            with pair.remote.admit("embed", 2, 1e9) as ticket:
-                ticket.put(0, np.zeros((4, 768), np.uint8), np.arange(4, dtype=np.int32))
+            with admitted(pair.client, 2, deadline=1e9) as call:
+                call.put(0, np.zeros((4, 768), np.uint8), np.arange(4, dtype=np.int32))
                 with pytest.raises(ValueError, match="same number"):
-                    ticket.put(1, np.zeros((2, 768), np.uint8), np.arange(2, dtype=np.int32))
+                    call.put(1, np.zeros((2, 768), np.uint8), np.arange(2, dtype=np.int32))
 
     run(main())

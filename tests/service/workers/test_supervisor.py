@@ -1,4 +1,4 @@
-"""Workers that die, that never begin and that do not leave: stand-ins, a shell each."""
+"""Workers that die, that never start and that do not end: each is a small stand-in process."""
 
 import asyncio
 import contextlib
@@ -7,19 +7,28 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from service.workers.channel import Kind
+from service.workers.messages import Kind
 from service.workers.shared_counters import Column, SharedCounters
 from service.workers.supervisor import RestartPolicy, WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
+from tests.support.waiting import until
 
-BRIEF = RestartPolicy(arrival=5, first=0.02, longest=0.08, stable=5, leave=0.25, stillborn=3)
-ARRIVES = """
+pytestmark = pytest.mark.live
+
+BRIEF = RestartPolicy(
+    start_timeout_s=5,
+    first_delay_s=0.02,
+    longest_delay_s=0.08,
+    stable_after_s=5,
+    exit_timeout_s=0.25,
+    max_failed_starts=3,
+)
+RUNS = """
 import socket, sys
 from struct import Struct
 channel = socket.socket(fileno=int(sys.argv[1]))
@@ -33,133 +42,142 @@ while True:
     if kind == 10:
         channel.send(head.pack(0, 2))
 """
-"""Says HELLO, and again when it is asked, and ends when it hears EXIT."""
-WORKER = (sys.executable, "-S", "-c", ARRIVES)
+"""Sends HELLO, and again when it is asked for its counters, and ends when it receives EXIT."""
+WORKER = (sys.executable, "-S", "-c", RUNS)
 
 
-class Watched:
-    """A crew, and what it has told."""
+class Recorder:
+    """A supervisor, and everything that it has told its listener."""
 
-    def __init__(self, command: tuple[str, ...], rows: int, patience: RestartPolicy) -> None:
-        self.ledger = SharedCounters.create(rows)
-        self.listener = socket.socket()
-        self.crew = WorkerSupervisor(self.ledger, self.listener, b"{}", self._hear, command, patience)
-        self.arrivals: list[WorkerConnection] = []
-        self.deaths: list[int] = []
-        self.hopeless: list[str] = []
-        self.crew.on_arrival = self.arrivals.append
-        self.crew.on_death = self.deaths.append
-        self.crew.on_hopeless = self.hopeless.append
+    def __init__(self, command: tuple[str, ...], workers: int, policy: RestartPolicy) -> None:
+        self.counters = SharedCounters.create(workers)
+        self.socket = socket.socket()
+        self.supervisor = WorkerSupervisor(self.counters, self.socket, b"{}", self, command, policy)
+        self.started: list[WorkerConnection] = []
+        self.ended: list[int] = []
+        self.failed: list[str] = []
 
-    @staticmethod
-    def _hear(desk: WorkerConnection, kind: Kind, content: memoryview) -> None:
-        raise AssertionError(f"nobody says {kind}")
+    def on_worker_started(self, connection: WorkerConnection) -> None:
+        self.started.append(connection)
+
+    def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
+        raise AssertionError(f"no worker sends {kind}")
+
+    def on_worker_ended(self, worker_index: int) -> None:
+        self.ended.append(worker_index)
+
+    def on_workers_failed(self, reason: str) -> None:
+        self.failed.append(reason)
+
+    def runs(self, worker_index: int = 0) -> bool:
+        connection = self.supervisor.connections.get(worker_index)
+        return connection is not None and connection.started
 
     def processes(self) -> list[int]:
-        return [process.pid for process in self.crew._processes.values()]
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            await asyncio.sleep(0.005)
+        return [process.pid for process in self.supervisor._processes.values()]
 
 
 @contextlib.asynccontextmanager
-async def crew_of(command: tuple[str, ...], rows: int = 1, patience: RestartPolicy = BRIEF) -> AsyncIterator[Watched]:
-    watched = Watched(command, rows, patience)
-    watched.crew.start()
+async def supervised(
+    command: tuple[str, ...], workers: int = 1, policy: RestartPolicy = BRIEF
+) -> AsyncIterator[Recorder]:
+    recorder = Recorder(command, workers, policy)
+    recorder.supervisor.start()
     try:
-        yield watched
+        yield recorder
     finally:
-        await watched.crew.leave()
-        watched.listener.close()
-        watched.ledger.close()
-    assert not watched.crew.desks
+        await recorder.supervisor.stop()
+        recorder.socket.close()
+        recorder.counters.close()
+    assert not recorder.supervisor.connections
 
 
 def run(work: Any) -> None:
     asyncio.run(asyncio.wait_for(work, 20))
 
 
-def test_each_row_has_a_worker_and_all_leave(caplog: pytest.LogCaptureFixture) -> None:
+def test_all_workers_run_and_all_end(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with crew_of(WORKER, rows=2) as watched:
-            await watched.until(lambda: [desk.arrived for desk in watched.crew.desks.values()] == [True, True])
-            assert sorted(watched.crew.desks) == [0, 1]
-        assert sorted(watched.deaths) == [0, 1] and not watched.hopeless
+        async with supervised(WORKER, workers=2) as recorder:
+            await until(lambda: recorder.runs(0) and recorder.runs(1))
+            assert sorted(recorder.supervisor.connections) == [0, 1]
+        assert sorted(recorder.ended) == [0, 1] and not recorder.failed
 
     run(main())
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_dead_worker_is_replaced_and_holds_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dead_worker_is_replaced_and_its_counters_are_cleared(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with crew_of(WORKER) as watched:
-            await watched.until(lambda: watched.crew.desks and watched.crew.desks[0].arrived)
-            watched.ledger.set(0, Column.BYTES, 5)
-            os.kill(watched.processes()[0], signal.SIGKILL)
-            await watched.until(lambda: len(watched.arrivals) == 2 and watched.arrivals[1].arrived)
-            assert watched.deaths == [0] and watched.ledger.total(Column.BYTES) == 0
+        async with supervised(WORKER) as recorder:
+            await until(recorder.runs)
+            recorder.counters.set(0, Column.BYTES, 5)
+            os.kill(recorder.processes()[0], signal.SIGKILL)
+            await until(lambda: len(recorder.started) == 2 and recorder.runs())
+            assert recorder.ended == [0] and recorder.counters.total(Column.BYTES) == 0
 
     run(main())
     assert "worker 0 has died" in caplog.text and "signal 9" in caplog.text
 
 
-def test_those_that_die_at_once_come_slower_and_slower_and_then_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_that_die_at_once_are_replaced_ever_more_slowly_and_in_the_end_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def main() -> None:
-        async with crew_of(("sh", "-c", "exit 3"), rows=2) as watched:
-            await watched.until(lambda: watched.hopeless)
-        assert "exit code 3" in watched.hopeless[0]
-        assert len(watched.arrivals) <= 8
+        async with supervised(("sh", "-c", "exit 3"), workers=2) as recorder:
+            await until(lambda: recorder.failed)
+        assert "exit code 3" in recorder.failed[0]
+        assert len(recorder.started) <= 8
 
     run(main())
     assert "another one in 0.0 s" in caplog.text and "another one in 0.1 s" in caplog.text
 
 
-def test_while_one_serves_the_others_are_tried_again_for_good(tmp_path: Any) -> None:
-    """The worker of row 0 arrives, that of row 1 never does."""
-    code = f"import sys\nif sys.argv[5] == '1': sys.exit(3)\n{ARRIVES}"
+def test_while_one_worker_runs_another_is_started_again_for_ever(tmp_path: Any) -> None:
+    """Worker 0 starts, worker 1 never does."""
+    code = f"import sys\nif sys.argv[5] == '1': sys.exit(3)\n{RUNS}"
 
-    patience = RestartPolicy(first=0.02, longest=0.02, stillborn=3)
+    policy = RestartPolicy(first_delay_s=0.02, longest_delay_s=0.02, max_failed_starts=3)
 
     async def main() -> None:
-        async with crew_of((sys.executable, "-S", "-c", code), rows=2, patience=patience) as watched:
-            await watched.until(lambda: 0 in watched.crew.desks and watched.crew.desks[0].arrived)
-            await watched.until(lambda: watched.deaths.count(1) >= 7)
-            assert not watched.hopeless and watched.crew.desks[0].arrived
+        async with supervised((sys.executable, "-S", "-c", code), workers=2, policy=policy) as recorder:
+            await until(recorder.runs)
+            await until(lambda: recorder.ended.count(1) >= 7)
+            assert not recorder.failed and recorder.runs()
 
     run(main())
 
 
-def test_one_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    patience = RestartPolicy(arrival=0.1, first=0.02, longest=0.02, leave=0.5, stillborn=2)
+def test_a_worker_that_takes_no_connections_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    policy = RestartPolicy(
+        start_timeout_s=0.1, first_delay_s=0.02, longest_delay_s=0.02, exit_timeout_s=0.5, max_failed_starts=2
+    )
 
     async def main() -> None:
-        async with crew_of(("sh", "-c", "exec sleep 60"), patience=patience) as watched:
-            await watched.until(lambda: watched.hopeless)
-            assert "signal 9" in watched.hopeless[0]
+        async with supervised(("sh", "-c", "exec sleep 60"), policy=policy) as recorder:
+            await until(lambda: recorder.failed)
+            assert "signal 9" in recorder.failed[0]
 
     run(main())
     assert "takes no connections: killing it" in caplog.text
 
 
-def test_one_that_cannot_be_started_is_no_silence() -> None:
+def test_a_command_that_does_not_exist_is_reported() -> None:
     async def main() -> None:
-        async with crew_of(("/there/is/no/such/program",)) as watched:
-            await watched.until(lambda: watched.hopeless)
-            assert "No such file" in watched.hopeless[0]
+        async with supervised(("/there/is/no/such/program",)) as recorder:
+            await until(lambda: recorder.failed)
+            assert "No such file" in recorder.failed[0]
 
     run(main())
 
 
-def test_one_that_does_not_leave_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    deaf = ARRIVES.replace("break", "import time; time.sleep(60)")
+def test_a_worker_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    deaf = RUNS.replace("break", "import time; time.sleep(60)")
 
     async def main() -> None:
-        async with crew_of((sys.executable, "-S", "-c", deaf)) as watched:
-            await watched.until(lambda: watched.crew.desks and watched.crew.desks[0].arrived)
-            [process] = watched.processes()
+        async with supervised((sys.executable, "-S", "-c", deaf)) as recorder:
+            await until(recorder.runs)
+            [process] = recorder.processes()
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
 
@@ -167,17 +185,17 @@ def test_one_that_does_not_leave_is_killed(caplog: pytest.LogCaptureFixture) -> 
     assert "does not end: killing it" in caplog.text
 
 
-def test_one_that_answers_nothing_any_more_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    patience = RestartPolicy(arrival=2, silence=0.2, first=0.02, leave=0.2)
+def test_a_worker_that_does_not_answer_any_more_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    policy = RestartPolicy(start_timeout_s=2, answer_timeout_s=0.2, first_delay_s=0.02, exit_timeout_s=0.2)
 
     async def main() -> None:
-        async with crew_of(WORKER, rows=2, patience=patience) as watched:
-            await watched.until(lambda: [desk.arrived for desk in watched.crew.desks.values()] == [True, True])
+        async with supervised(WORKER, workers=2, policy=policy) as recorder:
+            await until(lambda: recorder.runs(0) and recorder.runs(1))
             await asyncio.sleep(0.5)
-            assert not watched.deaths, "those that answer are left alone"
-            os.kill(watched.processes()[0], signal.SIGSTOP)
-            await watched.until(lambda: watched.deaths)
-            assert len(watched.deaths) == 1
+            assert not recorder.ended, "workers that answer are left alone"
+            os.kill(recorder.processes()[0], signal.SIGSTOP)
+            await until(lambda: recorder.ended)
+            assert len(recorder.ended) == 1
 
     run(main())
     assert "does not answer: killing it" in caplog.text

@@ -26,7 +26,7 @@ from model.engines.parity import ParityError, check_parity, tolerance_for
 from model.engines.reference import reference_engine
 from model.masking import PAD
 from model.nn.vit import MaskedAutoencoder
-from service.inference.executor import stacked
+from service.inference.executor import stack_padded
 from tests.support import pretend_tensorrt
 from tests.support.engines import NARROW, fake_info
 
@@ -118,8 +118,8 @@ def test_images_of_a_padded_batch_get_what_each_gets_alone(
 ) -> None:
     patches = images(len(counts), seed=sum(counts))
     alone = [places(count, 1)[0] for count in counts]
-    visible_indices = stacked(alone, PAD)
-    seen = stacked([image[where] for image, where in zip(patches, alone, strict=True)], 255)
+    visible_indices = stack_padded(alone, PAD)
+    seen = stack_padded([image[where] for image, where in zip(patches, alone, strict=True)], 255)
     pooled, tokens = engine.embed(1, seen, visible_indices), engine.tokens(0, seen, visible_indices)
     pixels, error = engine.reconstruct(1, patches, visible_indices)
     for row, where in enumerate(alone):
@@ -150,7 +150,7 @@ def test_the_gate_sees_when_images_of_a_padded_batch_meet(graphs: Any, model: Mo
 def test_padded_batches_are_refused_where_they_would_be_misread(graphs: Any, model: Model) -> None:
     engine = DeviceEngine(graphs, model.info.model_copy(update={"mixes": False}))
     with pytest.raises(EngineError, match="different numbers of visible patches"):
-        engine.embed(0, images(2), stacked([places(16, 1)[0], places(4, 1)[0]], PAD))
+        engine.embed(0, images(2), stack_padded([places(16, 1)[0], places(4, 1)[0]], PAD))
 
 
 def test_a_batch_that_is_filled_up_reads_nothing_of_an_earlier_one(engine: DeviceEngine, model: Model) -> None:

@@ -17,6 +17,7 @@ from tests.support.instructions import LEVELS, cpu_flags, environment_of, expect
 needs_avx512 = pytest.mark.skipif("avx512bw" not in cpu_flags(), reason="levels can be limited on a CPU with AVX-512")
 
 
+@pytest.mark.live
 @needs_avx512
 @pytest.mark.parametrize("level", [*LEVELS, None])
 def test_emulated_bf16_is_told_from_bf16_at_every_level(level: str | None) -> None:

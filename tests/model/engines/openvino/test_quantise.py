@@ -165,6 +165,7 @@ def test_nothing_is_both_calibrated_and_measured_on() -> None:
     assert len(others) == 10
 
 
+@pytest.mark.converts
 def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path, crops: Path) -> None:
     """With NNCF, in a child process: eight bits in the graph, the model's numbers out of it."""
     pytest.importorskip("nncf")

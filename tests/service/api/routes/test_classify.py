@@ -1,4 +1,4 @@
-"""POST /classify on the whole app, around an engine whose vectors are known by hand."""
+"""POST /classify on the whole app, with an engine whose vectors are known by hand."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ def start() -> Iterator[Start]:
 
 
 def probabilities(answer: dict[str, Any]) -> dict[str, float]:
-    return {found["label"]: found["probability"] for found in answer["classes"]}
+    return {one_class["label"]: one_class["probability"] for one_class in answer["classes"]}
 
 
 def test_classes_by_their_probability(start: Start) -> None:
@@ -81,31 +81,31 @@ def test_classes_by_their_probability(start: Start) -> None:
         answer = client.post("/classify", content=picture(grey))
         assert answer.status_code == 200 and answer.headers["x-mae-model"] == answer.json()["model"]
         assert answer.json()["model"] == "fake@000000000000" and answer.json()["count"] == 1
-        [found] = answer.json()["classifications"]
-        assert list(probabilities(found)) == order
-        assert probabilities(found) == pytest.approx(dict(zip(CLASSES, expected(grey), strict=True)), rel=1e-5)
+        [image] = answer.json()["classifications"]
+        assert list(probabilities(image)) == order
+        assert probabilities(image) == pytest.approx(dict(zip(CLASSES, expected(grey), strict=True)), rel=1e-5)
 
 
 def test_the_head_gets_the_pooled_vector_that_it_was_trained_on(start: Start) -> None:
-    [found] = start(Lamp("cls")).post("/classify", content=picture(250)).json()["classifications"]
-    assert probabilities(found) == pytest.approx(dict(zip(CLASSES, expected(0), strict=True)), rel=1e-5)
+    [image] = start(Lamp("cls")).post("/classify", content=picture(250)).json()["classifications"]
+    assert probabilities(image) == pytest.approx(dict(zip(CLASSES, expected(0), strict=True)), rel=1e-5)
 
 
 def test_every_body_that_embed_takes(start: Start) -> None:
     client = start(Lamp())
-    one = client.post("/classify", content=picture(9)).json()["classifications"]
+    alone = client.post("/classify", content=picture(9)).json()["classifications"]
     files = [("image", ("a", picture(9))), ("image", ("b", picture(240)))]
     several = client.post("/classify", files=files).json()
     coded = [base64.b64encode(picture(grey)).decode() for grey in (9, 240)]
     assert client.post("/classify", json={"images": coded}).json() == several
-    assert several["count"] == 2 and several["classifications"][0] == one[0]
-    assert [found["classes"][0]["label"] for found in several["classifications"]] == ["night", "day"]
+    assert several["count"] == 2 and several["classifications"][0] == alone[0]
+    assert [image["classes"][0]["label"] for image in several["classifications"]] == ["night", "day"]
 
 
 @pytest.mark.parametrize(("top_k", "count"), [("1", 1), ("3", 3), ("4", 4), ("1000", 4)])
 def test_top_k(start: Start, top_k: str, count: int) -> None:
-    [found] = start(Lamp()).post(f"/classify?top_k={top_k}", content=picture(250)).json()["classifications"]
-    assert [one["label"] for one in found["classes"]] == ["day", "glare", "dusk", "night"][:count]
+    [image] = start(Lamp()).post(f"/classify?top_k={top_k}", content=picture(250)).json()["classifications"]
+    assert [one_class["label"] for one_class in image["classes"]] == ["day", "glare", "dusk", "night"][:count]
 
 
 @pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=many", "top_k=1.5", "pool=cls"])
@@ -177,5 +177,5 @@ def test_it_shares_batches_with_embed(start: Start) -> None:
         while "mae_queue_images 2.0" not in client.get("/metrics").text:
             time.sleep(0.01)
         gate.set()
-        assert [one.result().status_code for one in (first, *waiting)] == [200, 200, 200]
+        assert [request.result().status_code for request in (first, *waiting)] == [200, 200, 200]
     assert engine.batches == [("embed", 4, [1]), ("embed", 4, [2, 2])]

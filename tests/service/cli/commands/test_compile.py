@@ -20,16 +20,21 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
     first = mae("compile", "--json", "--max-batch", "3")
-    facts = json.loads(first.out)
+    description = json.loads(first.out)
     assert first.code == 0
-    assert (facts["made"], facts["backend"], facts["precision"], facts["max_batch"]) == ("now", "openvino", "fp32", 3)
-    assert facts["centred_cosine"] >= 0.999999
-    assert facts["psnr_db"] >= 60
-    assert "converting narrow for OpenVINO" in first.err, "progress is said while it is made"
-    entry = Path(facts["entry"])
+    assert (description["made"], description["backend"], description["precision"], description["max_batch"]) == (
+        "now",
+        "openvino",
+        "fp32",
+        3,
+    )
+    assert description["centred_cosine"] >= 0.999999
+    assert description["psnr_db"] >= 60
+    assert "converting narrow for OpenVINO" in first.err, "the steps are shown while the engine is built"
+    entry = Path(description["entry"])
     assert entry.parent == tmp_path / "cache"
-    assert facts["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
-    assert {"encoder.bin", "decoder.bin"} <= facts["files"].keys()
+    assert description["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
+    assert {"encoder.bin", "decoder.bin"} <= description["files"].keys()
 
     again = mae("compile")
     rows = dict(line.split(maxsplit=1) for line in again.out.splitlines() if not line.startswith(" "))
@@ -37,15 +42,15 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     assert rows["encoder.bin"].strip().endswith(" MB")
     engine = json.loads(mae("info", "--json").out)["engine"]
     assert (engine["entry"], engine["layout"]) == (entry.name, "facebookresearch")
-    assert facts["auto"] is None, "fp32 was asked for"
+    assert description["auto"] is None, "fp32 was asked for"
 
     by_itself = mae("compile", "--precision", "auto")
     rows = dict(line.split(maxsplit=1) for line in by_itself.out.splitlines() if not line.startswith(" "))
     assert rows["made"].strip() == "before"
     assert rows["auto"].startswith(("images per core-second: fp32 ", "there is nothing to compare it with"))
     assert rows["precision"].strip() in ("fp32", "bf16")
-    found = json.loads(mae("info", "--json", "--precision", "auto").out)["engine"]
-    assert found["precision"] == found["auto"]["precision"] == rows["precision"].strip()
+    engine = json.loads(mae("info", "--json", "--precision", "auto").out)["engine"]
+    assert engine["precision"] == engine["auto"]["precision"] == rows["precision"].strip()
     assert list((tmp_path / "cache").glob("openvino-*")) == [entry]
 
 

@@ -40,7 +40,7 @@ def test_any_layout_becomes_ours(mae: Mae, upstream: dict[str, torch.Tensor]) ->
         "upstream.pth: layout facebookresearch, 32 x 32 pixels in patches of 16 x 16, encoder of 2 blocks 192 wide"
     )
     assert "decoder of 1 blocks 128 wide with 4 heads that predicts normalised pixels" in first
-    assert second.startswith("ours.safetensors: mine, 32 bits a number, ")
+    assert second.startswith("ours.safetensors: mine, 32 bits per number, ")
     ours = load(Path("ours.safetensors"))
     assert (ours.config.name, ours.config.norm_pix_loss, ours.layout) == ("mine", True, "mae-serve")
     assert ours.tensors.keys() == upstream.keys()
@@ -49,7 +49,7 @@ def test_any_layout_becomes_ours(mae: Mae, upstream: dict[str, torch.Tensor]) ->
 
 def test_what_the_checkpoint_does_not_say_can_be_said(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
     result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--no-norm-pix-loss", "--half")
-    assert "that predicts pixels" in result.out and "16 bits a number" in result.out
+    assert "that predicts pixels" in result.out and "16 bits per number" in result.out
     assert not load(Path("ours.safetensors")).config.norm_pix_loss
     stored = load_file("ours.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}

@@ -21,21 +21,21 @@ from tests.service.cli.conftest import SCRIPT, Mae
 NAMES = [f"squares/{index}.png" for index in range(8)]
 
 
-def copies(squares: Path, each: int) -> None:
-    """Makes the folder `many`, with `each` copies of every golden image."""
+def make_copies(squares: Path, each: int) -> None:
+    """Makes the folder `many` with `each` copies of every golden image."""
     Path("many").mkdir()
     for source in squares.iterdir():
         for copy in range(each):
             os.link(source, f"many/{source.stem}-{copy:03}.png")
 
 
-def start_and_wait(output: str, environment: Mapping[str, str], rows: int) -> subprocess.Popen[bytes]:
-    """A run over `many`, of which `rows` are done and not all."""
+def start_and_wait(output: str, environment: Mapping[str, str], records: int) -> subprocess.Popen[bytes]:
+    """A run over `many`, which has stored at least `records` records and goes on."""
     process = subprocess.Popen(
         [SCRIPT, "embed", "many", "-o", output], env=dict(environment), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     journal, end = Path(f"{output}.partial/journal"), time.monotonic() + 60
-    while not journal.exists() or journal.stat().st_size < 400 + rows * 780:
+    while not journal.exists() or journal.stat().st_size < 400 + records * 780:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.005)
     return process
@@ -44,7 +44,7 @@ def start_and_wait(output: str, environment: Mapping[str, str], rows: int) -> su
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_vectors_are_the_golden_ones(mae: Mae, squares: Path, golden: Mapping[str, np.ndarray], pool: str) -> None:
     result = mae("embed", squares, "-o", "out.npz", "--pool", pool)
-    assert result == (0, "", "mae: 8 embedded, 0 there already, 0 skipped: out.npz\n")
+    assert result == (0, "", "mae: 8 embedded, 0 already stored, 0 skipped: out.npz\n")
     with np.load("out.npz", allow_pickle=False) as out:
         assert out["paths"].tolist() == NAMES
         assert out["vectors"].dtype == np.float32
@@ -75,22 +75,24 @@ def test_every_format_holds_the_same(mae: Mae, squares: Path) -> None:
 def test_tokens_can_be_kept_in_part_and_added_to(mae: Mae, squares: Path, suffix: str) -> None:
     flags = ("--pool", "tokens", "--keep", "0.25")
     assert mae("embed", *NAMES[:3], "-o", f"out.{suffix}", *flags, "--seed", "5").code == 0
-    assert mae("embed", *NAMES, "-o", f"out.{suffix}", *flags).err.startswith("mae: 5 embedded, 3 there")  # seed 5
+    assert mae("embed", *NAMES, "-o", f"out.{suffix}", *flags).err.startswith(
+        "mae: 5 embedded, 3 already stored"
+    )  # seed 5
     assert mae("embed", squares, "-o", "mean.npz", "--keep", "0.25", "--seed", "5").code == 0
     visible_indices = random_visible(14, 0.25, 5).tolist()
     if suffix == "npz":
         with np.load("out.npz") as out:
-            paths, vectors, found = out["paths"].tolist(), out["vectors"], out["positions"].tolist()
+            paths, vectors, positions = out["paths"].tolist(), out["vectors"], out["positions"].tolist()
             assert out["seed"] == 5 and out["grid"].tolist() == [14, 14]
     elif suffix == "parquet":
         table = pyarrow.parquet.read_table("out.parquet")
         paths, vectors = table["path"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
-        found = json.loads(table.schema.metadata[b"mae-serve"])["positions"]
+        positions = json.loads(table.schema.metadata[b"mae-serve"])["positions"]
     else:
         lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
         paths, vectors = [line["path"] for line in lines], np.array([line["vector"] for line in lines], np.float32)
-        found = lines[-1]["space"]["positions"]
-    assert paths == NAMES and found == visible_indices
+        positions = lines[-1]["space"]["positions"]
+    assert paths == NAMES and positions == visible_indices
     assert vectors.shape == (8, 49, 192)
     with np.load("mean.npz") as mean:
         np.testing.assert_allclose(vectors.mean(axis=1), mean["vectors"], atol=1e-5)
@@ -113,7 +115,7 @@ def test_folders_are_searched_and_bad_files_skipped(
     assert result.err.splitlines() == [
         "mae: b/\ufffd.png: its name is not UTF-8",
         "mae: b/text.jpg is no image that can be read (JPEG, PNG, WEBP, BMP, AVIF, GIF, TIFF)",
-        "mae: 4 embedded, 0 there already, 2 skipped: out.npz",
+        "mae: 4 embedded, 0 already stored, 2 skipped: out.npz",
     ]
     with np.load("out.npz") as out:
         assert out["paths"].tolist() == ["b/coffee.webp", "b/deep/chelsea.JPEG", "a.png", "b/astronaut.data"]
@@ -140,7 +142,7 @@ def test_an_output_is_added_to_and_never_mixed(mae: Mae, squares: Path, suffix: 
     assert mae("embed", *NAMES[4:], "-o", output).code == 0
     for name in NAMES[4:]:
         Path(name).write_text("embedded already, so never read again")
-    assert mae("embed", squares, "-o", output) == (0, "", f"mae: 4 embedded, 4 there already, 0 skipped: {output}\n")
+    assert mae("embed", squares, "-o", output) == (0, "", f"mae: 4 embedded, 4 already stored, 0 skipped: {output}\n")
     before = output.read_bytes()
     refused = mae("embed", squares, "-o", output, "--pool", "cls")
     assert refused == (
@@ -160,9 +162,9 @@ def test_an_output_is_replaced_if_that_is_asked_for(mae: Mae, squares: Path) -> 
 
 
 def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
-    copies(squares, each=12)
+    make_copies(squares, each=12)
     assert mae("embed", "many", "-o", "whole.npz").code == 0
-    process = start_and_wait("out.npz", environment, rows=40)
+    process = start_and_wait("out.npz", environment, records=40)
     process.kill()
     process.communicate()
     assert not Path("out.npz").exists()
@@ -170,27 +172,27 @@ def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment:
         image.unlink()
         image.write_text("done before, so never read again")
     result = mae("embed", "many", "-o", "out.npz")
-    embedded, there = (int(part.split()[0]) for part in result.err.removeprefix("mae: ").split(", ")[:2])
-    assert result.code == 0 and there >= 40 and embedded + there == 96
+    embedded, stored = (int(part.split()[0]) for part in result.err.removeprefix("mae: ").split(", ")[:2])
+    assert result.code == 0 and stored >= 40 and embedded + stored == 96
     assert Path("out.npz").read_bytes() == Path("whole.npz").read_bytes()
     assert not Path("out.npz.partial").exists()
 
 
 def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
-    copies(squares, each=12)
-    process = start_and_wait("out.jsonl", environment, rows=10)
+    make_copies(squares, each=12)
+    process = start_and_wait("out.jsonl", environment, records=10)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert b"interrupted" in said and b"Traceback" not in said
+    assert b"interrupted" in output and b"Traceback" not in output
     assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
     assert mae("embed", "many", "-o", "out.jsonl").code == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 96
 
 
 def test_two_runs_do_not_write_one_output(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
-    copies(squares, each=12)
-    process = start_and_wait("out.npz", environment, rows=5)
+    make_copies(squares, each=12)
+    process = start_and_wait("out.npz", environment, records=5)
     try:
         result = mae("embed", squares, "-o", "out.npz")
     finally:
@@ -205,15 +207,15 @@ def test_a_bar_is_shown_on_a_terminal_alone(squares: Path, mae: Mae, environment
     command = [SCRIPT, "embed", str(squares), "-o", "out.npz"]
     with subprocess.Popen(command, env={**environment, "TERM": "xterm"}, stderr=theirs) as process:
         os.close(theirs)
-        said = b""
+        output = b""
         try:
             while chunk := os.read(ours, 65536):
-                said += chunk
+                output += chunk
         except OSError:  # Linux says so when the other end is closed
             pass
         os.close(ours)
     assert process.returncode == 0
-    assert b"images/s" in said and b"8/8" in said
+    assert b"images/s" in output and b"8/8" in output
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,15 @@ ENGINE = ("--backend", "torch", "--lanes", "1")
 
 
 def paint(folder: Path, each: int, seed: int) -> None:
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for number in range(each):
-            pixels = np.clip(draw.normal(colour, 45, (32, 32, 3)) + draw.normal(0, 25, 3), 0, 255)
+            pixels = np.clip(generator.normal(colour, 45, (32, 32, 3)) + generator.normal(0, 25, 3), 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
-def write(path: str, half: bool = False, config: MAEConfig = SMALL, heads: Heads | None = None) -> None:
+def write_weights(path: str, half: bool = False, config: MAEConfig = SMALL, heads: Heads | None = None) -> None:
     torch.manual_seed(0)
     tensors = {
         name: x if "pos_embed" in name else torch.randn_like(x) * 0.3
@@ -61,7 +61,7 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paint(Path("train"), 12, seed=0)
     paint(Path("data"), 8, seed=1)
-    write("small.safetensors")
+    write_weights("small.safetensors")
 
 
 def wait_until_ready(client: TestClient) -> None:
@@ -71,13 +71,13 @@ def wait_until_ready(client: TestClient) -> None:
         time.sleep(0.02)
 
 
-def evaluated(mae: Mae, *arguments: object) -> dict:
+def run_evaluate(mae: Mae, *arguments: object) -> dict:
     result = mae("evaluate", "--weights", "small.safetensors", *ENGINE, *arguments, "--json", "-")
     assert result.code == 0, result.err
     return json.loads(result.out)
 
 
-def embedded(mae: Mae, folder: str, *arguments: object) -> tuple[list[str], np.ndarray]:
+def run_embed(mae: Mae, folder: str, *arguments: object) -> tuple[list[str], np.ndarray]:
     options = ("--weights", "small.safetensors", *ENGINE, "-o", "vectors.npz", "--overwrite")
     assert mae("embed", folder, *options, *arguments).code == 0
     with np.load("vectors.npz") as out:
@@ -89,49 +89,53 @@ def classes(paths: list[str]) -> list[str]:
 
 
 def test_neighbours_are_those_of_scikit_learn_on_embedded_images(mae: Mae, colours: None) -> None:
-    found = evaluated(mae, "--train", "train", "--data", "data", "--neighbours", 1)
-    assert (found["images"]["train"], found["images"]["measured"], found["images"]["classes"]) == (36, 24, 3)
+    evaluation = run_evaluate(mae, "--train", "train", "--data", "data", "--neighbours", 1)
+    assert (evaluation["images"]["train"], evaluation["images"]["measured"], evaluation["images"]["classes"]) == (
+        36,
+        24,
+        3,
+    )
     for pool in ("cls", "mean"):
-        (fit_paths, fit), (paths, vectors) = (embedded(mae, name, "--pool", pool) for name in ("train", "data"))
-        [row] = [r for r in found["classification"] if (r["features"], r["keep"]) == (pool, 1)]
+        (fit_paths, fit), (paths, vectors) = (run_embed(mae, name, "--pool", pool) for name in ("train", "data"))
+        [result] = [r for r in evaluation["classification"] if (r["features"], r["keep"]) == (pool, 1)]
         pca = PCA(whiten=True, svd_solver="full", n_components=15).fit(fit.astype(np.float64))
         for way, (a, b) in {
             "raw": (fit, vectors),
             "centred": (fit - fit.mean(axis=0), vectors - fit.mean(axis=0)),
             "whitened": (pca.transform(fit), pca.transform(vectors)),
         }.items():
-            judge = KNeighborsClassifier(1, metric="cosine").fit(a, classes(fit_paths))
-            assert row["knn"][way] == pytest.approx(judge.score(b, classes(paths))), (pool, way)
-    thumbnails = found["classification"][-1]
+            classifier = KNeighborsClassifier(1, metric="cosine").fit(a, classes(fit_paths))
+            assert result["knn"][way] == pytest.approx(classifier.score(b, classes(paths))), (pool, way)
+    thumbnails = evaluation["classification"][-1]
     assert (thumbnails["features"], thumbnails["dim"]) == ("thumbnail", 768)
-    assert thumbnails["linear"]["accuracy"] > 0.9 and found["largest_class"] == pytest.approx(1 / 3)
-    assert [(r["features"], r["keep"]) for r in found["classification"][:-1]] == [
+    assert thumbnails["linear"]["accuracy"] > 0.9 and evaluation["largest_class"] == pytest.approx(1 / 3)
+    assert [(r["features"], r["keep"]) for r in evaluation["classification"][:-1]] == [
         (pool, keep) for pool in ("cls", "mean") for keep in (1, 0.5, 0.25)
     ]
 
 
 def test_reconstructions_are_those_of_mae_reconstruct(mae: Mae, colours: None) -> None:
-    """The figures of one image: the loss that `mae reconstruct` says with the seed of its number, and its picture."""
+    """The figures of one image: the loss that `mae reconstruct` prints for the seed of its number, and its picture."""
     for path in (*Path("data").rglob("*.png"),):
         if path.stem != "0":
             path.unlink()
-    found = evaluated(mae, "--train", "train", "--data", "data", "--seed", 5)
+    evaluation = run_evaluate(mae, "--train", "train", "--data", "data", "--seed", 5)
     engine = ("--weights", "small.safetensors", *ENGINE)
     losses, decibels = [], []
     for number, name in enumerate(sorted(COLOURS)):
         seed = ("--seed", 5 + number, "--mask-ratio", 0.5)
-        said = mae("reconstruct", f"data/{name}/0.png", "-o", "out.png", *engine, *seed, "--json")
-        losses.append(json.loads(said.out)["loss"])
+        result = mae("reconstruct", f"data/{name}/0.png", "-o", "out.png", *engine, *seed, "--json")
+        losses.append(json.loads(result.out)["loss"])
         pictures = [np.asarray(Image.open(path)).astype(float) for path in ("out.png", f"data/{name}/0.png")]
         decibels.append(10 * np.log10(255**2 / np.square(pictures[0] - pictures[1]).mean()))
-    first = found["reconstruction"][0]
+    first = evaluation["reconstruction"][0]
     assert (first["strategy"], first["mask_ratio"]) == ("random", 0.5)
     assert first["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert first["psnr_db"] == pytest.approx(np.mean(decibels), rel=1e-5)
-    assert [(r["strategy"], r["mask_ratio"]) for r in found["reconstruction"]] == [
+    assert [(r["strategy"], r["mask_ratio"]) for r in evaluation["reconstruction"]] == [
         ("random", 0.5), ("random", 0.75), ("random", 0.9), ("block", 0.75), ("grid", 0.75)
     ]  # fmt: skip
-    assert evaluated(mae, "--train", "train", "--data", "data", "--seed", 5) == found
+    assert run_evaluate(mae, "--train", "train", "--data", "data", "--seed", 5) == evaluation
 
 
 def test_one_folder_is_split_by_class_and_a_table_and_a_sheet_are_made(mae: Mae, colours: None) -> None:
@@ -140,27 +144,27 @@ def test_one_folder_is_split_by_class_and_a_table_and_a_sheet_are_made(mae: Mae,
     result = mae(*command, "--test-share", 0.25, "--sheet", "sheet.png", "--json", "out.json")
     assert result.code == 0
     assert "data/red/torn.png" in result.err and "1 of 25 images could not be used" in result.err
-    found = json.loads(Path("out.json").read_text())
-    assert sum(found["images"][part] for part in ("train", "measured")) == 24
-    assert found["images"]["measured"] in (5, 6) and "25% of each class" in found["images"]["split"]
-    assert len(found["images"]["broken"]) == 1 and "torn.png" in found["images"]["broken"][0]
+    evaluation = json.loads(Path("out.json").read_text())
+    assert sum(evaluation["images"][part] for part in ("train", "measured")) == 24
+    assert evaluation["images"]["measured"] in (5, 6) and "25% of each class" in evaluation["images"]["split"]
+    assert len(evaluation["images"]["broken"]) == 1 and "torn.png" in evaluation["images"]["broken"][0]
     assert (
         "whitened" in result.out
         and "thumbnail" in result.out
-        and f"{found['reconstruction'][1]['loss']:.3f}" in result.out
+        and f"{evaluation['reconstruction'][1]['loss']:.3f}" in result.out
     )
     with Image.open("sheet.png") as sheet:
         assert sheet.width == 4 * 32 + 3 * 8 and (sheet.height + 8) % 40 == 0
 
 
 def test_a_limit_is_for_a_quick_look(mae: Mae, colours: None) -> None:
-    found = evaluated(mae, "--train", "train", "--data", "data", "--limit", 9)
-    assert (found["images"]["train"], found["images"]["measured"]) == (9, 9)
+    evaluation = run_evaluate(mae, "--train", "train", "--data", "data", "--limit", 9)
+    assert (evaluation["images"]["train"], evaluation["images"]["measured"]) == (9, 9)
 
 
 def test_an_encoder_alone_is_evaluated_without_reconstructions(mae: Mae, colours: None) -> None:
-    write("small.safetensors", config=SMALL.model_copy(update={"decoder_depth": 0}))
-    assert evaluated(mae, "--data", "data")["reconstruction"] == []
+    write_weights("small.safetensors", config=SMALL.model_copy(update={"decoder_depth": 0}))
+    assert run_evaluate(mae, "--data", "data")["reconstruction"] == []
     result = mae("evaluate", "--weights", "small.safetensors", *ENGINE, "--data", "data", "--sheet", "sheet.png")
     assert result.code == 2 and "has no decoder" in result.err
 
@@ -168,7 +172,7 @@ def test_an_encoder_alone_is_evaluated_without_reconstructions(mae: Mae, colours
 @pytest.mark.parametrize("half", [False, True])
 def test_whitening_is_fitted_stored_and_applied(mae: Mae, colours: None, half: bool) -> None:
     head = Head(HeadConfig(pool="cls", classes=("a", "b")), np.ones((2, 16), np.float32), np.zeros(2, np.float32))
-    write("small.safetensors", half, heads=Heads(head))
+    write_weights("small.safetensors", half, heads=Heads(head))
     before = load_file("small.safetensors")
     result = mae("evaluate", "--fit", "--weights", "small.safetensors", *ENGINE, "--data", "train")
     assert result.code == 0 and "fitted on 36 images" in result.out
@@ -177,8 +181,8 @@ def test_whitening_is_fitted_stored_and_applied(mae: Mae, colours: None, half: b
     assert {name: x.dtype for name, x in after.items() if name in before} == {n: x.dtype for n, x in before.items()}
     assert all(torch.equal(after[name], x) for name, x in before.items())
     for pool in ("cls", "mean"):
-        _, raw = embedded(mae, "train", "--pool", pool)
-        _, white = embedded(mae, "train", "--pool", pool, "--whiten")
+        _, raw = run_embed(mae, "train", "--pool", pool)
+        _, white = run_embed(mae, "train", "--pool", pool, "--whiten")
         expected = PCA(whiten=True, svd_solver="full").fit_transform(raw.astype(np.float64))[:, : white.shape[1]]
         expected *= np.sqrt(36 / 35) * np.sign((expected * white).sum(axis=0))
         np.testing.assert_allclose(white, expected, atol=0.02)
@@ -188,7 +192,7 @@ def test_whitened_vectors_through_the_route(
     mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]
 ) -> None:
     assert mae("evaluate", "--fit", "--weights", "small.safetensors", *ENGINE, "--data", "train").code == 0
-    _, white = embedded(mae, "data", "--whiten", "--normalize")
+    _, white = run_embed(mae, "data", "--whiten", "--normalize")
     np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1, atol=1e-5)
     monkeypatch.setenv("MAE_WEIGHTS", "small.safetensors")
     monkeypatch.setenv("MAE_BACKEND", "torch")
@@ -212,7 +216,7 @@ def test_raw_and_whitened_vectors_are_never_mixed(mae: Mae, colours: None) -> No
     assert result.code == 2 and "whiten=False" in result.err
 
 
-def test_a_model_without_whitening_says_so(mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitening_of_a_model_without_it_is_refused(mae: Mae, colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("embed", "data", "--weights", "small.safetensors", *ENGINE, "-o", "out.npz", "--whiten")
     result = mae(*command)
     assert result.code == 2 and "whiten: the model holds no whitening of pool=mean" in result.err
@@ -228,7 +232,7 @@ def test_a_model_without_whitening_says_so(mae: Mae, colours: None, monkeypatch:
 
 def test_foreign_weights_need_an_output(mae: Mae, colours: None) -> None:
     width = {"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4}
-    write("wide.safetensors", config=SMALL.model_copy(update=width))
+    write_weights("wide.safetensors", config=SMALL.model_copy(update=width))
     torch.save({"model": load(Path("wide.safetensors")).tensors}, "wide.pth")
     command = ("evaluate", "--fit", "--data", "train", "--weights", "wide.pth", *ENGINE)
     foreign = mae(*command)
@@ -249,7 +253,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "no images are given: name a folder by --data"),
+        ([], "no images are given: name a folder with --data"),
         (["--fit"], "no images are given"),
         (["--data", "nowhere"], "nowhere: No such file or directory"),
         (["--data", "data/red"], "lies in no class"),
@@ -257,7 +261,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
         (["--data", "data", "--train", "one"], "which is not among the 1 known ones"),
         (["--data", "other", "--train", "train"], "which is not among the 3 known ones"),
         (["--data", "data", "--limit", "0"], "limit: Input should be greater than 0"),
-        (["--data", "data", "-o", "x.safetensors"], "-o goes with --fit"),
+        (["--data", "data", "-o", "x.safetensors"], "-o belongs to --fit"),
         (["--data", "data", "--fit", "--json", "-"], "--fit measures nothing"),
         (["--data", "data", "--json", "-", "--sheet", "-"], "cannot both go to standard output"),
         (["--data", "data", "--fit", "-o", "x.pth"], "x.pth should end in .safetensors"),

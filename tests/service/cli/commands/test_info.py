@@ -8,22 +8,26 @@ import pytest
 from tests.service.cli.conftest import Mae
 
 
-def test_json_says_what_would_be_served(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_describes_what_would_be_served(mae: Mae, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAE_API_KEYS", "hush-hush")
     monkeypatch.setenv("MAE_MAX_BATCH", "3")
     monkeypatch.setenv("MAE_LANES", "2")
     result = mae("info", "--json", "--lanes", "1", "--max-pixels", "1000")
-    facts = json.loads(result.out)
+    description = json.loads(result.out)
     assert result.code == 0 and result.err == ""
-    assert facts["model"].startswith("mae_tiny@") and facts["version"] == version("mae-serve")
-    assert (facts["engine"]["lanes"], facts["engine"]["preferred_batch"], facts["limits"]["max_batch"]) == (1, 3, 3)
-    assert facts["engine"]["parity"]["cosine"] >= 0.999999
-    assert facts["engine"]["versions"]["numpy"] == version("numpy")
-    assert facts["settings"]["max_pixels"] == facts["limits"]["max_pixels"] == 1000
+    assert description["model"].startswith("mae_tiny@") and description["version"] == version("mae-serve")
+    assert (
+        description["engine"]["lanes"],
+        description["engine"]["preferred_batch"],
+        description["limits"]["max_batch"],
+    ) == (1, 3, 3)
+    assert description["engine"]["parity"]["cosine"] >= 0.999999
+    assert description["engine"]["versions"]["numpy"] == version("numpy")
+    assert description["settings"]["max_pixels"] == description["limits"]["max_pixels"] == 1000
     assert "hush" not in result.out
 
 
-def test_the_table_says_the_same(mae: Mae) -> None:
+def test_the_table_shows_the_same(mae: Mae) -> None:
     result = mae("info")
     rows = dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
     assert rows["model"].startswith("mae_tiny@")

@@ -22,13 +22,13 @@ from service.api.app import create_app
 from tests.service.cli.conftest import SCRIPT, Mae
 
 
-def pixels(picture: Path) -> np.ndarray:
+def read_pixels(picture: Path) -> np.ndarray:
     with Image.open(picture) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
 
 
-def removed(mask: np.ndarray) -> str:
+def removed_patches(mask: np.ndarray) -> str:
     return ",".join(map(str, np.flatnonzero(mask)))
 
 
@@ -36,51 +36,51 @@ def removed(mask: np.ndarray) -> str:
 def test_golden_masks_give_golden_pictures(
     mae: Mae, squares: Path, golden: Mapping[str, np.ndarray], index: int
 ) -> None:
-    flags = ("--patches", removed(golden["mask"][index]), "--view", "reconstruction", "--json")
+    flags = ("--patches", removed_patches(golden["mask"][index]), "--view", "reconstruction", "--json")
     result = mae("reconstruct", squares / f"{index}.png", "-o", "out.png", *flags)
     assert result.code == 0 and result.err == ""
-    difference = pixels(Path("out.png")).astype(int) - golden["reconstruction"][index]
+    difference = read_pixels(Path("out.png")).astype(int) - golden["reconstruction"][index]
     assert np.abs(difference).max() <= 1
-    said = json.loads(result.out)
-    assert said["loss"] == pytest.approx(golden["loss"][index], abs=1e-4)
-    assert said["mask"] == golden["mask"][index].tolist()
-    assert (said["seed"], said["mask_ratio"], said["grid"]) == (None, 0.75, [14, 14])
-    assert np.mean([error for error, gone in zip(said["error"], said["mask"], strict=True) if gone]) == pytest.approx(
-        said["loss"]
-    )
+    description = json.loads(result.out)
+    assert description["loss"] == pytest.approx(golden["loss"][index], abs=1e-4)
+    assert description["mask"] == golden["mask"][index].tolist()
+    assert (description["seed"], description["mask_ratio"], description["grid"]) == (None, 0.75, [14, 14])
+    assert np.mean(
+        [error for error, gone in zip(description["error"], description["mask"], strict=True) if gone]
+    ) == pytest.approx(description["loss"])
 
 
 def test_a_seed_gives_the_bits_of_the_route(mae: Mae, squares: Path, photographs: Mapping[str, Image.Image]) -> None:
     photographs["chelsea"].save("cat.jpg")
-    wanted = {"seed": "7", "mask_ratio": "0.6", "strategy": "block", "view": "panel"}
+    parameters = {"seed": "7", "mask_ratio": "0.6", "strategy": "block", "view": "panel"}
     with TestClient(create_app()) as client:
         end = time.monotonic() + 60
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < end
             time.sleep(0.02)
-        answer = client.post("/reconstruct", params=wanted, content=Path("cat.jpg").read_bytes())
-    flags = [text for name, value in wanted.items() for text in (f"--{name.replace('_', '-')}", value)]
+        answer = client.post("/reconstruct", params=parameters, content=Path("cat.jpg").read_bytes())
+    flags = [text for name, value in parameters.items() for text in (f"--{name.replace('_', '-')}", value)]
     result = mae("reconstruct", "cat.jpg", "-o", "out.png", *flags)
     assert Path("out.png").read_bytes() == answer.content
     ratio, loss = answer.headers["x-mae-mask-ratio"], answer.headers["x-mae-loss"]
     assert result == (0, "", f"mae: seed 7, mask ratio {ratio}, loss {loss}\n")
 
 
-def test_a_seed_that_is_said_can_be_given(mae: Mae, squares: Path) -> None:
+def test_a_seed_that_is_printed_repeats_the_picture(mae: Mae, squares: Path) -> None:
     first = mae("reconstruct", squares / "0.png", "-o", "first.png", "--view", "masked")
     seed = first.err.split()[2].rstrip(",")
     assert mae("reconstruct", squares / "0.png", "-o", "again.png", "--view", "masked", "--seed", seed).code == 0
     assert Path("first.png").read_bytes() == Path("again.png").read_bytes()
 
 
-def test_a_drawn_mask_removes_what_is_white(mae: Mae, squares: Path) -> None:
-    drawn = np.zeros((224, 224), dtype=np.uint8)
-    drawn[:32, 16:] = 255
-    Image.fromarray(drawn).save("mask.png")
+def test_a_mask_picture_removes_what_is_white(mae: Mae, squares: Path) -> None:
+    mask = np.zeros((224, 224), dtype=np.uint8)
+    mask[:32, 16:] = 255
+    Image.fromarray(mask).save("mask.png")
     result = mae("reconstruct", squares / "0.png", "-o", "out.png", "--mask", "mask.png", "--view", "masked", "--json")
     grid = np.array(json.loads(result.out)["mask"]).reshape(14, 14)
-    np.testing.assert_array_equal(grid, drawn[::16, ::16] // 255)
-    shown, original = pixels(Path("out.png")), pixels(squares / "0.png")
+    np.testing.assert_array_equal(grid, mask[::16, ::16] // 255)
+    shown, original = read_pixels(Path("out.png")), read_pixels(squares / "0.png")
     assert (shown[:32, 16:] == 128).all()
     np.testing.assert_array_equal(shown[32:], original[32:])
 
@@ -109,7 +109,7 @@ def test_a_pipe_is_written_to_and_not_replaced(mae: Mae, squares: Path) -> None:
         (["--mask-ratio", "1.5"], "mask_ratio: Input should be less than or equal to 1"),
         (["--mask-ratio", "1"], "mask_ratio: all 196 patches would be removed: nothing is left to reconstruct from"),
         (["--patches", "1,196"], "patches: there is no patch 196: they are numbered 0 to 195"),
-        (["--patches", "1", "--seed", "2"], "patches says which patches to remove: seed cannot too"),
+        (["--patches", "1", "--seed", "2"], "patches says which patches to remove, so seed cannot be given"),
         (["--mask", "text.png"], "the mask is no image that can be read"),
         (["--mask", "nowhere.png"], "nowhere.png: No such file or directory"),
         (["--view", "cubist"], "view: Input should be 'composite'"),

@@ -1,4 +1,4 @@
-"""The journal of an unfinished run, and what tells a vector space."""
+"""The journal of an unfinished run, and differences between vector spaces."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from model.config import Preprocessing
+from service.cli.errors import VectorFileError
 from service.cli.vector_files.journal import Header, Journal
-from service.cli.vector_files.space import Row, VectorFileError, VectorSpace
+from service.cli.vector_files.space import VectorRecord, VectorSpace
 
 SPACE = VectorSpace(
     model="mae_tiny@0123456789ab",
@@ -21,60 +22,64 @@ SPACE = VectorSpace(
     dim=3,
     grid=(14, 14),
 )
-ROWS = [Row(name, np.arange(3, dtype=np.float32) + index) for index, name in enumerate(["a.png", "ä/b.png", "c.png"])]
+RECORDS = [
+    VectorRecord(name, np.arange(3, dtype=np.float32) + index)
+    for index, name in enumerate(["a.png", "ä/b.png", "c.png"])
+]
 
 
-def written(path: Path) -> list[int]:
-    """A journal of `ROWS`; how long the file was after the header and after each row."""
+def write_journal(path: Path) -> list[int]:
+    """Writes a journal of `RECORDS`; returns the file's length after the header and after each record."""
     with Journal(path) as journal:
         journal.begin(Header(space=SPACE, replaces=False))
         sizes = [path.stat().st_size]
-        for row in ROWS:
-            journal.append(row)
+        for record in RECORDS:
+            journal.append(record)
             sizes.append(path.stat().st_size)
     return sizes
 
 
-def found(path: Path) -> list[str]:
+def read_paths(path: Path) -> list[str]:
+    """The paths of a journal's records, whose vectors must be those of `RECORDS`."""
     with Journal(path) as journal:
-        rows = list(journal.rows())
-        assert [row.path for row in rows] == journal.paths
-    for row, expected in zip(rows, ROWS, strict=False):
-        np.testing.assert_array_equal(row.vector, expected.vector)
-    return [row.path for row in rows]
+        records = list(journal.records())
+        assert [record.path for record in records] == journal.paths
+    for record, expected in zip(records, RECORDS, strict=False):
+        np.testing.assert_array_equal(record.vector, expected.vector)
+    return [record.path for record in records]
 
 
-def test_rows_come_back(tmp_path: Path) -> None:
-    written(tmp_path / "journal")
-    assert found(tmp_path / "journal") == ["a.png", "ä/b.png", "c.png"]
+def test_records_come_back(tmp_path: Path) -> None:
+    write_journal(tmp_path / "journal")
+    assert read_paths(tmp_path / "journal") == ["a.png", "ä/b.png", "c.png"]
 
 
 def test_a_tail_that_was_cut_anywhere_is_dropped_and_written_over(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    sizes = written(path)
+    sizes = write_journal(path)
     whole = path.read_bytes()
     for length in range(sizes[1], sizes[3]):
         path.write_bytes(whole[:length])
         with Journal(path) as journal:
             kept = 2 if length >= sizes[2] else 1
-            assert journal.paths == [row.path for row in ROWS[:kept]]
-            for row in ROWS[kept:]:
-                journal.append(row)
+            assert journal.paths == [record.path for record in RECORDS[:kept]]
+            for record in RECORDS[kept:]:
+                journal.append(record)
         assert path.read_bytes() == whole
 
 
-def test_a_damaged_row_is_dropped(tmp_path: Path) -> None:
+def test_a_damaged_record_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    sizes = written(path)
+    sizes = write_journal(path)
     damaged = bytearray(path.read_bytes())
     damaged[sizes[3] - 1] ^= 1
     path.write_bytes(damaged)
-    assert found(path) == ["a.png", "ä/b.png"]
+    assert read_paths(path) == ["a.png", "ä/b.png"]
 
 
-def test_a_header_that_was_cut_is_none(tmp_path: Path) -> None:
+def test_a_header_that_was_cut_is_no_header(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    sizes = written(path)
+    sizes = write_journal(path)
     path.write_bytes(path.read_bytes()[: sizes[0] - 1])
     with Journal(path) as journal:
         assert journal.header is None
@@ -83,7 +88,7 @@ def test_a_header_that_was_cut_is_none(tmp_path: Path) -> None:
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text("{}\n")
-    with pytest.raises(VectorFileError, match="is no journal"):
+    with pytest.raises(VectorFileError, match="is not a journal"):
         Journal(path)
     assert path.read_text() == "{}\n"
 

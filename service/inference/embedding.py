@@ -1,0 +1,84 @@
+"""What a request for embeddings asks for: which patches, which pool, and how vectors are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from model.arrays import Floats, Indices
+from model.checkpoints.heads import Heads, Whitening
+from model.config import MAEConfig
+from model.engines.base import EngineInfo
+from model.masking import MaskError, new_seed, random_visible
+from service.errors import InvalidParameter
+from service.parameters import EmbedParameters, Pool
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """How the images of one request are embedded, for routes and commands alike."""
+
+    pool: Pool
+    seed: int | None
+    """The seed that chose the patches; None if every patch is encoded."""
+    visible_indices: Indices
+    """The patches that are encoded, int32 [K]."""
+    whitening: Whitening | None
+    normalize: bool
+
+    @classmethod
+    def of(cls, parameters: EmbedParameters, info: EngineInfo, heads: Heads) -> Self:
+        """The plan for a request's parameters.
+
+        Raises:
+            InvalidParameter: the model has no such pool or whitening, or `keep` leaves no patch.
+        """
+        if parameters.pool == "cls" and not info.config.has_cls:
+            raise InvalidParameter(
+                f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
+            )
+        whitening = _whitening_for(parameters, heads) if parameters.whiten else None
+        seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
+        try:
+            visible_indices = random_visible(info.config.grid, parameters.keep, seed or 0)
+        except MaskError as error:
+            raise InvalidParameter(str(error), parameter="keep") from error
+        return cls(parameters.pool, seed, visible_indices, whitening, parameters.normalize)
+
+    def dim(self, config: MAEConfig) -> int:
+        """Length of a finished vector, D'."""
+        return config.embed_dim if self.whitening is None else self.whitening.matrix.shape[1]
+
+    def finish(self, vectors: Sequence[Floats]) -> Floats:
+        """Whitens the engine's vectors, then scales them to length 1, as far as the request asks for it.
+
+        Args:
+            vectors: float32 [D] per image, or [K, D] for tokens.
+
+        Returns:
+            float32 [B, D'], or [B, K, D].
+        """
+        if self.whitening is not None:
+            # One by one: a product of matrices rounds differently with the number of rows, and an image's vector must
+            # not depend on the other images of its request.
+            vectors = [self.whitening.apply(vector) for vector in vectors]
+        finished: Floats = np.stack(vectors)
+        if self.normalize:
+            lengths = np.linalg.norm(finished, axis=-1, keepdims=True)
+            finished = finished / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return finished
+
+
+def _whitening_for(parameters: EmbedParameters, heads: Heads) -> Whitening:
+    if parameters.pool == "tokens":
+        raise InvalidParameter("whiten: tokens are never whitened, only pool=mean and pool=cls", parameter="whiten")
+    whitening = heads.whitening.get(parameters.pool)
+    if whitening is None:
+        raise InvalidParameter(
+            f"whiten: the model holds no whitening of pool={parameters.pool}: mae evaluate --fit adds it",
+            parameter="whiten",
+        )
+    return whitening

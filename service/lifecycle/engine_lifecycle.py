@@ -1,0 +1,141 @@
+"""The life of the process that has the engine: it loads, serves, drains and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+from model.checkpoints.heads import Heads
+from model.engines.base import ServedModel
+from service.errors import Draining
+from service.inference.limits import Budget, Budgets
+from service.inference.scheduler import BatchScheduler
+from service.lifecycle.background import BackgroundTasks
+from service.lifecycle.engine_loader import BuildEngine, EngineLoader
+from service.lifecycle.state import ServiceState
+from service.metrics import Metrics
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+# How long probes can read why an engine is lost before the process ends.
+LOST_GRACE_S = 2.0
+# How long the server still answers 503 after the last accepted request: clients with open connections learn of it.
+QUIET_S = 0.25
+POLL_S = 0.02
+
+
+class EngineLifecycle:
+    """Loads the engine and starts its scheduler; ends the process after a drain, or when the engine is lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        build_engine: BuildEngine,
+        state: ServiceState,
+        metrics: Metrics,
+        budgets: Budgets,
+        queue: Budget,
+        on_open: Callable[[BatchScheduler, Heads], None],
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            settings: of the service.
+            build_engine: builds the engine.
+            state: where the service stands; this object changes it.
+            metrics: of this process; its gauges are registered here.
+            budgets: of the whole service; a drain waits until no request is left in them.
+            queue: the images that the scheduler may hold.
+            on_open: takes the started scheduler, which it stops in the end, and the model's heads. Called before the
+                state is "ready".
+        """
+        self.scheduler: BatchScheduler | None = None
+        """The scheduler of the engine; None until the engine is loaded."""
+        self.heads = Heads()
+        """The classification head and whitening of the model; none until the engine is loaded."""
+        self._settings = settings
+        self._state = state
+        self._metrics = metrics
+        self._requests = budgets.requests
+        self._queue = queue
+        self._on_open = on_open
+        self._created = time.monotonic()
+        self._tasks = BackgroundTasks(state.fail)
+        self._loader = EngineLoader(settings.engine, build_engine, state.report, self._open, state.fail)
+        metrics.read_at_scrape(metrics.ready, lambda: state.current == "ready")
+        metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
+        metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
+        metrics.read_at_scrape(metrics.admitted_images, lambda: budgets.images.used)
+        metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
+
+    def start(self) -> None:
+        """Begins to load the engine. Call this on the event loop."""
+        self._tasks.start(self._loader.load())
+
+    def handle_signal(self, number: int) -> None:
+        """SIGTERM and SIGINT begin a drain; SIGINT during a drain ends the process. Call this on the event loop."""
+        if number == signal.SIGINT and self._state.current == "draining":
+            self._state.exit(0)
+        elif self._state.current in ("loading", "ready"):
+            log.info("draining: %d requests to finish", self._requests.used)
+            self._state.change("draining")
+            self._tasks.start(self._drain())
+
+    def close(self) -> None:
+        """Ends loading and draining."""
+        self._tasks.cancel()
+
+    def _open(self, served: ServedModel) -> None:
+        """Takes work for `served` from now on."""
+        info, s = served.info, self._settings
+        scheduler = BatchScheduler(
+            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost
+        )
+        scheduler.start()
+        self.scheduler, self.heads = scheduler, served.heads
+        self._on_open(scheduler, served.heads)
+        self._metrics.describe_engine(info)
+        self._state.change("ready" if self._state.current == "loading" else self._state.current)
+        log.info(
+            "ready after %.1f s: %s by %s %s on %s, %d lanes, batches of %d, parity %s",
+            time.monotonic() - self._created,
+            info.model_id,
+            info.backend,
+            info.precision,
+            info.device,
+            info.lanes,
+            info.preferred_batch,
+            info.parity,
+        )
+
+    def _on_engine_lost(self, reason: str) -> None:
+        self._tasks.start(self._end_after_grace(reason))
+
+    async def _end_after_grace(self, reason: str) -> None:
+        self._state.change("lost", reason)
+        log.critical("the engine is lost: %s; ending in %g s", reason, LOST_GRACE_S)
+        await asyncio.sleep(LOST_GRACE_S)
+        self._state.fail(reason)
+
+    async def _drain(self) -> None:
+        await wait_until_quiet(self._requests, self._settings.drain_timeout_s)
+        if unanswered := self._requests.used:
+            log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", unanswered)
+            if self.scheduler is not None:
+                self.scheduler.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+        self._state.exit(0)
+
+
+async def wait_until_quiet(requests: Budget, timeout_s: float) -> None:
+    """Waits until no request has been in flight for QUIET_S, or `timeout_s` is over."""
+    deadline = time.monotonic() + timeout_s
+    quiet_since = time.monotonic()
+    while (now := time.monotonic()) < deadline:
+        if requests.used:  # first, whatever the time: a busy event loop may have slept longer than QUIET_S
+            quiet_since = now
+        elif now - quiet_since >= QUIET_S:
+            return
+        await asyncio.sleep(POLL_S)

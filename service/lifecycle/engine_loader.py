@@ -1,0 +1,78 @@
+"""Builds an engine in a daemon thread, so that probes are answered meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from model.checkpoints.errors import WeightsError
+from model.engines.base import EngineBuildError, ServedModel
+from model.engines.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+BuildEngine = Callable[[EngineSettings, Callable[[str], None]], ServedModel]
+"""Builds an engine, and reports each step: `model.engines.build.build`, or a stand-in."""
+
+
+class EngineLoader:
+    """Loads one engine, and says what became of it."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        build_engine: BuildEngine,
+        on_progress: Callable[[str], None],
+        on_loaded: Callable[[ServedModel], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        """Does not begin yet.
+
+        Args:
+            settings: of the engine.
+            build_engine: builds it, in the thread.
+            on_progress: called in the thread with each step.
+            on_loaded: called on the event loop with the engine.
+            on_failure: called on the event loop with the reason if the engine cannot be built or `on_loaded` raises.
+        """
+        self._settings = settings
+        self._build_engine = build_engine
+        self._on_progress = on_progress
+        self._on_loaded = on_loaded
+        self._on_failure = on_failure
+
+    async def load(self) -> None:
+        """Waits until the engine is loaded or has failed to load. Cancelling leaves the thread behind."""
+        try:
+            self._on_loaded(await self._build_in_thread())
+        except (WeightsError, EngineBuildError) as error:
+            self._on_failure(f"the engine cannot be loaded: {error}")
+        except Exception as error:
+            log.critical("the engine cannot be loaded", exc_info=error)
+            self._on_failure(f"the engine cannot be loaded: {error}")
+
+    def _build_in_thread(self) -> asyncio.Future[ServedModel]:
+        """Starts the build in a daemon thread: a process that is told to end does not wait for it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ServedModel] = loop.create_future()
+
+        def succeed(served: ServedModel) -> None:
+            if not future.cancelled():
+                future.set_result(served)
+
+        def fail(error: Exception) -> None:
+            if not future.cancelled():
+                future.set_exception(error)
+
+        def build() -> None:
+            try:
+                settle = partial(succeed, self._build_engine(self._settings, self._on_progress))
+            except Exception as error:
+                settle = partial(fail, error)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle)
+
+        threading.Thread(target=build, name="load", daemon=True).start()
+        return future

@@ -1,0 +1,111 @@
+"""What a worker and the engine process tell each other: the kinds of messages, and how each is packed.
+
+Messages about images are small structs, because every image needs some. Rare messages (settings, state, metrics, an
+error) are JSON. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+
+import orjson
+import safetensors.numpy
+
+from model.checkpoints.heads import ROWS, Head, Heads, Whitening
+from model.engines.base import EngineInfo
+from service.errors import ServiceError
+from service.inference.queue import Operation
+from service.lifecycle.state import State
+
+HEAD = Struct("<IB3x")
+"""Before each message: the length of its content in bytes, and its kind."""
+PUT = Struct("<IIIIIId")
+"""Request, slot, index, images, visible patches, operation, deadline."""
+DONE = Struct("<Idd")
+"""Slot, seconds in the queue, seconds in a batch."""
+NUMBER = Struct("<I")
+"""A slot, or the number of a request, a pull or a scrape."""
+OPERATIONS: tuple[Operation, ...] = ("embed", "tokens", "reconstruct")
+ERROR_CLASSES: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
+ERRORS = {error_class.__name__: error_class for error_class in ERROR_CLASSES}
+
+
+class Kind(IntEnum):
+    """The kind of a message, with its direction and its content."""
+
+    SETTINGS = 1
+    """To a worker, as the first message: the settings, JSON."""
+    HELLO = 2
+    """From a worker: it accepts connections. No content."""
+    OPEN = 3
+    """To a worker: the engine is loaded. Content of `pack_engine`."""
+    STATE = 4
+    """To a worker: the state of the service. Content of `pack_state`."""
+    PUT = 5
+    """From a worker: an image waits in a slot, which now belongs to the engine process. PUT."""
+    DONE = 6
+    """To a worker: the image's result is in the slot, which now belongs to the worker. DONE."""
+    RELEASED = 7
+    """To a worker: a slot belongs to the worker again, and holds no result. NUMBER of the slot."""
+    FAILED = 8
+    """To a worker: a request has failed. NUMBER of the request, then content of `pack_error`."""
+    CANCEL = 9
+    """From a worker: nobody waits for a request any more. NUMBER of the request."""
+    PULL = 10
+    """To a worker: it should send its counters. NUMBER of the pull."""
+    COUNTERS = 11
+    """From a worker: its counters. NUMBER of the pull, or 0 without one, then content of `pack_counters`."""
+    SCRAPE = 12
+    """From a worker: it wants the metrics of the whole service. NUMBER of the scrape."""
+    EXPOSITION = 13
+    """To a worker: the metrics of the whole service, or no text if they failed. NUMBER of the scrape, then the text."""
+    EXIT = 14
+    """To a worker: it should answer the requests that it has, and end. No content."""
+
+
+KIND_OF = {int(kind): kind for kind in Kind}
+"""Kinds by number: a lookup costs less than the call `Kind(number)`, which every image would pay."""
+
+
+def pack_error(error: ServiceError) -> bytes:
+    """An error as bytes."""
+    return orjson.dumps([type(error).__name__, error.message, error.details])
+
+
+def unpack_error(data: bytes | memoryview) -> ServiceError:
+    """The error that `pack_error` packed, of the same class."""
+    name, message, details = orjson.loads(data)
+    return ERRORS[name](message, **details)
+
+
+def pack_state(state: State, progress: str) -> bytes:
+    """The state of the service and its reason as bytes."""
+    return orjson.dumps({"state": state, "progress": progress})
+
+
+def unpack_state(data: bytes | memoryview) -> tuple[State, str]:
+    """The state and the reason that `pack_state` packed."""
+    content = orjson.loads(data)
+    return content["state"], content["progress"]
+
+
+def pack_engine(info: EngineInfo, heads: Heads, slot_count: int) -> bytes:
+    """What a worker must know of an engine as bytes: its info, its heads, and the number of the worker's slots."""
+    description = orjson.dumps({"slots": slot_count, "info": info.model_dump(mode="json")})
+    return NUMBER.pack(len(description)) + description + safetensors.numpy.save(heads.arrays())
+
+
+def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
+    """The info, the heads and the number of slots that `pack_engine` packed."""
+    (length,) = NUMBER.unpack_from(data)
+    content = orjson.loads(data[NUMBER.size : NUMBER.size + length])
+    arrays = safetensors.numpy.load(data[NUMBER.size + length :])
+    info = EngineInfo.model_validate(content["info"])
+    head = None if info.head is None else Head(info.head, arrays["head.weight"], arrays["head.bias"])
+    whitening = {
+        pool: Whitening(arrays[f"whitening.{pool}.centre"], arrays[f"whitening.{pool}.matrix"])
+        for pool in ROWS
+        if f"whitening.{pool}.centre" in arrays
+    }
+    return info, Heads(head, whitening), content["slots"]

@@ -1,0 +1,74 @@
+import hmac
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from service.api import auth
+from service.api.auth import check_key
+from service.errors import Unauthorized
+from service.service import LocalService
+from service.settings import Settings
+
+KEYS = ("first", "second", "schlüssel")
+
+
+def request(keys: tuple[str, ...], **headers: str) -> Request:
+    app = FastAPI()
+    app.state.service = LocalService(Settings(api_keys=keys))
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "app": app, "headers": pairs})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer first"},
+        {"authorization": "Bearer second"},
+        {"x_api_key": "first"},
+        {"x_api_key": "second"},
+        {"x_api_key": "second", "authorization": "Bearer wrong"},
+        {"x_api_key": "", "authorization": "Bearer second"},
+    ],
+)
+def test_every_valid_key_passes(headers: dict[str, str]) -> None:
+    check_key(request(KEYS, **headers))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic first"},
+        {"authorization": "Bearer first,second"},
+        {"x_api_key": "firs"},
+        {"x_api_key": "first "},
+        {"x_api_key": "Bearer first"},
+        {"x_api_key": "\x00ä"},
+        {"x_api_key": "wrong", "authorization": "Bearer first"},
+    ],
+)
+def test_no_other_key_passes(headers: dict[str, str]) -> None:
+    with pytest.raises(Unauthorized, match="a valid key is needed") as refusal:
+        check_key(request(KEYS, **headers))
+    assert "first" not in refusal.value.message
+
+
+def test_without_keys_every_request_passes() -> None:
+    check_key(request(()))
+    check_key(request((), x_api_key="any"))
+
+
+def test_all_keys_are_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(key: bytes, valid_key: bytes) -> bool:
+        compared.append(valid_key)
+        return hmac.compare_digest(key, valid_key)
+
+    monkeypatch.setattr(auth, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
+    check_key(request(KEYS, x_api_key="first"))
+    assert compared == [key.encode() for key in KEYS]

@@ -1,0 +1,82 @@
+"""What a request for embeddings asks for: its patches, and how its vectors are finished."""
+
+import numpy as np
+import pytest
+
+from model.checkpoints.heads import Heads, Whitening
+from model.config import PRESETS
+from model.masking import random_visible
+from service.errors import InvalidParameter
+from service.inference.embedding import EmbeddingPlan
+from service.parameters import EmbedParameters
+from tests.support.engines import SMALL, fake_info
+
+
+@pytest.fixture
+def heads() -> Heads:
+    draw = np.random.default_rng(0)
+    centre, matrix = draw.normal(size=192), draw.normal(size=(192, 150))
+    return Heads(None, {"mean": Whitening(centre.astype(np.float32), matrix.astype(np.float32))})
+
+
+def plan_of(heads: Heads, parameters: EmbedParameters) -> EmbeddingPlan:
+    return EmbeddingPlan.of(parameters, fake_info(), heads)
+
+
+def test_whitening_comes_before_length_1(heads: Heads) -> None:
+    rows = list(np.random.default_rng(1).normal(size=(5, 192)).astype(np.float32))
+    whitening = heads.whitening["mean"]
+    expected = (np.stack(rows).astype(np.float64) - whitening.centre) @ whitening.matrix.astype(np.float64)
+    plan = plan_of(heads, EmbedParameters(whiten=True))
+    np.testing.assert_allclose(plan.finish(rows), expected, atol=1e-3)
+    assert plan.dim(SMALL) == 150
+    short = plan_of(heads, EmbedParameters(whiten=True, normalize=True)).finish(rows)
+    np.testing.assert_allclose(short, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_vectors_bits_do_not_depend_on_its_company(heads: Heads) -> None:
+    rows = list(np.random.default_rng(2).normal(size=(64, 192)).astype(np.float32))
+    plan = plan_of(heads, EmbedParameters(whiten=True, normalize=True))
+    together = plan.finish(rows)
+    for row, vector in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(plan.finish([row])[0], vector)
+
+
+def test_nothing_is_whitened_unless_asked_for(heads: Heads) -> None:
+    rows = [np.arange(8, dtype=np.float32), np.zeros(8, np.float32)]
+    plan = plan_of(heads, EmbedParameters())
+    np.testing.assert_array_equal(plan.finish(rows), np.stack(rows))
+    assert plan.dim(SMALL) == SMALL.embed_dim
+    scaled = plan_of(heads, EmbedParameters(normalize=True)).finish(rows)
+    assert np.linalg.norm(scaled[0]) == pytest.approx(1) and not scaled[1].any()
+
+
+@pytest.mark.parametrize("pool", ["cls", "tokens"])
+def test_what_the_model_does_not_hold_is_refused(heads: Heads, pool: str) -> None:
+    with pytest.raises(InvalidParameter, match="whiten") as refused:
+        plan_of(heads, EmbedParameters(pool=pool, whiten=True))
+    assert refused.value.details == {"parameter": "whiten"}
+
+
+def test_the_whole_image_is_encoded_without_a_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(seed=7))
+    assert plan.seed is None and plan.visible_indices.tolist() == list(range(SMALL.num_patches))
+
+
+def test_a_share_of_the_image_is_encoded_by_a_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(keep=0.5, seed=7))
+    assert plan.seed == 7 and np.array_equal(plan.visible_indices, random_visible(SMALL.grid, 0.5, 7))
+    seeds = [plan_of(Heads(), EmbedParameters(keep=0.5)).seed for _ in range(2)]
+    assert None not in seeds and seeds[0] != seeds[1]
+
+
+def test_a_share_that_leaves_no_patch_is_refused() -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        plan_of(Heads(), EmbedParameters(keep=0.05))
+    assert refused.value.details == {"parameter": "keep"}
+
+
+def test_a_model_without_a_cls_token_refuses_it() -> None:
+    with pytest.raises(InvalidParameter, match="no cls token") as refused:
+        EmbeddingPlan.of(EmbedParameters(pool="cls"), fake_info(PRESETS["resnet_tiny"]), Heads())
+    assert refused.value.details == {"parameter": "pool"}

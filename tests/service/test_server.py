@@ -1,0 +1,72 @@
+"""The process around the app: how it ends."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model.engines.base import ServedModel
+from service.server import SIGNALS, LocalServer, leave
+from service.service import LocalService
+from service.settings import Settings
+from tests.support.engines import FakeEngine
+from tests.support.queueing import run
+from tests.support.waiting import until
+
+
+class Exited(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The threads that seem to run; `os._exit` raises Exited."""
+    running = [SimpleNamespace(daemon=False)]
+
+    def exit_now(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr(threading, "enumerate", lambda: running)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "_exit", exit_now)
+    return running
+
+
+def test_a_process_without_daemon_threads_ends_as_usual(threads: list[Any]) -> None:
+    assert leave(0) == 0
+
+
+@pytest.mark.parametrize(("code", "daemon"), [(1, False), (0, True), (1, True)])
+def test_after_a_failure_or_beside_a_library_that_still_runs_it_ends_at_once(
+    threads: list[Any], code: int, daemon: bool
+) -> None:
+    threads.append(SimpleNamespace(daemon=daemon))
+    with pytest.raises(Exited) as exited:
+        leave(code)
+    assert exited.value.args == (code,)
+
+
+def test_a_signal_begins_a_drain_and_the_drain_ends_the_server() -> None:
+    service = LocalService(Settings(decode_threads=1), lambda settings, report: ServedModel(FakeEngine()))
+    server = LocalServer(SimpleNamespace(state=SimpleNamespace(service=service)), "127.0.0.1", 0)  # type: ignore[arg-type]
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    async def main() -> None:
+        with server.capture_signals():
+            service.start()
+            await until(lambda: service.state == "ready")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: service.state == "draining")
+            assert not server.should_exit
+            await until(lambda: server.should_exit)
+        await asyncio.sleep(0)
+        await service.close()
+
+    run(main())
+    assert service.exit_code == 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -1,0 +1,28 @@
+"""Clients of a live server: many requests at once, each with an image of one grey."""
+
+import asyncio
+import io
+
+import httpx
+from PIL import Image
+
+SIDE = 224
+"""Pixels of the packaged model's square."""
+
+
+def grey(value: int) -> bytes:
+    """A PNG of one grey, 0 to 255. The fake engine embeds it as `value`."""
+    out = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), (value, value, value)).save(out, "PNG")
+    return out.getvalue()
+
+
+def many_connections(url: str) -> httpx.AsyncClient:
+    """A client that opens as many connections as there are requests."""
+    return httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=500))
+
+
+async def post_all(url: str, bodies: list[bytes]) -> list[httpx.Response]:
+    """Posts all bodies to /embed at the same time; the answers are in their order."""
+    async with many_connections(url) as client:
+        return await asyncio.gather(*(client.post("/embed", content=body) for body in bodies))
