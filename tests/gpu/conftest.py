@@ -1,6 +1,6 @@
 """Tests on a real GPU: `pytest -m gpu`. Where there is none they are skipped, and say so.
 
-`--gpu-backend openvino` (or torch) runs the same tests on the processor, which proves the tests and not the GPU.
+`--gpu-backend openvino` (or torch) runs the same tests on the CPU, which proves the tests and not the GPU.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def engine(built: Callable[..., Engine], gpu_backend: str, on_gpu: bool) -> Engi
 
 @pytest.fixture(scope="session")
 def oracle(probe: Path) -> Engine:
-    """Eager float32 on the processor."""
+    """Eager float32 on the CPU."""
     return reference_engine(*load_model(ModelSpec(str(probe))))
 
 
@@ -138,7 +138,7 @@ def on_all_lanes(engine: Engine, work: Callable[[int], None]) -> None:
 
 @pytest.fixture
 def device_bytes(on_gpu: bool) -> Iterator[Callable[[], int]]:
-    """Reads the memory in use: of the whole GPU, so of whatever allocates there; resident, on the processor."""
+    """Reads the memory in use: of the whole GPU, so of whatever allocates there; resident, on the CPU."""
     if not on_gpu:
         yield lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
         return

@@ -1,4 +1,4 @@
-"""The engines themselves, held against eager float32 on the processor and the golden numbers."""
+"""The engines themselves, held against eager float32 on the CPU and the golden numbers."""
 
 import random
 import threading
@@ -43,7 +43,7 @@ def test_parity(
 ) -> None:
     """Against numbers that another implementation wrote (transformers' ViTMAE)."""
     if which >= len(backends):
-        pytest.skip("there is one backend on the processor")
+        pytest.skip("there is one backend on the CPU")
     if backends[which] == "openvino" and precision != "fp32":
         pytest.skip("half precision is for the GPU, and for torch")
     engine = built(backends[which], precision)

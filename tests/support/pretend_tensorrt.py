@@ -1,4 +1,4 @@
-"""TensorRT's runtime, as far as we use it, in tests alone: "engines" are names, run by torch on the processor.
+"""TensorRT's runtime, as far as we use it, in tests alone: "engines" are names, run by torch on the CPU.
 
 It is strict where TensorRT is, or where it would do something undefined without a word.
 """

@@ -119,7 +119,7 @@ def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
         "versions": installed_versions(),
         "entry": entry,
         "int8": int8,
-        "bars": {precision: asdict(context.tolerance(precision)) for precision in CLOSEST_FIRST},
+        "tolerances": {precision: asdict(context.tolerance(precision)) for precision in CLOSEST_FIRST},
     }
     return f"precision-{fingerprint(ingredients)}"
 

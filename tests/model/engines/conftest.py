@@ -92,7 +92,7 @@ def golden_patches(golden: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.cuda, as far as we use it, on the processor."""
+    """torch.cuda, as far as we use it, on the CPU."""
     pretend_cuda(monkeypatch)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for operations so small, a second thread costs more than it does

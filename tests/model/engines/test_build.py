@@ -64,7 +64,7 @@ def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
     return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
 
 
-def test_the_packaged_model_passes_the_gate(packaged: Engine) -> None:
+def test_the_packaged_model_passes_the_parity_check(packaged: Engine) -> None:
     found = packaged.info.parity
     assert found is not None
     assert found.cosine > 0.999999
@@ -142,7 +142,7 @@ def test_a_larger_image_gives_a_larger_grid(tmp_path: Path, narrow: str) -> None
     assert (pixels.shape, error.shape) == ((1, 64, 192), (1, 64))
 
 
-# --- the gate
+# --- the parity check
 
 
 def vector_of(probe: Path, name: str) -> np.ndarray:

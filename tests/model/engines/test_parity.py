@@ -53,7 +53,7 @@ def test_an_engine_equals_itself(expected: EngineOutputs) -> None:
 def test_plain_cosine_does_not_see_what_the_centred_one_sees(expected: EngineOutputs) -> None:
     noise = np.random.default_rng(1).standard_normal(expected.whole.shape)
     found = replace(expected, whole=(expected.whole + 0.05 * noise).astype(np.float32))
-    assert plain_cosine(found.whole, expected.whole) > 0.999999, "the bar of the gate itself"
+    assert plain_cosine(found.whole, expected.whole) > 0.999999, "the tolerance itself"
     with pytest.raises(ParityError, match="embeddings differ"):
         check(found, expected, SMALL, TOLERANCES["fp32"])
 

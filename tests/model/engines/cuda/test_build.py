@@ -1,4 +1,4 @@
-"""From settings to an engine on a GPU: TensorRT, its store, its gate, and torch in its place; with stand-ins."""
+"""From settings to an engine on a GPU: TensorRT, its store, its parity check, and torch in its place; with stand-ins."""
 
 import shutil
 from collections.abc import Callable
@@ -186,7 +186,7 @@ def test_what_the_operator_got_wrong_is_no_failure_of_tensorrts(
     assert "serving by torch" not in caplog.text
 
 
-# --- the gate
+# --- the parity check
 
 
 class Shifted(torch.nn.Module):

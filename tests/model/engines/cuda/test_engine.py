@@ -1,4 +1,4 @@
-"""Lanes, buffers, streams and recordings, with a processor in the place of a GPU and torch's own graphs.
+"""Lanes, buffers, streams and recordings, with a CPU in the place of a GPU and torch's own graphs.
 
 What an image gets is compared with the reference engine, which knows nothing of lanes.
 """

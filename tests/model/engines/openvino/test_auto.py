@@ -25,13 +25,13 @@ GOOD = Parity(cosine=0.95, mean_cosine=0.998, psnr_db=40, loss_difference=0.01)
 
 
 class Bench:
-    """Stands in for the clock, the processor, NNCF and the conversion; engines are real, but for what is wrong."""
+    """Stands in for the clock, the CPU, NNCF and the conversion; engines are real, but for what is wrong."""
 
     def __init__(self, graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = {"fp32": 0.020, "bf16": 0.010, "int8": 0.005}
         self.bf16: str | None = "bf16"
         """What a wish for bf16 comes to on this CPU."""
-        self.processor = "this one"
+        self.cpu = "this one"
         self.wrong: set[str] = set()
         """Precisions that compute something else."""
         self.figures = GOOD
@@ -56,7 +56,7 @@ class Bench:
             # Real engines compute in float32 under every name, so that a CPU without bf16 does for these tests.
             (engine_module, "PRECISION_HINTS", dict.fromkeys(("fp32", "bf16", "int8"), "f32")),
             (engine_module, "computed_precision", lambda graphs: self.compiled[-1]),
-            (module, "cpu_name", lambda: self.processor),
+            (module, "cpu_name", lambda: self.cpu),
             (module, "core_seconds", self._seconds),
             (entries, "require_nncf", lambda: "3.4"),
             (context, "convert_in_child", self._convert),
@@ -144,7 +144,7 @@ def test_what_fails_its_gate_is_left_out_by_name(
     assert (info.precision, bench.measured) == ("fp32", [])
     assert info.auto is not None and "centred cosine -" in info.auto.left_out["bf16"]
     assert "PRECISION=auto leaves out bf16: embeddings differ" in caplog.text and "0.999 is needed" in caplog.text
-    bench.wrong = set()  # it is noted, too
+    bench.wrong = set()  # it is kept, too
     assert served(spec) == "fp32"
 
 
@@ -162,15 +162,15 @@ def test_other_instructions_of_the_same_cpu_are_measured_anew(bench: Bench, spec
     assert served(spec) == "fp32"
 
 
-def other_processor(bench: Bench, spec: EngineSettings) -> EngineSettings:
-    bench.processor = "another"
+def other_cpu(bench: Bench, spec: EngineSettings) -> EngineSettings:
+    bench.cpu = "another"
     return spec
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        other_processor,
+        other_cpu,
         lambda bench, spec: with_changes(spec, lanes=2),
         lambda bench, spec: with_changes(spec, preprocess={"resize": "squash"}),
         lambda bench, spec: with_changes(spec, parity_psnr_db=35.0),
@@ -198,7 +198,7 @@ def test_int8_that_was_asked_for_leads_later_servers_to_it(bench: Bench, spec: E
     assert (found.precision, found.entry, found.auto) == ("int8", made.entry, made.auto)
     assert found.quantisation is not None and found.quantisation.parity == GOOD
     assert (bench.compiled, bench.measured) == (["int8"], [])
-    assert served(other_processor(bench, spec)) == "int8" and set(bench.measured) == {"fp32", "bf16", "int8"}
+    assert served(other_cpu(bench, spec)) == "int8" and set(bench.measured) == {"fp32", "bf16", "int8"}
 
 
 def test_int8_made_for_a_trial_changes_nothing_for_auto(bench: Bench, spec: EngineSettings, crops: Path) -> None:

@@ -74,15 +74,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', "\x00"])
-def test_it_is_measured_once_and_again_if_the_note_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
+def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
     assert measured_batch_size(engine, cache, print) == 1
     count = len(measured)
     assert count > 0
     assert measured_batch_size(engine, cache, print) == 1
     assert len(measured) == count
-    (note,) = tmp_path.iterdir()
-    note.write_text(damage)
+    (sidecar,) = tmp_path.iterdir()
+    sidecar.write_text(damage)
     assert measured_batch_size(engine, cache, print) == 1
     assert len(measured) == 2 * count
 
@@ -100,7 +100,7 @@ def test_another_engine_is_measured_for_itself(tmp_path: Path, measured: list[in
     assert len(measured) == 2 * count
 
 
-def test_another_processor_is_measured_for_itself(
+def test_another_cpu_is_measured_for_itself(
     tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured_batch_size(FakeEngine(), EngineCache(tmp_path), print)

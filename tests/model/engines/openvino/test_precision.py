@@ -93,20 +93,20 @@ def test_each_is_measured_once_however_slow() -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"precision": "fp64"}', '{"precision": "bf16"}', "\x00"])
-def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
+def test_a_choice_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
     cache = EngineCache(tmp_path)
-    assert read_choice(cache, "note") is None
-    assert keep_choice(cache, "note", BF16) == BF16
-    assert read_choice(cache, "note") == BF16
-    (tmp_path / "note.json").write_text(damage)
-    assert read_choice(cache, "note") is None
+    assert read_choice(cache, "choice") is None
+    assert keep_choice(cache, "choice", BF16) == BF16
+    assert read_choice(cache, "choice") == BF16
+    (tmp_path / "choice.json").write_text(damage)
+    assert read_choice(cache, "choice") is None
 
 
 def test_whoever_has_measured_first_decides_for_all(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    keep_choice(cache, "note", BF16)
-    assert keep_choice(cache, "note", BF16.model_copy(update={"precision": "fp32"})) == BF16
-    assert read_choice(cache, "note") == BF16
+    keep_choice(cache, "choice", BF16)
+    assert keep_choice(cache, "choice", BF16.model_copy(update={"precision": "fp32"})) == BF16
+    assert read_choice(cache, "choice") == BF16
 
 
 def test_the_reason_is_one_line() -> None:

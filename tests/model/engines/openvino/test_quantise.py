@@ -134,7 +134,7 @@ def test_photographs_are_for_int8(spec: EngineSettings, crops: Path) -> None:
 def test_a_missing_nncf_is_named(spec: EngineSettings, crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr("model.engines.openvino.quantise.find_spec", lambda name: None)
-    with pytest.raises(EngineBuildError, match=r"pip install 'mae-serve\[int8\]'"):
+    with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
         build(spec, calibrate=crops)
 
 
