@@ -77,8 +77,8 @@ COPY model /opt/mae/model
 WORKDIR /opt/mae/mae_serve.dist-info
 RUN printf 'Metadata-Version: 2.1\nName: mae-serve\nVersion: %s\n' "${VERSION}" > METADATA \
     && python -c "from pathlib import Path; from model.engines.build import build; \
-    from model.engines.spec import EngineSpec; \
-    build(EngineSpec(cache=Path('/cache/engines'), backend='openvino'), print)"
+    from model.engines.settings import EngineSettings; \
+    build(EngineSettings(engine_cache=Path('/cache/engines'), backend='openvino'), print)"
 
 
 # This is what both images share: no compiler, no pip beyond the base image's own, no tests.

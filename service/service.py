@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from model.checkpoints.heads import Heads
 from model.engines.build import build
 from service.errors import Draining, EngineLost, NotReady
 from service.inference.image_decoder import ImageDecoder
@@ -115,8 +116,7 @@ class LocalService(Service):
             self._pipeline.close()
         self.metrics.close()
 
-    def _open(self, scheduler: BatchScheduler) -> None:
-        engine, s = scheduler.engine, self.settings
-        info = engine.info
+    def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
+        info, s = scheduler.engine.info, self.settings
         decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
-        self._pipeline = Pipeline(info, engine.heads, decoder, scheduler, self.metrics, s.decode_threads)
+        self._pipeline = Pipeline(info, heads, decoder, scheduler, self.metrics, s.decode_threads)

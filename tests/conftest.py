@@ -17,6 +17,8 @@ TESTS = Path(__file__).parent
 # Of torch, here and in every process that a test starts: threads that wait for work sleep. By default they spin, and
 # with small models on few cores that takes more than the work does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As `configure_torch` sets it: some test may multiply before an engine is built, and then it is too late.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 """The name of this process if it is one of several that share the tests."""
 if WORKER:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.checkpoint import Checkpoint
-from model.checkpoints.heads import Heads
 from model.engines.base import EngineError, EngineInfo, gather_visible
 from model.engines.cpu import available_cpus
 from model.masking import restore_indices_for
@@ -26,12 +25,10 @@ class Baseline:
         self._half = self._device.type == "cuda"
         if not self._half:
             torch.set_num_threads(available_cpus())
+        precision = "fp16" if self._half else "fp32"
         self.info = info.model_copy(
-            update={"backend": "torch", "precision": "fp16" if self._half else "fp32", "lanes": 1, "parity": None}
+            update={"backend": "torch", "precision": precision, "computes": precision, "lanes": 1, "parity": None}
         )
-        self.heads = Heads()
-        self.lanes = 1
-        self.preferred_batch = info.preferred_batch
         model = checkpoint.build(info.config.image_size)
         self._encoder = self._prepare(EncoderGraph(model, info.preprocessing), compiled)
         self._decoder = (

@@ -83,8 +83,8 @@ def sizes_of(engine: Engine) -> list[Size]:
         Size(operation, visible, batch, lanes)
         for operation in OPERATIONS[: 1 + config.has_decoder]
         for visible in dict.fromkeys((config.num_patches, max(1, config.num_patches // 4)))
-        for batch in powers_of_two(engine.preferred_batch)
-        for lanes in powers_of_two(engine.lanes)
+        for batch in powers_of_two(engine.info.preferred_batch)
+        for lanes in powers_of_two(engine.info.lanes)
     ]
 
 

@@ -1,47 +1,34 @@
-"""Which backend serves: what was asked for, or else the fastest that this machine can run."""
+"""The choice of the backend: the one that was asked for, or else the fastest that this machine can run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
 
-from model.engines.base import BackendName, EngineBuildError
+from model.engines.base import Backend, BackendChoice, EngineBuildError
 from model.engines.cuda import identity
 
-Backend = Literal["auto", "tensorrt", "openvino", "torch"]
 NO_TENSORRT = f"neither {' nor '.join(identity.DISTRIBUTIONS)} is installed"
 
 
-@dataclass(frozen=True)
-class BackendChoice:
-    """A backend, and where it runs."""
-
-    backend: BackendName
-    device: Literal["cuda", "cpu"]
-    fallback: str | None = None
-    """Why this is not the backend that would have been preferred; None if it is."""
-
-
 def choose_backend(wanted: Backend) -> BackendChoice:
-    """What `wanted` comes to here: `auto` is TensorRT, else torch on a GPU, else OpenVINO, else torch.
+    """Chooses a backend for this machine: `auto` is TensorRT, else torch on a GPU, else OpenVINO, else torch.
 
     torch is imported only where there is an NVIDIA device, or nothing but torch to serve with.
 
     Raises:
-        EngineBuildError: OpenVINO or TensorRT was asked for by name, and cannot be.
+        EngineBuildError: OpenVINO or TensorRT was asked for by name, and cannot run here.
     """
     if wanted == "openvino":
         if not find_spec("openvino"):
             raise EngineBuildError("BACKEND=openvino, but the package openvino is not installed")
         return BackendChoice("openvino", "cpu")
-    idle = _idle_gpu()
+    missing = _missing_gpu()
     if wanted == "tensorrt":
-        reason = idle or (None if identity.installed_distribution() else NO_TENSORRT)
+        reason = missing or (None if identity.installed_distribution() else NO_TENSORRT)
         if reason:
             raise EngineBuildError(f"BACKEND=tensorrt, but {reason}")
         return BackendChoice("tensorrt", "cuda")
-    if idle is None:
+    if missing is None:
         if wanted == "torch":
             return BackendChoice("torch", "cuda")
         return (
@@ -49,7 +36,7 @@ def choose_backend(wanted: Backend) -> BackendChoice:
             if identity.installed_distribution()
             else BackendChoice("torch", "cuda", NO_TENSORRT)
         )
-    fallback = idle if identity.nvidia_device() else None
+    fallback = missing if identity.nvidia_device() else None
     if wanted == "torch":
         return BackendChoice("torch", "cpu", fallback)
     if find_spec("openvino"):
@@ -57,8 +44,8 @@ def choose_backend(wanted: Backend) -> BackendChoice:
     return BackendChoice("torch", "cpu", fallback or "the package openvino is not installed")
 
 
-def _idle_gpu() -> str | None:
-    """Why there is no GPU to serve by; None if there is one."""
+def _missing_gpu() -> str | None:
+    """Why there is no usable GPU; None if there is one."""
     if not identity.nvidia_device():
         return "there is no NVIDIA device"
     return None if identity.cuda_works() else "there is an NVIDIA device, but torch cannot use it"

@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 
 def fingerprint(ingredients: dict[str, object]) -> str:
-    """A name for what `ingredients` would make: 32 hexadecimal digits."""
+    """A name for the entry that `ingredients` make: 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -34,10 +34,10 @@ class EngineCache:
         self.root = root
 
     def obtain(self, name: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-        """The folder of entry `name` and whether it was there already; `make` fills a new one.
+        """Returns the folder of entry `name`, and whether it existed already; `make` fills a new one.
 
-        A missing, incomplete or altered entry is made anew. Processes that want the same entry at once make it once;
-        what a process that was killed has left half-written is removed.
+        A missing, incomplete or altered entry is made anew. Processes that want the same entry at once make it once. A
+        half-written entry of a process that was killed is removed.
 
         Raises:
             EngineBuildError: the cache cannot be written.
@@ -65,29 +65,29 @@ class EngineCache:
             return folder, False
 
     def find(self, name: str) -> Path | None:
-        """The folder of entry `name` if it is there and intact; nothing is made."""
+        """Returns the folder of entry `name` if it exists and is intact; nothing is made."""
         folder = self.root / name
         return folder if self._intact(folder) else None
 
-    def read_note(self, name: str) -> dict[str, Any] | None:
-        """What `write_note` has kept; None if there is nothing, or nothing that can be read."""
+    def read_sidecar(self, name: str) -> dict[str, Any] | None:
+        """Reads what `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
         path = self.root / f"{name}.json"
         try:
-            note = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read (%s)", path, error)
             return None
-        return note if isinstance(note, dict) else None
+        return content if isinstance(content, dict) else None
 
-    def write_note(self, name: str, facts: dict[str, Any]) -> bool:
-        """Keeps a few facts beside the entries, whole or not at all, and says whether it could.
+    def write_sidecar(self, name: str, content: dict[str, Any]) -> bool:
+        """Writes a small JSON file beside the entries, whole or not at all, and returns whether it could.
 
-        A cache that cannot be written serves all the same: what it lacks is found out anew each time.
+        A cache that cannot be written is no obstacle: what would have been kept is found out anew each time.
         """
         try:
-            atomic_write(self.root / f"{name}.json", json.dumps(facts).encode())
+            atomic_write(self.root / f"{name}.json", json.dumps(content).encode())
         except OSError as error:
             log.warning("not kept in the engine cache: %s", error)
             return False

@@ -1,4 +1,4 @@
-"""The parent's side of a conversion in a process of its own."""
+"""Starts a conversion in a child process, and reads what the child reports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ log = logging.getLogger(__name__)
 
 
 def convert_in_child(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
-    """Fills `folder` with graphs or engines, facts and the parity reference; `progress` is told what is being done.
+    """Has a child process fill `folder` with graphs or engines, facts about the model, and the reference outputs.
+
+    Args:
+        job: what to make.
+        folder: exists, and is empty.
+        progress: called with a sentence at every step.
 
     Raises:
         WeightsError: the weights cannot be read.
         TensorRTError: TensorRT cannot build the engines, or has ended the process.
-        EngineBuildError: anything else that the child process says.
+        EngineBuildError: the child process reports another failure, or dies.
     """
     # -P: without it, a folder named "model" where the server was started would be run in place of this package
     command = [sys.executable, "-P", "-m", "model.engines.convert", str(folder)]
@@ -34,23 +39,24 @@ def convert_in_child(job: ConversionJob, folder: Path, progress: Callable[[str],
             child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             child.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended before it listened: its exit code says how
+            pass  # the child has ended already: its exit code says how
         for line in child.stdout:
             try:
-                said = json.loads(line)
+                message = json.loads(line)
             except ValueError:
-                log.warning("the conversion says: %s", line)
+                log.warning("unexpected output of the conversion: %s", line)
                 continue
-            if "progress" in said:
-                progress(said["progress"])
+            if "progress" in message:
+                progress(message["progress"])
             else:
-                failure = FAILURES[said["failure"]](said["message"])
+                failure = FAILURES[message["failure"]](message["message"])
         child.wait()  # before its standard input is closed, which would end it
     if failure is not None:
         raise failure
-    silent = TensorRTError if job.target == "tensorrt" else EngineBuildError
+    error = TensorRTError if job.target == "tensorrt" else EngineBuildError
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
-        raise silent(f"the conversion was ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}")
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise error(f"the conversion was ended by {name}{hint}")
     if child.returncode:
-        raise silent(f"the conversion ended with exit code {child.returncode}")
+        raise error(f"the conversion ended with exit code {child.returncode}")

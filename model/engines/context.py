@@ -1,4 +1,4 @@
-"""What is to be built, and the steps that every backend shares."""
+"""What is to be built, and the steps that the builders of all backends share."""
 
 from __future__ import annotations
 
@@ -8,86 +8,105 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from model.checkpoints.heads import Heads
 from model.checkpoints.locate import Source
-from model.engines import parity
-from model.engines.backend import BackendChoice
-from model.engines.base import Engine, EngineInfo, Precision
+from model.engines.base import BackendChoice, ComputedPrecision, Engine, EngineInfo, Precision
 from model.engines.cache import EngineCache
 from model.engines.child import convert_in_child
 from model.engines.job import ConversionJob, LoadedModel, ModelSpec
-from model.engines.spec import EngineSpec
+from model.engines.outputs import EngineOutputs
+from model.engines.parity import Tolerance, check_parity, tolerance_for
+from model.engines.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What is to be built, where, and who is told."""
+    """What is to be built, from which weights, for which backend."""
 
-    spec: EngineSpec
+    settings: EngineSettings
     source: Source
+    heads: Heads
     model: ModelSpec
     choice: BackendChoice
+    calibrate: Path | None
+    """The folder of photographs to make int8 from; None in a server, which has none."""
     progress: Callable[[str], None]
+    """Called with a sentence at every step."""
+
+    def obtain_entry(self, name: str, job: ConversionJob) -> Path:
+        """The folder of the cache's entry of that name, made in a child process if need be."""
+
+        def make(folder: Path) -> None:
+            self.progress(f"making the engine of {self.source.name} for {job.target}")
+            convert_in_child(job, folder, self.progress)
+
+        folder, existed = EngineCache(self.settings.engine_cache).obtain(name, make)
+        log.info("engine cache entry %s: %s", folder, "found" if existed else "made")
+        return folder
+
+    def describe(
+        self,
+        model: LoadedModel,
+        precision: Precision,
+        *,
+        lanes: int,
+        threads_per_lane: int,
+        max_batch_size: int,
+        libraries: dict[str, str] | None = None,
+        **more: Any,
+    ) -> EngineInfo:
+        """The info of an engine before its parity is measured.
+
+        Args:
+            model: the model's properties.
+            precision: of the engine; an engine that computes in another one corrects `computes` itself.
+            lanes: how many batches may run at once.
+            threads_per_lane: CPU threads.
+            max_batch_size: the largest, or preferred, batch of a lane.
+            libraries: versions to add to those that every engine has.
+            more: further fields of `EngineInfo`.
+        """
+        return EngineInfo(
+            backend=self.choice.backend,
+            precision=precision,
+            computes=precision,
+            device=self.choice.device,
+            model=self.source.name,
+            weights=self.source.digest,
+            layout=model.layout,
+            license=model.license or self.source.license,
+            config=model.config,
+            preprocessing=model.preprocessing,
+            lanes=lanes,
+            threads_per_lane=threads_per_lane,
+            preferred_batch=max_batch_size,
+            versions=installed_versions() | (libraries or {}),
+            head=self.heads.head and self.heads.head.config,
+            whitening=tuple(self.heads.whitening),
+            fallback=self.choice.fallback,
+            **more,
+        )
+
+    def tolerance(self, computes: ComputedPrecision) -> Tolerance:
+        """How far an engine that computes in `computes` may lie from eager float32."""
+        s = self.settings
+        return tolerance_for(computes, s.parity_cosine, s.parity_psnr_db, s.parity_loss)
+
+    def check(self, engine: Engine, reference: EngineOutputs, batch_sizes: tuple[int | None, ...] = (None,)) -> None:
+        """Compares `engine` with the reference outputs in batches of `batch_sizes`, and puts the figures into its info.
+
+        Raises:
+            ParityError: the engine is outside the tolerance of what it computes in.
+        """
+        self.progress("comparing the engine with eager float32")
+        parity = check_parity(engine, reference, self.tolerance(engine.info.computes), batch_sizes)
+        engine.info = engine.info.model_copy(update={"parity": parity})
 
 
-def obtain(plan: BuildContext, name: str, job: ConversionJob) -> Path:
-    """The cache's entry of that name, made in a child process if need be."""
-
-    def make(folder: Path) -> None:
-        plan.progress(f"making the engine of {plan.source.name} for {job.target}")
-        convert_in_child(job, folder, plan.progress)
-
-    folder, was_there = EngineCache(plan.spec.cache).obtain(name, make)
-    log.info("engine cache entry %s: %s", folder, "found" if was_there else "made")
-    return folder
-
-
-def gated(
-    engine: Engine, reference: parity.ReferenceOutputs, plan: BuildContext, sizes: tuple[int | None, ...] = (None,)
-) -> Engine:
-    """`engine`, compared with `reference` in batches of `sizes`, and with the figures in its `info`.
-
-    Raises:
-        ParityError: it is below the bar of its precision.
-    """
-    plan.progress("comparing the engine with eager float32")
-    found = parity.check_parity(engine, reference, plan.spec.bar(engine.info.precision), sizes)
-    engine.info = engine.info.model_copy(update={"parity": found})
-    return engine
-
-
-def info_of(
-    source: Source,
-    facts: LoadedModel,
-    choice: BackendChoice,
-    precision: Precision,
-    lanes: int,
-    threads: int,
-    batch: int,
-    entry: str | None = None,
-) -> EngineInfo:
-    """What an engine says of itself before it is measured."""
-    return EngineInfo(
-        backend=choice.backend,
-        precision=precision,
-        device=choice.device,
-        model=source.name,
-        weights=source.digest,
-        layout=facts.layout,
-        license=facts.license or source.license,
-        config=facts.config,
-        preprocessing=facts.preprocessing,
-        lanes=lanes,
-        threads_per_lane=threads,
-        preferred_batch=batch,
-        versions=versions(),
-        entry=entry,
-        fallback=choice.fallback,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that numbers and speed depend on, as far as they are installed."""
+def installed_versions() -> dict[str, str]:
+    """Versions of the installed packages that numbers and speed depend on."""
     return {name: version(name) for name in ("mae-serve", "numpy", *filter(find_spec, ("openvino", "torch")))}

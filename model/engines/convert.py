@@ -1,8 +1,9 @@
-"""Makes what an engine is loaded from, in a process of its own.
+"""The child process that makes what an engine is loaded from.
 
-So torch never enters an OpenVINO server, and what a compiler takes of memory, the GPU's included, is given back whole.
-`python -m model.engines.convert FOLDER`, with a job as one line of JSON on standard input, which stays open as long as
-whoever asked is there. Each line of standard output is JSON as well: what is being done, or what went wrong.
+It is a process of its own, so that torch never enters an OpenVINO server, and so that all memory of a compiler, the
+GPU's included, is given back. `python -m model.engines.convert FOLDER` reads a `ConversionJob` as one line of JSON from
+standard input, which stays open as long as the parent lives. Each line of standard output is JSON as well: it tells
+the progress or the failure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from model.checkpoints.errors import WeightsError
 from model.engines.base import Engine, EngineBuildError
-from model.engines.entry import write_facts, write_reference
 from model.engines.job import FAILURES, Calibration, ConversionJob, LoadedModel, ModelSpec
 
 if TYPE_CHECKING:
@@ -29,72 +29,91 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """The child process."""
+    """Runs the child process."""
     # What libraries print goes to the log; standard output is ours alone.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = _parse_job(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        _convert(
-            _job(job),
-            Path(sys.argv[1]),
-            lambda words: print(json.dumps({"progress": words}), file=answers),
-        )
+        convert(job, Path(sys.argv[1]), lambda text: print(json.dumps({"progress": text}), file=replies))
     except (WeightsError, EngineBuildError) as error:
         name = next(name for name, kind in FAILURES.items() if isinstance(error, kind))
-        print(json.dumps({"failure": name, "message": str(error)}), file=answers)
+        print(json.dumps({"failure": name, "message": str(error)}), file=replies)
         sys.exit(1)
 
 
-def _job(said: dict[str, Any]) -> ConversionJob:
-    photographs = said["photographs"] and Calibration(**said["photographs"])
-    return ConversionJob(**{**said, "model": ModelSpec(**said["model"]), "photographs": photographs})
+def convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
+    """Fills `folder` with graphs or engines, facts about the model, and the reference outputs.
 
+    Modules are imported as the job needs them: `fingerprint.SOURCES` lists them, and a test compares the two.
 
-def _end_with_parent() -> None:
-    """Without whoever asked, nobody waits for the result, and its lock is gone: another may be making the same."""
-    os.read(0, 1)  # not sys.stdin, which would be locked while the interpreter ends
-    os._exit(1)
+    Args:
+        job: what to make.
+        folder: exists, and is empty.
+        progress: called with a sentence at every step.
 
-
-def _convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
-    from model.engines.parity import answers
+    Raises:
+        WeightsError: the weights cannot be read.
+        EngineBuildError: the model cannot be converted.
+    """
+    from model.engines.cpu import available_cpus
+    from model.engines.eager import configure_torch
+    from model.engines.entry import write_model, write_reference
+    from model.engines.outputs import collect_outputs
     from model.engines.reference import load_model, reference_engine
 
-    checkpoint, facts = load_model(job.model)
-    reference = reference_engine(checkpoint, facts)
+    configure_torch(available_cpus())
+    checkpoint, model = load_model(job.model)
+    reference = reference_engine(checkpoint, model)
     if job.target == "openvino":
-        _convert_for_openvino(checkpoint, facts, reference, job, folder, progress)
+        _convert_for_openvino(checkpoint, model, reference, job, folder, progress)
     else:
         from model.engines.cuda.tensorrt_build import build_engines
 
-        build_engines(checkpoint, facts.config, facts.preprocessing, job.precision, job.most, folder, progress)
-    progress(f"asking eager float32 about {facts.config.name}")
-    write_reference(folder, answers(reference))
-    write_facts(folder, facts)
+        build_engines(
+            checkpoint, model.config, model.preprocessing, job.precision, job.max_batch_size, folder, progress
+        )
+    progress(f"computing the reference outputs of {model.config.name} in eager float32")
+    write_reference(folder, collect_outputs(reference))
+    write_model(folder, model)
 
 
 def _convert_for_openvino(
     checkpoint: Checkpoint,
-    facts: LoadedModel,
+    model: LoadedModel,
     reference: Engine,
     job: ConversionJob,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
-    from model.engines.openvino.engine import convert
+    from model.engines.openvino.graphs import write_graphs
 
-    progress(f"converting {facts.config.name} for OpenVINO")
+    progress(f"converting {model.config.name} for OpenVINO")
     if job.photographs is None:
-        convert(checkpoint, facts.config, facts.preprocessing, folder)
+        write_graphs(checkpoint, model.config, model.preprocessing, folder)
         return
-    from model.engines.openvino.quantise import quantise_on
+    from model.engines.openvino.quantise import quantise_and_measure
 
     with tempfile.TemporaryDirectory() as scratch:
-        convert(checkpoint, facts.config, facts.preprocessing, Path(scratch))
-        quantise_on(job.photographs, facts, reference, Path(scratch), folder, progress)
+        write_graphs(checkpoint, model.config, model.preprocessing, Path(scratch))
+        quantise_and_measure(job.photographs, model, reference, Path(scratch), folder, progress)
+
+
+def _parse_job(content: dict[str, Any]) -> ConversionJob:
+    photographs = content["photographs"] and Calibration(**content["photographs"])
+    return ConversionJob(**{**content, "model": ModelSpec(**content["model"]), "photographs": photographs})
+
+
+def _exit_with_parent() -> None:
+    """Ends the process when standard input closes.
+
+    Without the parent nobody waits for the result, and the lock of the entry is free: another process may be making the
+    same one.
+    """
+    os.read(0, 1)  # not sys.stdin, which would be locked while the interpreter ends
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an entry of the engine cache holds beside its graphs: facts of the model, and the reference outputs."""
+"""What an entry of the engine cache holds beside its graphs: facts about the model, and the reference outputs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,40 @@ import numpy as np
 
 from model.config import MAEConfig, Preprocessing
 from model.engines.job import LoadedModel
-from model.engines.parity import ReferenceOutputs
+from model.engines.outputs import EngineOutputs
 
-FACTS, REFERENCE = "model.json", "reference.npz"
+MODEL, REFERENCE = "model.json", "reference.npz"
 
 
-def read_facts(folder: Path) -> LoadedModel:
-    """What `convert_in_child` wrote of the model."""
-    facts = json.loads((folder / FACTS).read_text())
+def read_model(folder: Path) -> LoadedModel:
+    """Reads what `write_model` wrote."""
+    content = json.loads((folder / MODEL).read_text())
     return LoadedModel(
-        MAEConfig(**facts["config"]), Preprocessing(**facts["preprocessing"]), facts["layout"], facts["license"]
+        MAEConfig(**content["config"]),
+        Preprocessing(**content["preprocessing"]),
+        content["layout"],
+        content["license"],
     )
 
 
-def read_reference(folder: Path) -> ReferenceOutputs:
-    """What eager float32 said of the fixed images."""
+def write_model(folder: Path, model: LoadedModel) -> None:
+    """Writes the model's sizes, preprocessing, checkpoint format and licence."""
+    content = {
+        "config": model.config.model_dump(),
+        "preprocessing": model.preprocessing.model_dump(),
+        "layout": model.layout,
+        "license": model.license,
+    }
+    (folder / MODEL).write_text(json.dumps(content, indent=1))
+
+
+def read_reference(folder: Path) -> EngineOutputs:
+    """Reads the outputs of eager float32 for the fixed images."""
     with np.load(folder / REFERENCE) as arrays:
-        return ReferenceOutputs(arrays["whole"], arrays["masked"], arrays.get("pixels"), arrays.get("error"))
+        return EngineOutputs(arrays["whole"], arrays["masked"], arrays.get("pixels"), arrays.get("error"))
 
 
-def write_facts(folder: Path, facts: LoadedModel) -> None:
-    """Writes what `read_facts` reads."""
-    (folder / FACTS).write_text(
-        json.dumps(
-            {
-                "config": facts.config.model_dump(),
-                "preprocessing": facts.preprocessing.model_dump(),
-                "layout": facts.layout,
-                "license": facts.license,
-            },
-            indent=1,
-        )
-    )
-
-
-def write_reference(folder: Path, answers: ReferenceOutputs) -> None:
+def write_reference(folder: Path, outputs: EngineOutputs) -> None:
     """Writes what `read_reference` reads."""
-    arrays: dict[str, Any] = answers.arrays()
+    arrays: dict[str, Any] = outputs.arrays()
     np.savez(folder / REFERENCE, **arrays)

@@ -20,48 +20,48 @@ if TYPE_CHECKING:
 
     from model.checkpoints.checkpoint import Checkpoint
 
-ENCODER, MIXED, DECODER = "encoder", "encoder_mixed", "decoder"
-MOST_IMAGES = 4096
+ENCODER, PADDED_ENCODER, DECODER = "encoder", "encoder_padded", "decoder"
+MAX_BATCH_SIZE = 4096
 """The largest batch that a program takes."""
-HALVES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_TYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def graphs_of(
+def build_graphs(
     checkpoint: Checkpoint,
     config: MAEConfig,
     preprocessing: Preprocessing,
     precision: Precision = "fp32",
     to_bytes: bool = True,
-    mixed: bool = False,
+    padded: bool = False,
 ) -> dict[str, nn.Module]:
-    """The graphs in eval mode, by name: `ENCODER` (see `EncoderGraph`) and, if there is one, `DECODER`.
+    """Builds the graphs in eval mode, by name: `ENCODER` (see `EncoderGraph`) and, if there is one, `DECODER`.
 
     Args:
         checkpoint: the weights.
         config: its sizes, at the image size that is served.
         preprocessing: what the graphs undo and redo.
-        precision: of the products of matrices, as `to_mixed_precision` does it.
+        precision: of the matrix products, as `to_mixed_precision` does it.
         to_bytes: whether the decoder ends in uint8 (see `DecoderGraph`).
-        mixed: whether `MIXED` comes with them (see `PaddedEncoderGraph`), which no convolutional model has.
+        padded: whether `PADDED_ENCODER` comes with them (see `PaddedEncoderGraph`), which no convolutional model has.
     """
     model = checkpoint.build(config.image_size)
     graphs: dict[str, nn.Module] = {ENCODER: EncoderGraph(model, preprocessing)}
     if config.has_decoder:
         graphs[DECODER] = DecoderGraph(model, preprocessing, to_bytes)
-    if mixed and isinstance(model, MaskedAutoencoder):
-        graphs[MIXED] = PaddedEncoderGraph(model, preprocessing)
+    if padded and isinstance(model, MaskedAutoencoder):
+        graphs[PADDED_ENCODER] = PaddedEncoderGraph(model, preprocessing)
     if precision != "fp32":
-        to_mixed_precision(model, HALVES[precision])
+        to_mixed_precision(model, HALF_TYPES[precision])
     return {name: graph.eval() for name, graph in graphs.items()}
 
 
 def to_mixed_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Products of matrices, convolutions and attention of `model` in `dtype`, all else in float32. Works in place.
+    """Casts matrix products, convolutions and attention of `model` to `dtype`, all else to float32, in place.
 
     These are autocast's rules written into the graph, where a strongly typed compiler keeps them and no weight is cast
     twice: positions, residuals, layer normalisation and pooling stay in float32. With positions and residuals in half
-    precision too, the parity gate refuses bfloat16; and a LayerNorm in float16 is what has made compiled ViTs go wrong
-    without a word.
+    precision too, the parity check refuses bfloat16; and a LayerNorm in float16 has made compiled ViTs go wrong in
+    silence.
     """
 
     def cast(to: torch.dtype) -> Any:
@@ -76,40 +76,40 @@ def to_mixed_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str = "cpu") -> dict[str, ExportedProgram]:
-    """Exports what `graphs_of` returns, which must lie on `device`.
+    """Exports what `build_graphs` returns, which must lie on `device`.
 
     Both encoders take uint8 [B, K, P] and int32 [B, K]; the decoder float32 [B, 1 + K, D], int32 [B, N] and uint8
-    [B, N, P], for 1 <= B <= MOST_IMAGES and 1 <= K <= N.
+    [B, N, P], for 1 <= B <= MAX_BATCH_SIZE and 1 <= K <= N.
     """
     n = config.num_patches
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)
     k: Any = torch.export.Dim.AUTO
     latents: Any = torch.export.Dim.AUTO
-    seen = n
+    visible = n
     if n > 2:
         k, latents = torch.export.Dim("k", min=1, max=n), torch.export.Dim("latents", min=2, max=n + 1)
-        seen = n // 2
+        visible = n // 2
     patches = torch.zeros(3, n, config.patch_dim, dtype=torch.uint8, device=device)
-    visible_indices = torch.arange(seen, dtype=torch.int32, device=device).repeat(3, 1)
-    latent = torch.zeros(3, seen + 1, config.embed_dim, device=device)
-    rows = torch.zeros(3, n, dtype=torch.int32, device=device)
-    encoding = ((patches[:, :seen].contiguous(), visible_indices), ({0: batch, 1: k}, {0: batch, 1: k}))
+    visible_indices = torch.arange(visible, dtype=torch.int32, device=device).repeat(3, 1)
+    latent = torch.zeros(3, visible + 1, config.embed_dim, device=device)
+    restore_indices = torch.zeros(3, n, dtype=torch.int32, device=device)
+    encoder_example = ((patches[:, :visible].contiguous(), visible_indices), ({0: batch, 1: k}, {0: batch, 1: k}))
     examples: dict[str, tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]] = {
-        ENCODER: encoding,
-        MIXED: encoding,
-        DECODER: ((latent, rows, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})),
+        ENCODER: encoder_example,
+        PADDED_ENCODER: encoder_example,
+        DECODER: ((latent, restore_indices, patches), ({0: batch, 1: latents}, {0: batch}, {0: batch})),
     }
     programs = {}
     for name, graph in graphs.items():
         example, dynamic = examples[name]
-        with torchs_own_deprecation():
+        with ignoring_torch_deprecation():
             programs[name] = torch.export.export(graph, example, dynamic_shapes=dynamic)
     return programs
 
 
 @contextmanager
-def torchs_own_deprecation() -> Iterator[None]:
-    """Silences what torch 2.13 says of itself when it exports or decomposes a program."""
+def ignoring_torch_deprecation() -> Iterator[None]:
+    """Ignores a warning that torch 2.13 gives about its own code when it exports or decomposes a program."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         yield

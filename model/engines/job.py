@@ -1,4 +1,4 @@
-"""A conversion, as the parent process asks for it and the child process answers."""
+"""A conversion: what the parent process and the child process tell each other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineBuildError, Precision, TensorRTError
 
 FAILURES: dict[str, type[Exception]] = {"weights": WeightsError, "tensorrt": TensorRTError, "build": EngineBuildError}
-"""What the child process names, the narrower ones first."""
+"""How the child process names errors; subclasses come before their base classes."""
+
+
+MIN_PHOTOGRAPHS = 24
+"""The least that int8 can be calibrated on."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Photographs to quantise by."""
+    """The photographs that int8 is calibrated on."""
 
     paths: tuple[str, ...]
     digest: str
@@ -24,7 +28,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model: a weights file or folder, and what the operator says about it."""
+    """A model: a weights file or folder, and what the operator says about it."""
 
     path: str
     preset: str | None = None
@@ -36,7 +40,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What is known of a model once its checkpoint has been read."""
+    """A model's properties, as its checkpoint and the operator state them."""
 
     config: MAEConfig
     preprocessing: Preprocessing
@@ -46,13 +50,13 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """What to make of a model."""
+    """What the child process is to make of a model."""
 
     model: ModelSpec
     target: Literal["openvino", "tensorrt"]
     precision: Precision = "fp32"
-    """Of the graphs; OpenVINO chooses its own when they are loaded, but for int8."""
-    most: int = 0
+    """The precision of the graphs. For OpenVINO it matters only if it is int8: all else is decided on loading."""
+    max_batch_size: int = 0
     """The largest batch that TensorRT builds for."""
     photographs: Calibration | None = None
-    """What int8 is calibrated on."""
+    """The photographs that int8 is calibrated on; None for other precisions."""

@@ -5,62 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from model.checkpoints.locate import Source
+from model.checkpoints.checkpoint import Checkpoint, load
 from model.config import MAEConfig, Preprocessing
-from model.engines.backend import BackendChoice
-from model.engines.base import EngineBuildError
-from model.engines.context import info_of
-from model.engines.cpu import available_cpus
+from model.engines.base import EngineBuildError, EngineInfo
+from model.engines.eager import EagerEngine
 from model.engines.job import LoadedModel, ModelSpec
-
-if TYPE_CHECKING:
-    from model.checkpoints.checkpoint import Checkpoint
-    from model.engines.eager import EagerEngine
-
 
 EAGER_BATCH = 8
 
 
 def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
-    """Reads the checkpoint and applies what the operator says of it.
+    """Reads the checkpoint, and applies what the operator says about it.
 
     Raises:
         WeightsError: the file is not what it should be.
-        EngineBuildError: the image size or the preprocessing cannot be.
+        EngineBuildError: the model cannot have this image size or this preprocessing.
     """
-    from model.checkpoints.checkpoint import load
-
     checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if spec.image_size is not None:
-        with _speaking_of("IMAGE_SIZE"):
+        with _naming("IMAGE_SIZE"):
             config = MAEConfig(**{**config.model_dump(), "image_size": spec.image_size})
     if spec.preprocess is not None:
-        with _speaking_of("PREPROCESS"):
+        with _naming("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
     return checkpoint, LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license)
 
 
-def reference_engine(checkpoint: Checkpoint, facts: LoadedModel) -> EagerEngine:
-    """Eager float32 on the processor: what every engine is compared with."""
-    from model.engines.eager import EagerEngine
-
-    source = Source(Path(), "", facts.config.name, facts.license)
-    info = info_of(source, facts, BackendChoice("torch", "cpu"), "fp32", 1, available_cpus(), EAGER_BATCH)
+def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:
+    """The reference engine of a model: one lane, with as many threads as torch is set to."""
+    info = EngineInfo(
+        backend="torch",
+        precision="fp32",
+        computes="fp32",
+        device="cpu",
+        model=model.config.name,
+        weights="",
+        layout=model.layout,
+        license=model.license,
+        config=model.config,
+        preprocessing=model.preprocessing,
+        lanes=1,
+        threads_per_lane=1,
+        preferred_batch=EAGER_BATCH,
+        versions={},
+    )
     return EagerEngine(checkpoint, info)
 
 
 @contextmanager
-def _speaking_of(setting: str) -> Iterator[None]:
-    """Makes what pydantic refuses an EngineBuildError that names the setting."""
+def _naming(setting: str) -> Iterator[None]:
+    """Turns a refusal by pydantic into an EngineBuildError that names the setting."""
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join([setting, *map(str, first["loc"])])
+        name = ".".join([setting, *map(str, first["loc"])])
         message = first["msg"].removeprefix("Value error, ")
-        raise EngineBuildError(f"the model cannot be served like this: {where}: {message}") from error
+        raise EngineBuildError(f"the model cannot be served like this: {name}: {message}") from error

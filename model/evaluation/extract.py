@@ -86,7 +86,7 @@ def extract(
         EngineError: the engine cannot run a batch.
     """
     lanes: SimpleQueue[int] = SimpleQueue()
-    for lane in range(engine.lanes):
+    for lane in range(engine.info.lanes):
         lanes.put(lane)
 
     def process(batch: Sequence[int]) -> tuple[Features | None, list[str]]:
@@ -106,7 +106,7 @@ def extract(
 
     parts = []
     # Two threads per lane: while one uses the lane, the other decodes images or compares pictures.
-    for features, refused in _map_ahead(process, _batches(numbers, engine.preferred_batch), 2 * engine.lanes):
+    for features, refused in _map_ahead(process, _batches(numbers, engine.info.preferred_batch), 2 * engine.info.lanes):
         for reason in refused:
             progress.skip(reason)
         if features is not None and len(features.numbers):

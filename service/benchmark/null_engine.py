@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Heads
-from model.engines.base import EngineInfo
+from model.engines.base import EngineInfo, ServedModel
 
 
 class NullEngine:
@@ -28,11 +27,8 @@ class NullEngine:
     def __init__(self, info: EngineInfo) -> None:
         """Imitates the engine that `info` describes."""
         self.info = info
-        self.heads = Heads()
-        self.lanes = info.lanes
-        self.preferred_batch = info.preferred_batch
         config, noise = info.config, np.random.default_rng(0)
-        self._vectors = noise.standard_normal((self.preferred_batch, 2, config.embed_dim), dtype=np.float32)
+        self._vectors = noise.standard_normal((info.preferred_batch, 2, config.embed_dim), dtype=np.float32)
         self._tokens = noise.standard_normal((config.num_patches, config.embed_dim), dtype=np.float32)
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
@@ -58,8 +54,8 @@ def main() -> int:
 
     info = EngineInfo.model_validate_json(Path(sys.argv[1]).read_text())
 
-    def build(spec: Any, progress: Callable[[str], None]) -> NullEngine:
-        return NullEngine(info)
+    def build(settings: Any, progress: Callable[[str], None]) -> ServedModel:
+        return ServedModel(NullEngine(info))
 
     settings = load_settings()
     configure_logging(settings.log_format)

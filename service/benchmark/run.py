@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.benchmark.timing import Figures, sizes_of
 from model.engines.base import Engine, EngineInfo
-from model.engines.cpu import available_cpus, processor
+from model.engines.cpu import available_cpus, cpu_name
 from service.benchmark import load
 from service.benchmark.limit import limits_of
 from service.benchmark.processes import ServerProcess, serve_model, serve_null_engine
@@ -125,7 +125,7 @@ def benchmark_service(
         limits = limits_of(engine, stages, front, service, sample.name, cores, on_accelerator)
         without_limit = None if limits else "the CPU time of processes is read from /proc, which this system lacks"
     return ServiceBenchmark(
-        machine=Machine(processor=processor(), cores=cores, load_before=load_before, load_after=os.getloadavg()[0]),
+        machine=Machine(processor=cpu_name(), cores=cores, load_before=load_before, load_after=os.getloadavg()[0]),
         sample=sample.name,
         sample_kilobytes=sample.mean_bytes / 1000,
         stages=tuple(stages),

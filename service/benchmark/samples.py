@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from model.config import PRESETS
-from model.engines.parity import fixed_patches
+from model.engines.fixed_images import fixed_patches
 from model.images.preprocess import FORMATS, unpatchify
 
 MAX_FILES = 64

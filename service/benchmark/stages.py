@@ -11,7 +11,7 @@ from threading import Barrier
 import numpy as np
 
 from model.engines.base import EngineInfo
-from model.engines.parity import fixed_patches
+from model.engines.fixed_images import fixed_patches
 from model.images.render import View, render
 from model.masking import choose_visible
 from service.benchmark.results import StageCost

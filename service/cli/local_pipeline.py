@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from rich.console import Console
 
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import LocalBudget
 from service.inference.pipeline import Pipeline
@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings) -> ServedModel:
     """Builds the engine of `settings`, which includes the parity check; a terminal shows the current step.
 
     Raises:
@@ -30,19 +30,20 @@ def build_engine(settings: Settings) -> Engine:
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     logging.captureWarnings(True)
     if not sys.stderr.isatty():
-        return build(settings.engine_spec(), logging.getLogger(__name__).info)
+        return build(settings.engine, logging.getLogger(__name__).info)
     with Console(stderr=True).status("loading the engine") as status:
-        return build(settings.engine_spec(), status.update)
+        return build(settings.engine, status.update)
 
 
 @asynccontextmanager
-async def open_pipeline(engine: Engine, settings: Settings, max_images: int) -> AsyncIterator[Pipeline]:
-    """The service's pipeline around `engine`, for at most `max_images` images at the same time."""
+async def open_pipeline(served: ServedModel, settings: Settings, max_images: int) -> AsyncIterator[Pipeline]:
+    """The service's pipeline around `served`, for at most `max_images` images at the same time."""
     metrics = Metrics()
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
-    scheduler = BatchScheduler(engine, metrics, LocalBudget(max_images))
+    info = served.info
+    decoder = ImageDecoder(info.config, info.preprocessing, settings.max_pixels)
+    scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images))
     scheduler.start()
-    pipeline = Pipeline(engine.info, engine.heads, decoder, scheduler, metrics, settings.decode_threads)
+    pipeline = Pipeline(info, served.heads, decoder, scheduler, metrics, settings.decode_threads)
     try:
         yield pipeline
     finally:

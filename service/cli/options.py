@@ -12,30 +12,13 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from model.engines.settings import EngineSettings
 from service.parameters import invalid_parameter
 from service.settings import Settings, load_settings
 
 M = TypeVar("M", bound=BaseModel)
 ENGINE_OPTIONS: Mapping[str, FieldInfo] = {
-    name: Settings.model_fields[name]
-    for name in (
-        "model",
-        "weights",
-        "norm_pix_loss",
-        "image_size",
-        "preprocess",
-        "backend",
-        "precision",
-        "lanes",
-        "max_batch",
-        "cuda_graphs",
-        "parity_cosine",
-        "parity_psnr_db",
-        "parity_loss",
-        "engine_cache",
-        "decode_threads",
-        "max_pixels",
-    )
+    name: Settings.model_fields[name] for name in (*EngineSettings.model_fields, "decode_threads", "max_pixels")
 }
 """The settings that commands without a server take too."""
 

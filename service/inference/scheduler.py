@@ -100,7 +100,7 @@ class BatchScheduler:
         self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
         self._changed = threading.Condition()
-        self._queue = FairQueue(engine.preferred_batch, max_delay_s)
+        self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
         self._requests: set[QueuedRequest] = set()
         self._busy = 0
         self._stopping = False
@@ -118,7 +118,7 @@ class BatchScheduler:
     def start(self) -> None:
         """Starts one thread for each lane. Results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        for lane in range(self.engine.lanes):
+        for lane in range(self.engine.info.lanes):
             thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             self._threads.append(thread)
             thread.start()

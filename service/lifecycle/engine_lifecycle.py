@@ -8,7 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from model.engines.base import Engine
+from model.checkpoints.heads import Heads
+from model.engines.base import ServedModel
 from service.errors import Draining
 from service.inference.limits import Budget, Budgets
 from service.inference.scheduler import BatchScheduler
@@ -37,7 +38,7 @@ class EngineLifecycle:
         metrics: Metrics,
         budgets: Budgets,
         queue: Budget,
-        on_open: Callable[[BatchScheduler], None],
+        on_open: Callable[[BatchScheduler, Heads], None],
     ) -> None:
         """Nothing is loaded yet.
 
@@ -48,10 +49,13 @@ class EngineLifecycle:
             metrics: of this process; its gauges are registered here.
             budgets: of the whole service; a drain waits until no request is left in them.
             queue: the images that the scheduler may hold.
-            on_open: takes the started scheduler, and stops it in the end. Called before the state is "ready".
+            on_open: takes the started scheduler, which it stops in the end, and the model's heads. Called before the
+                state is "ready".
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
+        self.heads = Heads()
+        """The classification head and whitening of the model; none until the engine is loaded."""
         self._settings = settings
         self._state = state
         self._metrics = metrics
@@ -60,7 +64,7 @@ class EngineLifecycle:
         self._on_open = on_open
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
-        self._loader = EngineLoader(settings.engine_spec(), build_engine, state.report, self._open, state.fail)
+        self._loader = EngineLoader(settings.engine, build_engine, state.report, self._open, state.fail)
         metrics.read_at_scrape(metrics.ready, lambda: state.current == "ready")
         metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
         metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
@@ -84,13 +88,15 @@ class EngineLifecycle:
         """Ends loading and draining."""
         self._tasks.cancel()
 
-    def _open(self, engine: Engine) -> None:
-        """Takes work for `engine` from now on."""
-        info, s = engine.info, self._settings
-        scheduler = BatchScheduler(engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost)
+    def _open(self, served: ServedModel) -> None:
+        """Takes work for `served` from now on."""
+        info, s = served.info, self._settings
+        scheduler = BatchScheduler(
+            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost
+        )
         scheduler.start()
-        self.scheduler = scheduler
-        self._on_open(scheduler)
+        self.scheduler, self.heads = scheduler, served.heads
+        self._on_open(scheduler, served.heads)
         self._metrics.describe_engine(info)
         self._state.change("ready" if self._state.current == "loading" else self._state.current)
         log.info(

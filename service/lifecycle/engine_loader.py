@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import partial
 
 from model.checkpoints.errors import WeightsError
-from model.engines.base import Engine, EngineBuildError
-from model.engines.spec import EngineSpec
+from model.engines.base import EngineBuildError, ServedModel
+from model.engines.settings import EngineSettings
 
 log = logging.getLogger(__name__)
-BuildEngine = Callable[[EngineSpec, Callable[[str], None]], Engine]
-"""Builds the engine of a specification, and reports each step: `model.engines.build.build`, or a stand-in."""
+BuildEngine = Callable[[EngineSettings, Callable[[str], None]], ServedModel]
+"""Builds an engine, and reports each step: `model.engines.build.build`, or a stand-in."""
 
 
 class EngineLoader:
@@ -22,22 +22,22 @@ class EngineLoader:
 
     def __init__(
         self,
-        spec: EngineSpec,
+        settings: EngineSettings,
         build_engine: BuildEngine,
         on_progress: Callable[[str], None],
-        on_loaded: Callable[[Engine], None],
+        on_loaded: Callable[[ServedModel], None],
         on_failure: Callable[[str], None],
     ) -> None:
         """Does not begin yet.
 
         Args:
-            spec: of the engine.
+            settings: of the engine.
             build_engine: builds it, in the thread.
             on_progress: called in the thread with each step.
             on_loaded: called on the event loop with the engine.
             on_failure: called on the event loop with the reason if the engine cannot be built or `on_loaded` raises.
         """
-        self._spec = spec
+        self._settings = settings
         self._build_engine = build_engine
         self._on_progress = on_progress
         self._on_loaded = on_loaded
@@ -53,14 +53,14 @@ class EngineLoader:
             log.critical("the engine cannot be loaded", exc_info=error)
             self._on_failure(f"the engine cannot be loaded: {error}")
 
-    def _build_in_thread(self) -> asyncio.Future[Engine]:
+    def _build_in_thread(self) -> asyncio.Future[ServedModel]:
         """Starts the build in a daemon thread: a process that is told to end does not wait for it."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Engine] = loop.create_future()
+        future: asyncio.Future[ServedModel] = loop.create_future()
 
-        def succeed(engine: Engine) -> None:
+        def succeed(served: ServedModel) -> None:
             if not future.cancelled():
-                future.set_result(engine)
+                future.set_result(served)
 
         def fail(error: Exception) -> None:
             if not future.cancelled():
@@ -68,7 +68,7 @@ class EngineLoader:
 
         def build() -> None:
             try:
-                settle = partial(succeed, self._build_engine(self._spec, self._on_progress))
+                settle = partial(succeed, self._build_engine(self._settings, self._on_progress))
             except Exception as error:
                 settle = partial(fail, error)
             if not loop.is_closed():

@@ -8,6 +8,7 @@ import logging
 
 import uvicorn
 
+from model.checkpoints.heads import Heads
 from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.lifecycle.engine_lifecycle import EngineLifecycle
@@ -84,7 +85,7 @@ class EngineProcess:
     def on_worker_started(self, connection: WorkerConnection) -> None:
         """Tells a new worker the state of the service, and its engine if there is one."""
         if self._lifecycle.scheduler is not None:
-            self._open_connection(connection, self._lifecycle.scheduler)
+            self._open_connection(connection, self._lifecycle.scheduler, self._lifecycle.heads)
         self._send_state(connection)
 
     def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
@@ -107,17 +108,17 @@ class EngineProcess:
         """Ends the service."""
         self._state.fail(reason)
 
-    def _on_open(self, scheduler: BatchScheduler) -> None:
+    def _on_open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         for connection in self._supervisor.connections.values():
-            self._open_connection(connection, scheduler)
+            self._open_connection(connection, scheduler, heads)
 
-    def _open_connection(self, connection: WorkerConnection, scheduler: BatchScheduler) -> None:
+    def _open_connection(self, connection: WorkerConnection, scheduler: BatchScheduler, heads: Heads) -> None:
         """Takes a worker's images from now on, and tells it of the engine."""
-        engine = scheduler.engine
+        info = scheduler.engine.info
         queued = min(self._settings.queue_images, QUEUED_SLOTS)
-        slot_count = queued + 2 * engine.lanes * engine.preferred_batch
-        connection.open(scheduler, engine.info.config, slot_count)
-        connection.send(Kind.OPEN, pack_engine(engine.info, engine.heads, slot_count))
+        slot_count = queued + 2 * info.lanes * info.preferred_batch
+        connection.open(scheduler, info.config, slot_count)
+        connection.send(Kind.OPEN, pack_engine(info, heads, slot_count))
 
     def _on_state_change(self) -> None:
         if not self._loop.is_closed():  # a build may still report from its thread after the end

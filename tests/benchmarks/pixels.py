@@ -72,7 +72,7 @@ def main() -> None:
     else:
         images = [file.read_bytes() for file in files]
     settings = load_settings()
-    engine = build(settings.engine_spec(), lambda _: None)
+    engine = build(settings.engine, lambda _: None).engine
     config, preprocessing = engine.info.config, engine.info.preprocessing
     short, side = preprocessing.resized_short_side(config.image_size), config.image_size
     decoder = ImageDecoder(config, preprocessing, settings.max_pixels)

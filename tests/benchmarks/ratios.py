@@ -31,8 +31,8 @@ class SleepingEngine:
     """Sleeps `base_s` per batch and `image_s` per image, and counts its batches."""
 
     def __init__(self, lanes: int, batch: int, mixes: bool, base_s: float = 0.020, image_s: float = 0.0001) -> None:
-        self.info: Any = SimpleNamespace(config=SimpleNamespace(num_patches=NUM_PATCHES), mixes=mixes)
-        self.lanes, self.preferred_batch = lanes, batch
+        config = SimpleNamespace(num_patches=NUM_PATCHES)
+        self.info: Any = SimpleNamespace(config=config, mixes=mixes, lanes=lanes, preferred_batch=batch)
         self.batches = 0
         self._base_s, self._image_s = base_s, image_s
 

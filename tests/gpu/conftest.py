@@ -1,6 +1,6 @@
 """Tests on a real GPU: `pytest -m gpu`. Where there is none they are skipped, and say so.
 
-`--gpu-backend openvino` (or torch) runs the same tests on the processor, which proves the tests and not the GPU.
+`--gpu-backend openvino` (or torch) runs the same tests on the CPU, which proves the tests and not the GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.engines.base import Engine, gather_visible
 from model.engines.build import build
 from model.engines.job import ModelSpec
 from model.engines.reference import load_model, reference_engine
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from tests.live.conftest import start_server  # noqa: F401  (a fixture)
 
 HALF_BARS = {"cosine": 0.9999, "pixels": 2}
@@ -47,8 +47,10 @@ def built(engine_cache: Path, probe: Path, on_gpu: bool) -> Callable[..., Engine
         if key not in engines:
             lanes = None if on_gpu else 2
             found = build(
-                EngineSpec(engine_cache, str(probe), backend=backend, precision=precision, lanes=lanes)  # type: ignore[arg-type]
-            )
+                EngineSettings(
+                    engine_cache=engine_cache, weights=str(probe), backend=backend, precision=precision, lanes=lanes
+                )  # type: ignore[arg-type]
+            ).engine
             assert found.info.backend == backend, found.info.fallback
             assert found.info.device.startswith("cuda") == on_gpu, found.info.device
             engines[key] = found
@@ -65,7 +67,7 @@ def engine(built: Callable[..., Engine], gpu_backend: str, on_gpu: bool) -> Engi
 
 @pytest.fixture(scope="session")
 def oracle(probe: Path) -> Engine:
-    """Eager float32 on the processor."""
+    """Eager float32 on the CPU."""
     return reference_engine(*load_model(ModelSpec(str(probe))))
 
 
@@ -124,19 +126,19 @@ def centred_cosine(found: np.ndarray, expected: np.ndarray, centre: np.ndarray) 
 
 def on_all_lanes(engine: Engine, work: Callable[[int], None]) -> None:
     """Runs `work(lane)` in one thread a lane, which begin together; what one raises is raised."""
-    start = threading.Barrier(engine.lanes)
+    start = threading.Barrier(engine.info.lanes)
 
     def begin(lane: int) -> None:
         start.wait(60)
         work(lane)
 
-    with ThreadPoolExecutor(engine.lanes) as pool:
-        list(pool.map(begin, range(engine.lanes)))
+    with ThreadPoolExecutor(engine.info.lanes) as pool:
+        list(pool.map(begin, range(engine.info.lanes)))
 
 
 @pytest.fixture
 def device_bytes(on_gpu: bool) -> Iterator[Callable[[], int]]:
-    """Reads the memory in use: of the whole GPU, so of whatever allocates there; resident, on the processor."""
+    """Reads the memory in use: of the whole GPU, so of whatever allocates there; resident, on the CPU."""
     if not on_gpu:
         yield lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
         return

@@ -7,7 +7,7 @@ then meets are real ones. Without CUDA the batch raises FatalEngineError, which 
 import signal
 import sys
 
-from model.engines.base import Engine, FatalEngineError
+from model.engines.base import FatalEngineError, ServedModel
 from model.engines.build import build
 from service.api.app import create_app
 from service.logs import configure_logging
@@ -30,8 +30,9 @@ def break_device() -> None:
     table[torch.full((1,), 10**6, device="cuda")].add_(1)
 
 
-def build_doomed(spec, progress) -> Engine:
-    engine = build(spec, progress)
+def build_doomed(settings, progress) -> ServedModel:
+    served = build(settings, progress)
+    engine = served.engine
     embed = engine.embed
 
     def doomed_embed(lane, patches, visible_indices):
@@ -42,7 +43,7 @@ def build_doomed(spec, progress) -> Engine:
         return embed(lane, patches, visible_indices)
 
     engine.embed = doomed_embed  # type: ignore[method-assign]
-    return engine
+    return served
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The engines themselves, held against eager float32 on the processor and the golden numbers."""
+"""The engines themselves, held against eager float32 on the CPU and the golden numbers."""
 
 import random
 import threading
@@ -43,7 +43,7 @@ def test_parity(
 ) -> None:
     """Against numbers that another implementation wrote (transformers' ViTMAE)."""
     if which >= len(backends):
-        pytest.skip("there is one backend on the processor")
+        pytest.skip("there is one backend on the CPU")
     if backends[which] == "openvino" and precision != "fp32":
         pytest.skip("half precision is for the GPU, and for torch")
     engine = built(backends[which], precision)
@@ -69,7 +69,7 @@ def test_every_batch_size(
     engine: Engine, oracle: Engine, crowd: Crowd, centres: Mapping, operation: str, visible: int
 ) -> None:
     """1 to the preferred size, on all lanes in turn: the oracle's answers, the same alone and in company."""
-    most = engine.preferred_batch
+    most = engine.info.preferred_batch
     images, visible_indices = crowd(most), places(visible, most)
     centre = centres.get((operation, visible), np.zeros(1))
     expected = [
@@ -81,7 +81,7 @@ def test_every_batch_size(
     ]
     alone = call(engine, operation, images[:1], visible_indices[:1])
     for size in range(1, most + 1):
-        found = call(engine, operation, images[:size], visible_indices[:size], lane=size % engine.lanes)
+        found = call(engine, operation, images[:size], visible_indices[:size], lane=size % engine.info.lanes)
         what = (operation, visible, size)
         require_alike(found, [array[:size] for array in expected], centre, (*what, "oracle"))
         require_alike([array[:1] for array in found], alone, centre, (*what, "alone"))
@@ -104,7 +104,7 @@ def test_images_with_different_numbers_of_patches_in_one_batch(engine: Engine, c
 
 def test_a_mixed_load_on_all_lanes(engine: Engine, crowd: Crowd, centres: Mapping) -> None:
     """Operations, batch sizes and K mixed, on every lane at once: each answer that of the same call alone."""
-    most = engine.preferred_batch
+    most = engine.info.preferred_batch
     images = crowd(most)
     draw = random.Random(7)
     asked = []
@@ -132,7 +132,7 @@ def test_a_mixed_load_on_all_lanes(engine: Engine, crowd: Crowd, centres: Mappin
             require_alike(found, alone[number], centre, (lane, number, operation))
 
     on_all_lanes(engine, work)
-    assert overlapped[0] == engine.lanes, "the lanes did not run at once"
+    assert overlapped[0] == engine.info.lanes, "the lanes did not run at once"
 
 
 def test_earlier_answers_stay(engine: Engine, crowd: Crowd) -> None:
@@ -147,8 +147,8 @@ def test_earlier_answers_stay(engine: Engine, crowd: Crowd) -> None:
 
 def test_memory_stays_flat(engine: Engine, crowd: Crowd, device_bytes: Callable[[], int], gpu_batches: int) -> None:
     """Thousands of batches of changing sizes take no memory that the first hundred did not."""
-    images = crowd(engine.preferred_batch)
-    sizes = sorted({1, 2, (engine.preferred_batch + 1) // 2, engine.preferred_batch})
+    images = crowd(engine.info.preferred_batch)
+    sizes = sorted({1, 2, (engine.info.preferred_batch + 1) // 2, engine.info.preferred_batch})
     kinds = [(operation, size, visible) for operation in OPERATIONS for size in sizes for visible in (49, 196)]
 
     def work(lane: int, batches: int) -> None:
@@ -156,9 +156,9 @@ def test_memory_stays_flat(engine: Engine, crowd: Crowd, device_bytes: Callable[
             operation, size, visible = kinds[number % len(kinds)]
             call(engine, operation, images[:size], places_of[visible][:size], lane)
 
-    places_of = {visible: places(visible, engine.preferred_batch) for visible in (49, 196)}
+    places_of = {visible: places(visible, engine.info.preferred_batch) for visible in (49, 196)}
     on_all_lanes(engine, lambda lane: work(lane, 4 * len(kinds)))
     before = device_bytes()
-    on_all_lanes(engine, lambda lane: work(lane, gpu_batches // engine.lanes))
+    on_all_lanes(engine, lambda lane: work(lane, gpu_batches // engine.info.lanes))
     grown = device_bytes() - before
     assert grown <= 32 << 20, f"{grown / 1e6:.1f} MB more after {gpu_batches} batches"

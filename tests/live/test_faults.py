@@ -59,7 +59,7 @@ def test_not_ready_while_loading(start_server: Start) -> None:
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("unbuildable", "out of memory, say"), ("unopenable", "lanes")])
+@pytest.mark.parametrize(("kind", "reason"), [("unbuildable", "out of memory, say"), ("unopenable", "info")])
 def test_an_engine_that_cannot_be_used_ends_the_process(start_server: Start, kind: str, reason: str) -> None:
     server = start_server({"FAKE": kind, "FAKE_LOAD_S": "0.5"}, ready=False)
     assert server.process.wait(20) == 1

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model.engines.base import ServedModel
 from service import gpu_metrics
 from service.api.app import create_app
 from service.metrics import Metrics
@@ -233,7 +234,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
     monkeypatch.setattr(gpu_metrics, "LOCK_TIMEOUT_S", 0.1)
 
     async def scrape() -> None:
-        app = create_app(Settings(), lambda spec, progress: FakeEngine())
+        app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert "mae_gpu_power_watts" in (await client.get("/metrics")).text
@@ -256,7 +257,7 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
 
 
 def test_the_service_shuts_the_driver_down(driver: Driver) -> None:
-    app = create_app(Settings(), lambda spec, progress: FakeEngine())
+    app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from model.engines.base import ServedModel
 from service.server import SIGNALS, LocalServer, leave
 from service.service import LocalService
 from service.settings import Settings
@@ -51,7 +52,7 @@ def test_after_a_failure_or_beside_a_library_that_still_runs_it_ends_at_once(
 
 
 def test_a_signal_begins_a_drain_and_the_drain_ends_the_server() -> None:
-    service = LocalService(Settings(decode_threads=1), lambda spec, report: FakeEngine())
+    service = LocalService(Settings(decode_threads=1), lambda settings, report: ServedModel(FakeEngine()))
     server = LocalServer(SimpleNamespace(state=SimpleNamespace(service=service)), "127.0.0.1", 0)  # type: ignore[arg-type]
     before = [signal.getsignal(number) for number in SIGNALS]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from model.engines.base import ServedModel
 from service.errors import Draining, EngineLost, NotReady
 from service.service import LocalService
 from service.settings import Settings
@@ -18,10 +19,10 @@ from tests.support.waiting import until
 def test_requests_are_refused_until_the_engine_is_there_and_once_it_leaves() -> None:
     loaded = threading.Event()
 
-    def build(spec: Any, report: Any) -> Any:
+    def build(settings: Any, report: Any) -> Any:
         report("pretending to build")
         assert loaded.wait(10)
-        return FakeEngine()
+        return ServedModel(FakeEngine())
 
     async def main() -> None:
         service = LocalService(Settings(decode_threads=1), build)
@@ -45,7 +46,7 @@ def test_requests_are_refused_until_the_engine_is_there_and_once_it_leaves() -> 
 
 
 def test_requests_are_refused_when_the_engine_is_lost() -> None:
-    def build(spec: Any, report: Any) -> Any:
+    def build(settings: Any, report: Any) -> Any:
         raise RuntimeError("no memory")
 
     async def main() -> None:

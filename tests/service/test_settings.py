@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from model.engines.cpu import available_cpus
+from model.engines.settings import EngineSettings
+from service.cli.options import ENGINE_OPTIONS
 from service.settings import InvalidSettings, Settings, load_settings
 
 
@@ -124,7 +126,7 @@ def test_a_wrong_value_names_its_setting(name: str, value: str, monkeypatch: pyt
 def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAE_PORT", "http")
     monkeypatch.setenv("MAE_LANES", "none")
-    with pytest.raises(InvalidSettings, match=r"PORT: .*LANES: "):
+    with pytest.raises(InvalidSettings, match=r"LANES: .*PORT: "):
         load_settings()
 
 
@@ -202,26 +204,12 @@ def test_the_cache_is_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_the_engine_is_told_what_concerns_it() -> None:
     given = {name.lower(): text for name, (text, _) in VALUES.items()}
-    spec = load_settings(**given).engine_spec()
-    assert vars(spec) == {
-        "cache": Path("/tmp/engines"),
-        "calibrate": None,
-        **{
-            name: VALUES[name.upper()][1]
-            for name in (
-                "weights",
-                "model",
-                "norm_pix_loss",
-                "image_size",
-                "preprocess",
-                "backend",
-                "precision",
-                "lanes",
-                "max_batch",
-                "cuda_graphs",
-                "parity_cosine",
-                "parity_psnr_db",
-                "parity_loss",
-            )
-        },
-    }
+    engine = load_settings(**given).engine
+    assert type(engine) is EngineSettings
+    assert vars(engine) == {name: VALUES[name.upper()][1] for name in EngineSettings.model_fields}
+
+
+def test_an_engine_setting_is_a_setting_and_an_option_of_commands_without_another_list() -> None:
+    for name, field in EngineSettings.model_fields.items():
+        assert Settings.model_fields[name].description == field.description
+        assert ENGINE_OPTIONS[name].annotation == field.annotation

@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Heads
 from model.config import PRESETS, MAEConfig, Preprocessing
 from model.engines.base import EngineInfo
+from model.engines.settings import EngineSettings
 
 SMALL = MAEConfig(
     name="fake",
@@ -72,6 +73,7 @@ def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 
     return EngineInfo(
         backend="torch",
         precision="fp32",
+        computes="fp32",
         device="cpu",
         model="fake",
         weights="0" * 64,
@@ -84,6 +86,11 @@ def fake_info(config: MAEConfig = SMALL, lanes: int = 1, preferred_batch: int = 
         preferred_batch=preferred_batch,
         versions={},
     )
+
+
+def with_changes(settings: EngineSettings, **changes: Any) -> EngineSettings:
+    """The same settings but for `changes`, validated."""
+    return EngineSettings(**{**settings.model_dump(), **changes})
 
 
 class FakeEngine:
@@ -102,9 +109,6 @@ class FakeEngine:
         config: MAEConfig = SMALL,
     ) -> None:
         self.info = fake_info(config, lanes=lanes, preferred_batch=preferred_batch)
-        self.heads = Heads()
-        self.lanes = lanes
-        self.preferred_batch = preferred_batch
         self.batches: list[tuple[str, int, list[int]]] = []
         """Of each batch: operation, K, the images' bytes."""
         self.running = self.most_running = 0

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from model.config import PRESETS
-from model.engines.base import FatalEngineError
+from model.engines.base import FatalEngineError, ServedModel
 from service.serving import run
 from service.settings import load_settings
 from tests.support.engines import FakeEngine
@@ -48,16 +48,16 @@ class StumblingEngine(FakeEngine):
         return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(visible_indices.shape[1])
 
 
-def build(spec, progress):
+def build(settings, progress):
     progress("pretending to build")
     time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":
         raise RuntimeError("out of memory, say")
-    engine = StumblingEngine(kind, seconds, spec.max_batch or 16)
+    engine = StumblingEngine(kind, seconds, settings.max_batch or 16)
     if kind == "unopenable":
-        del engine.lanes
-    return engine
+        del engine.info
+    return ServedModel(engine)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A processor that stands in for a GPU, in tests alone: streams that are always up to date, and recordings.
+"""A CPU that stands in for a GPU, in tests alone: streams that are always up to date, and recordings.
 
 A recording behaves as a CUDA graph does: it holds the operations of the time of recording with the memory that they
 read and wrote, runs nothing else when it is replayed, and knows nothing of what happens around it.
@@ -62,7 +62,7 @@ class Recorder(TorchDispatchMode):
 
 
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda, as far as a `DeviceEngine` uses it, on the processor."""
+    """torch.cuda, as far as a `DeviceEngine` uses it, on the CPU."""
     streams = [Stream()]
 
     @contextmanager

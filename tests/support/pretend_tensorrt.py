@@ -1,4 +1,4 @@
-"""TensorRT's runtime, as far as we use it, in tests alone: "engines" are names, run by torch on the processor.
+"""TensorRT's runtime, as far as we use it, in tests alone: "engines" are names, run by torch on the CPU.
 
 It is strict where TensorRT is, or where it would do something undefined without a word.
 """
@@ -17,15 +17,15 @@ from tests.support.pretend_cuda import Graph
 
 INPUTS = {
     "encoder": {"patches": np.uint8, "visible_indices": np.int32},
-    "encoder_mixed": {"patches": np.uint8, "visible_indices": np.int32},
+    "encoder_padded": {"patches": np.uint8, "visible_indices": np.int32},
     "decoder": {"latent": np.float32, "restore_indices": np.int32, "patches": np.uint8},
 }
 OUTPUTS = {
     "encoder": {"pooled": np.float32, "latent": np.float32},
-    "encoder_mixed": {"pooled": np.float32, "latent": np.float32},
+    "encoder_padded": {"pooled": np.float32, "latent": np.float32},
     "decoder": {"pixels": np.float16, "error": np.float32},
 }
-MEMORY = {"encoder": 4096, "encoder_mixed": 2048, "decoder": 1024}
+MEMORY = {"encoder": 4096, "encoder_padded": 2048, "decoder": 1024}
 """Bytes that a context needs."""
 
 

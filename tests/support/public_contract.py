@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic.fields import FieldInfo
 
+from model.engines.base import ServedModel
 from service.api.app import create_app
 from service.cli.main import app as command_line
 from service.errors import ServiceError
@@ -36,7 +37,7 @@ def public_contract() -> str:
     with patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             del os.environ[name]
-        api = create_app(Settings(), lambda spec, progress: FakeEngine())
+        api = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()))
     answers = ask(api)
     sections = {
         "settings": settings(),

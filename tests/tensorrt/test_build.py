@@ -16,7 +16,7 @@ import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
 from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.engines import convert
+from model.engines import convert, entry
 from model.engines.base import TensorRTError
 from model.engines.cuda import tensorrt_build
 from model.engines.cuda.tensorrt import TensorRTGraphs
@@ -93,9 +93,9 @@ def test_each_graph_is_one_engine_for_every_batch_and_every_k(
     networks.clear()
     said = build(config, "fp16", tmp_path)
     assert [line.partition(" (")[0] for line in said] == [
-        f"building the TensorRT engine of {preset}'s {name}" for name in ("encoder", "decoder", "encoder_mixed")
+        f"building the TensorRT engine of {preset}'s {name}" for name in ("encoder", "decoder", "encoder_padded")
     ]
-    encoder, decoder, mixed = networks
+    encoder, decoder, padded = networks
     for name, parameters in (("encoder", 12 * config.depth * d**2), ("decoder", 4 * config.decoder_embed_dim**2)):
         size = (tmp_path / f"{name}.engine").stat().st_size
         assert size > 2 * parameters, "the weights are inside, in half precision"
@@ -131,9 +131,9 @@ def test_each_graph_is_one_engine_for_every_batch_and_every_k(
         for least in (1, MOST)
     ]
 
-    assert (mixed.inputs, mixed.outputs, mixed.profiles) == (encoder.inputs, encoder.outputs, encoder.profiles[1:])
+    assert (padded.inputs, padded.outputs, padded.profiles) == (encoder.inputs, encoder.outputs, encoder.profiles[1:])
 
-    for network, depth in ((encoder, config.depth), (mixed, config.depth), (decoder, config.decoder_depth)):
+    for network, depth in ((encoder, config.depth), (padded, config.depth), (decoder, config.decoder_depth)):
         kinds = trt.LayerType
         assert of_kind(network, kinds.ATTENTION_OUTPUT) == {half: depth}, "one fused layer a block"
         assert of_kind(network, kinds.NORMALIZATION) == {single: 2 * depth + 1}
@@ -194,23 +194,23 @@ def test_an_entry_holds_engines_facts_and_reference(tmp_path: Path, monkeypatch:
     save(tmp_path / "weights.safetensors", fresh(SHALLOW))
     spec, folder = ModelSpec(str(tmp_path / "weights.safetensors")), tmp_path / "entry"
     folder.mkdir()
-    convert._convert(ConversionJob(spec, "tensorrt", "fp16", 16), folder, lambda words: None)
+    convert.convert(ConversionJob(spec, "tensorrt", "fp16", 16), folder, lambda words: None)
     assert {path.name for path in folder.iterdir()} == {
         "encoder.engine",
-        "encoder_mixed.engine",
+        "encoder_padded.engine",
         "decoder.engine",
-        convert.FACTS,
-        convert.REFERENCE,
+        entry.MODEL,
+        entry.REFERENCE,
     }
-    _, facts = load_model(spec)
-    assert convert.read_facts(folder) == facts
-    assert np.isfinite(convert.read_reference(folder).whole).all()
+    _, model = load_model(spec)
+    assert entry.read_model(folder) == model
+    assert np.isfinite(entry.read_reference(folder).whole).all()
 
 
 @pytest.mark.parametrize(
     ("code", "works"),
     [
-        ("from model.engines.cuda.tensorrt_build import _torch_tensorrt; _torch_tensorrt()", True),
+        ("from model.engines.cuda.tensorrt_build import import_torch_tensorrt; import_torch_tensorrt()", True),
         ("import torch_tensorrt", False),  # else there would be nothing to do
     ],
 )

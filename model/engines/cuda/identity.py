@@ -1,4 +1,4 @@
-"""What an engine built for one GPU must not be moved away from: the card, its driver, and the libraries."""
+"""The GPU, its driver and its libraries: an engine built with these runs with these alone."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from model.engines.base import EngineBuildError, TensorRTError
 
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""Where the driver shows itself, on Linux and under Windows' subsystem for it."""
+"""Device files of the driver, on Linux and under Windows' subsystem for Linux."""
 DISTRIBUTIONS = {"torch-tensorrt": "tensorrt", "torch-tensorrt-rtx": "tensorrt_rtx"}
-"""The packages that build engines, and the modules that run them."""
+"""Packages that build engines, and the modules that run those."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card, as its driver names it."""
+    """A GPU, as its driver names it."""
 
     name: str
     capability: str
-    """Compute capability, as in 9.0."""
+    """Compute capability, such as 9.0."""
     driver: str
     """Version of the driver."""
 
 
 def nvidia_device() -> bool:
-    """Whether a driver is there; asks no library, so that torch is not imported where there is none."""
+    """Whether there is a driver. No library is asked, so that torch is not imported where there is none."""
     return any(path.exists() for path in DEVICES)
 
 
@@ -40,7 +40,7 @@ def cuda_works() -> bool:
 
 
 def this_gpu() -> Gpu:
-    """The one that torch uses.
+    """The GPU that torch uses.
 
     Raises:
         EngineBuildError: the driver does not answer.
@@ -61,7 +61,7 @@ def this_gpu() -> Gpu:
 
 
 def installed_distribution() -> str | None:
-    """Which package builds engines here, `torch-tensorrt` or `torch-tensorrt-rtx`; None if there is none."""
+    """The installed package that builds engines, `torch-tensorrt` or `torch-tensorrt-rtx`; None if there is none."""
     for name in DISTRIBUTIONS:
         try:
             version(name)

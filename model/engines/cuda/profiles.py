@@ -1,4 +1,4 @@
-"""Optimisation profiles: for which sizes TensorRT tunes a graph, and which of them a batch runs under."""
+"""Optimisation profiles: the sizes that TensorRT tunes a graph for. A batch runs under the first that holds it."""
 
 from __future__ import annotations
 
@@ -9,51 +9,49 @@ from model.config import MAEConfig
 from model.masking import visible_count
 
 Range = tuple[int, int, int]
-"""Least, best (what is tuned for), most."""
+"""Smallest, optimal (tuned for) and largest size."""
 MASK_RATIO = 0.75
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A range of batches and of visible patches."""
+    """A range of batch sizes and of visible patches."""
 
     batch: Range
     visible: Range
 
     def holds(self, batch: int, visible: int) -> bool:
-        """Whether `batch` images of `visible` patches each are within."""
+        """Whether a batch of `batch` images with `visible` patches each fits."""
         return self.batch[0] <= batch <= self.batch[2] and self.visible[0] <= visible <= self.visible[2]
 
     def shapes(self, *dims: int | str) -> dict[str, tuple[int, ...]]:
-        """TensorRT's three shapes of an input; `dims` may say "B", "K" and "1+K"."""
+        """TensorRT's three shapes of an input; `dims` are sizes, or "B", "K" and "1+K"."""
         keys = ("min_shape", "opt_shape", "max_shape")
-        return {key: tuple(self._size(dim, place) for dim in dims) for place, key in enumerate(keys)}
+        return {key: tuple(self._size(dim, end) for dim in dims) for end, key in enumerate(keys)}
 
-    def _size(self, dim: int | str, place: int) -> int:
-        sizes: dict[Any, int] = {"B": self.batch[place], "K": self.visible[place], "1+K": 1 + self.visible[place]}
+    def _size(self, dim: int | str, end: int) -> int:
+        sizes: dict[Any, int] = {"B": self.batch[end], "K": self.visible[end], "1+K": 1 + self.visible[end]}
         return sizes.get(dim) or int(dim)
 
 
-def encoder_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
-    """A single image, a batch seen through a quarter of its patches, a batch seen whole, for up to `most` images.
-
-    A batch runs under the first one that holds it.
-    """
+def encoder_profiles(config: MAEConfig, max_batch_size: int) -> tuple[Profile, ...]:
+    """Profiles for a single image, a batch with a quarter of the patches visible, and a batch of whole images."""
     n, quarter = config.num_patches, usual_visible(config)
-    batches = (Profile((1, most, most), (1, quarter, quarter)), Profile((1, most, most), (1, n, n)))
-    return batches if most == 1 else (Profile((1, 1, 1), (1, n, n)), *batches)
+    batch = (1, max_batch_size, max_batch_size)
+    batches = (Profile(batch, (1, quarter, quarter)), Profile(batch, (1, n, n)))
+    return batches if max_batch_size == 1 else (Profile((1, 1, 1), (1, n, n)), *batches)
 
 
-def mixed_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
-    """As `encoder_profiles`; a single image is never mixed with others."""
-    return encoder_profiles(config, most)[-2:]
+def padded_profiles(config: MAEConfig, max_batch_size: int) -> tuple[Profile, ...]:
+    """The profiles of batches among `encoder_profiles`: a single image is never padded."""
+    return encoder_profiles(config, max_batch_size)[-2:]
 
 
-def decoder_profiles(config: MAEConfig, most: int) -> tuple[Profile, ...]:
-    """A single image and a batch: the decoder sees all places, so that K counts in its first layer alone."""
+def decoder_profiles(config: MAEConfig, max_batch_size: int) -> tuple[Profile, ...]:
+    """Profiles for a single image and for a batch: the decoder works on all N patches, K matters in one layer only."""
     n, quarter = config.num_patches, usual_visible(config)
-    batch = Profile((1, most, most), (1, quarter, n))
-    return (batch,) if most == 1 else (Profile((1, 1, 1), (1, quarter, n)), batch)
+    batch = Profile((1, max_batch_size, max_batch_size), (1, quarter, n))
+    return (batch,) if max_batch_size == 1 else (Profile((1, 1, 1), (1, quarter, n)), batch)
 
 
 def usual_visible(config: MAEConfig) -> int:

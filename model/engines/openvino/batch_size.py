@@ -1,4 +1,4 @@
-"""How many images a lane likes best in one batch: measured once on this machine, and kept in the engine cache."""
+"""The batch that suits a lane best: measured once on this kind of machine, and kept in the engine cache."""
 
 from __future__ import annotations
 
@@ -13,62 +13,65 @@ from pydantic import BaseModel, Field, ValidationError
 
 from model.engines.base import Engine
 from model.engines.cache import EngineCache, fingerprint
-from model.engines.cpu import processor
-from model.engines.parity import quarter_seen
+from model.engines.cpu import cpu_name
+from model.engines.fixed_images import visible_quarter
 from model.masking import all_indices
 
 log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16)
-MATTERING = ("entry", "precision", "lanes", "threads_per_lane", "versions")
+RELEVANT_INFO = ("entry", "precision", "computes", "lanes", "threads_per_lane", "versions")
+"""Fields of `EngineInfo` that the result depends on."""
 SECONDS = 3.0
-"""Measuring stops by then, also where a batch is slow."""
+"""Measuring stops by then, even where a batch is slow."""
 TURNS = 3
-WARM_SECONDS = 0.5
-WORTH = 1.03
-"""A larger batch keeps each image in it waiting: it has to be faster by this."""
-Seconds = Callable[[int], float]
+WARM_UP_SECONDS = 0.5
+MIN_GAIN = 1.03
+"""A larger batch keeps each image in it waiting, so it must be faster by this factor."""
+TimeBatch = Callable[[int], float]
 
 
-class Found(BaseModel):
-    """What was measured."""
+class MeasuredBatchSize(BaseModel):
+    """The batch size that was chosen, and the measurements."""
 
     batch: int = Field(gt=0)
     rates: dict[int, float]
-    """Images a second of all lanes together, by the batch."""
+    """Images/s of all lanes together, by batch size."""
 
 
-def preferred_batch(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
-    """What was noted in `cache` for this engine on this kind of processor, or else what is measured now and noted.
+def measured_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
+    """The batch size kept in `cache` for this engine on this kind of CPU; if there is none, it is measured and kept.
 
-    A note that cannot be read is measured anew; one that cannot be written is named in the log.
+    A sidecar file that cannot be read is measured anew; one that cannot be written is named in the log.
     """
-    info = engine.info
-    name = f"batch-{fingerprint({'processor': processor(), **info.model_dump(include=set(MATTERING))})}"
+    ingredients = {"processor": cpu_name(), **engine.info.model_dump(include=set(RELEVANT_INFO))}
+    name = f"batch-{fingerprint(ingredients)}"
     try:
-        return Found.model_validate(cache.read_note(name)).batch
-    except ValidationError:  # there is none, or none of ours
-        progress("measuring which batch a lane likes best")
-    found = choose(lambda size: seconds_of(engine, size), engine.lanes)
-    rates = ", ".join(f"{size}: {rate:.3g}" for size, rate in found.rates.items())
-    log.info("batches of %d are preferred; images a second by batch: %s", found.batch, rates)
-    cache.write_note(name, found.model_dump())
-    return found.batch
+        return MeasuredBatchSize.model_validate(cache.read_sidecar(name)).batch
+    except ValidationError:  # there is none, or its content is damaged
+        progress("measuring which batch suits a lane best")
+    measured = choose_batch_size(lambda size: time_batch(engine, size), engine.info.lanes)
+    rates = ", ".join(f"{size}: {rate:.3g}" for size, rate in measured.rates.items())
+    log.info("batches of %d are preferred; images/s by batch: %s", measured.batch, rates)
+    cache.write_sidecar(name, measured.model_dump())
+    return measured.batch
 
 
-def choose(seconds: Seconds, lanes: int, within: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> Found:
-    """The smallest batch within 3 % of the best.
+def choose_batch_size(
+    seconds: TimeBatch, lanes: int, within: float = SECONDS, clock: Callable[[], float] = time.monotonic
+) -> MeasuredBatchSize:
+    """Chooses the smallest batch within 3 % of the best.
 
-    Batches are doubled as long as that pays, and as long as the next is likely to be measured in time.
+    Batches are doubled as long as that pays, and as long as the next one is likely to be measured in time.
 
     Args:
         seconds: measures one batch of a size on every lane at once.
-        lanes: how many there are.
+        lanes: how many lanes there are.
         within: seconds for everything.
         clock: tells the time.
     """
     end = clock() + within
     best: dict[int, float] = {}
-    idle = 0
+    without_gain = 0
     for size in SIZES:
         if best and clock() + 2 * best[size // 2] > end:
             break
@@ -78,45 +81,46 @@ def choose(seconds: Seconds, lanes: int, within: float = SECONDS, clock: Callabl
             if clock() + taken > end:
                 break
         rate = size / best[size]
-        idle = idle + 1 if size > 1 and rate < WORTH * max(n / best[n] for n in best if n < size) else 0
-        if idle == 2:
+        gains = size == 1 or rate >= MIN_GAIN * max(n / best[n] for n in best if n < size)
+        without_gain = 0 if gains else without_gain + 1
+        if without_gain == 2:
             break
     rates = {size: lanes * size / taken for size, taken in best.items()}
-    return Found(batch=_smallest(rates), rates=rates)
+    return MeasuredBatchSize(batch=_smallest_good(rates), rates=rates)
 
 
-def _smallest(rates: Mapping[int, float]) -> int:
-    most = max(rates.values())
-    return min(size for size, rate in rates.items() if rate * WORTH >= most)
+def _smallest_good(rates: Mapping[int, float]) -> int:
+    best = max(rates.values())
+    return min(size for size, rate in rates.items() if rate * MIN_GAIN >= best)
 
 
-def seconds_of(engine: Engine, size: int) -> float:
-    """How long all lanes at once take for a batch of whole images and one of which a quarter is seen."""
-    config = engine.info.config
+def time_batch(engine: Engine, size: int) -> float:
+    """Seconds that all lanes at once take for a batch of whole images and one with a quarter of the patches visible."""
+    config, lanes = engine.info.config, engine.info.lanes
     whole = np.random.default_rng(0).integers(0, 256, (size, config.num_patches, config.patch_dim), dtype=np.uint8)
-    everywhere = np.repeat(all_indices(config.num_patches)[None], size, axis=0)
-    seen = quarter_seen(config, size)
-    quarter = np.take_along_axis(whole, seen[..., None], axis=1)
-    line = threading.Barrier(engine.lanes)
+    everything = np.repeat(all_indices(config.num_patches)[None], size, axis=0)
+    visible_indices = visible_quarter(config, size)
+    quarter = np.take_along_axis(whole, visible_indices[..., None], axis=1)
+    start_line = threading.Barrier(lanes)
 
     def work(lane: int) -> float:
-        line.wait()
+        start_line.wait()
         start = time.perf_counter()
-        engine.embed(lane, whole, everywhere)
-        engine.embed(lane, quarter, seen)
+        engine.embed(lane, whole, everything)
+        engine.embed(lane, quarter, visible_indices)
         return time.perf_counter() - start
 
-    with ThreadPoolExecutor(engine.lanes) as pool:
-        return max(pool.map(work, range(engine.lanes)))
+    with ThreadPoolExecutor(lanes) as pool:
+        return max(pool.map(work, range(lanes)))
 
 
-def warm(engine: Engine, within: float = WARM_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
     """Runs batches of 1, 2, … of the usual shapes on all lanes, as far as `within` seconds reach.
 
-    The first batch of a shape makes its kernels, which takes longer than a single image does.
+    The first batch of a shape compiles its kernels, which takes longer than a single image does.
     """
     end, taken = clock() + within, 0.0
-    for size in range(1, engine.preferred_batch + 1):
+    for size in range(1, engine.info.preferred_batch + 1):
         if clock() + taken > end:
             return
-        taken = seconds_of(engine, size)
+        taken = time_batch(engine, size)

@@ -1,164 +1,105 @@
-"""An engine of OpenVINO: in the precision that was asked for, or in the one that measuring recommends."""
+"""An engine by OpenVINO: in the precision that was asked for, or in the one that measuring recommends."""
 
 from __future__ import annotations
 
 import logging
-import platform
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from model.engines import parity
-from model.engines.base import EngineBuildError, EngineInfo, MeasuredPrecision, Precision
+from model.engines.base import EngineInfo, MeasuredPrecision, Precision
 from model.engines.cache import EngineCache, fingerprint
-from model.engines.context import BuildContext, gated, info_of, obtain, versions
-from model.engines.cpu import available_cpus, processor
-from model.engines.entry import read_facts, read_reference
-from model.engines.fingerprint import code_digest
-from model.engines.job import ConversionJob
-from model.engines.openvino.batch_size import preferred_batch, warm
-from model.engines.openvino.calibration import calibration_in
-from model.engines.openvino.engine import PREFERRED_BATCH, OpenVINOEngine, capabilities
-from model.engines.openvino.precision import CLOSEST_FIRST, choose, core_seconds_of, keep_choice, measure, read_choice
-from model.engines.openvino.quantise import read_quantisation, require_nncf
+from model.engines.context import BuildContext, installed_versions
+from model.engines.cpu import available_cpus, cpu_name
+from model.engines.entry import read_model, read_reference
+from model.engines.openvino.arithmetic import sample_precision
+from model.engines.openvino.batch_size import measured_batch_size, warm_up
+from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
+from model.engines.openvino.entries import GraphEntries, require_held_out_parity
+from model.engines.openvino.precision import (
+    CLOSEST_FIRST,
+    choose_precision,
+    core_seconds,
+    keep_choice,
+    measure_rates,
+    read_choice,
+)
+from model.engines.openvino.quantise import read_quantisation
+from model.engines.parity import ParityError
 
 log = logging.getLogger(__name__)
 
 
-def build_openvino(plan: BuildContext) -> OpenVINOEngine:
-    """Loads or makes the engine, holds it to its bar, and warms it up.
+def build_openvino(context: BuildContext) -> OpenVINOEngine:
+    """Loads or makes the engine, checks its parity, and warms it up.
 
     Raises:
         WeightsError: the weights cannot be read.
         EngineBuildError: the engine cannot be made, or there is no int8 engine where one is needed.
-        ParityError: it can, but it does not compute what the model computes.
+        ParityError: the engine does not compute what the model computes.
     """
-    graphs = _Graphs(plan)
-    if plan.spec.precision == "auto":
-        engine = _fastest(plan, graphs)
-    elif plan.spec.precision == "int8":
-        engine = _engine(plan, "int8", graphs.int8())
+    settings, entries = context.settings, GraphEntries(context)
+    choice: MeasuredPrecision | None = None
+    if settings.precision == "auto":
+        engine, choice = _build_fastest(context, entries)
+        log.info("PRECISION=auto serves %s: %s", choice.precision, choice.reason)
     else:
-        engine = _engine(plan, plan.spec.precision, graphs.float32())
-    if plan.spec.max_batch is None:
-        engine.prefer(preferred_batch(engine, EngineCache(plan.spec.cache), plan.progress))
-    warm(engine)
+        engine = _build(context, settings.precision, _entry_for(settings.precision, entries))
+        if engine.info.computes != settings.precision:
+            log.warning("PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, engine.info.computes)
+    batch = settings.max_batch or measured_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
+    engine.info = engine.info.model_copy(update={"auto": choice, "preferred_batch": batch})
+    warm_up(engine)
     return engine
 
 
-class _Graphs:
-    """Entries of the cache: one in float32, which bf16 is computed from as well, and those in int8."""
-
-    def __init__(self, plan: BuildContext) -> None:
-        self._plan = plan
-        self._cache = EngineCache(plan.spec.cache)
-        self._ingredients: dict[str, object] = {
-            **asdict(plan.model),
-            "path": plan.source.digest,
-            "code": code_digest(),
-            "versions": {name: version(name) for name in ("openvino", "torch")},
-            "machine": platform.machine(),
-        }
-        self.name = f"openvino-{fingerprint(self._ingredients)}"
-
-    def float32(self) -> Path:
-        """Made if need be."""
-        return obtain(self._plan, self.name, ConversionJob(self._plan.model, "openvino"))
-
-    def int8(self) -> Path:
-        """Made from `spec.calibrate`, or the one that was made last for int8 from whatever photographs.
-
-        A note in the cache leads from all ingredients but the photographs to that entry: a server has not got them.
-        """
-        note = self._note("int8")
-        if self._plan.spec.calibrate is None:
-            return self.noted_int8(self._noted(note), "int8")
-        folder = self._quantised()
-        _held_out_gate(folder, self._plan)
-        self._cache.write_note(note, {"entry": folder.name})
-        return folder
-
-    def int8_for_auto(self) -> str | None:
-        """The entry that `mae compile --precision auto --calibrate` has named; None if there was no such command.
-
-        This note is auto's own: int8 that was made for a trial changes nothing for those who did not ask for it.
-        """
-        note = self._note("auto-int8")
-        if self._plan.spec.calibrate is None:
-            return self._noted(note)
-        name = self._quantised().name
-        self._cache.write_note(note, {"entry": name})
-        return name
-
-    def noted_int8(self, name: str | None, precision: str) -> Path:
-        """The folder of that entry, which only photographs can make anew."""
-        found = None if name is None else self._cache.find(name)
-        if found is None:
-            raise EngineBuildError(
-                f"the engine cache {self._plan.spec.cache} has no intact int8 engine of {self._plan.source.name} for "
-                f"these options: mae compile --precision {precision} --calibrate FOLDER makes one from photographs"
-            )
-        return found
-
-    def _quantised(self) -> Path:
-        assert self._plan.spec.calibrate is not None
-        nncf, calibration = require_nncf(), calibration_in(self._plan.spec.calibrate)
-        made_of = {**self._ingredients, "photographs": calibration.digest, "nncf": nncf}
-        job = ConversionJob(self._plan.model, "openvino", "int8", photographs=calibration)
-        return obtain(self._plan, f"openvino-int8-{fingerprint(made_of)}", job)
-
-    def _note(self, kind: str) -> str:
-        return f"{kind}-{fingerprint(self._ingredients)}"
-
-    def _noted(self, note: str) -> str | None:
-        said = self._cache.read_note(note)
-        return str(said["entry"]) if said and "entry" in said else None
+def _entry_for(precision: Precision, entries: GraphEntries) -> Path:
+    return entries.int8() if precision == "int8" else entries.float32()
 
 
-def _fastest(plan: BuildContext, graphs: _Graphs) -> OpenVINOEngine:
-    """The engine that auto comes to: by the note of an earlier start, or else by measuring, which is noted."""
-    cache, int8 = EngineCache(plan.spec.cache), graphs.int8_for_auto()
-    name = _note_of(plan, graphs.name, int8)
-    found = read_choice(cache, name)
-    if found is not None:
-        if found.precision == "int8":
-            engine = _engine(plan, "int8", graphs.noted_int8(int8, "auto"))
-        else:
-            engine = _engine(plan, found.precision, graphs.float32())
-    else:
-        engines, left_out = _candidates(plan, graphs, int8)
-        rates: dict[Precision, float] = {}
-        if len(engines) > 1:
-            plan.progress(f"measuring which is fastest: {', '.join(engines)}")
-            lanes = engines["fp32"].lanes
-            rates = measure({one: partial(core_seconds_of, engine) for one, engine in engines.items()}, lanes)
-        best = choose(rates) if rates else "fp32"
-        found = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
-        engine = engines[found.precision]
-    log.info("PRECISION=auto serves %s: %s", found.precision, found.reason)
-    engine.info = engine.info.model_copy(update={"auto": found})
-    return engine
+def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVINOEngine, MeasuredPrecision]:
+    """The engine that auto chooses, and why: as an earlier start chose, or else by measuring."""
+    cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
+    name = _choice_name(context, entries.name, int8)
+    choice = read_choice(cache, name)
+    if choice is not None:
+        folder = entries.find_int8(int8, "auto") if choice.precision == "int8" else entries.float32()
+        return _build(context, choice.precision, folder), choice
+    engines, left_out = _build_candidates(context, entries, int8)
+    rates: dict[Precision, float] = {}
+    if len(engines) > 1:
+        context.progress(f"measuring which is fastest: {', '.join(engines)}")
+        lanes = engines["fp32"].info.lanes
+        rates = measure_rates({name: partial(core_seconds, engine) for name, engine in engines.items()}, lanes)
+    best = choose_precision(rates) if rates else "fp32"
+    choice = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
+    return engines[choice.precision], choice
 
 
-def _candidates(
-    plan: BuildContext, graphs: _Graphs, int8: str | None
+def _build_candidates(
+    context: BuildContext, entries: GraphEntries, int8: str | None
 ) -> tuple[dict[Precision, OpenVINOEngine], dict[Precision, str]]:
-    """The engines that have passed their gates, and of the others why they have not.
+    """The engines that pass their parity checks, and the reasons of those that do not.
+
+    bf16 is a candidate only where the CPU has the instructions: emulation saves nothing, and loses the same bits.
 
     Raises:
-        ParityError: float32 has not.
+        ParityError: float32 does not pass.
     """
-    there: dict[Precision, bool] = {"fp32": True, "bf16": "BF16" in capabilities(), "int8": int8 is not None}
+    available: dict[Precision, bool] = {
+        "fp32": True,
+        "bf16": sample_precision("bf16") == "bf16",
+        "int8": int8 is not None,
+    }
     engines: dict[Precision, OpenVINOEngine] = {}
     left_out: dict[Precision, str] = {}
     for precision in CLOSEST_FIRST:
-        if not there[precision]:
+        if not available[precision]:
             continue
-        folder = graphs.noted_int8(int8, "auto") if precision == "int8" else graphs.float32()
+        folder = entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
         try:
-            engines[precision] = _engine(plan, precision, folder)
-        except parity.ParityError as error:
+            engines[precision] = _build(context, precision, folder)
+        except ParityError as error:
             if precision == "fp32":
                 raise
             left_out[precision] = str(error)
@@ -166,42 +107,46 @@ def _candidates(
     return engines, left_out
 
 
-def _note_of(plan: BuildContext, entry: str, int8: str | None) -> str:
-    """What another answer could depend on, in one name; the bars too, which decide who takes part."""
+def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
+    """The name of auto's choice in the cache: all that another choice could depend on.
+
+    The tolerances are among it, since they decide which precisions take part.
+    """
     ingredients: dict[str, object] = {
-        "processor": processor(),
-        "capabilities": sorted(capabilities()),
-        "lanes": _lanes_and_threads(plan),
-        "versions": versions(),
+        "processor": cpu_name(),
+        "bf16": sample_precision("bf16"),
+        "lanes": _lanes_and_threads(context),
+        "versions": installed_versions(),
         "entry": entry,
         "int8": int8,
-        "bars": {precision: asdict(plan.spec.bar(precision)) for precision in CLOSEST_FIRST},
+        "tolerances": {precision: asdict(context.tolerance(precision)) for precision in CLOSEST_FIRST},
     }
     return f"precision-{fingerprint(ingredients)}"
 
 
-def _engine(plan: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
-    """The engine of `folder` in that precision, past its gate."""
+def _build(context: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
+    """The engine of the graphs in `folder`, after its parity check."""
     if precision == "int8":
-        _held_out_gate(folder, plan)
-    plan.progress(f"compiling {plan.source.name} for this processor in {precision}")
-    engine = OpenVINOEngine(folder, _info(plan, precision, folder))
-    gated(engine, read_reference(folder), plan)
+        require_held_out_parity(folder, context)
+    context.progress(f"compiling {context.source.name} for this CPU in {precision}")
+    engine = OpenVINOEngine(folder, _info(context, precision, folder))
+    context.check(engine, read_reference(folder))
     return engine
 
 
-def _info(plan: BuildContext, precision: Precision, folder: Path) -> EngineInfo:
-    lanes, threads = _lanes_and_threads(plan)
-    batch = plan.spec.max_batch or PREFERRED_BATCH
-    facts = read_facts(folder)
-    info = info_of(plan.source, facts, plan.choice, precision, lanes, threads, batch, folder.name)
-    return info.model_copy(update={"quantisation": read_quantisation(folder)}) if precision == "int8" else info
+def _info(context: BuildContext, precision: Precision, folder: Path) -> EngineInfo:
+    lanes, threads = _lanes_and_threads(context)
+    return context.describe(
+        read_model(folder),
+        precision,
+        lanes=lanes,
+        threads_per_lane=threads,
+        max_batch_size=context.settings.max_batch or DEFAULT_BATCH,
+        entry=folder.name,
+        quantisation=read_quantisation(folder) if precision == "int8" else None,
+    )
 
 
-def _lanes_and_threads(plan: BuildContext) -> tuple[int, int]:
-    lanes = plan.spec.lanes or available_cpus()
+def _lanes_and_threads(context: BuildContext) -> tuple[int, int]:
+    lanes = context.settings.lanes or available_cpus()
     return lanes, max(1, available_cpus() // lanes)
-
-
-def _held_out_gate(folder: Path, plan: BuildContext) -> None:
-    parity.require(read_quantisation(folder).parity, plan.spec.bar("int8"), " of photographs held out")

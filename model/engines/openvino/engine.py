@@ -1,4 +1,4 @@
-"""OpenVINO on the processor: two compiled graphs, encoder and decoder, and one pair of infer requests a lane.
+"""OpenVINO on the CPU: two compiled graphs, encoder and decoder, and one pair of infer requests per lane.
 
 Lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. Latents go from the
 encoder's output tensor to the decoder's input without a copy.
@@ -6,57 +6,55 @@ encoder's output tensor to the decoder's input without a copy.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.heads import Heads
-from model.engines.base import EngineError, EngineInfo, gather_visible
+from model.engines.base import EngineBuildError, EngineError, EngineInfo, gather_visible
+from model.engines.openvino.arithmetic import computed_precision
+from model.engines.openvino.graphs import DECODER_FILE, ENCODER_FILE
+from model.engines.openvino.runtime import PRECISION_HINTS, import_openvino
 from model.masking import restore_indices_for
 
-if TYPE_CHECKING:
-    from model.checkpoints.checkpoint import Checkpoint
-    from model.config import MAEConfig, Preprocessing
+DEFAULT_BATCH = 4
+KERNEL_CACHE_SIZE = 250
+"""Kernels kept per lane and graph: those of ten shapes in int8.
 
-PREFERRED_BATCH = 4
-ENCODER, DECODER = "encoder.xml", "decoder.xml"
-PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-"""In int8 the graphs themselves say what has eight bits; the rest is float32."""
-KERNELS_KEPT = 250
-"""Of each lane and graph: ten shapes in int8. Clients choose K, and OpenVINO's own 5000 would be gigabytes there."""
+Clients choose K, and with OpenVINO's default of 5000 kernels they would take gigabytes."""
 
 
 class OpenVINOEngine:
-    """Reads the graphs that `convert` wrote; imports no torch."""
+    """An `Engine` that runs the graphs in a folder; it imports no torch."""
 
     def __init__(self, folder: Path, info: EngineInfo) -> None:
-        """Compiles the graphs in `folder` for this processor, with `info.lanes` lanes."""
-        self.info = info
-        self.heads = Heads()
-        self.lanes = info.lanes
-        self.preferred_batch = info.preferred_batch
+        """Compiles the graphs in `folder` for this CPU, with `info.lanes` lanes.
+
+        `self.info` says what OpenVINO then computes in.
+
+        Raises:
+            EngineBuildError: OpenVINO cannot compile them in `info.precision`.
+        """
         core = import_openvino().Core()
         options = {
             "NUM_STREAMS": info.lanes,
             "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
-            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_SIZE,
         }
-        encoder = core.compile_model(str(folder / ENCODER), "CPU", options)
-        self._encoders = [encoder.create_infer_request() for _ in range(info.lanes)]
-        self._decoders: list[Any] = []
-        if info.config.has_decoder:
-            decoder = core.compile_model(str(folder / DECODER), "CPU", options)
-            self._decoders = [decoder.create_infer_request() for _ in range(info.lanes)]
-
-    def prefer(self, batch: int) -> None:
-        """Sets how many images one lane likes best; nothing in the graphs depends on it."""
-        self.preferred_batch = batch
-        self.info = self.info.model_copy(update={"preferred_batch": batch})
+        files = (ENCODER_FILE, DECODER_FILE) if info.config.has_decoder else (ENCODER_FILE,)
+        try:
+            graphs = [core.compile_model(str(folder / file), "CPU", options) for file in files]
+        except RuntimeError as error:
+            raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
+        # In int8 the graphs themselves hold the rounding to eight bits, whatever multiplies the results.
+        computes = "int8" if info.precision == "int8" else computed_precision(graphs)
+        self.info = info.model_copy(update={"computes": computes})
+        requests = [[graph.create_infer_request() for _ in range(info.lanes)] for graph in graphs]
+        self._encoders: list[Any] = requests[0]
+        self._decoders: list[Any] = requests[1] if info.config.has_decoder else []
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
@@ -82,33 +80,6 @@ class OpenVINOEngine:
         return request
 
 
-def convert(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
-    """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
-    from model.engines.export import export_programs, graphs_of, torchs_own_deprecation
-
-    openvino = import_openvino()
-    for name, program in export_programs(graphs_of(checkpoint, config, preprocessing), config).items():
-        with torchs_own_deprecation():
-            converted = openvino.convert_model(program)
-        openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)
-
-
-def capabilities() -> tuple[str, ...]:
-    """What the processor computes in, in OpenVINO's words; BF16 is among them only where it has the instructions.
-
-    OpenVINO also takes the hint where it has not, and then emulates bf16 or stays with float32.
-    """
-    return tuple(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-
-
-def import_openvino() -> Any:
-    """The openvino package, without its telemetry, which otherwise reports every import to its maker."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail: a stub is used
-    import openvino
-
-    return openvino
-
-
 def _infer(request: Any, inputs: list[Any]) -> None:
     try:
         request.infer(inputs, share_inputs=True)
@@ -117,5 +88,5 @@ def _infer(request: Any, inputs: list[Any]) -> None:
 
 
 def _copy(tensor: Any) -> Floats:
-    """Out of the request's own memory, which the next batch overwrites."""
+    """Copies a tensor out of the request's memory, which the next batch overwrites."""
     return np.array(tensor.data, dtype=np.float32)

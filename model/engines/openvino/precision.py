@@ -1,6 +1,7 @@
-"""Which precision `PRECISION=auto` comes to: measured once on a kind of processor, and kept in the engine cache.
+"""The precision that `PRECISION=auto` chooses: measured once on a kind of CPU, and kept in the engine cache.
 
-What lies closer to the model is preferred, and every precision here has passed its gate before it is measured.
+Precisions that lie closer to the model are preferred, and every engine has passed its parity check before it is
+measured.
 """
 
 from __future__ import annotations
@@ -12,40 +13,40 @@ from pydantic import ValidationError
 
 from model.engines.base import Engine, MeasuredPrecision, Precision
 from model.engines.cache import EngineCache
-from model.engines.openvino.batch_size import seconds_of
+from model.engines.openvino.batch_size import time_batch
 
 CLOSEST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 SECONDS = 3.0
 """Measuring stops by then, if every precision has had a turn."""
 TURNS = 10
-WORTH = 1.05
-"""What lies further from the model has to be faster by this."""
+MIN_GAIN = 1.05
+"""A precision that lies further from the model must be faster by this factor."""
 Measure = Callable[[], float]
 
 
-def choose(rates: Mapping[Precision, float]) -> Precision:
-    """The precision to serve in: float32, or what beats all that lie closer to the model by 5 %.
+def choose_precision(rates: Mapping[Precision, float]) -> Precision:
+    """Chooses float32, or the precision that beats all that lie closer to the model by 5 %.
 
     Args:
-        rates: images a core-second of those that have passed their gates, float32 among them.
+        rates: images per core-second of those that passed their parity checks, float32 among them.
     """
     best: Precision = "fp32"
     for precision in CLOSEST_FIRST:
-        if precision in rates and rates[precision] >= WORTH * rates[best]:
+        if precision in rates and rates[precision] >= MIN_GAIN * rates[best]:
             best = precision
     return best
 
 
-def measure(
+def measure_rates(
     seconds: Mapping[Precision, Measure],
     images: int,
     within: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Precision, float]:
-    """Images a core-second of each precision: its best of up to ten turns, taken alternately, so all meet the same.
+    """Images per core-second of each precision: its best of up to ten turns, taken alternately so all meet the same.
 
     Args:
-        seconds: by precision, what runs `images` images and says how many core-seconds they took.
+        seconds: by precision, runs `images` images and returns how many core-seconds they took.
         images: of all lanes together.
         within: seconds of the clock for everything; one turn is measured however slow.
         clock: tells the time.
@@ -62,27 +63,27 @@ def measure(
     return {precision: images / best[precision] for precision in seconds}
 
 
-def core_seconds_of(engine: Engine) -> float:
-    """Core-seconds of one image on every lane, whole and seen through a quarter.
+def core_seconds(engine: Engine) -> float:
+    """Core-seconds for one image on every lane, once whole and once with a quarter of its patches visible.
 
-    Not the clock's: a busy neighbour or a quota that is used up would decide the choice by accident.
+    CPU time, not the clock's: a busy neighbour or a quota that is used up would decide the choice by accident.
     """
     before = time.process_time()
-    seconds_of(engine, 1)
+    time_batch(engine, 1)
     return time.process_time() - before
 
 
 def read_choice(cache: EngineCache, name: str) -> MeasuredPrecision | None:
-    """What was noted under that name; None if nothing was, or nothing of ours."""
+    """Reads a choice that `keep_choice` kept under `name`; None if there is none, or its content is damaged."""
     try:
-        return MeasuredPrecision.model_validate(cache.read_note(name))
+        return MeasuredPrecision.model_validate(cache.read_sidecar(name))
     except ValidationError:
         return None
 
 
-def keep_choice(cache: EngineCache, name: str, found: MeasuredPrecision) -> MeasuredPrecision:
-    """Notes `found`, unless another process was faster: then what that one has noted, lest two serve differently."""
+def keep_choice(cache: EngineCache, name: str, choice: MeasuredPrecision) -> MeasuredPrecision:
+    """Keeps `choice`, unless another process was faster: then its choice counts, lest two serve differently."""
     earlier = read_choice(cache, name)
     if earlier is None:
-        cache.write_note(name, found.model_dump())
-    return earlier or found
+        cache.write_sidecar(name, choice.model_dump())
+    return earlier or choice

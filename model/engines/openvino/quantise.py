@@ -1,8 +1,8 @@
 """Post-training quantisation: OpenVINO's graphs in eight bits, by NNCF, calibrated on photographs.
 
-On photographs and nothing less: ranges taken from drawn images cut off what only photographs reach, and the fixed
-images of the gate, drawn like them, would not show it. So a third of the photographs plays no part in the calibration,
-and the engine is measured on that third.
+Only photographs will do: the ranges of drawn images cut off values that photographs reach, and the fixed images of the
+parity check, which are drawn, would not show it. So a third of the photographs plays no part in the calibration, and
+the engine is measured on that third.
 """
 
 from __future__ import annotations
@@ -11,35 +11,38 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model.arrays import Bytes
-from model.config import MAEConfig
+from model.config import MAEConfig, Preprocessing
 from model.engines.base import Engine, EngineBuildError, EngineInfo, Quantisation
-from model.engines.job import Calibration
-from model.engines.openvino.calibration import read_squares
-from model.engines.openvino.engine import DECODER, ENCODER, OpenVINOEngine, import_openvino
-from model.engines.parity import answers, measure, quarter_seen
+from model.engines.cpu import available_cpus
+from model.engines.fixed_images import visible_quarter
+from model.engines.job import MIN_PHOTOGRAPHS, Calibration, LoadedModel
+from model.engines.openvino.engine import OpenVINOEngine
+from model.engines.openvino.graphs import DECODER_FILE, ENCODER_FILE
+from model.engines.openvino.runtime import import_openvino
+from model.engines.outputs import collect_outputs
+from model.engines.parity import measure_parity
+from model.images.preprocess import ImageError, open_image, patches_of
 from model.masking import all_indices, restore_indices_for
 
-if TYPE_CHECKING:
-    from model.engines.job import LoadedModel
-
+log = logging.getLogger(__name__)
 QUANTISATION = "quantisation.json"
-HELD_OUT = 3
+HELD_OUT_EVERY = 3
 """Every third photograph is held out."""
 FIRST_SEED = 1000
-"""Of the masks that are calibrated with; those that are measured with begin at 0."""
+"""The first seed of the masks for calibration; the masks for measuring have seeds from 0."""
 
 
 def require_nncf() -> str:
-    """NNCF's version.
+    """Returns NNCF's version.
 
     Raises:
         EngineBuildError: it is not installed.
@@ -49,96 +52,117 @@ def require_nncf() -> str:
     return version("nncf")
 
 
-def quantise_on(
+def quantise_and_measure(
     calibration: Calibration,
-    facts: LoadedModel,
+    model: LoadedModel,
     reference: Engine,
     source: Path,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
-    """Quantises the graphs in `source` into `folder`, and writes there what that has cost.
+    """Quantises the graphs in `source` into `folder`, and writes there how far they then lie from eager float32.
 
     Args:
         calibration: the photographs.
-        facts: of the model.
+        model: the model's properties.
         reference: eager float32.
-        source: holds what `openvino.convert` wrote.
+        source: holds the float32 graphs.
         folder: exists.
-        progress: told in words what is being done.
+        progress: called with a sentence at every step.
 
     Raises:
         EngineBuildError: too few photographs can be read.
     """
-    photographs = read_squares(calibration.paths, facts.config, facts.preprocessing)
-    ours, others = calibrating(photographs), held_out(photographs)
-    progress(f"quantising {facts.config.name} to eight bits on {len(ours)} photographs")
-    quantise(source, folder, ours, facts.config)
-    progress(f"measuring the quantised {facts.config.name} on {len(others)} other photographs")
-    engine = OpenVINOEngine(folder, _info(reference.info))
+    photographs = read_photographs(calibration.paths, model.config, model.preprocessing)
+    used, held_out = calibration_part(photographs), held_out_part(photographs)
+    progress(f"quantising {model.config.name} to eight bits on {len(used)} photographs")
+    quantise(source, folder, used, model.config)
+    progress(f"measuring the quantised {model.config.name} on {len(held_out)} other photographs")
+    engine = OpenVINOEngine(folder, _int8_info(reference.info))
     quantisation = Quantisation(
-        photographs=len(ours),
-        held_out=len(others),
+        photographs=len(used),
+        held_out=len(held_out),
         digest=calibration.digest,
         nncf=version("nncf"),
-        parity=measure(answers(engine, images=others), answers(reference, images=others), facts.config),
+        parity=measure_parity(
+            collect_outputs(engine, images=held_out), collect_outputs(reference, images=held_out), model.config
+        ),
     )
     (folder / QUANTISATION).write_text(quantisation.model_dump_json(indent=1))
 
 
 def read_quantisation(folder: Path) -> Quantisation:
-    """What `quantise_on` wrote."""
+    """Reads what `quantise_and_measure` wrote."""
     return Quantisation(**json.loads((folder / QUANTISATION).read_text()))
 
 
-def calibrating(photographs: Bytes) -> Bytes:
-    """Those that are calibrated on."""
-    kept: Bytes = photographs[np.arange(len(photographs)) % HELD_OUT != 0]
-    return kept
+def read_photographs(paths: Sequence[str], config: MAEConfig, preprocessing: Preprocessing) -> Bytes:
+    """Reads photographs as patches uint8 [R, N, P]; unreadable ones are named in the log and left out.
+
+    Raises:
+        EngineBuildError: too few can be read.
+    """
+    patches = []
+    for path in paths:
+        try:
+            with open_image(path) as image:
+                patches.append(patches_of(image, config, preprocessing))
+        except ImageError as error:
+            log.warning("not calibrated on: %s: %s", path, error)
+    if len(patches) < MIN_PHOTOGRAPHS:
+        raise EngineBuildError(
+            f"int8 is calibrated on at least {MIN_PHOTOGRAPHS} photographs; only {len(patches)} could be read"
+        )
+    return np.stack(patches)
 
 
-def held_out(photographs: Bytes) -> Bytes:
-    """Those that are measured on."""
-    return photographs[::HELD_OUT]
+def calibration_part(photographs: Bytes) -> Bytes:
+    """The photographs that are calibrated on."""
+    part: Bytes = photographs[np.arange(len(photographs)) % HELD_OUT_EVERY != 0]
+    return part
+
+
+def held_out_part(photographs: Bytes) -> Bytes:
+    """The photographs that are measured on."""
+    return photographs[::HELD_OUT_EVERY]
 
 
 def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) -> None:
     """Reads float32 graphs from `source`, and writes them in eight bits into `folder`.
 
     Args:
-        source: holds what `openvino.convert` wrote.
+        source: holds the float32 graphs.
         folder: exists.
-        photographs: to calibrate on, uint8 [R, N, P]; each is seen whole, and through a quarter of its patches.
-        config: its sizes.
+        photographs: uint8 [R, N, P]; each is encoded whole, and with a quarter of its patches visible.
+        config: the model's sizes.
     """
     openvino = import_openvino()  # first: NNCF would import it with its telemetry
     import nncf
 
     nncf.set_log_level(logging.WARNING)
     core = openvino.Core()
-    encode = core.compile_model(str(source / ENCODER), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    seen = quarter_seen(config, len(photographs), FIRST_SEED)
-    everywhere = all_indices(config.num_patches)[None]
-    inputs: dict[str, list[list[Any]]] = {ENCODER: [], DECODER: []}
-    for patches, visible_indices in zip(photographs[:, None], seen[:, None], strict=True):
+    encode = core.compile_model(str(source / ENCODER_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    quarter = visible_quarter(config, len(photographs), FIRST_SEED)
+    everything = all_indices(config.num_patches)[None]
+    inputs: dict[str, list[list[Any]]] = {ENCODER_FILE: [], DECODER_FILE: []}
+    for patches, visible_indices in zip(photographs[:, None], quarter[:, None], strict=True):
         masked = [np.take_along_axis(patches, visible_indices[..., None], axis=1), visible_indices]
-        inputs[ENCODER] += [[patches, everywhere], masked]
-        inputs[DECODER].append(
+        inputs[ENCODER_FILE] += [[patches, everything], masked]
+        inputs[DECODER_FILE].append(
             [encode(masked)[1].copy(), restore_indices_for(visible_indices, config.num_patches), patches]
         )
-    for name in (ENCODER, DECODER) if config.has_decoder else (ENCODER,):
-        with contextlib.redirect_stdout(io.StringIO()):  # its bars of progress
+    for file in (ENCODER_FILE, DECODER_FILE) if config.has_decoder else (ENCODER_FILE,):
+        with contextlib.redirect_stdout(io.StringIO()):  # NNCF's progress bars
             quantised = nncf.quantize(
-                core.read_model(str(source / name)),
-                nncf.Dataset(inputs[name]),
+                core.read_model(str(source / file)),
+                nncf.Dataset(inputs[file]),
                 model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(inputs[name]),
+                subset_size=len(inputs[file]),
             )
-        openvino.save_model(quantised, str(folder / name), compress_to_fp16=False)
+        openvino.save_model(quantised, str(folder / file), compress_to_fp16=False)
 
 
-def _info(reference: EngineInfo) -> EngineInfo:
-    """Of an engine in int8 that is measured here, in the place of `reference`."""
-    return reference.model_copy(
-        update={"backend": "openvino", "precision": "int8", "lanes": reference.threads_per_lane, "threads_per_lane": 1}
-    )
+def _int8_info(reference: EngineInfo) -> EngineInfo:
+    """The info of an int8 engine that is measured beside the reference engine."""
+    changes = {"backend": "openvino", "precision": "int8", "computes": "int8", "lanes": available_cpus()}
+    return reference.model_copy(update=changes)

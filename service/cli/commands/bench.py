@@ -200,7 +200,7 @@ def _bench_model(
     console: Console,
 ) -> dict[str, Any]:
     """Measures one model and prints its tables; returns the figures for JSON."""
-    engine = build_engine(settings)
+    engine = build_engine(settings).engine
     if plan.parts - {"engine"}:
         _announce_duration(plan, engine, len(samples))
     engine_benchmark = _bench_engine(engine, settings, random_weights, plan, compare)

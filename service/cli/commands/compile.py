@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +45,7 @@ def compile_engine(
         steps.append(step)
         console.print(f"{time.monotonic() - start:6.1f} s  {step}")
 
-    info = build(replace(settings.engine_spec(), calibrate=calibrate), show_step).info
+    info = build(settings.engine, show_step, calibrate).info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""
         raise CommandError(f"{info.backend} runs the model as it is: there is nothing to build ahead{reason}")
@@ -64,6 +63,7 @@ def _describe(info: EngineInfo, entry: Path, is_new: bool, seconds: float) -> di
         "model": info.model_id,
         "backend": info.backend,
         "precision": info.precision,
+        "computes": info.computes,
         "auto": info.auto and info.auto.model_dump(),
         "device": info.device,
         "max_batch": info.preferred_batch,

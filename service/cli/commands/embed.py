@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from model.arrays import Floats
-from model.engines.base import Engine
+from model.engines.base import ServedModel
 from model.images.folders import find_images
 from service.cli.errors import CommandError, describe_file_error
 from service.cli.local_pipeline import build_engine, open_pipeline
@@ -61,19 +61,19 @@ def embed(
     if not images and not refused:
         raise CommandError(f"there are no images in {', '.join(map(str, paths))}")
     with VectorStore(output, overwrite) as store:
-        engine = build_engine(settings)
+        served = build_engine(settings)
         if parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
-        plan = EmbeddingPlan.of(parameters, engine.info, engine.heads)
-        dim = plan.dim(engine.info.config)
-        store.begin(VectorSpace.of(engine.info, parameters, plan.seed, plan.visible_indices, dim))
+        plan = EmbeddingPlan.of(parameters, served.info, served.heads)
+        dim = plan.dim(served.info.config)
+        store.begin(VectorSpace.of(served.info, parameters, plan.seed, plan.visible_indices, dim))
         new = [image for image in images if image not in store.paths]
         num_stored = len(images) - len(new)
         with ProgressBar(len(images) + len(refused), num_stored) as progress:
             for path, reason in refused:
                 progress.skip(f"{path}: {reason}")
             try:
-                asyncio.run(_embed(new, engine, settings, plan, store, progress))
+                asyncio.run(_embed(new, served, settings, plan, store, progress))
                 store.finish()
             except KeyboardInterrupt:
                 progress.write_line(f"interrupted: {progress.done} embedded so far; the same command continues the run")
@@ -84,7 +84,7 @@ def embed(
 
 async def _embed(
     images: list[str],
-    engine: Engine,
+    served: ServedModel,
     settings: Settings,
     plan: EmbeddingPlan,
     store: VectorStore,
@@ -96,8 +96,8 @@ async def _embed(
         EngineLost: the engine cannot go on.
     """
     # Enough for every lane to have its next batch ready while the threads decode the one after it.
-    max_images = 2 * engine.lanes * engine.preferred_batch + settings.decode_threads
-    async with open_pipeline(engine, settings, max_images) as pipeline:
+    max_images = 2 * served.info.lanes * served.info.preferred_batch + settings.decode_threads
+    async with open_pipeline(served, settings, max_images) as pipeline:
 
         async def embed_file(path: str) -> Floats | str:
             """The vector, or the sentence that tells why there is none."""

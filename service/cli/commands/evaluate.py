@@ -108,7 +108,7 @@ def _evaluate(
     training_images = None if train is None else labelled_images(train)
     classes = training_images and training_images.classes
     task = EvalSplit.choose(labelled_images(data, classes), training_images, config)
-    engine = build_engine(settings)
+    engine = build_engine(settings).engine
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder, which --sheet needs")
     read = _image_reader(engine, settings)
@@ -133,7 +133,7 @@ def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | No
     paths, refused = find_images([folder])
     if not paths:
         raise CommandError(f"there are no images in {folder}")
-    engine = build_engine(settings)
+    engine = build_engine(settings).engine
     target = _whitening_target(engine, settings, output)
     numbers = choose_images(len(paths), config).tolist()
     read = _image_reader(engine, settings)

@@ -54,10 +54,10 @@ def reconstruct(
         raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
     require_folder(output)
     image_file, mask_file = image.read_bytes(), mask.read_bytes() if mask else None
-    engine = build_engine(settings)
+    served = build_engine(settings)
 
     async def run() -> tuple[int | None, Reconstruction]:
-        async with open_pipeline(engine, settings, max_images=1) as pipeline:
+        async with open_pipeline(served, settings, max_images=1) as pipeline:
             return await _reconstruct(pipeline, parameters, image_file, mask_file)
 
     try:
@@ -75,7 +75,7 @@ def reconstruct(
     )
     write_output(output, picture)
     if as_json:
-        description = _describe(engine.info, parameters, seed, reconstruction)
+        description = _describe(served.info, parameters, seed, reconstruction)
         print(orjson.dumps(description, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     else:
         prefix = "" if seed is None else f"seed {seed}, "

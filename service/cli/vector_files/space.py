@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.arrays import Floats, Indices
 from model.config import Preprocessing
-from model.engines.base import EngineInfo, Precision
+from model.engines.base import ComputedPrecision, EngineInfo, Precision
 from service.cli.errors import VectorFileError
 from service.parameters import EmbedParameters, Pool
 
@@ -31,6 +31,9 @@ class VectorSpace(BaseModel):
     model: str
     """The name and the hash of the weights."""
     precision: Precision
+    """The precision that was asked for."""
+    computes: ComputedPrecision | None = None
+    """The precision that the engine computed in; None in a file of an earlier version, which does not say."""
     image_size: int
     preprocessing: Preprocessing
     pool: Pool
@@ -60,6 +63,7 @@ class VectorSpace(BaseModel):
         return cls(
             model=info.model_id,
             precision=info.precision,
+            computes=info.computes,
             image_size=info.config.image_size,
             preprocessing=info.preprocessing,
             pool=parameters.pool,
@@ -87,7 +91,8 @@ class VectorSpace(BaseModel):
         """
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            is_unknown = name == "computes" and mine is None
+            if mine != theirs and not is_unknown:
                 raise VectorFileError(
                     f"{where} was made with {name}={mine}, and this run would make {name}={theirs}: "
                     "choose another output, or replace it with --overwrite"

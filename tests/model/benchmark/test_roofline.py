@@ -79,7 +79,7 @@ def test_baselines_compute_the_model(probe: Path, golden: Mapping[str, np.ndarra
     checkpoint = load(probe)
     info = fake_info(checkpoint.config).model_copy(update={"preprocessing": checkpoint.preprocessing})
     baseline = Baseline(checkpoint, info, compiled=False)
-    assert (baseline.info.precision, baseline.lanes) == ("fp32", 1)
+    assert (baseline.info.precision, baseline.info.lanes) == ("fp32", 1)
     images = golden["images"].reshape(8, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(8, 196, 768)
     every_patch = np.tile(np.arange(196, dtype=np.int32), (8, 1))
     vectors = baseline.embed(0, images, every_patch)

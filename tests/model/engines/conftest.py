@@ -10,19 +10,21 @@ from PIL import Image
 
 from model.engines.base import Engine
 from model.engines.build import build
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from tests.support.engines import write_narrow, write_resnet
 from tests.support.pretend_cuda import pretend_cuda
 
 
 @pytest.fixture(scope="session")
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(EngineSpec(engine_cache, str(probe), backend="openvino", precision="fp32", lanes=2))
+    return build(
+        EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
+    ).engine
 
 
 @pytest.fixture(scope="session")
 def torch_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(EngineSpec(engine_cache, str(probe), backend="torch"))
+    return build(EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="torch")).engine
 
 
 ENGINES = [pytest.param("openvino", marks=pytest.mark.converts), "torch"]
@@ -44,8 +46,10 @@ def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
     lanes = 2 if request.param == "openvino" else 1
     return build(
-        EngineSpec(engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes)
-    )
+        EngineSettings(
+            engine_cache=engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes
+        )
+    ).engine
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +61,14 @@ def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def narrow_graphs(engine_cache: Path, narrow_weights: Path) -> Path:
     """Its entry in the cache, in float32."""
-    spec = EngineSpec(engine_cache, str(narrow_weights), backend="openvino", precision="fp32", lanes=1, max_batch=4)
+    spec = EngineSettings(
+        engine_cache=engine_cache,
+        weights=str(narrow_weights),
+        backend="openvino",
+        precision="fp32",
+        lanes=1,
+        max_batch=4,
+    )
     return engine_cache / str(build(spec).info.entry)
 
 
@@ -81,7 +92,7 @@ def golden_patches(golden: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.cuda, as far as we use it, on the processor."""
+    """torch.cuda, as far as we use it, on the CPU."""
     pretend_cuda(monkeypatch)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for operations so small, a second thread costs more than it does

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from model.engines import backend as module
-from model.engines.backend import NO_TENSORRT, BackendChoice, choose_backend
-from model.engines.base import EngineBuildError
+from model.engines.backend import NO_TENSORRT, choose_backend
+from model.engines.base import BackendChoice, EngineBuildError
 from model.engines.cuda import identity
 
 IDLE = "there is an NVIDIA device, but torch cannot use it"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,20 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.errors import WeightsError
 from model.checkpoints.locate import PACKAGED
 from model.config import Preprocessing
-from model.engines import context, parity
+from model.engines import context
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
 from model.engines.cpu import available_cpus
 from model.engines.entry import read_reference
+from model.engines.fixed_images import fixed_patches
 from model.engines.job import ConversionJob, ModelSpec
-from model.engines.openvino import build as openvino_build
+from model.engines.openvino import entries as openvino_entries
 from model.engines.openvino.engine import OpenVINOEngine
-from model.engines.parity import ParityError
-from model.engines.spec import EngineSpec
+from model.engines.outputs import collect_outputs
+from model.engines.parity import TOLERANCES, ParityError, measure_parity
+from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
-from tests.support.engines import NARROW
+from tests.support.engines import NARROW, with_changes
 
 
 def write(path: Path, seed: int = 0, **config: Any) -> Path:
@@ -59,10 +61,10 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=[pytest.param("openvino", marks=pytest.mark.converts), "torch"])
 def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
-    return build(EngineSpec(engine_cache, backend=request.param, precision="fp32"))
+    return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
 
 
-def test_the_packaged_model_passes_the_gate(packaged: Engine) -> None:
+def test_the_packaged_model_passes_the_parity_check(packaged: Engine) -> None:
     found = packaged.info.parity
     assert found is not None
     assert found.cosine > 0.999999
@@ -77,8 +79,6 @@ def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
     assert info.weights == hashlib.sha256(probe.read_bytes()).hexdigest()
     assert info.model_id == f"mae_tiny@{info.weights[:12]}"
     assert (info.device, info.precision, info.fallback, info.layout) == ("cpu", "fp32", None, "mae-serve")
-    assert info.lanes == engine.lanes
-    assert info.preferred_batch == engine.preferred_batch
     assert {"mae-serve", "numpy", "torch", "openvino"} <= info.versions.keys()
     assert info.versions["numpy"] == np.__version__
 
@@ -97,12 +97,16 @@ def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
 )
 def test_what_cannot_be_is_named(tmp_path: Path, spec: dict[str, Any], named: str) -> None:
     with pytest.raises(EngineBuildError) as refusal:
-        build(EngineSpec(tmp_path, backend="torch", **spec))
+        build(EngineSettings(engine_cache=tmp_path, backend="torch", **spec))
     assert f"the model cannot be served like this: {named}" in str(refusal.value)
 
 
 def test_preprocessing_is_replaced_in_parts(tmp_path: Path, narrow: str) -> None:
-    engine = build(EngineSpec(tmp_path, narrow, backend="torch", preprocess={"resize": "squash", "mean": (0, 0, 0)}))
+    engine = build(
+        EngineSettings(
+            engine_cache=tmp_path, weights=narrow, backend="torch", preprocess={"resize": "squash", "mean": (0, 0, 0)}
+        )
+    ).engine
     assert engine.info.preprocessing == Preprocessing(resize="squash", mean=(0, 0, 0))
 
 
@@ -110,8 +114,10 @@ def test_lanes_share_the_processors(tmp_path: Path, narrow: str) -> None:
     before = torch.get_num_threads()
     try:
         lanes = 2 * available_cpus()
-        engine = build(EngineSpec(tmp_path, narrow, backend="torch", lanes=lanes, max_batch=3))
-        assert (engine.lanes, engine.preferred_batch, engine.info.threads_per_lane) == (lanes, 3, 1)
+        engine = build(
+            EngineSettings(engine_cache=tmp_path, weights=narrow, backend="torch", lanes=lanes, max_batch=3)
+        ).engine
+        assert (engine.info.lanes, engine.info.preferred_batch, engine.info.threads_per_lane) == (lanes, 3, 1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -120,7 +126,7 @@ def test_lanes_share_the_processors(tmp_path: Path, narrow: str) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.slow
 def test_half_precision_passes_a_bar_of_its_own(tmp_path: Path, precision: Any) -> None:
-    engine = build(EngineSpec(tmp_path, backend="torch", precision=precision))
+    engine = build(EngineSettings(engine_cache=tmp_path, backend="torch", precision=precision)).engine
     found = engine.info.parity
     assert engine.info.precision == precision
     assert found is not None
@@ -128,16 +134,16 @@ def test_half_precision_passes_a_bar_of_its_own(tmp_path: Path, precision: Any) 
 
 
 def test_a_larger_image_gives_a_larger_grid(tmp_path: Path, narrow: str) -> None:
-    engine = build(EngineSpec(tmp_path, narrow, backend="torch", image_size=64))
+    engine = build(EngineSettings(engine_cache=tmp_path, weights=narrow, backend="torch", image_size=64)).engine
     assert engine.info.config.num_patches == 64
-    patches = parity.fixed_patches(engine.info.config)[:1]
+    patches = fixed_patches(engine.info.config)[:1]
     everywhere = np.arange(64, dtype=np.int32)[None]
     assert engine.tokens(0, patches, everywhere).shape == (1, 64, 32)
     pixels, error = engine.reconstruct(0, patches, everywhere[:, ::4])
     assert (pixels.shape, error.shape) == ((1, 64, 192), (1, 64))
 
 
-# --- the gate
+# --- the parity check
 
 
 def vector_of(probe: Path, name: str) -> np.ndarray:
@@ -194,19 +200,19 @@ def test_one_weight_that_was_changed_keeps_the_engine_from_serving(
 ) -> None:
     alter(probe_cache, probe, graph, weight, add(index, amount))
     with pytest.raises(ParityError, match=message):
-        build(EngineSpec(probe_cache, str(probe), backend="openvino", precision="fp32"))
+        build(EngineSettings(engine_cache=probe_cache, weights=str(probe), backend="openvino", precision="fp32"))
 
 
 def test_plain_cosine_would_have_let_a_changed_weight_pass(
     openvino_engine: Engine, probe: Path, probe_cache: Path
 ) -> None:
     entry = alter(probe_cache, probe, "encoder", "blocks.2.mlp.fc1.bias", add(5, 1.0))
-    found, expected = parity.answers(OpenVINOEngine(entry, openvino_engine.info)), read_reference(entry)
+    found, expected = collect_outputs(OpenVINOEngine(entry, openvino_engine.info)), read_reference(entry)
     a, b = found.whole.astype(np.float64), expected.whole.astype(np.float64)
     plain = ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min()
-    bar = parity.BARS["fp32"].cosine
+    bar = TOLERANCES["fp32"].cosine
     assert plain > bar
-    assert parity.measure(found, expected, openvino_engine.info.config).cosine < 0.9999 < bar
+    assert measure_parity(found, expected, openvino_engine.info.config).cosine < 0.9999 < bar
 
 
 def test_an_entry_that_was_damaged_is_converted_again(
@@ -223,7 +229,9 @@ def test_an_entry_that_was_damaged_is_converted_again(
         (folder / "manifest.json").unlink()
 
     monkeypatch.setattr(context, "convert_in_child", convert)
-    spec = EngineSpec(probe_cache, str(probe), backend="openvino", precision="fp32", max_batch=4)
+    spec = EngineSettings(
+        engine_cache=probe_cache, weights=str(probe), backend="openvino", precision="fp32", max_batch=4
+    )
     for _ in range(2):
         assert build(spec).info.parity is not None
     assert len(converted) == 1
@@ -244,7 +252,7 @@ def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., s
     def entry(**spec: Any) -> str:
         monkeypatch.setattr(context, "convert_in_child", convert)
         with pytest.raises(Converted) as made:
-            build(EngineSpec(**{"cache": tmp_path / "cache", "backend": "openvino"} | spec))
+            build(EngineSettings(**{"engine_cache": tmp_path / "cache", "backend": "openvino"} | spec))
         return str(made.value)
 
     return entry
@@ -266,7 +274,7 @@ def test_whatever_changes_the_graphs_makes_another_entry(
     ]
     for what in ("version", "code_digest"):
         with monkeypatch.context() as changed:
-            changed.setattr(openvino_build, what, lambda *name: "another")
+            changed.setattr(openvino_entries, what, lambda *name: "another")
             entries.append(entry_of(weights=narrow))
     assert len(set(entries)) == len(entries)
 
@@ -276,7 +284,7 @@ def test_what_does_not_change_the_graphs_does_not(entry_of: Callable[..., str], 
     entries = {
         entry_of(weights=narrow),
         entry_of(weights=str(moved)),
-        entry_of(weights=narrow, cache=tmp_path / "elsewhere"),
+        entry_of(weights=narrow, engine_cache=tmp_path / "elsewhere"),
         entry_of(weights=narrow, lanes=7, max_batch=3, precision="bf16"),
     }
     assert len(entries) == 1
@@ -298,16 +306,23 @@ def test_an_encoder_alone_converts_in_silence_and_embeds_smaller_images_as_torch
     (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
-    spec = EngineSpec(engine_cache, encoder_only, backend="openvino", precision="fp32", image_size=24, max_batch=4)
-    engine = build(spec)
+    spec = EngineSettings(
+        engine_cache=engine_cache,
+        weights=encoder_only,
+        backend="openvino",
+        precision="fp32",
+        image_size=24,
+        max_batch=4,
+    )
+    engine = build(spec).engine
     assert capfd.readouterr() == ("", "")
     assert engine.info.parity is not None
     assert engine.info.parity.psnr_db is None
     assert not engine.info.config.has_decoder
-    patches = parity.fixed_patches(engine.info.config)
+    patches = fixed_patches(engine.info.config)
     everywhere = np.tile(np.arange(9, dtype=np.int32), (8, 1))
     assert engine.embed(0, patches, everywhere).shape == (8, 2, 32)
-    by_torch = build(replace(spec, backend="torch"))
+    by_torch = build(with_changes(spec, backend="torch")).engine
     assert np.abs(engine.embed(0, patches, everywhere) - by_torch.embed(0, patches, everywhere)).max() < 1e-4
     for one in (engine, by_torch):
         with pytest.raises(EngineError, match="no decoder"):
@@ -319,7 +334,7 @@ def test_weights_that_the_child_cannot_read_are_told_as_such(tmp_path: Path) -> 
     path = tmp_path / "weights.pth"
     path.write_bytes(b"PK no archive")
     with pytest.raises(WeightsError, match="is refused by PyTorch's safe loader"):
-        build(EngineSpec(tmp_path / "cache", str(path), backend="openvino"))
+        build(EngineSettings(engine_cache=tmp_path / "cache", weights=str(path), backend="openvino"))
     assert list((tmp_path / "cache").glob("openvino-*")) == []
 
 
@@ -341,7 +356,7 @@ def test_a_child_that_dies_without_a_word(
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(EngineBuildError, match=message):
-        build(EngineSpec(tmp_path / "cache", narrow, backend="openvino"))
+        build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, backend="openvino"))
 
 
 @pytest.mark.live
@@ -355,7 +370,7 @@ def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
             progress("begun")
             time.sleep(600)
 
-        convert._convert = endless
+        convert.convert = endless
         convert.main()
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
@@ -379,19 +394,19 @@ def test_a_model_named_is_the_same_as_by_default(entry_of: Callable[..., str], t
     assert len({entry_of(), entry_of(model="mae_tiny"), entry_of(weights=str(default), model="mae_tiny")}) == 1
     # these weights are not the preset's: whoever reads them must see that
     with pytest.raises(WeightsError, match="is not mae_tiny"):
-        build(EngineSpec(tmp_path / "cache", narrow, "mae_tiny", backend="torch"))
+        build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, model="mae_tiny", backend="torch"))
 
 
 @pytest.mark.converts
 def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
-    build(EngineSpec(engine_cache, backend="openvino"))
+    build(EngineSettings(engine_cache=engine_cache, backend="openvino"))
     script = """
         import sys
         from pathlib import Path
         from model.engines.build import build
-        from model.engines.spec import EngineSpec
+        from model.engines.settings import EngineSettings
 
-        engine = build(EngineSpec(Path(sys.argv[1])), print)
+        engine = build(EngineSettings(engine_cache=Path(sys.argv[1])), print)
         assert engine.info.backend == "openvino"
         import service.api.app
         assert "torch" not in sys.modules

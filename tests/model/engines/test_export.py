@@ -10,7 +10,7 @@ import torch
 from model.checkpoints import checkpoint
 from model.checkpoints.checkpoint import Checkpoint
 from model.config import PRESETS, MAEConfig, Preprocessing
-from model.engines.export import DECODER, ENCODER, MIXED, export_programs, graphs_of
+from model.engines.export import DECODER, ENCODER, PADDED_ENCODER, build_graphs, export_programs
 from model.masking import PAD, restore_indices_for
 from model.nn import build_model
 from model.nn.base import Autoencoder
@@ -30,7 +30,7 @@ def model(made: Any) -> Autoencoder:
 @pytest.fixture(scope="module")
 def programs(made: Any) -> dict[str, torch.nn.Module]:
     """As TensorRT receives them, in float32."""
-    graphs = graphs_of(made, made.config, made.preprocessing, to_bytes=False, mixed=True)
+    graphs = build_graphs(made, made.config, made.preprocessing, to_bytes=False, padded=True)
     return {name: program.module() for name, program in export_programs(graphs, made.config).items()}
 
 
@@ -59,7 +59,7 @@ def test_the_programs_compute_what_the_model_does(
     # A place that holds no patch more changes nothing, whatever lies there.
     padded, nowhere = torch.nn.functional.pad(seen, (0, 0, 0, 2), value=77), torch.full((batch, 2), PAD)
     if visible + 2 <= 196:
-        mixed, latents = programs[MIXED](padded, torch.cat([visible_indices, nowhere.to(torch.int32)], dim=1))
+        mixed, latents = programs[PADDED_ENCODER](padded, torch.cat([visible_indices, nowhere.to(torch.int32)], dim=1))
         assert torch.allclose(latents[:, : 1 + visible], expected, rtol=1e-5, atol=1e-5)
         assert torch.allclose(mixed, pooled, rtol=1e-5, atol=1e-5)
 
@@ -85,7 +85,7 @@ OTHERS = ("aten.layer_norm", "aten.embedding", "aten.mean")
 @pytest.mark.converts
 def test_half_precision_is_for_products_alone(config: MAEConfig, precision: Any, dtype: torch.dtype) -> None:
     fresh = Checkpoint(config, Preprocessing(), "mae-serve", dict(build_model(config).state_dict()))
-    graphs = graphs_of(fresh, config, fresh.preprocessing, precision, to_bytes=False)
+    graphs = build_graphs(fresh, config, fresh.preprocessing, precision, to_bytes=False)
     met: dict[str, set[torch.dtype]] = {}
     for program in export_programs(graphs, config).values():
         for node in program.graph.nodes:
@@ -102,6 +102,6 @@ def test_half_precision_is_for_products_alone(config: MAEConfig, precision: Any,
 
 def test_the_weights_of_the_checkpoint_stay_as_they_are(made: Any) -> None:
     before = {name: tensor.clone() for name, tensor in made.tensors.items()}
-    graphs_of(made, made.config, made.preprocessing, "fp16")
+    build_graphs(made, made.config, made.preprocessing, "fp16")
     assert all(made.tensors[name].dtype == torch.float32 for name in before)
     assert all(torch.equal(made.tensors[name], tensor) for name, tensor in before.items())

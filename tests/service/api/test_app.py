@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.engines.base import ServedModel
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
@@ -41,7 +42,7 @@ async def fails(request: Request, parameters: Annotated[ClassifyParameters, Quer
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    app = create_app(Settings(), lambda spec, progress: FakeEngine(), routers=(*ROUTERS, router))
+    app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()), routers=(*ROUTERS, router))
     with TestClient(app, raise_server_exceptions=False) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
@@ -108,7 +109,7 @@ def test_a_drain_waits_for_a_templated_route() -> None:
         return Response()
 
     async def main() -> None:
-        app = create_app(Settings(), lambda spec, progress: FakeEngine(), routers=(slow,))
+        app = create_app(Settings(), lambda settings, progress: ServedModel(FakeEngine()), routers=(slow,))
         service, messages = app.state.service, []
 
         async def receive() -> dict[str, Any]:

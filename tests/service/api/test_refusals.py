@@ -17,6 +17,7 @@ from PIL import Image
 
 from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig
+from model.engines.base import ServedModel
 from service import errors
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import inference_routes
@@ -79,13 +80,14 @@ class Poor(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.heads = Heads()
         config = SMALL.model_copy(update={"family": "resnet", "decoder_depth": 0})
         self.info = self.info.model_copy(update={"config": config})
 
 
-def serve(engine: FakeEngine) -> Iterator[TestClient]:
+def serve(engine: Rich | Poor) -> Iterator[TestClient]:
     settings = Settings(api_keys=("right",), max_body_mb=1, max_inflight_mb=4)
-    with TestClient(create_app(settings, lambda spec, progress: engine)) as client:
+    with TestClient(create_app(settings, lambda settings, progress: ServedModel(engine, engine.heads))) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
         yield client

@@ -16,7 +16,7 @@ from service.settings import InvalidSettings, load_settings
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_shapes_of_the_protocol(info: EngineInfo, batch: int) -> None:
     engine = NullEngine(info)
-    assert (engine.lanes, engine.preferred_batch) == (2, 4)
+    assert (engine.info.lanes, engine.info.preferred_batch) == (2, 4)
     patches = np.random.default_rng(0).integers(0, 256, (batch, 196, 768), dtype=np.uint8)
     visible_indices = np.zeros((batch, 49), np.int32)
     vectors = engine.embed(0, patches[:, :49], visible_indices)

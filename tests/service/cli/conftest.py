@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from model.engines import build as building
-from model.engines.base import Engine
-from model.engines.build import EngineSpec
+from model.engines.base import ServedModel
+from model.engines.settings import EngineSettings
 from service.cli.main import main
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
@@ -62,12 +62,12 @@ def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
 
 
 @pytest.fixture(scope="session")
-def _build_once(engine_cache: Path, probe: Path) -> Callable[..., Engine]:
+def _build_once(engine_cache: Path, probe: Path) -> Callable[..., ServedModel]:
     """A `build` that loads the probe model once per set of options; other models are built every time."""
-    real, engines = building.build, dict[str, Engine]()
+    real, engines = building.build, dict[str, ServedModel]()
 
-    def build(spec: EngineSpec, *progress: Callable[[str], None]) -> Engine:
-        if (spec.cache, spec.weights) != (engine_cache, str(probe)):
+    def build(spec: EngineSettings, *progress: Callable[[str], None]) -> ServedModel:
+        if (spec.engine_cache, spec.weights) != (engine_cache, str(probe)):
             return real(spec, *progress)
         if repr(spec) not in engines:
             engines[repr(spec)] = real(spec, *progress)
@@ -81,7 +81,7 @@ def mae(
     environment: Mapping[str, str],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    _build_once: Callable[..., Engine],
+    _build_once: Callable[..., ServedModel],
 ) -> Mae:
     """Runs a command in this process; returns its exit code and output."""
     monkeypatch.setattr(building, "build", _build_once)

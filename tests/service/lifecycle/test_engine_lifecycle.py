@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from model.engines.base import ServedModel
 from service.errors import Draining, ServiceError
 from service.inference.limits import Budgets, LocalBudget
 from service.lifecycle import engine_lifecycle
@@ -40,7 +41,7 @@ class StubScheduler:
 class Process:
     """A lifecycle and everything around it."""
 
-    def __init__(self, build: Any = lambda spec, report: FakeEngine(), **settings: Any) -> None:
+    def __init__(self, build: Any = lambda settings, report: ServedModel(FakeEngine()), **settings: Any) -> None:
         self.state, self.metrics = ServiceState(), Metrics()
         self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9))
         self.opened: list[tuple[Any, str]] = []
@@ -51,7 +52,7 @@ class Process:
             self.metrics,
             self.budgets,
             self.budgets.images,
-            lambda scheduler: self.opened.append((scheduler, self.state.current)),
+            lambda scheduler, heads: self.opened.append((scheduler, self.state.current)),
         )
 
     @property
@@ -104,7 +105,7 @@ def test_gauges_show_what_the_budgets_hold() -> None:
 
 
 def test_an_engine_that_cannot_be_built_ends_the_process_with_1() -> None:
-    def build(spec: Any, report: Any) -> Any:
+    def build(settings: Any, report: Any) -> Any:
         raise RuntimeError("out of memory, say")
 
     async def main() -> None:

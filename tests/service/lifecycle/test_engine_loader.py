@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from model.checkpoints.errors import WeightsError
-from model.engines.base import EngineBuildError
+from model.engines.base import EngineBuildError, ServedModel
 from service.lifecycle.engine_loader import EngineLoader
 from service.settings import Settings
 from tests.support.engines import FakeEngine
 from tests.support.queueing import run
 
-SPEC = Settings().engine_spec()
+SETTINGS = Settings().engine
 
 
 class Outcome:
@@ -25,11 +25,11 @@ class Outcome:
         self.engines: list[Any] = []
         self.failures: list[str] = []
         on_loaded = on_loaded or self.engines.append
-        self.loader = EngineLoader(SPEC, build, self.progress.append, on_loaded, self.failures.append)
+        self.loader = EngineLoader(SETTINGS, build, self.progress.append, on_loaded, self.failures.append)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
-    def build(spec: Any, report: Any) -> Any:
+    def build(settings: Any, report: Any) -> Any:
         raise error
 
     return build
@@ -38,8 +38,8 @@ def raising(error: Exception) -> Callable[..., Any]:
 def test_the_engine_is_built_in_a_daemon_thread() -> None:
     engine, builders = FakeEngine(), []
 
-    def build(spec: Any, report: Callable[[str], None]) -> Any:
-        assert spec == SPEC
+    def build(settings: Any, report: Callable[[str], None]) -> Any:
+        assert settings == SETTINGS
         builders.append(threading.current_thread())
         report("compiling")
         return engine
@@ -69,7 +69,7 @@ def test_an_engine_that_cannot_be_opened_has_failed_to_load() -> None:
     def refuse(engine: Any) -> None:
         raise AttributeError("it has no lanes")
 
-    outcome = Outcome(lambda spec, report: FakeEngine(), refuse)
+    outcome = Outcome(lambda settings, report: ServedModel(FakeEngine()), refuse)
     run(outcome.loader.load())
     assert outcome.failures == ["the engine cannot be loaded: it has no lanes"]
 
@@ -77,9 +77,9 @@ def test_an_engine_that_cannot_be_opened_has_failed_to_load() -> None:
 def test_a_build_that_ends_after_the_loop_disturbs_nobody() -> None:
     release = threading.Event()
 
-    def build(spec: Any, report: Any) -> Any:
+    def build(settings: Any, report: Any) -> Any:
         release.wait(10)
-        return FakeEngine()
+        return ServedModel(FakeEngine())
 
     outcome = Outcome(build)
 

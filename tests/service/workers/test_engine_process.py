@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from model.engines.base import ServedModel
 from service.metrics import Metrics
 from service.settings import Settings
 from service.workers import engine_process
@@ -50,7 +51,9 @@ def counted(images: int) -> bytes:
 @contextlib.asynccontextmanager
 async def process_with(connections: list[StubConnection], **settings: Any) -> AsyncIterator[EngineProcess]:
     given = {"http_workers": len(connections), "host": "127.0.0.1", "port": 0, **settings}
-    process = EngineProcess(Settings(**given), lambda spec, report: FakeEngine(preferred_batch=3, lanes=2))
+    process = EngineProcess(
+        Settings(**given), lambda settings, report: ServedModel(FakeEngine(preferred_batch=3, lanes=2))
+    )
     process._supervisor.connections.update(enumerate(connections))  # type: ignore[arg-type]
     try:
         yield process

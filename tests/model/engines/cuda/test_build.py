@@ -1,4 +1,4 @@
-"""From settings to an engine on a GPU: TensorRT, its store, its gate, and torch in its place; with stand-ins."""
+"""From settings to an engine on a GPU: TensorRT, its store and parity check, and torch in its place; with stand-ins."""
 
 import shutil
 from collections.abc import Callable
@@ -14,22 +14,24 @@ from model.checkpoints import checkpoint
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.errors import WeightsError
 from model.config import Preprocessing
-from model.engines import build as module
 from model.engines import context, convert
 from model.engines.backend import NO_TENSORRT
 from model.engines.base import EngineBuildError, TensorRTError
-from model.engines.build import build, tensorrt_ingredients
+from model.engines.build import build
 from model.engines.cache import fingerprint
+from model.engines.context import BuildContext
+from model.engines.cuda import build as module
 from model.engines.cuda import identity, tensorrt_build
+from model.engines.cuda.build import tensorrt_ingredients
 from model.engines.cuda.identity import Gpu
-from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, mixed_profiles
-from model.engines.export import graphs_of
+from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, padded_profiles
+from model.engines.export import build_graphs
 from model.engines.job import ConversionJob, ModelSpec
 from model.engines.parity import ParityError
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from tests.support import pretend_tensorrt
-from tests.support.engines import NARROW
+from tests.support.engines import NARROW, with_changes
 
 CARD = Gpu("Pretend 9000", "9.0", "580.65")
 
@@ -55,7 +57,7 @@ class Machine:
         self.alter: Callable[[str, torch.nn.Module], torch.nn.Module] = lambda name, graph: graph
         self._graphs: dict[str, torch.nn.Module] = {}
         self._profiles: dict[str, Any] = {}
-        honest = module.info_of
+        honest = BuildContext.describe
         for owner, name, stand_in in (
             (identity, "DEVICES", (tmp_path,)),
             (identity, "cuda_works", lambda: True),
@@ -64,7 +66,11 @@ class Machine:
             (identity, "this_gpu", lambda: CARD),
             (module, "version", lambda name: "2.14.0" if "tensorrt" in name else version(name)),
             # Everything but the tensors' own device believes in the GPU.
-            (module, "info_of", lambda *of: honest(*of).model_copy(update={"device": "cpu"})),
+            (
+                BuildContext,
+                "describe",
+                lambda *args, **more: honest(*args, **more).model_copy(update={"device": "cpu"}),
+            ),
             (context, "convert_in_child", self._convert),
             (tensorrt_build, "build_engines", self._build_engines),
         ):
@@ -77,19 +83,19 @@ class Machine:
 
     def _convert(self, job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
         self.jobs.append(job)
-        convert._convert(job, folder, progress)
+        convert.convert(job, folder, progress)
 
     def _build_engines(
         self, made: Any, config: Any, pre: Any, precision: Any, most: int, folder: Path, say: Any
     ) -> None:
         if self.failure:
             raise self.failure
-        for name, graph in graphs_of(made, config, pre, precision, to_bytes=False, mixed=most > 1).items():
+        for name, graph in build_graphs(made, config, pre, precision, to_bytes=False, padded=most > 1).items():
             self._graphs[name] = self.alter(name, graph)
             (folder / f"{name}.engine").write_text(self.written(name))
         self._profiles |= {
             "encoder": encoder_profiles(config, most),
-            "encoder_mixed": mixed_profiles(config, most),
+            "encoder_padded": padded_profiles(config, most),
             "decoder": decoder_profiles(config, most),
         }
 
@@ -99,8 +105,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: None) -> Mach
     return Machine(monkeypatch, tmp_path)
 
 
-def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSpec:
-    return EngineSpec(tmp_path / "cache", weights, **{"max_batch": 12, **given})
+def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSettings:
+    return EngineSettings(engine_cache=tmp_path / "cache", weights=weights, **{"max_batch": 12, **given})
 
 
 @pytest.mark.parametrize("backend", ["auto", "tensorrt"])
@@ -108,16 +114,15 @@ def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSpec:
 def test_tensorrt_serves(machine: Machine, tmp_path: Path, weights: str, backend: Any, cuda_graphs: bool) -> None:
     said: list[str] = []
     asked = spec(tmp_path, weights, backend=backend, cuda_graphs=cuda_graphs)
-    engine = build(asked, said.append)
-    info = engine.info
+    info = build(asked, said.append).info
     assert (info.backend, info.precision, info.fallback) == ("tensorrt", "fp16", None)
-    assert (engine.lanes, engine.preferred_batch) == (2, 12)
+    assert (info.lanes, info.preferred_batch) == (2, 12)
     assert info.versions["torch-tensorrt"] == "2.14.0"
     assert (info.versions["tensorrt"], info.versions["driver"]) == ("10.0", "580.65")
     assert info.parity is not None and info.parity.cosine >= 0.999
     assert info.mixes
     (job,) = machine.jobs
-    assert (job.target, job.precision, job.most) == ("tensorrt", "fp16", 12)
+    assert (job.target, job.precision, job.max_batch_size) == ("tensorrt", "fp16", 12)
     assert said[0] == "making the engine of narrow for tensorrt"
     assert any("onto Pretend 9000" in line for line in said)
     build(asked, said.append)
@@ -125,9 +130,9 @@ def test_tensorrt_serves(machine: Machine, tmp_path: Path, weights: str, backend
 
 
 def test_the_largest_batch_is_64_and_precision_is_the_operators(machine: Machine, tmp_path: Path, weights: str) -> None:
-    engine = build(spec(tmp_path, weights, max_batch=None, lanes=1, precision="bf16"))
-    assert (machine.jobs[0].most, machine.jobs[0].precision) == (64, "bf16")
-    assert (engine.lanes, engine.preferred_batch, engine.info.precision) == (1, 64, "bf16")
+    info = build(spec(tmp_path, weights, max_batch=None, lanes=1, precision="bf16")).info
+    assert (machine.jobs[0].max_batch_size, machine.jobs[0].precision) == (64, "bf16")
+    assert (info.lanes, info.preferred_batch, info.precision) == (1, 64, "bf16")
 
 
 # --- what fails
@@ -145,8 +150,7 @@ def test_torch_serves_where_tensorrt_fails_and_says_why(
     machine: Machine, tmp_path: Path, weights: str, failure: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     FAILURES[failure](machine)
-    engine = build(spec(tmp_path, weights))
-    info = engine.info
+    info = build(spec(tmp_path, weights)).info
     assert (info.backend, info.precision) == ("torch", "fp16")
     assert info.fallback is not None and info.fallback.startswith("TensorRT has failed: ")
     assert f"serving by torch on cuda: {info.fallback}" in caplog.text
@@ -178,11 +182,11 @@ def test_what_the_operator_got_wrong_is_no_failure_of_tensorrts(
         path.write_bytes(b"cat")
         given = {"weights": str(path)}
     with pytest.raises(error):
-        build(replace(spec(tmp_path, weights), **given))
+        build(with_changes(spec(tmp_path, weights), **given))
     assert "serving by torch" not in caplog.text
 
 
-# --- the gate
+# --- the parity check
 
 
 class Shifted(torch.nn.Module):
@@ -208,7 +212,7 @@ class Shifted(torch.nn.Module):
         ("encoder", 0.3, 1, r"embeddings in batches of 1 .* centred cosine 0\.\d+, at least 0\.999 .*PARITY_COSINE"),
         ("encoder", 0.3, 12, r"embeddings in batches of 12 .* centred cosine 0\.\d+, at least 0\.999 "),
         ("encoder", float("nan"), 12, r"embeddings in batches of 12 .* centred cosine nan"),
-        ("encoder_mixed", 0.3, 2, r"embeddings in mixed batches .* centred cosine 0\.\d+, at least 0\.999 "),
+        ("encoder_padded", 0.3, 2, r"embeddings in padded batches .* centred cosine 0\.\d+, at least 0\.999 "),
         ("decoder", 9, 12, r"reconstructions in batches of 12 .* PSNR \d+\.\d dB, at least 40\.0 .*PARITY_PSNR_DB"),
     ],
 )
@@ -237,7 +241,7 @@ def test_a_damaged_or_foreign_engine_is_built_again_and_never_loaded(
     asked = spec(tmp_path, weights, backend="tensorrt")
     build(asked)
     (entry,) = (tmp_path / "cache").glob("tensorrt-*")
-    other = replace(asked, max_batch=6)
+    other = with_changes(asked, max_batch=6)
     build(other)
     (foreign,) = set((tmp_path / "cache").glob("tensorrt-*")) - {entry}
 
@@ -256,7 +260,7 @@ def test_a_damaged_or_foreign_engine_is_built_again_and_never_loaded(
         assert build(asked).info.backend == "tensorrt"
         assert len(machine.jobs) == 3 + number
         assert "damaged" in caplog.text
-    assert machine.jobs[-1].most == 12
+    assert machine.jobs[-1].max_batch_size == 12
 
 
 def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +269,7 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         "model": ModelSpec("weights.safetensors"),
         "digest": "a" * 64,
         "precision": "fp16",
-        "most": 64,
+        "max_batch_size": 64,
         "card": CARD,
         "distribution": "torch-tensorrt",
         "runtime": "10.0",
@@ -278,7 +282,7 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         {"model": ModelSpec("weights.safetensors", image_size=448)},
         {"model": ModelSpec("weights.safetensors", preprocess={"mean": [0, 0, 0]})},
         {"precision": "bf16"},
-        {"most": 32},
+        {"max_batch_size": 32},
         {"card": replace(CARD, name="Another")},
         {"card": replace(CARD, capability="8.9")},
         {"card": replace(CARD, driver="590.1")},
@@ -290,7 +294,7 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(module, "version", lambda name, changed=package: "2" if name == changed else "1")
         names.append(fingerprint(tensorrt_ingredients(**plain)))
     monkeypatch.setattr(module, "version", lambda name: "1")
-    monkeypatch.setattr(module, "code_digest", lambda: "other graphs, other profiles")
+    monkeypatch.setattr(module, "code_digest", lambda kind: "other graphs, other profiles")
     names.append(fingerprint(tensorrt_ingredients(**plain)))
     assert len(set(names)) == len(names)
     moved = fingerprint(tensorrt_ingredients(**plain | {"model": ModelSpec("elsewhere.safetensors")}))

@@ -1,4 +1,4 @@
-"""Lanes, buffers, streams and recordings, with a processor in the place of a GPU and torch's own kernels.
+"""Lanes, buffers, streams and recordings, with a CPU in the place of a GPU and torch's own graphs.
 
 What an image gets is compared with the reference engine, which knows nothing of lanes.
 """
@@ -16,12 +16,13 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.config import Preprocessing
 from model.engines.base import Engine, EngineError, EngineInfo, FatalEngineError, gather_visible
 from model.engines.cuda.engine import DeviceEngine
-from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, mixed_profiles
+from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, padded_profiles
 from model.engines.cuda.tensorrt import TensorRTGraphs
 from model.engines.cuda.torch_graphs import TorchGraphs
-from model.engines.export import DECODER, ENCODER, MIXED, graphs_of
+from model.engines.export import DECODER, ENCODER, PADDED_ENCODER, build_graphs
 from model.engines.job import LoadedModel
-from model.engines.parity import ParityError, answers, check_parity, tolerance_for
+from model.engines.outputs import collect_outputs
+from model.engines.parity import ParityError, check_parity, tolerance_for
 from model.engines.reference import reference_engine
 from model.masking import PAD
 from model.nn.vit import MaskedAutoencoder
@@ -54,32 +55,32 @@ def model() -> Model:
     return Model(checkpoint, info, reference_engine(checkpoint, facts))
 
 
-def torch_kernels(model: Model, folder: Path) -> Any:
+def torch_graphs(model: Model, folder: Path) -> Any:
     return TorchGraphs(model.checkpoint, model.info)
 
 
-def tensorrt_kernels(model: Model, folder: Path) -> Any:
+def tensorrt_graphs(model: Model, folder: Path) -> Any:
     config = model.info.config
-    graphs = graphs_of(model.checkpoint, config, model.info.preprocessing, to_bytes=False, mixed=True)
+    graphs = build_graphs(model.checkpoint, config, model.info.preprocessing, to_bytes=False, padded=True)
     for name in graphs:
         (folder / f"{name}.engine").write_text(name)
     profiles = {
         ENCODER: encoder_profiles(config, MOST),
-        MIXED: mixed_profiles(config, MOST),
+        PADDED_ENCODER: padded_profiles(config, MOST),
         DECODER: decoder_profiles(config, MOST),
     }
     return TensorRTGraphs(folder, model.info, pretend_tensorrt.runtime(graphs, profiles))
 
 
-@pytest.fixture(params=[torch_kernels, tensorrt_kernels])
-def kernels(request: pytest.FixtureRequest, cuda: None, model: Model, tmp_path: Path) -> Any:
+@pytest.fixture(params=[torch_graphs, tensorrt_graphs])
+def graphs(request: pytest.FixtureRequest, cuda: None, model: Model, tmp_path: Path) -> Any:
     with torch.inference_mode():
         return request.param(model, tmp_path)
 
 
 @pytest.fixture(params=[False, True], ids=["as they come", "recorded"])
-def engine(request: pytest.FixtureRequest, kernels: Any, model: Model) -> DeviceEngine:
-    return DeviceEngine(kernels, model.info, request.param)
+def engine(request: pytest.FixtureRequest, graphs: Any, model: Model) -> DeviceEngine:
+    return DeviceEngine(graphs, model.info, request.param)
 
 
 def places(visible: int, count: int) -> np.ndarray:
@@ -112,7 +113,7 @@ def test_batches_of_every_size_get_what_the_reference_gives(engine: DeviceEngine
 
 
 @pytest.mark.parametrize("counts", [(16, 4), (3, 4, 1), (7, 16, 2, 7, 5, 1)])
-def test_images_of_a_mixed_batch_get_what_each_gets_alone(
+def test_images_of_a_padded_batch_get_what_each_gets_alone(
     engine: DeviceEngine, model: Model, counts: tuple[int, ...]
 ) -> None:
     patches = images(len(counts), seed=sum(counts))
@@ -130,24 +131,24 @@ def test_images_of_a_mixed_batch_get_what_each_gets_alone(
         same(error[row : row + 1], squared, 1e-3)
 
 
-def test_the_gate_sees_when_images_of_a_mixed_batch_meet(kernels: Any, model: Model) -> None:
-    engine = DeviceEngine(kernels, model.info)
-    expected = answers(model.reference)
+def test_the_gate_sees_when_images_of_a_padded_batch_meet(graphs: Any, model: Model) -> None:
+    engine = DeviceEngine(graphs, model.info)
+    expected = collect_outputs(model.reference)
     assert check_parity(engine, expected, tolerance_for("fp32")).cosine > 0.999999
-    right = engine._kernels.encode
+    right = engine._graphs.encode
 
     def attending_to_nothing(
-        lane: int, patches: Any, visible_indices: Any, pooled: Any, latent: Any, mixed: bool
+        lane: int, patches: Any, visible_indices: Any, pooled: Any, latent: Any, padded: bool
     ) -> None:
         right(lane, patches, visible_indices.clamp_(min=0), pooled, latent, False)
 
-    engine._kernels.encode = attending_to_nothing  # type: ignore[method-assign]
-    with pytest.raises(ParityError, match="embeddings in mixed batches differ"):
+    engine._graphs.encode = attending_to_nothing  # type: ignore[method-assign]
+    with pytest.raises(ParityError, match="embeddings in padded batches differ"):
         check_parity(engine, expected, tolerance_for("fp32"))
 
 
-def test_mixed_batches_are_refused_where_they_would_be_misread(kernels: Any, model: Model) -> None:
-    engine = DeviceEngine(kernels, model.info.model_copy(update={"mixes": False}))
+def test_padded_batches_are_refused_where_they_would_be_misread(graphs: Any, model: Model) -> None:
+    engine = DeviceEngine(graphs, model.info.model_copy(update={"mixes": False}))
     with pytest.raises(EngineError, match="different numbers of visible patches"):
         engine.embed(0, images(2), stack_padded([places(16, 1)[0], places(4, 1)[0]], PAD))
 
@@ -193,8 +194,8 @@ def test_lanes_at_once_do_not_meet(engine: DeviceEngine, model: Model) -> None:
     assert failures == []
 
 
-def test_the_usual_batches_are_replayed_and_others_are_not(kernels: Any, model: Model) -> None:
-    engine = DeviceEngine(kernels, model.info, cuda_graphs=True)
+def test_the_usual_batches_are_replayed_and_others_are_not(graphs: Any, model: Model) -> None:
+    engine = DeviceEngine(graphs, model.info, cuda_graphs=True)
     replays = lambda: {key: graph.replays for key, graph in engine._lanes[0].graphs.items() if graph.replays}  # type: ignore[attr-defined]  # noqa: E731
     assert len(engine._lanes[1].graphs) == 3 * 4  # batches of 1, 2, 4 and 6
     engine.embed(0, images(3), places(16, 3))
@@ -221,14 +222,14 @@ def test_more_than_the_largest_batch_is_refused(engine: DeviceEngine) -> None:
     ],
 )
 def test_what_the_device_survives_is_told_from_what_it_does_not(
-    kernels: Any, model: Model, monkeypatch: pytest.MonkeyPatch, raised: Exception, becomes: type[Exception]
+    graphs: Any, model: Model, monkeypatch: pytest.MonkeyPatch, raised: Exception, becomes: type[Exception]
 ) -> None:
-    engine = DeviceEngine(kernels, model.info)
+    engine = DeviceEngine(graphs, model.info)
 
     def fail(*arguments: object) -> None:
         raise raised
 
-    monkeypatch.setattr(engine._kernels, "encode", fail)
+    monkeypatch.setattr(engine._graphs, "encode", fail)
     with pytest.raises(EngineError) as error:
         engine.embed(0, images(1), places(16, 1))
     assert type(error.value) is becomes

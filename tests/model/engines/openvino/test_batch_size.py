@@ -8,7 +8,7 @@ import pytest
 
 from model.engines.cache import EngineCache
 from model.engines.openvino import batch_size as module
-from model.engines.openvino.batch_size import SIZES, choose, preferred_batch, warm
+from model.engines.openvino.batch_size import SIZES, choose_batch_size, measured_batch_size, warm_up
 from tests.support.engines import FakeEngine
 
 
@@ -26,8 +26,8 @@ class Clock:
         self.now += taken
         return taken
 
-    def choose(self, within: float = 3.0) -> module.Found:
-        return choose(self.seconds, 2, within, lambda: self.now)
+    def choose(self, within: float = 3.0) -> module.MeasuredBatchSize:
+        return choose_batch_size(self.seconds, 2, within, lambda: self.now)
 
 
 @pytest.mark.parametrize(
@@ -69,43 +69,44 @@ def test_one_batch_is_measured_however_slow() -> None:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     clock = Clock(0, 0.001)
-    monkeypatch.setattr(module, "seconds_of", lambda engine, size: clock.seconds(size))
+    monkeypatch.setattr(module, "time_batch", lambda engine, size: clock.seconds(size))
     return clock.asked
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', "\x00"])
-def test_it_is_measured_once_and_again_if_the_note_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
+def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
-    assert preferred_batch(engine, cache, print) == 1
+    assert measured_batch_size(engine, cache, print) == 1
     count = len(measured)
     assert count > 0
-    assert preferred_batch(engine, cache, print) == 1
+    assert measured_batch_size(engine, cache, print) == 1
     assert len(measured) == count
-    (note,) = tmp_path.iterdir()
-    note.write_text(damage)
-    assert preferred_batch(engine, cache, print) == 1
+    (sidecar,) = tmp_path.iterdir()
+    sidecar.write_text(damage)
+    assert measured_batch_size(engine, cache, print) == 1
     assert len(measured) == 2 * count
 
 
 @pytest.mark.parametrize(
-    "change", [{"lanes": 2}, {"precision": "bf16"}, {"entry": "another"}, {"versions": {"a": "2"}}]
+    "change",
+    [{"lanes": 2}, {"precision": "bf16"}, {"computes": "bf16"}, {"entry": "another"}, {"versions": {"a": "2"}}],
 )
 def test_another_engine_is_measured_for_itself(tmp_path: Path, measured: list[int], change: dict[str, object]) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
-    preferred_batch(engine, cache, print)
+    measured_batch_size(engine, cache, print)
     count = len(measured)
     engine.info = engine.info.model_copy(update=change)
-    preferred_batch(engine, cache, print)
+    measured_batch_size(engine, cache, print)
     assert len(measured) == 2 * count
 
 
-def test_another_processor_is_measured_for_itself(
+def test_another_cpu_is_measured_for_itself(
     tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preferred_batch(FakeEngine(), EngineCache(tmp_path), print)
+    measured_batch_size(FakeEngine(), EngineCache(tmp_path), print)
     count = len(measured)
-    monkeypatch.setattr(module, "processor", lambda: "another")
-    preferred_batch(FakeEngine(), EngineCache(tmp_path), print)
+    monkeypatch.setattr(module, "cpu_name", lambda: "another")
+    measured_batch_size(FakeEngine(), EngineCache(tmp_path), print)
     assert len(measured) == 2 * count
 
 
@@ -113,13 +114,13 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     tmp_path: Path, measured: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert preferred_batch(FakeEngine(), EngineCache(tmp_path / "missing"), print) == 1
+        assert measured_batch_size(FakeEngine(), EngineCache(tmp_path / "missing"), print) == 1
     assert "not kept in the engine cache" in caplog.text
 
 
 def test_every_lane_is_busy_with_both_usual_shapes(clockwork: Callable[[], float]) -> None:
     engine = FakeEngine(preferred_batch=3, lanes=2)
-    warm(engine, 100, clockwork)
+    warm_up(engine, 100, clockwork)
     shapes = sorted((visible, len(images)) for _, visible, images in engine.batches)
     assert shapes == sorted([(k, size) for k in (1, 4) for size in (1, 2, 3)] * 2)
 
@@ -127,7 +128,7 @@ def test_every_lane_is_busy_with_both_usual_shapes(clockwork: Callable[[], float
 def test_warming_up_ends_in_time() -> None:
     times = iter([0.0, 0.0, 1.0, 1.0])
     engine = FakeEngine(preferred_batch=3)
-    warm(engine, 0.5, lambda: next(times))
+    warm_up(engine, 0.5, lambda: next(times))
     assert {len(images) for _, _, images in engine.batches} == {1}
 
 

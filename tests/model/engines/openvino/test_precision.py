@@ -7,7 +7,14 @@ import pytest
 
 from model.engines.base import MeasuredPrecision, Precision
 from model.engines.cache import EngineCache
-from model.engines.openvino.precision import TURNS, choose, core_seconds_of, keep_choice, measure, read_choice
+from model.engines.openvino.precision import (
+    TURNS,
+    choose_precision,
+    core_seconds,
+    keep_choice,
+    measure_rates,
+    read_choice,
+)
 from tests.support.engines import FakeEngine
 
 BF16 = MeasuredPrecision(precision="bf16", images_per_core_s={"fp32": 10, "bf16": 20}, left_out={})
@@ -30,7 +37,7 @@ BF16 = MeasuredPrecision(precision="bf16", images_per_core_s={"fp32": 10, "bf16"
 def test_what_lies_further_from_the_model_has_to_be_faster_by_five_percent(
     rates: Mapping[Precision, float], chosen: Precision
 ) -> None:
-    assert choose(rates) == chosen
+    assert choose_precision(rates) == chosen
 
 
 class Clock:
@@ -42,7 +49,9 @@ class Clock:
         self._seconds = seconds
 
     def measure(self, within: float = 3.0) -> dict[Precision, float]:
-        return measure({one: lambda one=one: self._turn(one) for one in self._seconds}, 2, within, lambda: self.now)  # type: ignore[misc]
+        return measure_rates(
+            {one: lambda one=one: self._turn(one) for one in self._seconds}, 2, within, lambda: self.now
+        )  # type: ignore[misc]
 
     def _turn(self, precision: str) -> float:
         disturbed = self.asked.count(precision) % 2 == 0
@@ -60,7 +69,7 @@ def test_the_best_turn_counts_for_all_lanes() -> None:
 
 def test_every_lane_has_an_image_of_each_kind() -> None:
     engine = FakeEngine(lanes=2)
-    assert core_seconds_of(engine) > 0
+    assert core_seconds(engine) > 0
     assert sorted((visible, len(images)) for _, visible, images in engine.batches) == [(1, 1), (1, 1), (4, 1), (4, 1)]
 
 
@@ -84,24 +93,24 @@ def test_each_is_measured_once_however_slow() -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"precision": "fp64"}', '{"precision": "bf16"}', "\x00"])
-def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
+def test_a_choice_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
     cache = EngineCache(tmp_path)
-    assert read_choice(cache, "note") is None
-    assert keep_choice(cache, "note", BF16) == BF16
-    assert read_choice(cache, "note") == BF16
-    (tmp_path / "note.json").write_text(damage)
-    assert read_choice(cache, "note") is None
+    assert read_choice(cache, "choice") is None
+    assert keep_choice(cache, "choice", BF16) == BF16
+    assert read_choice(cache, "choice") == BF16
+    (tmp_path / "choice.json").write_text(damage)
+    assert read_choice(cache, "choice") is None
 
 
 def test_whoever_has_measured_first_decides_for_all(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    keep_choice(cache, "note", BF16)
-    assert keep_choice(cache, "note", BF16.model_copy(update={"precision": "fp32"})) == BF16
-    assert read_choice(cache, "note") == BF16
+    keep_choice(cache, "choice", BF16)
+    assert keep_choice(cache, "choice", BF16.model_copy(update={"precision": "fp32"})) == BF16
+    assert read_choice(cache, "choice") == BF16
 
 
 def test_the_reason_is_one_line() -> None:
     found = BF16.model_copy(update={"left_out": {"int8": "embeddings differ"}})
-    assert found.reason == "images a core-second: fp32 10, bf16 20; int8 left out: embeddings differ"
+    assert found.reason == "images per core-second: fp32 10, bf16 20; int8 left out: embeddings differ"
     alone = MeasuredPrecision(precision="fp32", images_per_core_s={}, left_out={})
     assert alone.reason == "there is nothing to compare it with"

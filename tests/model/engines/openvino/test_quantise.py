@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,17 @@ import numpy as np
 import pytest
 
 from model.checkpoints import checkpoint
-from model.engines import context, parity
+from model.engines import context
 from model.engines.base import EngineBuildError, Parity, Quantisation
 from model.engines.build import build
-from model.engines.openvino import build as openvino_build
-from model.engines.openvino.calibration import LEAST, MOST, calibration_in
-from model.engines.openvino.quantise import QUANTISATION, calibrating, held_out
+from model.engines.fixed_images import fixed_patches
+from model.engines.job import MIN_PHOTOGRAPHS
+from model.engines.openvino import entries
+from model.engines.openvino.calibration import MAX_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.quantise import QUANTISATION, calibration_part, held_out_part
 from model.engines.parity import ParityError
-from model.engines.spec import EngineSpec
+from model.engines.settings import EngineSettings
+from tests.support.engines import with_changes
 
 GOOD = Parity(cosine=0.95, mean_cosine=0.998, psnr_db=40, loss_difference=0.01)
 
@@ -29,7 +31,7 @@ def converted(narrow_graphs: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def spec(tmp_path: Path, narrow_weights: Path, converted: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
+def spec(tmp_path: Path, narrow_weights: Path, converted: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSettings:
     """NNCF and the child process are left out; whatever is in `converted` is what they make."""
 
     def convert(job: Any, folder: Path, progress: Any) -> None:
@@ -40,9 +42,11 @@ def spec(tmp_path: Path, narrow_weights: Path, converted: Path, monkeypatch: pyt
             write_figures(folder, GOOD)
 
     monkeypatch.setattr(context, "convert_in_child", convert)
-    monkeypatch.setattr(openvino_build, "require_nncf", lambda: "3.4")
-    made = EngineSpec(tmp_path / "cache", str(narrow_weights), backend="openvino", lanes=1, max_batch=4)
-    return replace(made, precision="int8")
+    monkeypatch.setattr(entries, "require_nncf", lambda: "3.4")
+    made = EngineSettings(
+        engine_cache=tmp_path / "cache", weights=str(narrow_weights), backend="openvino", lanes=1, max_batch=4
+    )
+    return with_changes(made, precision="int8")
 
 
 def write_figures(folder: Path, figures: Parity) -> None:
@@ -50,30 +54,32 @@ def write_figures(folder: Path, figures: Parity) -> None:
     (folder / QUANTISATION).write_text(said.model_dump_json())
 
 
-def test_a_server_without_the_photographs_finds_the_engine(spec: EngineSpec, crops: Path) -> None:
-    made = build(replace(spec, calibrate=crops))
+def test_a_server_without_the_photographs_finds_the_engine(spec: EngineSettings, crops: Path) -> None:
+    made = build(spec, calibrate=crops)
     found = build(spec)
     assert found.info.entry == made.info.entry and str(made.info.entry).startswith("openvino-int8-")
     assert found.info.precision == "int8"
     assert found.info.quantisation is not None and found.info.quantisation.parity == GOOD
     with pytest.raises(EngineBuildError, match="no intact int8 engine"):
-        build(replace(spec, preprocess={"resize": "squash"}))
+        build(with_changes(spec, preprocess={"resize": "squash"}))
 
 
-def test_without_an_engine_it_is_said_how_to_make_one(spec: EngineSpec, crops: Path) -> None:
+def test_without_an_engine_it_is_said_how_to_make_one(spec: EngineSettings, crops: Path) -> None:
     with pytest.raises(EngineBuildError, match=r"mae compile --precision int8 --calibrate FOLDER"):
         build(spec)
-    made = build(replace(spec, calibrate=crops))
-    (spec.cache / str(made.info.entry) / "encoder.bin").write_bytes(b"damaged")
+    made = build(spec, calibrate=crops)
+    (spec.engine_cache / str(made.info.entry) / "encoder.bin").write_bytes(b"damaged")
     with pytest.raises(EngineBuildError, match="no intact int8 engine"):
         build(spec)
 
 
-def test_the_photographs_calibrated_on_last_are_those_that_serve(spec: EngineSpec, crops: Path, tmp_path: Path) -> None:
-    first = build(replace(spec, calibrate=crops)).info.entry
+def test_the_photographs_calibrated_on_last_are_those_that_serve(
+    spec: EngineSettings, crops: Path, tmp_path: Path
+) -> None:
+    first = build(spec, calibrate=crops).info.entry
     others = shutil.copytree(crops, tmp_path / "others")
     shutil.copy(others / "1.jpg", others / "0.jpg")
-    second = build(replace(spec, calibrate=others)).info.entry
+    second = build(spec, calibrate=others).info.entry
     assert first != second
     assert build(spec).info.entry == second
 
@@ -88,17 +94,17 @@ def test_the_photographs_calibrated_on_last_are_those_that_serve(spec: EngineSpe
     ],
 )
 def test_what_fails_on_held_out_photographs_does_not_serve(
-    spec: EngineSpec, crops: Path, converted: Path, figures: dict[str, float], message: str
+    spec: EngineSettings, crops: Path, converted: Path, figures: dict[str, float], message: str
 ) -> None:
     write_figures(converted, GOOD.model_copy(update=figures))
     with pytest.raises(ParityError, match=message):
-        build(replace(spec, calibrate=crops))
+        build(spec, calibrate=crops)
     with pytest.raises(EngineBuildError, match="no intact int8 engine"):  # nothing leads to it
         build(spec)
 
 
 def test_a_graph_that_was_quantised_wrongly_does_not_serve(
-    spec: EngineSpec, crops: Path, converted: Path, narrow_weights: Path
+    spec: EngineSettings, crops: Path, converted: Path, narrow_weights: Path
 ) -> None:
     """Its figures may say what they like: the fixed images are asked at every start."""
     path = converted / "encoder.bin"
@@ -107,54 +113,54 @@ def test_a_graph_that_was_quantised_wrongly_does_not_serve(
     assert content.count(bias.tobytes()) == 1
     path.write_bytes(content.replace(bias.tobytes(), (bias + 1).tobytes()))
     with pytest.raises(ParityError, match="embeddings differ from eager float32: mean centred cosine"):
-        build(replace(spec, calibrate=crops))
+        build(spec, calibrate=crops)
 
 
-def test_the_operator_sets_the_bar(spec: EngineSpec, crops: Path) -> None:
+def test_the_operator_sets_the_bar(spec: EngineSettings, crops: Path) -> None:
     with pytest.raises(ParityError, match=r"0\.9999 is needed"):
-        build(replace(spec, calibrate=crops, parity_cosine=0.9999))
+        build(with_changes(spec, parity_cosine=0.9999), calibrate=crops)
 
 
-def test_int8_is_for_openvino(spec: EngineSpec) -> None:
+def test_int8_is_for_openvino(spec: EngineSettings) -> None:
     with pytest.raises(EngineBuildError, match="PRECISION=int8 is for BACKEND=openvino; torch on cpu has fp32"):
-        build(replace(spec, backend="torch"))
+        build(with_changes(spec, backend="torch"))
 
 
-def test_photographs_are_for_int8(spec: EngineSpec, crops: Path) -> None:
+def test_photographs_are_for_int8(spec: EngineSettings, crops: Path) -> None:
     with pytest.raises(EngineBuildError, match="for PRECISION=int8 or auto"):
-        build(replace(spec, precision="fp32", calibrate=crops))
+        build(with_changes(spec, precision="fp32"), calibrate=crops)
 
 
-def test_a_missing_nncf_is_named(spec: EngineSpec, crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_nncf_is_named(spec: EngineSettings, crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr("model.engines.openvino.quantise.find_spec", lambda name: None)
-    with pytest.raises(EngineBuildError, match=r"pip install 'mae-serve\[int8\]'"):
-        build(replace(spec, calibrate=crops))
+    with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
+        build(spec, calibrate=crops)
 
 
 def test_too_few_photographs_or_none(tmp_path: Path, crops: Path) -> None:
     (tmp_path / "few").mkdir()
-    for number in range(LEAST - 1):
+    for number in range(MIN_PHOTOGRAPHS - 1):
         shutil.copy(crops / f"{number}.jpg", tmp_path / "few")
     with pytest.raises(EngineBuildError, match="there are 23"):
-        calibration_in(tmp_path / "few")
+        choose_photographs(tmp_path / "few")
     with pytest.raises(EngineBuildError, match="No such file"):
-        calibration_in(tmp_path / "none")
+        choose_photographs(tmp_path / "none")
 
 
 def test_the_same_folder_gives_the_same_photographs(tmp_path: Path) -> None:
-    for number in range(MOST + 50):
+    for number in range(MAX_PHOTOGRAPHS + 50):
         (tmp_path / f"{number}.jpg").write_bytes(bytes([number % 256]))
-    first = calibration_in(tmp_path)
-    assert len(first.paths) == MOST == len(set(first.paths))
-    assert calibration_in(tmp_path) == first
+    first = choose_photographs(tmp_path)
+    assert len(first.paths) == MAX_PHOTOGRAPHS == len(set(first.paths))
+    assert choose_photographs(tmp_path) == first
     Path(first.paths[3]).write_bytes(b"another")
-    assert calibration_in(tmp_path).digest != first.digest
+    assert choose_photographs(tmp_path).digest != first.digest
 
 
 def test_nothing_is_both_calibrated_and_measured_on() -> None:
     photographs = np.arange(30).reshape(30, 1, 1).astype(np.uint8)
-    ours, others = (set(part.ravel().tolist()) for part in (calibrating(photographs), held_out(photographs)))
+    ours, others = (set(part.ravel().tolist()) for part in (calibration_part(photographs), held_out_part(photographs)))
     assert ours | others == set(range(30)) and not ours & others
     assert len(others) == 10
 
@@ -163,18 +169,18 @@ def test_nothing_is_both_calibrated_and_measured_on() -> None:
 def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path, crops: Path) -> None:
     """With NNCF, in a child process: eight bits in the graph, the model's numbers out of it."""
     pytest.importorskip("nncf")
-    made = EngineSpec(tmp_path, str(narrow_weights), backend="openvino", lanes=1, max_batch=2)
+    made = EngineSettings(engine_cache=tmp_path, weights=str(narrow_weights), backend="openvino", lanes=1, max_batch=2)
     # Twenty photographs are few: what was drawn lies outside their ranges.
-    spec = replace(made, precision="int8", parity_cosine=0.9, parity_psnr_db=20, parity_loss=0.5)
-    info = build(replace(spec, calibrate=crops)).info
+    spec = with_changes(made, precision="int8", parity_cosine=0.9, parity_psnr_db=20, parity_loss=0.5)
+    info = build(spec, calibrate=crops).info
     found = info.quantisation
     assert found is not None and (found.photographs, found.held_out) == (20, 10)
     assert found.parity.mean_cosine is not None and 0.97 < found.parity.mean_cosine < 0.99999
     graph = (tmp_path / str(info.entry) / "encoder.xml").read_text()
     assert graph.count('type="FakeQuantize"') > 12 and 'element_type="i8"' in graph
-    engine = build(spec)
+    engine = build(spec).engine
     assert engine.info.entry == info.entry
-    images = parity.fixed_patches(info.config)
+    images = fixed_patches(info.config)
     everywhere = np.tile(np.arange(16, dtype=np.int32), (8, 1))
     alone = np.concatenate([engine.embed(0, images[n : n + 1], everywhere[:1]) for n in range(8)])
     assert np.array_equal(alone, engine.embed(0, images, everywhere))

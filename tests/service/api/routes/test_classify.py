@@ -18,6 +18,7 @@ from scipy.special import softmax
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig, Pooled
+from model.engines.base import ServedModel
 from service.api.app import create_app
 from service.settings import Settings
 from tests.support.engines import FakeEngine
@@ -31,6 +32,7 @@ class Lamp(FakeEngine):
 
     def __init__(self, pool: Pooled | None = "mean", **behaviour: Any) -> None:
         super().__init__(**behaviour)
+        self.heads = Heads()
         if pool is not None:
             weight = np.zeros((4, 8), np.float32)
             weight[:, 2] = [-3, -1, 1, 1]
@@ -59,8 +61,8 @@ def picture(grey: int) -> bytes:
 def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(engine: FakeEngine, **settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), lambda spec, progress: engine)
+        def start(lamp: Lamp, **settings: Any) -> TestClient:
+            app = create_app(Settings(**settings), lambda settings, progress: ServedModel(lamp, lamp.heads))
             client = stack.enter_context(TestClient(app))
             while client.get("/readyz").status_code != 200:
                 time.sleep(0.01)

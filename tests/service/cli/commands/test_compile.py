@@ -49,7 +49,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     by_itself = mae("compile", "--precision", "auto")
     rows = dict(line.split(maxsplit=1) for line in by_itself.out.splitlines() if not line.startswith(" "))
     assert rows["made"].strip() == "before"
-    assert rows["auto"].startswith(("images a core-second: fp32 ", "there is nothing to compare it with"))
+    assert rows["auto"].startswith(("images per core-second: fp32 ", "there is nothing to compare it with"))
     assert rows["precision"].strip() in ("fp32", "bf16")
     engine = json.loads(mae("info", "--json", "--precision", "auto").out)["engine"]
     assert engine["precision"] == engine["auto"]["precision"] == rows["precision"].strip()

@@ -1,0 +1,131 @@
+"""An engine on an NVIDIA GPU: by TensorRT, or by torch where TensorRT is missing or fails."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from model.checkpoints.checkpoint import Checkpoint
+from model.config import MAEConfig
+from model.engines.base import EngineBuildError, EngineError, Precision, TensorRTError
+from model.engines.cache import fingerprint
+from model.engines.context import BuildContext
+from model.engines.cuda import identity
+from model.engines.cuda.engine import DeviceEngine
+from model.engines.cuda.tensorrt import TensorRTGraphs
+from model.engines.cuda.torch_graphs import TorchGraphs
+from model.engines.entry import read_model, read_reference
+from model.engines.fingerprint import code_digest
+from model.engines.job import ConversionJob, LoadedModel, ModelSpec
+from model.engines.outputs import EngineOutputs
+
+DEFAULT_BATCH, DEFAULT_LANES = 64, 2
+"""Two lanes, so that one's copies overlap the other's computing."""
+
+
+def build_tensorrt(context: BuildContext) -> DeviceEngine:
+    """Loads or makes the TensorRT engines, and checks their parity.
+
+    Raises:
+        WeightsError: the weights cannot be read.
+        TensorRTError: TensorRT cannot build or load the model.
+        ParityError: the engine does not compute what the model computes.
+    """
+    settings, source = context.settings, context.source
+    distribution = identity.installed_distribution()
+    assert distribution is not None, "choose_backend has looked"
+    runtime, card = identity.tensorrt_runtime(distribution), identity.this_gpu()
+    precision, max_batch_size = _precision(context), settings.max_batch or DEFAULT_BATCH
+    ingredients = tensorrt_ingredients(
+        context.model, source.digest, precision, max_batch_size, card, distribution, runtime.__version__
+    )
+    job = ConversionJob(context.model, "tensorrt", precision, max_batch_size)
+    folder = context.obtain_entry(f"tensorrt-{fingerprint(ingredients)}", job)
+    model = read_model(folder)
+    info = context.describe(
+        model,
+        precision,
+        **_sizes(context, model.config),
+        entry=folder.name,
+        libraries={distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver},
+    )
+    context.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
+    try:
+        engine = DeviceEngine(TensorRTGraphs(folder, info, runtime), info, settings.cuda_graphs)
+        context.check(engine, read_reference(folder), (1, max_batch_size))
+    except EngineError as error:
+        raise TensorRTError(str(error)) from error
+    return engine
+
+
+def build_torch_on_gpu(
+    context: BuildContext, checkpoint: Checkpoint, model: LoadedModel, reference: EngineOutputs
+) -> DeviceEngine:
+    """Puts the model onto the GPU by torch, and checks its parity with the reference outputs.
+
+    Raises:
+        EngineBuildError: the GPU cannot hold or run the model.
+        ParityError: the engine does not compute what the model computes.
+    """
+    info = context.describe(model, _precision(context), **_sizes(context, model.config))
+    try:
+        engine = DeviceEngine(TorchGraphs(checkpoint, info), info, context.settings.cuda_graphs)
+        context.check(engine, reference, (1, info.preferred_batch))
+    except EngineError as error:
+        raise EngineBuildError(str(error)) from error
+    return engine
+
+
+def tensorrt_ingredients(
+    model: ModelSpec,
+    digest: str,
+    precision: Precision,
+    max_batch_size: int,
+    card: identity.Gpu,
+    distribution: str,
+    runtime: str,
+) -> dict[str, object]:
+    """All that a TensorRT engine depends on, for its fingerprint.
+
+    Args:
+        model: the model, and what the operator says about it.
+        digest: SHA-256 of the weights.
+        precision: of the matrix products.
+        max_batch_size: the largest batch.
+        card: the GPU.
+        distribution: the package that builds the engine.
+        runtime: the version of the module that runs it.
+    """
+    return {
+        **asdict(model),
+        "path": digest,
+        "code": code_digest("tensorrt"),
+        "precision": precision,
+        "max_batch_size": max_batch_size,
+        "gpu": asdict(card),
+        "distribution": distribution,
+        "versions": {name: version(name) for name in ("torch", distribution)} | {"tensorrt": runtime},
+    }
+
+
+def _precision(context: BuildContext) -> Precision:
+    return "fp16" if context.settings.precision == "auto" else context.settings.precision
+
+
+def _sizes(context: BuildContext, config: MAEConfig) -> dict[str, Any]:
+    max_batch_size = context.settings.max_batch or DEFAULT_BATCH
+    return {
+        "lanes": context.settings.lanes or DEFAULT_LANES,
+        "threads_per_lane": 1,
+        "max_batch_size": max_batch_size,
+        "mixes": supports_padding(config, max_batch_size),
+    }
+
+
+def supports_padding(config: MAEConfig, max_batch_size: int) -> bool:
+    """Whether a batch may hold images with different numbers of visible patches.
+
+    On a GPU small batches cost nearly as much as full ones. On a CPU they do not, and padding gains nothing there.
+    """
+    return config.family == "vit" and max_batch_size > 1

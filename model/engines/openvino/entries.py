@@ -1,0 +1,104 @@
+"""OpenVINO's entries in the engine cache: graphs in float32, from which bf16 is computed too, and graphs in int8."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from model.engines.base import EngineBuildError
+from model.engines.cache import EngineCache, fingerprint
+from model.engines.context import BuildContext
+from model.engines.fingerprint import code_digest
+from model.engines.job import ConversionJob
+from model.engines.openvino.calibration import choose_photographs
+from model.engines.openvino.quantise import read_quantisation, require_nncf
+from model.engines.parity import require_tolerance
+
+
+class GraphEntries:
+    """Finds or makes the entries of one model."""
+
+    def __init__(self, context: BuildContext) -> None:
+        """Nothing is read or made yet."""
+        self._context = context
+        self._cache = EngineCache(context.settings.engine_cache)
+        self.name = f"openvino-{fingerprint(self._ingredients('openvino'))}"
+        """The name of the float32 entry."""
+
+    def float32(self) -> Path:
+        """The folder of the float32 graphs, which are made if need be."""
+        return self._context.obtain_entry(self.name, ConversionJob(self._context.model, "openvino"))
+
+    def int8(self) -> Path:
+        """The folder of the int8 graphs: made from `context.calibrate`, or else those made last for PRECISION=int8.
+
+        A sidecar file leads from all ingredients but the photographs to that entry: a server does not have them.
+        """
+        if self._context.calibrate is None:
+            return self.find_int8(self._read_name("int8"), "int8")
+        folder = self._quantise()
+        require_held_out_parity(folder, self._context)
+        self._write_name("int8", folder.name)
+        return folder
+
+    def int8_for_auto(self) -> str | None:
+        """The entry that `mae compile --precision auto --calibrate` has named; None if there was no such command.
+
+        Its sidecar file is auto's own: int8 made for a trial changes nothing for those who did not ask for it.
+        """
+        if self._context.calibrate is None:
+            return self._read_name("auto-int8")
+        name = self._quantise().name
+        self._write_name("auto-int8", name)
+        return name
+
+    def find_int8(self, name: str | None, precision: str) -> Path:
+        """The folder of entry `name`, which only photographs can make anew.
+
+        Raises:
+            EngineBuildError: there is no such entry, or it is damaged.
+        """
+        folder = None if name is None else self._cache.find(name)
+        if folder is None:
+            raise EngineBuildError(
+                f"the engine cache {self._cache.root} has no intact int8 engine of {self._context.source.name} for "
+                f"these options: mae compile --precision {precision} --calibrate FOLDER makes one from photographs"
+            )
+        return folder
+
+    def _quantise(self) -> Path:
+        assert self._context.calibrate is not None
+        nncf, calibration = require_nncf(), choose_photographs(self._context.calibrate)
+        ingredients = {**self._ingredients("openvino-int8"), "photographs": calibration.digest, "nncf": nncf}
+        job = ConversionJob(self._context.model, "openvino", "int8", photographs=calibration)
+        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
+
+    def _ingredients(self, kind: str) -> dict[str, object]:
+        return {
+            **asdict(self._context.model),
+            "path": self._context.source.digest,
+            "code": code_digest(kind),
+            "versions": {name: version(name) for name in ("openvino", "torch")},
+            "machine": platform.machine(),
+        }
+
+    def _sidecar(self, kind: str) -> str:
+        return f"{kind}-{fingerprint(self._ingredients('openvino-int8'))}"
+
+    def _read_name(self, kind: str) -> str | None:
+        content = self._cache.read_sidecar(self._sidecar(kind))
+        return str(content["entry"]) if content and "entry" in content else None
+
+    def _write_name(self, kind: str, entry: str) -> None:
+        self._cache.write_sidecar(self._sidecar(kind), {"entry": entry})
+
+
+def require_held_out_parity(folder: Path, context: BuildContext) -> None:
+    """Holds the figures of int8 graphs on photographs that they were not calibrated on to int8's tolerance.
+
+    Raises:
+        ParityError: a figure is outside the tolerance.
+    """
+    require_tolerance(read_quantisation(folder).parity, context.tolerance("int8"), " of photographs held out")

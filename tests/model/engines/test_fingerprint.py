@@ -1,0 +1,127 @@
+"""The digest of the code that makes cache entries: it covers the modules that a conversion imports, and no others."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import model
+from model.engines.fingerprint import ROOT, SOURCES, code_digest, source_of
+
+CONVERT = """
+    import importlib.metadata, json, sys, types
+    from functools import partial
+    from pathlib import Path
+
+    kind, weights, folder, *photographs = sys.argv[1:]
+    # Stand-ins for packages that may be missing: they return graphs as they are, and import nothing of ours.
+    sys.modules["nncf"] = types.SimpleNamespace(
+        quantize=lambda graph, *data, **options: graph,
+        Dataset=list,
+        ModelType=types.SimpleNamespace(TRANSFORMER="transformer"),
+        set_log_level=lambda level: None,
+    )
+    version = importlib.metadata.version
+    importlib.metadata.version = lambda name: "1" if name == "nncf" else version(name)
+    sys.modules["torch_tensorrt"] = types.SimpleNamespace(
+        Input=dict,
+        dynamo=types.SimpleNamespace(convert_exported_program_to_serialized_trt_engine=lambda *of, **how: b"engine"),
+    )
+    from model.engines.convert import convert
+    from model.engines.job import Calibration, ConversionJob, ModelSpec
+
+    model, calibration = ModelSpec(weights), Calibration(tuple(photographs), "digest")
+    jobs = {
+        "openvino": ConversionJob(model, "openvino"),
+        "openvino-int8": ConversionJob(model, "openvino", "int8", photographs=calibration),
+        "tensorrt": ConversionJob(model, "tensorrt", "fp16", 4),
+    }
+    if kind == "tensorrt":
+        from model.engines.cuda import tensorrt_build
+
+        tensorrt_build.build_engines = partial(tensorrt_build.build_engines, device="cpu")
+    convert(jobs[kind], Path(folder), lambda text: None)
+    print(json.dumps(sorted(name for name in sys.modules if name.partition(".")[0] in ("model", "service"))))
+"""
+
+
+@pytest.mark.converts
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_list_is_what_a_conversion_imports(kind: str, narrow_weights: Path, crops: Path, tmp_path: Path) -> None:
+    photographs = sorted(map(str, crops.iterdir()))
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(CONVERT), kind, str(narrow_weights), str(tmp_path), *photographs],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout.splitlines()[-1]) == sorted(SOURCES[kind])
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package's source."""
+    root = tmp_path_factory.mktemp("copy")
+    shutil.copytree(
+        Path(model.__file__).parent, root / "model", ignore=shutil.ignore_patterns("weights", "__pycache__")
+    )
+    return root
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_an_edit_of_any_module_in_the_list_makes_another_entry(kind: str, copied: Path) -> None:
+    before = code_digest(kind, copied)
+    assert before == code_digest(kind)
+    digests = {before}
+    for name in SOURCES[kind]:
+        path = source_of(name, copied)
+        content = path.read_text()
+        path.write_text(content + "\n")
+        digests.add(code_digest(kind, copied))
+        path.write_text(content)
+    assert len(digests) == 1 + len(SOURCES[kind])
+    assert code_digest(kind, copied) == before
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_an_edit_of_any_other_module_does_not(kind: str, copied: Path) -> None:
+    before = code_digest(kind, copied)
+    inside = {source_of(name, copied) for name in SOURCES[kind]}
+    outside = set((copied / "model").rglob("*.py")) - inside
+    names = {path.relative_to(copied / "model").as_posix() for path in outside}
+    assert {
+        "images/png.py",
+        "images/render.py",
+        "images/folders.py",
+        "training/pretrain.py",
+        "engines/build.py",
+    } <= names
+    for path in outside:
+        path.write_text(path.read_text() + "\n")
+    assert code_digest(kind, copied) == before
+
+
+def test_int8_graphs_depend_on_more_than_float32_ones(copied: Path) -> None:
+    path = copied / "model" / "engines" / "openvino" / "quantise.py"
+    before = {kind: code_digest(kind, copied) for kind in SOURCES}
+    path.write_text(path.read_text() + "\n")
+    assert {kind for kind in SOURCES if code_digest(kind, copied) != before[kind]} == {"openvino-int8"}
+
+
+def test_a_module_that_was_moved_is_missed(copied: Path) -> None:
+    path = source_of("model.nn.vit", copied)
+    moved = path.rename(path.with_name("elsewhere.py"))
+    with pytest.raises(FileNotFoundError, match=r"vit\.py"):
+        code_digest("openvino", copied)
+    moved.rename(path)
+
+
+def test_every_module_of_the_lists_exists_once() -> None:
+    for names in SOURCES.values():
+        assert len(set(names)) == len(names)
+        assert all(source_of(name, ROOT).is_file() for name in names)
