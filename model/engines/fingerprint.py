@@ -14,6 +14,7 @@ from pathlib import Path
 COMMON = (
     "model",
     "model.arrays",
+    "model.atomic_write",
     "model.checkpoints",
     "model.checkpoints.checkpoint",
     "model.checkpoints.errors",
