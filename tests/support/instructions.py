@@ -13,6 +13,7 @@ LEVELS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """By oneDNN's name, ascending: the flag in /proc/cpuinfo that a CPU must have, and what limits torch and MKL alike."""
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16"}
+VNNI = {"avx512_vnni", "avx_vnni"}
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -37,3 +38,9 @@ def expected_bf16(level: str | None) -> str | None:
     if order.index(level) >= order.index("AVX512_CORE_BF16"):
         return "bf16"
     return "emulated bf16" if order.index(level) >= order.index("AVX512_CORE") else None
+
+
+def int8_saturates(level: str | None) -> bool:
+    """Whether products of bytes overflow 16 bits at `level` on this CPU: so they do on x86 without VNNI."""
+    flags = cpu_flags()
+    return bool(flags) and (level in ("AVX2", "AVX512_CORE") or not VNNI & flags)

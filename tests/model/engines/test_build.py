@@ -110,7 +110,7 @@ def test_preprocessing_is_replaced_in_parts(tmp_path: Path, narrow: str) -> None
     assert engine.info.preprocessing == Preprocessing(resize="squash", mean=(0, 0, 0))
 
 
-def test_lanes_share_the_processors(tmp_path: Path, narrow: str) -> None:
+def test_lanes_share_the_cpus(tmp_path: Path, narrow: str) -> None:
     before = torch.get_num_threads()
     try:
         lanes = 2 * available_cpus()

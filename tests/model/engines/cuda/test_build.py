@@ -1,4 +1,4 @@
-"""From settings to an engine on a GPU: TensorRT, its store and parity check, and torch in its place; with stand-ins."""
+"""From settings to an engine on a GPU: TensorRT, its cache, its parity check, torch in its place; with stand-ins."""
 
 import shutil
 from collections.abc import Callable
