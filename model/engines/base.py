@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -143,7 +144,7 @@ class EngineInfo(BaseModel):
     fallback: str | None = None
     """Why this is not the preferred backend; none if it is."""
 
-    @property
+    @cached_property
     def model_id(self) -> str:
         """Name and hash of the weights in one word."""
         return f"{self.model}@{self.weights[:12]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from model.arrays import Floats, Indices
 from model.checkpoints.heads import Heads, Whitening
 from model.config import MAEConfig
 from model.engines.base import EngineInfo
-from model.masking import MaskError, new_seed, random_visible
+from model.masking import MaskError, all_indices, new_seed, random_visible
 from service.errors import InvalidParameter
 from service.parameters import EmbedParameters, Pool
 
@@ -41,9 +42,11 @@ class EmbeddingPlan:
                 f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
             )
         whitening = _whitening_for(parameters, heads) if parameters.whiten else None
-        seed = None if parameters.keep == 1 else new_seed() if parameters.seed is None else parameters.seed
+        if parameters.keep == 1:
+            return cls(parameters.pool, None, _whole_image(info.config.num_patches), whitening, parameters.normalize)
+        seed = new_seed() if parameters.seed is None else parameters.seed
         try:
-            visible_indices = random_visible(info.config.grid, parameters.keep, seed or 0)
+            visible_indices = random_visible(info.config.grid, parameters.keep, seed)
         except MaskError as error:
             raise InvalidParameter(str(error), parameter="keep") from error
         return cls(parameters.pool, seed, visible_indices, whitening, parameters.normalize)
@@ -70,6 +73,11 @@ class EmbeddingPlan:
             lengths = np.linalg.norm(finished, axis=-1, keepdims=True)
             finished = finished / np.maximum(lengths, np.finfo(np.float32).tiny)
         return finished
+
+
+@lru_cache  # All requests for whole images share one array, which nobody changes.
+def _whole_image(num_patches: int) -> Indices:
+    return all_indices(num_patches)
 
 
 def _whitening_for(parameters: EmbedParameters, heads: Heads) -> Whitening:
