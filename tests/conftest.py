@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--gpu-backend",
         choices=("cuda", "openvino", "torch"),
-        help="what they run on: the GPU (default), or an engine on the processor, to prove the tests themselves",
+        help="what they run on: the GPU (default), or an engine on the CPU, to prove the tests themselves",
     )
     group.addoption("--gpu-batches", type=int, default=10_000, help="batches over which memory must stay flat")
 

@@ -75,7 +75,7 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Starts servers with settings given as keywords, and ends them after the tests.
 
     `fake` serves an engine of `fake_server.py` with these variables; `module` runs another server in place of `mae
-    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever this processor likes best.
+    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever is fastest on this CPU.
     """
     servers: list[LiveServer] = []
 
