@@ -1,4 +1,4 @@
-"""One process or several: the only module that knows both."""
+"""Starts the service in one process or in several: the only module that knows both."""
 
 from __future__ import annotations
 

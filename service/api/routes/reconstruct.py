@@ -42,7 +42,7 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     config, view, accept = pipeline.info.config, parameters.view, request.headers.get("accept", "")
     pipeline.require_decoder()
     seed, choose_visible = choose_patches_to_remove(config, parameters)
-    preferred_type(accept, (PNG, JSON, ZIP))  # how many images there are decides between these, and only the body tells
+    preferred_type(accept, (PNG, JSON, ZIP))  # refuses early; the number of images, known later, decides between them
     body = await context.read_body(takes_mask=True)
     count = len(body.images)
     media_type = preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
@@ -98,7 +98,7 @@ def _content(
 
 
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
-    """The pictures as numbered files, with the JSON response, less its PNGs, in a file beside them."""
+    """The pictures as numbered files, and beside them a file with the JSON response without its PNGs."""
     file = io.BytesIO()
     without_pngs = [{"loss": x["loss"], "error": x["error"]} for x in content["reconstructions"]]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
