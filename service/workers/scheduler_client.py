@@ -1,4 +1,4 @@
-"""The scheduler as a worker sees it: images go into slots of shared memory, and the engine process is told."""
+"""The scheduler of a worker: it writes images into slots of shared memory, and announces them to the engine process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Progress:
     """How far a request has come."""
 
     number: int
-    """The number that the engine process knows it by."""
+    """The number of the request in messages."""
     sent: int = 0
-    """Images that were sent to the engine process."""
+    """Number of images that were sent to the engine process."""
     answered: int = 0
-    """Images that came back."""
+    """Number of images whose slots came back."""
 
 
 class SchedulerClient:
@@ -42,7 +42,7 @@ class SchedulerClient:
         Args:
             channel: leads to the engine process.
             slots: the shared memory of this worker.
-            images: the room of the whole service's queue, QUEUE_IMAGES.
+            images: budget of the whole service's queue, QUEUE_IMAGES.
             metrics: of this worker.
         """
         self._channel = channel
@@ -54,9 +54,9 @@ class SchedulerClient:
         self._requests: dict[int, QueuedRequest] = {}
         self._free = list(range(slots.count))  # The slot that came back last is used first: memory follows the peak.
         self._sent: dict[int, QueueEntry] = {}
-        """The image in each slot that the engine process has."""
+        """The images that the engine process has, by slot."""
         self._waiting: deque[QueueEntry] = deque()
-        """Images without a slot yet."""
+        """The images that wait for a free slot."""
 
     def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
