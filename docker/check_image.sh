@@ -28,7 +28,7 @@ else
     RUN=(podman --runtime runc --log-level fatal run --pull=never --network host
         --ulimit nofile=1024:1024 --ulimit nproc=1000:1000)
 fi
-# The restrictions that docker/README.md recommends.
+# The image must work under these restrictions.
 RUN+=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
 [[ $TOOL == podman ]] && RUN+=(--read-only-tmpfs=false)
 
