@@ -34,7 +34,7 @@ class Settings(EngineSettings, BaseSettings):
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
-        enable_decoding=False,  # values with structure are parsed by validators, which name what is wrong
+        enable_decoding=False,  # validators parse values with structure, and their errors name the wrong part
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )

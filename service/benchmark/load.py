@@ -78,7 +78,7 @@ def run_seconds(window_s: float, connections: int, images_per_s: float | None) -
     Args:
         window_s: seconds that must be measured.
         connections: connections that send at the same time.
-        images_per_s: what the server answered under less load; None if that is not known.
+        images_per_s: throughput of the server under less load; None if it is not known.
 
     Returns:
         Whole seconds, as wrk wants them; None if the run would take more than `MAX_SECONDS`.

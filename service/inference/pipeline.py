@@ -59,13 +59,13 @@ class PendingResults:
         """
         return await self._future
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Does nothing."""
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Does nothing: the request waits until its deadline, which its caller enforces."""
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Stores a result. The first failure of an image fails the request."""
         self.queue_s, self.infer_s = max(self.queue_s, queue_s), max(self.infer_s, infer_s)
         if self._future.done():
@@ -78,7 +78,7 @@ class PendingResults:
         if not self._missing:
             self._future.set_result([result for result in self._results if result is not None])
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Fails the request, unless it is done."""
         if not self._future.done():
             self._future.set_exception(error)
@@ -163,7 +163,7 @@ class Pipeline:
         """Classifies images by the model's head.
 
         Whole images are embedded, in batches with all other embeddings. The head runs here, image by image, so that an
-        image's probabilities have the same bits whatever other images a request brings.
+        image's probabilities have the same bits with any other images in the request.
 
         Args:
             images: encoded images.

@@ -42,20 +42,20 @@ class BatchKey(NamedTuple):
 class ResultSink(Protocol):
     """The receiver of a request's results.
 
-    `taken` and `dropped` are called while the scheduler holds its lock, in any thread. `result` and `failed` are called
-    on the event loop.
+    `on_taken` and `on_dropped` are called in any thread, while the scheduler holds its lock. `on_result` and
+    `on_failed` are called on the event loop.
     """
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Images have left the queue for a batch."""
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Images have left the queue and enter no batch."""
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Receives the result of image `index`, with its seconds in the queue and in its batch."""
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Receives a failure of the whole request."""
 
 

@@ -154,7 +154,7 @@ class BatchScheduler:
             self._requests.discard(request)
             if request.unbatched:
                 if entries := self._queue.remove(request):
-                    request.sink.dropped(entries)
+                    request.sink.on_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
 
@@ -163,7 +163,7 @@ class BatchScheduler:
         with self._changed:
             requests = list(self._requests)
         for request in requests:
-            request.sink.failed(copy_error(error))
+            request.sink.on_failed(copy_error(error))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
@@ -207,12 +207,12 @@ class BatchScheduler:
             while not self.lost:
                 batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
                 for entry in batch.expired:
-                    entry.request.sink.dropped((entry,))
+                    entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
                 if batch.entries:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
-                        entry.request.sink.taken((entry,))
+                        entry.request.sink.on_taken((entry,))
                     self._images.give(len(batch.entries))
                     self._busy += 1
                     return batch.entries
@@ -260,4 +260,4 @@ def _send_results(
     batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
 ) -> None:
     for entry, result, queue_s in zip(batch, results, waits, strict=True):
-        entry.request.sink.result(entry.index, result, queue_s, infer_s)
+        entry.request.sink.on_result(entry.index, result, queue_s, infer_s)

@@ -92,7 +92,7 @@ class SchedulerClient:
     def fail_all(self, error: ServiceError) -> None:
         """See `Scheduler.fail_all`."""
         for request in list(self._progress):
-            request.sink.failed(copy_error(error))
+            request.sink.on_failed(copy_error(error))
 
     def stop(self) -> None:
         """Does nothing: the lanes are in the engine process."""
@@ -102,7 +102,7 @@ class SchedulerClient:
         if kind is Kind.FAILED:
             (number,) = NUMBER.unpack_from(content)
             if failed := self._requests.get(number):
-                failed.sink.failed(unpack_error(content[NUMBER.size :]))
+                failed.sink.on_failed(unpack_error(content[NUMBER.size :]))
             return
         queue_s = infer_s = 0.0
         if kind is Kind.DONE:
@@ -115,7 +115,7 @@ class SchedulerClient:
             progress.answered += 1
             if kind is Kind.DONE:
                 result = self._slots.read_result(slot, request.operation, len(entry.visible_indices))
-                request.sink.result(entry.index, result, queue_s, infer_s)
+                request.sink.on_result(entry.index, result, queue_s, infer_s)
         self._free.append(slot)
         self._send_waiting()
 

@@ -35,16 +35,16 @@ class ChannelSink:
         self._operation = operation
         self._missing = count
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue."""
         self._connection.count_released(len(entries))
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue; the slots go back when the request ends."""
         self._connection.count_released(len(entries))
         self.dropped_slots += [self.slots.pop(entry.index) for entry in entries]
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Sends the image's result, or its slot alone if there is none or nobody waits for it."""
         slot = self.slots.pop(index)
         if self.ended or isinstance(result, ServiceError):
@@ -53,12 +53,12 @@ class ChannelSink:
             self._connection.slots.write_result(slot, self._operation, result)
             self._connection.send(Kind.DONE, DONE.pack(slot, queue_s, infer_s))
         if isinstance(result, ServiceError) and not self.ended:
-            self.failed(result)
+            self.on_failed(result)
         self._missing -= 1
         if not self._missing:
             self._connection.end(self)
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Tells the worker, which cancels the request."""
         self._connection.send(Kind.FAILED, NUMBER.pack(self.number) + pack_error(error))
 

@@ -56,7 +56,9 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     )
 
     def write() -> bytes:
-        pictures = [render(view, x.patches, x.pixels, x.error, x.visible_indices) for x in reconstructions]
+        pictures = [
+            render(view, image.patches, image.pixels, image.error, image.visible_indices) for image in reconstructions
+        ]
         if media_type == PNG:
             return pictures[0]
         content = _content(pipeline.info, view, reconstructions, pictures, seed)
@@ -100,7 +102,7 @@ def _content(
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
     """The pictures as numbered files, and beside them a file with the JSON response without its PNGs."""
     file = io.BytesIO()
-    without_pngs = [{"loss": x["loss"], "error": x["error"]} for x in content["reconstructions"]]
+    without_pngs = [{"loss": image["loss"], "error": image["error"]} for image in content["reconstructions"]]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
             archive.writestr(f"{number:04d}.png", picture)
