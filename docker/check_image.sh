@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the image's `cpu` target, runs it, and ends with 1 at the first thing that is not as docker/README.md says.
+# Builds the image's `cpu` target, runs it, and exits with 1 at the first check that fails.
 #
 #   docker/check_image.sh                        with docker where its daemon answers, else with podman (and runc)
 #   BASE=debootstrap docker/check_image.sh       makes the base image from Debian's packages, where none can be pulled
 #
 # BASE          base image, as the build argument
 # BUILD_FLAGS   more flags for the build: a mirror, a proxy, certificates, --secret id=pip.conf,src=…
-# IMAGE         name of what is built (mae-serve-check:cpu); KEEP=1 leaves it there
+# IMAGE         name of the image that is built (mae-serve-check:cpu); KEEP=1 keeps it
 #
 # Needs curl and python3 beside docker or podman. Servers listen on the loopback interface.
 set -euo pipefail
@@ -28,7 +28,7 @@ else
     RUN=(podman --runtime runc --log-level fatal run --pull=never --network host
         --ulimit nofile=1024:1024 --ulimit nproc=1000:1000)
 fi
-# What a careful operator runs with.
+# The image must work under these restrictions.
 RUN+=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
 [[ $TOOL == podman ]] && RUN+=(--read-only-tmpfs=false)
 
@@ -78,7 +78,7 @@ start() { # start [FLAG…]: a server, and waits until it is ready; sets STARTED
     fail "the server is not ready after 2 minutes"
 }
 
-converted() { "$TOOL" logs "$NAME" 2>&1 | grep -c 'converting' || true; }
+count_conversions() { "$TOOL" logs "$NAME" 2>&1 | grep -c 'converting' || true; }
 
 if [[ ${BASE:-} == debootstrap ]]; then
     BASE=localhost/mae-serve-base:bookworm
@@ -108,13 +108,13 @@ echo "== contents"
 is "identity inside" "$(inside 'import os; print(os.getuid(), os.getgid())')" "10001 10001"
 is "compilers, pip of the environment, caches, tests, foreign weights" "$(inside '
 import pathlib, shutil
-found = [tool for tool in ("gcc", "cc", "g++", "clang", "make") if shutil.which(tool)]
-found += pathlib.Path("/opt/venv/bin").glob("pip*")
-found += [path for path in ("/root/.cache", "/cache/.cache", "/src", "/requirements") if pathlib.Path(path).exists()]
-found += [path for path in pathlib.Path("/opt/mae").rglob("*") if path.name in ("tests", ".git", "Dockerfile")]
+superfluous = [tool for tool in ("gcc", "cc", "g++", "clang", "make") if shutil.which(tool)]
+superfluous += pathlib.Path("/opt/venv/bin").glob("pip*")
+superfluous += [path for path in ("/root/.cache", "/cache/.cache", "/src", "/requirements") if pathlib.Path(path).exists()]
+superfluous += [path for path in pathlib.Path("/opt/mae").rglob("*") if path.name in ("tests", ".git", "Dockerfile")]
 weights = {path for suffix in ("safetensors", "pth", "pt") for path in pathlib.Path("/opt/mae").rglob(f"*.{suffix}")}
-found += weights - {pathlib.Path("/opt/mae/model/weights/mae_tiny.safetensors")}
-print(*found or ["none"])' --user 0)" none
+superfluous += weights - {pathlib.Path("/opt/mae/model/weights/mae_tiny.safetensors")}
+print(*superfluous or ["none"])' --user 0)" none
 is "the root file system is read-only" "$(inside '
 try:
     open("/opt/mae/x", "w")
@@ -123,18 +123,18 @@ except OSError as error:
 
 echo "== start"
 start --env MAE_ENGINE_CACHE=/cache/anew
-is "conversions at a start with an empty cache" "$(converted)" 1
+is "conversions at a start with an empty cache" "$(count_conversions)" 1
 ok "ready after $STARTED"
 start --env MAE_ENGINE_CACHE=/cache/anew
-is "conversions at a restart on the same volume" "$(converted)" 0
+is "conversions at a restart on the same volume" "$(count_conversions)" 0
 ok "ready after $STARTED"
 start --volume "$PWD/tests/data:/weights:ro" --env MAE_WEIGHTS=/weights/mae_probe_tiny.safetensors
-is "conversions at the first start with weights of one's own" "$(converted)" 1
+is "conversions at the first start with weights of one's own" "$(count_conversions)" 1
 ok "ready after $STARTED"
 "$TOOL" rm --force "$NAME" >/dev/null 2>&1
 "$TOOL" volume rm "$VOLUME" >/dev/null
 start
-is "conversions at the first start, by the engine that is built in" "$(converted)" 0
+is "conversions at the first start, by the engine that is built in" "$(count_conversions)" 0
 ok "ready after $STARTED"
 
 echo "== health"
@@ -201,11 +201,11 @@ def client() -> None:
             connection.request("POST", "/embed", body, {"Content-Type": "multipart/form-data; boundary=x"})
             answer = connection.getresponse()
             answer.read()
-            said = str(answer.status)
+            outcome = str(answer.status)
         except (OSError, http.client.HTTPException) as error:
-            said = type(error).__name__
-        sys.stdout.write(f"{began} {time.time()} {said}\n")
-        if said != "200":
+            outcome = type(error).__name__
+        sys.stdout.write(f"{began} {time.time()} {outcome}\n")
+        if outcome != "200":
             return
 
 
@@ -229,12 +229,13 @@ import collections
 import sys
 
 signalled = float(sys.argv[1])
-rows = [line.split() for line in open(sys.argv[2])]
-accepted = [row for row in rows if float(row[0]) < signalled - 0.1]  # a request takes a moment to arrive
-during = sum(float(row[1]) > signalled for row in accepted)
-later = collections.Counter(row[2] for row in rows if float(row[0]) >= signalled)
+requests = [(float(begin), float(end), outcome) for begin, end, outcome in map(str.split, open(sys.argv[2]))]
+# A request takes a moment to arrive.
+accepted = [(end, outcome) for begin, end, outcome in requests if begin < signalled - 0.1]
+during = sum(end > signalled for end, _ in accepted)
+later = collections.Counter(outcome for begin, _, outcome in requests if begin >= signalled)
 print(f"ok    {len(accepted)} requests before the signal, {during} of them unfinished then; later ones: {dict(later)}")
-sys.exit(any(row[2] != "200" for row in accepted) or during == 0)
+sys.exit(any(outcome != "200" for _, outcome in accepted) or during == 0)
 END
 
 echo "== rebuild after a change of the service's code"
@@ -249,6 +250,6 @@ build "$WORK/context"
 ok "rebuilt in $(since "$began"), with $(grep -cE 'Using cache|CACHED' "$WORK/build.log" || true) steps from the cache"
 layers >"$WORK/after.txt"
 is "layers made anew, of $(wc -l <"$WORK/after.txt")" "$(diff "$WORK/before.txt" "$WORK/after.txt" | grep -c '^>')" 1
-# Not asked of the first build: podman 4.3 takes a LABEL from its cache whatever the argument in it says.
+# The first build is not checked for this: podman 4.3 takes a LABEL from its cache even if its argument has changed.
 is "label revision" "$(label revision)" "$REVISION"
 echo "passed"

@@ -34,9 +34,9 @@ import json, pathlib, sys
 import yaml
 tools = pathlib.Path(sys.argv[1])
 resources = list(yaml.safe_load_all((tools / "all.yaml").read_text()))
-[monitor] = [one for one in resources if one["kind"] == "ServiceMonitor"]
+[monitor] = [resource for resource in resources if resource["kind"] == "ServiceMonitor"]
 (tools / "monitor.json").write_text(json.dumps(monitor))
-(tools / "core.yaml").write_text(yaml.safe_dump_all(one for one in resources if one is not monitor))
+(tools / "core.yaml").write_text(yaml.safe_dump_all(resource for resource in resources if resource is not monitor))
 PYTHON
     for version in 1.31 1.37; do
         kubernetes-validate --strict --kubernetes-version "$version" "$tools/core.yaml"

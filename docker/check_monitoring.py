@@ -187,10 +187,10 @@ class Prometheus:
         return answer["data"]
 
     def series(self, expr: str) -> list[float]:
-        """The largest finite number of each series since the start; series without one are left out."""
+        """The largest finite number of each series since the start; series without any are left out."""
         data = self.get("/api/v1/query_range", query=expr, start=str(self._start), end=str(time.time()), step="10")
         numbers = [[float(value) for _, value in series["values"]] for series in data["result"]]
-        return [max(finite) for line in numbers if (finite := [value for value in line if math.isfinite(value)])]
+        return [max(finite) for values in numbers if (finite := [value for value in values if math.isfinite(value)])]
 
 
 def check(prometheus: Prometheus, dashboard: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Asks the server in this container whether it takes requests; exit code 0 if it does.
 
-It imports only the standard library, because it runs every few seconds. It asks on the port of the environment variable
-MAE_PORT, so it cannot find a server whose port was set by a flag.
+It imports only the standard library, because it runs every few seconds. It takes the port from the environment variable
+MAE_PORT, so it does not reach a server whose port was set by a flag.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400
       Unauthorized 401         NoDecoder 404            NoHead 404
+      NotAcceptable 406        UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
-      UnsupportedType 415      NotAcceptable 406        InvalidParameter 422
       QueueFull 429            MemoryFull 429
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
-They are raised where the fact is known; `service.api.responses` writes `{"error": {"code", "message", "details"}}`.
+Each is raised where its cause is known; `service.api.responses` writes `{"error": {"code", "message", "details"}}`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 
 
 class ServiceError(Exception):
-    """An error that the client is told; raised itself for one that nobody expected."""
+    """An error that the response reports to the client; an instance of this class itself is an unexpected error."""
 
     status: ClassVar[int] = 500
     """The HTTP status."""
     code: ClassVar[str] = "internal_error"
-    """Names the case, for programs."""
+    """The name of the case, for programs."""
     retry_after_s: ClassVar[int | None] = None
-    """The Retry-After header in seconds; None where trying again does not help."""
+    """The value of the Retry-After header in seconds; None where trying again does not help."""
     close: ClassVar[bool] = False
     """Whether to close the connection after the response, because the server is about to end."""
 
@@ -51,13 +51,13 @@ class ServiceError(Exception):
 
 
 class UndecodableImage(ServiceError):
-    """The bytes are no image, or a damaged image."""
+    """The bytes are no image, or the image is damaged."""
 
     status, code = 400, "undecodable_image"
 
 
 class MalformedBody(ServiceError):
-    """The body is not of its content type, multipart form or JSON."""
+    """The body cannot be parsed as its content type says: as a multipart form or as JSON."""
 
     status, code = 400, "malformed_body"
 
@@ -69,7 +69,7 @@ class NoImages(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """The request has no key, or one that is not valid."""
+    """The request has no key, or its key is not valid."""
 
     status, code = 401, "unauthorized"
 

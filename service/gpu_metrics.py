@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 log = logging.getLogger(__name__)
-# A driver that has lost a GPU can block a call for minutes. One scrape waits for it; the others give up after this.
+# A driver that has lost a GPU can block a call for minutes. One scrape waits for it; the others give up.
 LOCK_TIMEOUT_S = 1.0
 
 
@@ -142,31 +142,31 @@ class GPUCollector(Collector):
 
 def _visible_gpus(nvml: Any, visible: str | None) -> dict[str, Any]:
     """Handles by index of the GPUs that CUDA would list: all, or those in `visible` up to the first that is unknown."""
-    every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    all_gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     if visible is None:
-        return {str(index): gpu for index, gpu in enumerate(every)}
+        return {str(index): gpu for index, gpu in enumerate(all_gpus)}
     handles: dict[str, Any] = {}
     for name in (part.strip() for part in visible.split(",")):
         if name.startswith("MIG-"):
             try:
-                slice_ = nvml.nvmlDeviceGetHandleByUUID(name)
-                parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_)
+                instance = nvml.nvmlDeviceGetHandleByUUID(name)
+                parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance)
             except nvml.NVMLError:
                 break
-            handles[str(nvml.nvmlDeviceGetIndex(parent))] = slice_
+            handles[str(nvml.nvmlDeviceGetIndex(parent))] = instance
             continue
-        index = _index_of(nvml, every, name)
+        index = _index_of(nvml, all_gpus, name)
         if index is None:
             break
-        handles[str(index)] = every[index]
+        handles[str(index)] = all_gpus[index]
     return handles
 
 
-def _index_of(nvml: Any, every: list[Any], name: str) -> int | None:
+def _index_of(nvml: Any, all_gpus: list[Any], name: str) -> int | None:
     """The index of the GPU that `name` names by its index, or by its UUID or the beginning of it."""
     if name.isdecimal():
-        return int(name) if int(name) < len(every) else None
+        return int(name) if int(name) < len(all_gpus) else None
     if not name.startswith("GPU-"):
         return None
-    matching = [index for index, gpu in enumerate(every) if nvml.nvmlDeviceGetUUID(gpu).startswith(name)]
+    matching = [index for index, gpu in enumerate(all_gpus) if nvml.nvmlDeviceGetUUID(gpu).startswith(name)]
     return matching[0] if len(matching) == 1 else None

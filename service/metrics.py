@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the service."""
+"""The Prometheus metrics of the service."""
 
 from __future__ import annotations
 

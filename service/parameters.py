@@ -53,7 +53,7 @@ class ReconstructParameters(BaseModel):
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:
-    """One of the errors that pydantic finds in parameters, as the error that the client gets."""
+    """The error that the client gets for `error`, one of those that pydantic finds in the parameters."""
     name = str(error["loc"][-1])
     reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"]
     return InvalidParameter(f"{name}: {reason}", parameter=name)

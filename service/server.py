@@ -1,4 +1,4 @@
-"""uvicorn with our signals.
+"""uvicorn, with signals that begin a drain.
 
 Stock uvicorn closes its listener on SIGTERM and exits with 143. Here the listener stays open while accepted requests
 are finished, new requests are answered 503, and the exit code is 0, or 1 when the engine was lost.
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         """`port` 0 takes a free port, which the log names."""
-        # The app logs requests and uvicorn logs where it listens, both by our own handlers.
+        # The app logs requests and uvicorn logs where it listens, both by the handlers of service.logs.
         config = uvicorn.Config(app, host, port, log_config=None, access_log=False, timeout_keep_alive=65)
         config.timeout_graceful_shutdown = 1  # the drain is over by then: the requests that are left are cut off
         super().__init__(config)
@@ -48,7 +48,7 @@ class LocalServer(Server):
     """Serves the app of a `LocalService`, and hands signals to it."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """As `Server`."""
+        """See `Server`."""
         super().__init__(app, host, port)
         service = app.state.service
         assert isinstance(service, LocalService)
@@ -72,7 +72,7 @@ class LocalServer(Server):
 
 def serve(app: FastAPI, host: str, port: int) -> int:
     """Serves the app of a `LocalService` until the end; returns the exit code."""
-    gc.freeze()  # imported objects stay: the collector need not visit them again and again, on the event loop
+    gc.freeze()  # imported objects stay, so the collector need not visit them on the event loop
     LocalServer(app, host, port).run()
     service: Service = app.state.service
     return leave(service.exit_code or 0)
@@ -81,8 +81,8 @@ def serve(app: FastAPI, host: str, port: int) -> int:
 def leave(code: int) -> int:
     """Returns the exit code where the interpreter can end as usual, else ends the process with it at once.
 
-    A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath it can crash. So
-    can a library that gives memory back to a device which is lost.
+    A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath it can crash. A
+    library can also crash when it gives memory back to a lost device.
     """
     if code or any(thread.daemon for thread in threading.enumerate()):
         exit_now(code)

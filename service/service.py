@@ -1,4 +1,4 @@
-"""What the app works with, from the first probe to the last answer."""
+"""The service behind the routes: its state, its limits, its metrics, and the pipeline to the engine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from service.settings import Settings
 
 
 class Service(ABC):
-    """The service as the routes see it. `LocalService` has the engine in this process, a worker has it in another."""
+    """The service as the routes see it. `LocalService` has the engine in its own process, a `WorkerService` has not."""
 
     def __init__(self, settings: Settings, budgets: Budgets) -> None:
         """Takes no work yet.
 
         Args:
             settings: of the service.
-            budgets: what this process shares with others, or has for itself.
+            budgets: the amounts that all requests share, in this process or in all workers.
         """
         self.settings = settings
         self.budgets = budgets
@@ -37,12 +37,12 @@ class Service(ABC):
 
     @property
     def state(self) -> State:
-        """Whether the service takes work: "ready", or why not."""
+        """The state: the service takes new requests only while it is "ready"."""
         return self._state.current
 
     @property
     def progress(self) -> str:
-        """The reason for the state, for probes."""
+        """The step of loading that runs, or the reason why the engine is lost; for probes."""
         return self._state.progress
 
     @property
@@ -71,7 +71,7 @@ class Service(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begins to get the engine; probes are answered meanwhile. Call this on the event loop."""
+        """Begins to load the engine or to wait for it; probes are answered meanwhile. Call this on the event loop."""
 
     @abstractmethod
     def exposition(self) -> bytes:
@@ -110,7 +110,7 @@ class LocalService(Service):
         return self.metrics.render()
 
     async def close(self) -> None:
-        """Ends the lanes and the threads that decode; a batch that still runs after a moment is left behind."""
+        """Ends the lanes and the threads that decode; a batch that runs longer than LAST_BATCH_S is left to itself."""
         self._lifecycle.close()
         if self._pipeline is not None:
             self._pipeline.close()

@@ -1,4 +1,4 @@
-"""One process or several: the only module that knows both."""
+"""Starts the service in one process or in several: the only module that knows both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.settings import Settings
 def run(settings: Settings, build_engine: BuildEngine = build) -> int:
     """Serves, with or without HTTP_WORKERS, until the end; returns the exit code."""
     if settings.http_workers:
-        from service.workers.engine_process import serve_with_workers  # lazily: only Linux has what workers share
+        from service.workers.engine_process import serve_with_workers  # lazily: only Linux has the shared memory
 
         return serve_with_workers(settings, build_engine)
     from service.api.app import create_app  # lazily: the engine process has no app and need not load FastAPI

@@ -1,4 +1,4 @@
-"""Every setting, once: environment variables MAE_…, or flags of `mae serve`. All have defaults that work."""
+"""All settings: each is an environment variable MAE_… and a flag of `mae serve`, and has a default that works."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from model.engines.cpu import available_cpus
 from model.engines.settings import EngineSettings
 
 PREFIX = "MAE_"
-# What Kubernetes puts into the environment for every service whose name begins with "mae": MAE_SERVICE_HOST=10.0.0.1,
-# MAE_PORT_8000_TCP_ADDR=10.0.0.1, …, and MAE_PORT=tcp://10.0.0.1:8000 or MAE_WEB_PORT=tcp://…, told by their value.
+# For every service whose name begins with "mae", Kubernetes puts variables into the environment that are no settings.
+# Most are recognised by their names (MAE_SERVICE_HOST=10.0.0.1, MAE_PORT_8000_TCP_ADDR=10.0.0.1), the others by their
+# values (MAE_PORT=tcp://10.0.0.1:8000, MAE_WEB_PORT=tcp://…).
 SERVICE_LINK = re.compile(r"MAE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 DEFAULT_PORT = 8000
@@ -26,14 +27,14 @@ class InvalidSettings(ValueError):
 
 
 class Settings(EngineSettings, BaseSettings):
-    """What the operator can decide: about the engine (see `EngineSettings`), and about the service."""
+    """The settings of the engine (see `EngineSettings`) and those of the service."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
-        enable_decoding=False,  # values with structure are parsed by validators, which name what is wrong
+        enable_decoding=False,  # validators parse values with structure, and their errors name the wrong part
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
@@ -43,27 +44,27 @@ class Settings(EngineSettings, BaseSettings):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     http_workers: int = Field(default=0, ge=0, le=256)
-    """Processes that read, decode and answer requests for the one that has the engine; 0: one process does it all."""
+    """Processes that read, decode and answer requests, before the process of the engine; 0: one process does it all."""
     max_delay_ms: float = Field(default=0, ge=0, le=10_000)
     """How long a free lane waits for a batch to fill, counted from its oldest image."""
     queue_images: int = Field(default=512, gt=0)
-    """Images that may wait, decoding included; more are answered 429."""
+    """Images that may wait, those being decoded included; further requests are answered 429."""
     max_inflight_mb: float = Field(default=256, gt=0)
-    """Megabytes of request bodies held at once; more are answered 429 before they are read."""
+    """Megabytes of request bodies held at once; further requests are answered 429 before they are read."""
     decode_threads: int = Field(default_factory=available_cpus, gt=0)
     """Threads that decode images and write PNGs; by default one per CPU."""
     max_body_mb: float = Field(default=32, gt=0)
-    """Megabytes of one request's body."""
+    """Largest size of a request's body, in megabytes."""
     max_pixels: int = Field(default=50_000_000, gt=0)
-    """Pixels of one image."""
+    """Largest number of pixels of an image."""
     max_images: int = Field(default=64, gt=0)
-    """Images of one request."""
+    """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
-    """Seconds from a request's first byte until it is answered 504."""
+    """Seconds from the arrival of a request's headers until it is answered 504."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
-    """Comma-separated keys, one of which a request must bring; none means open."""
+    """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
     log_format: Literal["text", "json"] = "text"
     """How the log is written."""
 
@@ -106,8 +107,8 @@ class Settings(EngineSettings, BaseSettings):
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.model_fields})
 
 
-def load_settings(**given: Any) -> Settings:
-    """Reads settings from the environment, and from `given` (flags), which win; None means not given.
+def load_settings(**flags: Any) -> Settings:
+    """Reads settings from the environment, and from `flags`, which override it; None stands for a flag not used.
 
     Raises:
         InvalidSettings: a value is wrong, or a variable MAE_… is no setting.
@@ -120,9 +121,9 @@ def load_settings(**given: Any) -> Settings:
             hint = f": did you mean {PREFIX}{close[0].upper()}?" if close else ""
             raise InvalidSettings(f"{variable} is no setting{hint}")
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
+        raise InvalidSettings("; ".join(map(_describe_error, error.errors()))) from error
 
 
 def _is_service_link(variable: str, value: str) -> bool:
@@ -131,9 +132,10 @@ def _is_service_link(variable: str, value: str) -> bool:
     return SERVICE_LINK.fullmatch(variable) is not None
 
 
-def _sentence(error: Any) -> str:
+def _describe_error(error: Any) -> str:
+    """The sentence for an error of pydantic, with the wrong value unless it is a key."""
     if not error["loc"]:
         return str(error["msg"]).removeprefix("Value error, ")
     name = str(error["loc"][0]).upper()
-    shown = "" if name == "API_KEYS" else f" (given: {error['input']!r})"
-    return f"{name}: {str(error['msg']).removeprefix('Value error, ')}{shown}"
+    value = "" if name == "API_KEYS" else f" (given: {error['input']!r})"
+    return f"{name}: {str(error['msg']).removeprefix('Value error, ')}{value}"

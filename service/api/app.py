@@ -38,10 +38,11 @@ def create_app(
     """The service as an ASGI app.
 
     Args:
-        settings: of the service; without any they are read from the environment.
-        build_engine: makes the engine of a service that is made here.
-        service: the service behind the routes; without one it is made of `settings` and `build_engine`.
-        routers: the routes. Every `InferenceRoute` among them is counted, logged and drained.
+        settings: of the service; if they are None, they are read from the environment.
+        build_engine: builds the engine of a service that is made here.
+        service: the service behind the routes; if it is None, it is made of `settings` and `build_engine`.
+        routers: the routes. Requests to every `InferenceRoute` among them are counted and logged, and a drain waits
+                for them.
 
     Raises:
         InvalidSettings: a setting is not valid.

@@ -13,11 +13,11 @@ from service.errors import Unauthorized
 def check_key(request: Request) -> None:
     """Checks the key of a request; without API_KEYS every request passes.
 
-    Inference routes call it themselves; other routes name it as a dependency. The key comes as `Authorization: Bearer
-    KEY` or as `X-API-Key: KEY`; where both are sent, X-API-Key counts.
+    Inference routes call this function themselves; other routes name it as a dependency. The key comes as
+    `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, X-API-Key counts.
 
     Raises:
-        Unauthorized: the request has no key, or none of the valid ones.
+        Unauthorized: the request has no key, or its key is not valid.
     """
     valid_keys = service_of(request).settings.api_keys
     if not valid_keys:

@@ -1,4 +1,4 @@
-"""Request bodies -> the images in them: multipart/form-data, a raw image, or JSON with base64."""
+"""Reads the images in a request body: multipart/form-data, a raw image, or JSON with base64."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ async def read_images(content_type: str, chunks: AsyncIterator[bytes], max_image
     """Reads a whole body.
 
     Args:
-        content_type: the header; empty if the request has none.
+        content_type: the Content-Type header; empty if the request has none.
         chunks: the body as it arrives.
         max_images: how many images it may hold at most.
         takes_mask: whether the part (or JSON key) named `mask` is a mask and not an image.
 
     Raises:
-        UnsupportedType: the content type is one that holds no images.
+        UnsupportedType: no body of this content type holds images.
         MalformedBody: the body is not of its content type.
-        NoImages: there is no image in it.
-        TooManyImages: there are more than `max_images`.
-        InvalidParameter: it has a form field that is no file, an unknown JSON key, or two masks.
+        NoImages: the body has no image.
+        TooManyImages: the body has more than `max_images`.
+        InvalidParameter: the body has a form field that is no file, an unknown JSON key, or two masks.
     """
     kind, options = parse_options_header(content_type)
     if kind == "multipart/form-data":
@@ -75,7 +75,7 @@ async def _read_multipart(boundary: str, chunks: AsyncIterator[bytes], max_image
         raise MalformedBody("the multipart body's Content-Type names no boundary")
     body, content = ImagesBody(), bytearray()
     segment: MultipartSegment | None = None
-    # One part more than the images and the mask: so the request fails by our limit on images, not by the parser's.
+    # One part more than the images and the mask, so that too many images exceed our limit before the parser's.
     parser = PushMultipartParser(boundary, max_segment_count=max_images + 2)
     try:
         with parser:
@@ -90,7 +90,7 @@ async def _read_multipart(boundary: str, chunks: AsyncIterator[bytes], max_image
                     elif segment is not None:
                         _add_part(body, segment, bytes(content), max_images, takes_mask)
     except ParserLimitReached as error:
-        raise _too_many(max_images) if "segment count" in str(error) else MalformedBody(str(error)) from error
+        raise _too_many_images(max_images) if "segment count" in str(error) else MalformedBody(str(error)) from error
     except MultipartError as error:
         raise MalformedBody(f"the multipart body cannot be parsed: {error}") from error
     return body
@@ -106,7 +106,7 @@ def _add_part(body: ImagesBody, segment: MultipartSegment, content: bytes, max_i
             f"the form field {segment.name!r} is no file: parameters go into the query string", parameter=segment.name
         )
     elif len(body.images) == max_images:
-        raise _too_many(max_images)
+        raise _too_many_images(max_images)
     elif content:
         body.images.append(content)
     else:
@@ -128,7 +128,7 @@ def _parse_json(text: bytes, max_images: int, takes_mask: bool) -> ImagesBody:
         raise InvalidParameter(f"unknown JSON key {unknown[0]!r}: known are {', '.join(known)}", parameter=unknown[0])
     images, mask = content["images"], content.get("mask")
     if len(images) > max_images:
-        raise _too_many(max_images)
+        raise _too_many_images(max_images)
     return ImagesBody(
         [_decode_base64(image, f"image {index}", index) for index, image in enumerate(images)],
         None if mask is None else _decode_base64(mask, "the mask", None),
@@ -152,5 +152,5 @@ def _decode_base64(text: object, name: str, index: int | None) -> bytes:
         raise MalformedBody(f"{name} is no base64: {error}", **details) from error
 
 
-def _too_many(limit: int) -> TooManyImages:
+def _too_many_images(limit: int) -> TooManyImages:
     return TooManyImages(f"more than {limit} images in one request", limit=limit)

@@ -1,4 +1,4 @@
-"""Inference routes: FastAPI documents them, but requests bypass its routing and its resolution of dependencies."""
+"""Inference routes: FastAPI documents them, but requests bypass its routing and its dependency resolver."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def inference_routes(routers: Iterable[APIRouter]) -> tuple[InferenceRoute, ...]
 
 
 class FastPathMiddleware:
-    """Calls the handler of an inference route, and leaves every other request to the app.
+    """Calls the handler of an inference route; hands every other request to the app.
 
     FastAPI's routing, exit stacks and two wrappers for exceptions cost more than reading and checking a request does.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[InferenceRoute]) -> None:
-        """Stands in front of `app`, behind the `ObservabilityMiddleware`, which matches the path."""
+        """Wraps `app`. The `ObservabilityMiddleware`, which is further out, has matched the path."""
         self._app = app
         self._handlers = {
             (method, route.path): route.get_route_handler() for route in routes for method in route.methods or ()

@@ -1,4 +1,4 @@
-"""The description of the service that GET /info and `mae info` give."""
+"""The description of the service, for GET /info and `mae info`."""
 
 from __future__ import annotations
 

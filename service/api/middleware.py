@@ -1,4 +1,4 @@
-"""Middleware around every request, in plain ASGI: request id, access log and metrics, and the limits on bodies."""
+"""Middleware for every request, in plain ASGI: request id, access log and metrics, and the limits on bodies."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ class RequestRecord:
 
     id: str
     endpoint: str
-    """The path of its inference route, a template as `/v1/models/{id}` where the route has one; else empty."""
+    """The path of its inference route, with `{…}` for path parameters; empty for other routes."""
     started: float = field(default_factory=time.monotonic)
-    """When its headers arrived, by time.monotonic()."""
+    """The time when its headers arrived, in seconds of time.monotonic()."""
     timings: Timings = field(default_factory=Timings)
-    """Seconds by stage, of the stages between body and response."""
+    """Seconds of each stage between body and response."""
     read: float = 0.0
     """Seconds that reading the body took."""
     images: int = 0
+    """Number of images in its body."""
     status: int = 499
-    """The response's; 499 until a response has begun, for a client that closes the connection before."""
+    """Status of the response; 499 until it has begun, for a client that closes the connection before."""
     error: str = ""
-    """The code of the error that the response tells; else empty."""
+    """The code of the error that the response reports; empty if there is none."""
     timing: str = ""
     """The Server-Timing header that was sent."""
 
@@ -54,7 +55,7 @@ class RequestRecord:
 
 
 def record_of(scope: Scope) -> RequestRecord:
-    """The record of the request of `scope`."""
+    """The record of the request that `scope` belongs to."""
     record: RequestRecord = scope["state"]["record"]
     return record
 
@@ -62,12 +63,12 @@ def record_of(scope: Scope) -> RequestRecord:
 class ObservabilityMiddleware:
     """Gives each request an id; counts, times and logs the requests to inference routes.
 
-    Probes, /metrics and pages stay out of log and metrics. The endpoint in both is the path of the route, never the
-    path as the client wrote it: otherwise clients could make labels without end.
+    Requests for probes, /metrics and pages are neither logged nor counted. The endpoint in log and metrics is the path
+    of the route, never the path as the client wrote it: otherwise clients could make labels without end.
     """
 
     def __init__(self, app: ASGIApp, service: Service, routes: Iterable[Route]) -> None:
-        """Stands in front of `app`; `routes` are the inference routes."""
+        """Wraps `app`; `routes` are the inference routes."""
         self._app = app
         self._service = service
         routes = tuple(routes)
@@ -99,10 +100,10 @@ class ObservabilityMiddleware:
         if not record.endpoint:
             await self._app(scope, receive, send_with_headers)
             return
-        # The drain waits for the requests that are counted here. It must not wait for those that it refuses itself:
-        # clients that try again and again would prolong it to its very end.
-        counted = self._service.state != "draining"
-        if counted:
+        # A drain waits for the requests that are counted here. It must not wait for the requests that it refuses:
+        # clients that try again and again would prolong it to DRAIN_TIMEOUT_S.
+        is_counted = self._service.state != "draining"
+        if is_counted:
             self._service.budgets.requests.take(1)
         try:
             await self._app(scope, receive, send_with_headers)
@@ -110,12 +111,12 @@ class ObservabilityMiddleware:
             record.status = 500
             raise
         finally:
-            if counted:
+            if is_counted:
                 self._service.budgets.requests.give(1)
             self._observe(scope, record, headers)
 
     def _match(self, scope: Scope) -> str:
-        """The path of the inference route that `scope` is for, else ""; puts path parameters into the scope."""
+        """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in self._exact:
             return str(path)
@@ -160,13 +161,14 @@ class ObservabilityMiddleware:
 class BodyLimitMiddleware:
     """Limits each body to MAX_BODY_MB, and all bodies together to MAX_INFLIGHT_MB.
 
-    A body with a Content-Length is counted whole when the app asks for its first byte; one without, chunk by chunk. So
-    a request that the app refuses unread is not refused for its length, and a body that is too long is never held.
+    A body with a Content-Length is counted whole when the app asks for its first byte; a body without it is counted
+    chunk by chunk. So the length of a body that the app never reads does not matter, and a body that is too long is
+    never held in memory.
     The bytes count until the request is answered.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Stands in front of `app`."""
+        """Wraps `app`."""
         self._app = app
         self._max_body = service.settings.max_body_bytes
         self._budget = service.budgets.bodies
@@ -191,7 +193,7 @@ class BodyLimitMiddleware:
                     )
                 reserved = total
 
-        async def counted() -> Message:
+        async def receive_and_count() -> Message:
             nonlocal received, complete
             if not received and declared.isdecimal():
                 reserve(int(declared))
@@ -209,7 +211,7 @@ class BodyLimitMiddleware:
                 complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
         async def send_after_body(message: Message) -> None:
-            # A client that is still sending when its connection is closed may lose the answer: let it finish first.
+            # A client that is still sending when its connection is closed may lose the answer, so it may finish first.
             starts = message["type"] == "http.response.start"
             if starts and not complete and Headers(raw=message["headers"]).get("connection") == "close":
                 with contextlib.suppress(TimeoutError):
@@ -217,6 +219,6 @@ class BodyLimitMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, counted, send_after_body)
+            await self._app(scope, receive_and_count, send_after_body)
         finally:
             self._budget.give(reserved)

@@ -1,4 +1,4 @@
-"""Admission, body, deadline and disconnect of an inference request."""
+"""Admission, body, deadline and disconnect of inference requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 class RequestContext:
     """An inference request that the service has admitted.
 
-    A route refuses in one order, so that a client hears of the same fault first wherever it sends its request: key and
-    query (both before the route is called), a service that takes no work (this constructor), what the model lacks,
-    Accept, then the length and the content of the body (`read_body`), the images, the mask.
+    All routes check in one order, so that a request with several faults gets the same error from each: key and query
+    (both before the route is called), the state of the service (this constructor), the abilities of the model, Accept,
+    then the length and the content of the body (`read_body`), the images, the mask.
 
     Attributes:
-        pipeline: the way to the engine.
-        record: what the log line and the metrics of this request are made of.
-        deadline: by time.monotonic(), when the answer must be ready.
+        pipeline: the pipeline to the engine.
+        record: describes the request for the log and the metrics.
+        deadline: the time by which the answer must be ready, in seconds of time.monotonic().
     """
 
     def __init__(self, request: Request) -> None:
@@ -45,7 +45,7 @@ class RequestContext:
         self._request = request
 
     async def read_body(self, takes_mask: bool = False) -> ImagesBody:
-        """Reads the body; `takes_mask` as for `read_images`.
+        """Reads the body; `takes_mask` is that of `read_images`.
 
         Raises:
             BodyTooLarge, MemoryFull: the body is too long, alone or with the others that are being received.
@@ -82,7 +82,7 @@ class RequestContext:
             if result.done():
                 return result.result()
             if disconnect.done():
-                disconnect.result()  # an error of the connection goes on
+                disconnect.result()  # raises an error of the connection
                 raise ClientGone("the client closed the connection while it was waiting")
             raise DeadlinePassed("the answer was not ready in time")
         finally:
@@ -96,6 +96,6 @@ class RequestContext:
 
 
 def service_of(request: Request) -> Service:
-    """The service that the app was made for."""
+    """The service behind the app."""
     service: Service = request.app.state.service
     return service

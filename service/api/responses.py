@@ -30,13 +30,13 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 
 
 def json_bytes(content: Any) -> bytes:
-    """`content` as JSON by orjson; NumPy arrays may stand in it, and must be contiguous."""
+    """`content` as JSON by orjson; it may hold NumPy arrays, which must be contiguous."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @lru_cache(maxsize=32)  # clients send few different headers
 def preferred_type(accept: str, offered: tuple[str, ...]) -> str:
-    """The media type of `offered` that an Accept header prefers (RFC 9110, section 12.5.1); of equals, the first.
+    """The media type of `offered` that an Accept header prefers (RFC 9110, section 12.5.1); the first of equal ones.
 
     Raises:
         NotAcceptable: the header accepts none of them.

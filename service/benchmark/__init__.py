@@ -1,1 +1,1 @@
-"""`mae bench` beyond the engine: the stages alone, the front end alone, the service under load, and the limit."""
+"""The parts of `mae bench` but the engine: stages alone, front end alone, service under load, and the limit."""

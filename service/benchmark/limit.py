@@ -1,4 +1,4 @@
-"""The throughput that the stages alone would allow, and how near the whole service comes to it."""
+"""The throughput that the stages alone would allow, and the share of it that the whole service reaches."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def limits_of(
     """The limit of every route for which all parts were measured.
 
     Args:
-        engine: figures of the engine alone; those of full batches on all lanes count.
+        engine: figures of the engine alone; those of full batches on all lanes are used.
         stages: costs of decoding and of writing answers.
         front: figures of the server with an engine that answers at once.
         service: figures of the whole service.
         sample: the name of the images that the servers were sent.
         cores: CPU cores that may be kept busy.
-        on_accelerator: see `limit_of`.
+        on_accelerator: as for `limit_of`.
     """
     decode = _find_cost(stages, "decode", sample)
     limits = []
@@ -81,8 +81,7 @@ def limit_of(
         engine: the engine alone, with full batches on all lanes.
         whole: the service at its best.
         cores: CPU cores that may be kept busy.
-        on_accelerator: whether the engine works elsewhere than on the cores, so that its throughput is a limit of its
-            own.
+        on_accelerator: whether the engine runs on a GPU and not on the cores, so that its throughput is a limit too.
 
     Returns:
         None where the system does not tell the CPU time of processes.

@@ -1,6 +1,6 @@
 -- A script for wrk: it sends the bodies in turn, and logs the begin, the end (CLOCK_MONOTONIC) and the status of each
 -- request. Arguments: the log file, path, content type, mean pause of a connection in seconds (0: none), body files.
--- A request carries the time of its begin as its X-Request-Id, which the server returns with the answer.
+-- Each request has the time of its begin as its X-Request-Id, which the server returns with the answer.
 local ffi = require("ffi")
 ffi.cdef([[
 struct moment { long seconds; long nanoseconds; };

@@ -1,7 +1,7 @@
 """Load on a server, sent by wrk: a fixed number of busy connections, or requests that arrive at random at a given rate.
 
-wrk moves the bytes; the script `load.lua` writes down when each request began and ended. The figures come from a window
-in which the load was steady, and the server's CPU time is read over the same window.
+wrk sends the bytes; the script `load.lua` logs when each request began and ended. The figures are those of a window in
+which the load was steady; the server's CPU time is read over the same window.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STEADY_SHARE = 0.75
 MAX_SECONDS = 30.0
 """The longest run."""
 ANSWERS_PER_CONNECTION = 3
-"""The answers that each connection should get in a run, so that the first answers do not weigh much."""
+"""Number of answers that each connection should get in a run, so that the first ones weigh little."""
 PAUSE_S = 10.0
 """The mean pause of a connection under open arrivals. It is far longer than an answer takes: otherwise a slow answer
 would delay the requests after it."""
 MAX_CONNECTIONS = 900
-"""Below the usual limit of 1024 open files."""
+"""The largest number of connections, below the usual limit of 1024 open files."""
 BOUNDARY = "mae-bench-boundary"
 
 
@@ -43,7 +43,7 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True)
 class Route:
-    """A request: its path, and the bodies that are sent in turn."""
+    """Requests of one kind: their path, and the bodies that are sent in turn."""
 
     name: str
     path: str
@@ -78,7 +78,7 @@ def run_seconds(window_s: float, connections: int, images_per_s: float | None) -
     Args:
         window_s: seconds that must be measured.
         connections: connections that send at the same time.
-        images_per_s: what the server answered under less load; None if that is not known.
+        images_per_s: throughput of the server under less load; None if it is not known.
 
     Returns:
         Whole seconds, as wrk wants them; None if the run would take more than `MAX_SECONDS`.
@@ -90,7 +90,7 @@ def run_seconds(window_s: float, connections: int, images_per_s: float | None) -
 
 
 def open_run_seconds(window_s: float) -> float:
-    """How long a run with open arrivals lasts: twice as long, since fewer requests come and the slow ones matter."""
+    """How long a run with open arrivals lasts: twice as long as a closed one, since fewer requests are sent."""
     return min(MAX_SECONDS, float(round(2 * window_s / STEADY_SHARE + 0.5)))
 
 
@@ -119,7 +119,7 @@ def send_open_load(server: ServerProcess, route: Route, rate_per_s: float, secon
 def _send_load(
     server: ServerProcess, route: Route, connections: int, seconds: float, rate_per_s: float | None
 ) -> LoadFigures:
-    pause = 0.0 if rate_per_s is None else connections / rate_per_s
+    pause_s = 0.0 if rate_per_s is None else connections / rate_per_s
     with tempfile.TemporaryDirectory(prefix="mae-bench-load-") as folder:
         files = [Path(folder) / f"{number}" for number in range(len(route.bodies))]
         for file, body in zip(files, route.bodies, strict=True):
@@ -127,13 +127,13 @@ def _send_load(
         log = Path(folder) / "log"
         wrk = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
         wrk += ["--timeout", "60s", "--script", str(SCRIPT), server.url, "--"]
-        arguments = [str(log), route.path, route.content_type, f"{pause:.6f}", *map(str, files)]
+        arguments = [str(log), route.path, route.content_type, f"{pause_s:.6f}", *map(str, files)]
         before = _ended_children_core_seconds()
         process = subprocess.Popen([*wrk, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             start = time.monotonic()
             window_start = _read_clocks(server, start + (1 - STEADY_SHARE) * seconds)
-            window_end = _read_clocks(server, start + seconds - 0.05)  # while the load still lasts
+            window_end = _read_clocks(server, start + seconds - 0.05)  # shortly before the load ends
             output, _ = process.communicate(timeout=seconds + 60)
         finally:
             if process.poll() is None:
@@ -157,14 +157,15 @@ def _send_load(
 class Clocks:
     """The time, and the CPU time that the server had used by then."""
 
-    moment: float
+    time_s: float
     """Seconds of `time.monotonic()`, the clock that the script reads too."""
-    server: float | None
-    """The server's CPU time in seconds; None where the system does not tell it."""
+    core_s: float | None
+    """The server's CPU time in seconds; None where the system does not report it."""
 
 
-def _read_clocks(server: ServerProcess, when: float) -> Clocks:
-    time.sleep(max(0.0, when - time.monotonic()))
+def _read_clocks(server: ServerProcess, at: float) -> Clocks:
+    """Waits until time.monotonic() is `at`, then reads both clocks."""
+    time.sleep(max(0.0, at - time.monotonic()))
     return Clocks(time.monotonic(), server.core_seconds())
 
 
@@ -188,8 +189,8 @@ def figures_of(
     """The figures of the requests that were answered between two moments.
 
     Args:
-        log: what the script wrote: one line per request with its begin, end and status.
-        output: what wrk printed; the script prints the last line.
+        log: the log of the script: one line per request with its begin, end and status.
+        output: the output of wrk; the script prints the last line.
         start: the clocks when the window opens.
         end: the clocks when it closes.
         route: the name of the route.
@@ -198,24 +199,24 @@ def figures_of(
         rate_per_s: the rate of open arrivals; None for closed ones.
     """
     requests = np.array([line.split() for line in log.splitlines()], dtype=float).reshape(-1, 3)
-    inside = requests[(start.moment <= requests[:, 1]) & (requests[:, 1] < end.moment)]
+    inside = requests[(start.time_s <= requests[:, 1]) & (requests[:, 1] < end.time_s)]
     good = inside[inside[:, 2] == 200]
-    window, count = end.moment - start.moment, len(good)
+    window_s, count = end.time_s - start.time_s, len(good)
     p50, p99 = 1000 * np.percentile(good[:, 1] - good[:, 0], (50, 99)) if count else (None, None)
-    server = None if start.server is None or end.server is None else end.server - start.server
+    core_s = None if start.core_s is None or end.core_s is None else end.core_s - start.core_s
     never_answered = int(json.loads(output.strip().splitlines()[-1])["never_answered"])
     return LoadFigures(
         route=route,
         arrivals="closed" if rate_per_s is None else "open",
         connections=connections,
         asked_per_s=rate_per_s,
-        images_per_s=count / window,
+        images_per_s=count / window_s,
         p50_ms=p50,
         p99_ms=p99,
         answered=count,
         failed=len(inside) - count + never_answered,
-        window_s=window,
-        core_ms=1000 * server / count if count and server is not None else None,
-        server_cores=None if server is None else server / window,
+        window_s=window_s,
+        core_ms=1000 * core_s / count if count and core_s is not None else None,
+        server_cores=None if core_s is None else core_s / window_s,
         load_core_ms=1000 * load_core_s / len(requests) if len(requests) else None,
     )

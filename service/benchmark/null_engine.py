@@ -1,4 +1,4 @@
-"""An engine that answers at once, and the real server around it, which leaves web, decoding and batching to measure.
+"""An engine that answers at once, behind the real server: only web, decoding and batching take time.
 
 `mae bench` and tests/benchmarks run this file as a program (`python null_engine.py INFO.json`). No setting of
 `mae serve` selects this engine.

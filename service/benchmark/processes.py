@@ -1,4 +1,4 @@
-"""Server processes for measurements: started on a free port of 127.0.0.1, their CPU time read, killed in the end."""
+"""Server processes for measurements: each is started on a free port of 127.0.0.1, and killed in the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServerProcess:
     """A running server that is ready for requests."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
-        """Wraps a `process` that listens at `url`."""
+        """Describes a `process` that listens at `url`."""
         self.url = url
         self._process = process
 
@@ -49,7 +49,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the process that was started."""
+        """The id of the process."""
         return self._process.pid
 
     @property
@@ -72,7 +72,7 @@ def core_seconds(pid: int, proc: Path = PROC) -> float | None:
                 ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
                 children.setdefault(int(fields[1]), []).append(int(folder.name))
     family = [pid]
-    for member in family:  # grows while it is read: children of children follow
+    for member in family:  # the list grows meanwhile: children of children follow
         family += children.get(member, [])
     return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
 
@@ -124,7 +124,7 @@ def run_server(
             yield ServerProcess(process, url)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the server's workers too
+                os.killpg(process.pid, signal.SIGKILL)  # kills the server's workers too
             process.wait()
 
 
@@ -150,7 +150,7 @@ def serve_null_engine(
         settings: the server's settings.
         info: a JSON file that describes the engine to imitate, an `EngineInfo`.
         program: the file `null_engine.py`, of another checkout if `python_path` is given.
-        python_path: as of `serve_model`.
+        python_path: as for `serve_model`.
     """
     command = (sys.executable, "-P", str(program), str(info))
     return run_server(command, _with_python_path(environment_of(settings), python_path))
@@ -182,7 +182,7 @@ def _is_ready(url: str) -> bool | None:
 
 
 def _wait_for(poll: Callable[[], T | None], process: subprocess.Popen[bytes], log: IO[bytes], deadline: float) -> T:
-    """Calls `poll` until it returns something.
+    """Calls `poll` until it returns a result, and returns that.
 
     Raises:
         ServerFailed: the process has ended, or the deadline has passed.

@@ -12,7 +12,7 @@ class Result(BaseModel):
 
 
 class Machine(Result):
-    """The machine that was measured, and how busy it was with other things."""
+    """The machine of the measurement, and its load average."""
 
     processor: str
     cores: int
@@ -29,9 +29,9 @@ class StageCost(Result):
     stage: str
     """`decode` or `answer`."""
     what: str
-    """The kind of file that is read, or of answer that is written."""
+    """The kind of file that is decoded, or of answer that is written."""
     kilobytes: float
-    """The mean size of what is read (decode) or written (answer)."""
+    """The mean size of the file or of the answer."""
     threads: int
     ms: float
     """Median milliseconds per image, while all threads work."""
@@ -40,9 +40,9 @@ class StageCost(Result):
     images_per_s: float
     """Images per second of all threads together."""
     cores: float
-    """How many cores the threads kept busy: fewer than there are threads if they wait for one another."""
+    """Number of cores that the threads kept busy: less than the number of threads if they wait for one another."""
     images: int
-    """How many images were timed."""
+    """Number of images that were timed."""
 
 
 class LoadFigures(Result):
@@ -57,19 +57,19 @@ class LoadFigures(Result):
     images_per_s: float
     """Images per second that were answered with status 200."""
     p50_ms: float | None
-    """Median milliseconds from a request's first byte to the end of its answer; None if none was answered."""
+    """Median milliseconds from a request's first byte to the end of its answer; None if no request was answered."""
     p99_ms: float | None
-    """The 99th percentile of the same."""
+    """The 99th percentile of the same milliseconds."""
     answered: int
-    """How many answers the percentiles are computed from."""
+    """Number of answers that the percentiles are computed from."""
     failed: int
-    """Requests that were answered with another status, or never."""
+    """Number of requests that were answered with another status, or never."""
     window_s: float
     """The length of the window in seconds."""
     core_ms: float | None
     """CPU time (user and system) in milliseconds per image, of the server and all its processes; Linux only."""
     server_cores: float | None
-    """How many cores the server kept busy."""
+    """Number of cores that the server kept busy."""
     load_core_ms: float | None
     """CPU time in milliseconds per image that sending the load took on the same machine; `core_ms` excludes it."""
 
@@ -93,7 +93,7 @@ class StageShare(Result):
     stage: str
     core_ms: float
     share: float
-    """The share of the sum of all stages."""
+    """Its share of the sum of all stages."""
 
 
 class Limit(Result):
@@ -106,19 +106,19 @@ class Limit(Result):
     cores: int
     """CPU cores of the machine that this process may keep busy."""
     images_per_s: float
-    """The limit if all cores do nothing else; on an accelerator, at most what the engine alone does."""
+    """The limit if all cores do nothing else; with a GPU, at most the throughput of the engine alone."""
     beside_load_images_per_s: float
-    """The limit if the sender of the load takes its share of the same cores, as it does in this measurement."""
+    """The limit if the sender of the load uses the same cores, as it does in this measurement."""
     load_core_ms: float
     """CPU time in milliseconds per image that sending the load took."""
     measured_images_per_s: float
-    """What the whole service answered under the load at which it was fastest."""
+    """The throughput of the whole service under the load at which it was highest."""
     measured_core_ms: float
     """CPU time in milliseconds per image of the whole service at that load."""
     measured_cores: float
-    """How many cores the whole service kept busy: fewer if other programs run, or if threads wait for one another."""
+    """Number of cores that the whole service kept busy: less if other programs run, or if threads wait."""
     front_images_per_s: float
-    """What the server answered without an engine."""
+    """The throughput of the server with an engine that answers at once."""
     ratio: float
     """`measured_images_per_s` over `images_per_s`."""
     ratio_beside_load: float
@@ -132,12 +132,12 @@ class ServiceBenchmark(Result):
     sample: str
     """The name of the images that the servers were sent."""
     sample_kilobytes: float
-    """Their mean size."""
+    """The mean size of these images."""
     stages: tuple[StageCost, ...] = ()
     front: ServerFigures | None = None
-    """The server with an engine that answers at once."""
+    """The figures of the server with an engine that answers at once."""
     service: ServerFigures | None = None
-    """The server with the model's engine."""
+    """The figures of the server with the model's engine."""
     limits: tuple[Limit, ...] = ()
     without_limit: str | None = None
-    """The reason if there is no limit."""
+    """The reason why there is no limit; None if there is one."""

@@ -1,4 +1,4 @@
-"""All parts of a benchmark of the service, one after the other, in a time that is known beforehand."""
+"""Measures all parts of the service, one after the other, in a time that is known beforehand."""
 
 from __future__ import annotations
 
@@ -26,32 +26,34 @@ PARTS: tuple[Part, ...] = ("engine", "decode", "answers", "front", "service")
 SERVER_PARTS: frozenset[Part] = frozenset({"front", "service"})
 """The parts that run a server under load, for which wrk is needed."""
 CONNECTIONS = (1, 4, 16, 64, 256)
+"""The numbers of connections to the whole service, unless the user names others."""
 FRONT_CONNECTIONS = (1, 16, 64)
+"""The numbers of connections to the front end alone."""
 SHARES_OF_BEST = (0.5, 0.8)
 """The rates of open arrivals, as shares of the best throughput with closed arrivals."""
 START_S = 10.0
 """Seconds that a server with a built engine may take to start."""
 ANSWER_KINDS = 6
-"""The kinds of answers that `measure_answers` writes."""
+"""Number of kinds of answers that `measure_answers` writes."""
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What is measured, and for how long."""
+    """The parts to measure, and for how long."""
 
     parts: frozenset[Part]
     seconds: float
     """Seconds for each figure of the engine and of the stages."""
     load_seconds: float
-    """Seconds that are measured under each load, at least."""
+    """Least seconds that are measured under each load."""
     connections: tuple[int, ...] = CONNECTIONS
 
     def covers_limit(self) -> bool:
-        """Whether all parts are measured that the limit is computed from."""
+        """Whether the plan has all parts that the limit is computed from."""
         return self.parts == frozenset(PARTS)
 
     def duration(self, engine: Engine, samples: int, routes: int) -> tuple[float, float]:
-        """Seconds that all parts take, without baselines: with fast servers, and at most.
+        """The shortest and the longest time in seconds that all parts take, without baselines.
 
         Args:
             engine: the engine that is measured.
@@ -88,7 +90,7 @@ def benchmark_service(
         info: describes the engine that serves.
         engine: figures of the engine alone; empty if it was not measured.
         settings: the settings of the servers.
-        plan: what to measure, and for how long.
+        plan: the parts to measure, and for how long.
         samples: images; those of the first sample are sent to the servers.
         progress: called with a description of each step.
 

@@ -1,4 +1,4 @@
-"""Images to measure with: generated ones, since no photographs are packaged, or a folder of the user's own."""
+"""Images to measure with: generated ones, since no photographs are packaged, or those of a folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def standard_samples() -> list[Sample]:
 
 
 def generate_sample(image_format: str, width: int, height: int, count: int) -> Sample:
-    """Makes `count` different files, the same every time: the fixed pictures of the parity check, enlarged, with noise.
+    """Makes `count` different files, the same ones every time: the parity check's pictures, enlarged, with noise.
 
     Args:
         image_format: a key of `SAVE_OPTIONS`.
@@ -68,7 +68,7 @@ def generate_sample(image_format: str, width: int, height: int, count: int) -> S
     files = []
     for patches in fixed_patches(PRESETS["mae_tiny"])[:count]:
         enlarged = Image.fromarray(unpatchify(patches)).resize((width, height), Image.Resampling.BICUBIC)
-        # The same noise in all channels: cameras remove noise of colour, so photographs have little of it.
+        # All channels get the same noise: cameras remove colour noise, so photographs have little of it.
         levels = np.asarray(enlarged) + noise.normal(0, NOISE_LEVELS, (height, width, 1))
         out = io.BytesIO()
         Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(out, image_format, **SAVE_OPTIONS[image_format])

@@ -1,4 +1,4 @@
-"""The stages of a request, each measured alone: decoding an image, and writing an answer."""
+"""Measures each stage of a request alone: decoding an image, and writing an answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ JSON_VECTOR, PNG_COMPOSITE = "JSON, a vector", "PNG, composite"
 def measure_decoding(
     info: EngineInfo, samples: Sequence[Sample], max_pixels: int, threads: int, seconds: float
 ) -> list[StageCost]:
-    """What the service's own decoder needs to turn a file into patches, for each of `samples`."""
+    """The cost of decoding a file to patches by the service's own decoder, for each of `samples`."""
     decoder = ImageDecoder(info.config, info.preprocessing, max_pixels)
     return [
         _measure(
@@ -43,8 +43,8 @@ def measure_decoding(
 
 
 def measure_answers(info: EngineInfo, threads: int, seconds: float) -> list[StageCost]:
-    """What turning one image's results into bytes needs: vectors in every form, and pictures if there is a decoder."""
-    # Imported late: `mae --help` does not need the web framework.
+    """The cost of writing one image's results: vectors in every form, and pictures if the model has a decoder."""
+    # Imported lazily: `mae --help` does not need the web framework.
     from service.api.responses import json_bytes
     from service.api.routes.embed import base64_floats, npy_bytes
 
@@ -54,7 +54,7 @@ def measure_answers(info: EngineInfo, threads: int, seconds: float) -> list[Stag
     head = {"model": info.model_id, "pool": "mean", "dim": config.embed_dim, "count": 1}
     writers: dict[str, Callable[[], bytes]] = {
         JSON_VECTOR: lambda: json_bytes({**head, "embeddings": vector}),
-        "JSON, a vector in base64": lambda: json_bytes({**head, "embeddings": [base64_floats(row) for row in vector]}),
+        "JSON, a vector in base64": lambda: json_bytes({**head, "embeddings": [base64_floats(vector[0])]}),
         "JSON, all tokens": lambda: json_bytes({**head, "embeddings": tokens}),
         "npy, a vector": lambda: npy_bytes(vector),
     }
@@ -70,7 +70,7 @@ def measure_answers(info: EngineInfo, threads: int, seconds: float) -> list[Stag
 def _measure(
     stage: str, subject: str, size: float, threads: int, seconds: float, calls: Sequence[Callable[[], object]]
 ) -> StageCost:
-    """Repeats `calls` in as many threads as the service has for them, all at once: they compete for the cores."""
+    """Repeats `calls` in as many threads as the service has for them; the threads compete for the cores."""
     start_line = Barrier(threads)
 
     def work(first: int) -> tuple[list[float], float]:
@@ -84,13 +84,13 @@ def _measure(
             durations.append(now - before)
         return durations, len(durations) / (now - start)
 
-    for call in calls:  # warms up: what is set up once does not belong to the stage
+    for call in calls:  # a warm-up: work that is done only once does not belong to the stage
         call()
     with ThreadPoolExecutor(threads) as pool:
         before = time.process_time()
         results = list(pool.map(work, range(threads)))
         core_seconds = time.process_time() - before
-    durations = [duration for taken, _ in results for duration in taken]
+    durations = [duration for thread_durations, _ in results for duration in thread_durations]
     calls_per_s = sum(rate for _, rate in results)
     return StageCost(
         stage=stage,

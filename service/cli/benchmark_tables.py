@@ -14,7 +14,7 @@ from service.cli.tables import TABLE_STYLE, add_number_columns
 
 
 def engine_tables(benchmark: Benchmark) -> Iterator[RenderableType]:
-    """A description of the engine, and how fast it is alone if that was measured."""
+    """A description of the engine, and a table of its speed alone if that was measured."""
     info = benchmark.engine
     weights = "random weights; the speed does not depend on them" if benchmark.random_weights else info.weights[:12]
     lines = [
@@ -42,7 +42,7 @@ def engine_tables(benchmark: Benchmark) -> Iterator[RenderableType]:
 
 
 def service_tables(benchmark: ServiceBenchmark) -> Iterator[RenderableType]:
-    """All other parts of the benchmark; the last table shows where the time goes."""
+    """Tables of all other parts of the benchmark; the last one shows where the time goes."""
     machine = benchmark.machine
     yield Text(
         f"{machine.processor}, {machine.cores} cores; load average {machine.load_before:.1f} before, "

@@ -1,4 +1,4 @@
-"""Errors of commands, and the one sentence that tells each to the user."""
+"""Errors of commands, and the sentences that report them to the user."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     Raises:
         InvalidSettings: a value is invalid.
     """
-    return load_settings(**_given_fields(Settings, options))
+    return load_settings(**_select_fields(Settings, options))
 
 
 def parameters_of(model: type[M], options: Mapping[str, Any]) -> M:
@@ -56,12 +56,13 @@ def parameters_of(model: type[M], options: Mapping[str, Any]) -> M:
         InvalidParameter: a value is invalid; the message is the one that the HTTP route would send.
     """
     try:
-        return model(**_given_fields(model, options))
+        return model(**_select_fields(model, options))
     except ValidationError as error:
         raise invalid_parameter(error.errors()[0]) from error
 
 
-def _given_fields(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
+def _select_fields(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have values and are fields of `model`."""
     return {name: value for name, value in options.items() if name in model.model_fields and value is not None}
 
 

@@ -20,9 +20,9 @@ class ProgressBar:
     def __init__(self, total: int, completed: int = 0, stage: str = "embedding") -> None:
         """Starts at `completed` of `total` images; `stage` names the work."""
         self.done = 0
-        """Images that were processed since the start."""
+        """Number of images that were processed since the start."""
         self.skipped = 0
-        """Images that could not be processed."""
+        """Number of images that could not be processed."""
         self._console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -31,7 +31,7 @@ class ProgressBar:
             RateColumn(),
             TimeRemainingColumn(),
         )
-        # rich's own test for a terminal would let environment variables decide.
+        # Environment variables would affect rich's own test for a terminal.
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bar.add_task(stage, total=total, completed=completed)
 

@@ -43,7 +43,7 @@ def require_bound(config: TrainingConfig) -> None:
 
 
 def absolute_weights(weights: str) -> str:
-    """The name of weights or of a preset, with a path made absolute: the run may be resumed from another folder."""
+    """The name of weights or of a preset; a path becomes absolute, as the run may be resumed from another folder."""
     if weights in PRESETS:
         return weights
     return weights if weights.startswith(HUB_PREFIX) else str(Path(weights).expanduser().absolute())

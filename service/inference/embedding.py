@@ -1,4 +1,4 @@
-"""What a request for embeddings asks for: which patches, which pool, and how vectors are finished."""
+"""The plan of a request for embeddings: which patches are encoded, which pool is taken, how vectors are finished."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EmbeddingPlan:
             )
         whitening = _whitening_for(parameters, heads) if parameters.whiten else None
         if parameters.keep == 1:
-            return cls(parameters.pool, None, _whole_image(info.config.num_patches), whitening, parameters.normalize)
+            return cls(parameters.pool, None, _shared_indices(info.config.num_patches), whitening, parameters.normalize)
         seed = new_seed() if parameters.seed is None else parameters.seed
         try:
             visible_indices = random_visible(info.config.grid, parameters.keep, seed)
@@ -65,8 +65,8 @@ class EmbeddingPlan:
             float32 [B, D'], or [B, K, D].
         """
         if self.whitening is not None:
-            # One by one: a product of matrices rounds differently with the number of rows, and an image's vector must
-            # not depend on the other images of its request.
+            # Each vector alone: how a product of matrices rounds depends on the number of rows, and an image's vector
+            # must not depend on the other images of its request.
             vectors = [self.whitening.apply(vector) for vector in vectors]
         finished: Floats = np.stack(vectors)
         if self.normalize:
@@ -75,8 +75,9 @@ class EmbeddingPlan:
         return finished
 
 
-@lru_cache  # All requests for whole images share one array, which nobody changes.
-def _whole_image(num_patches: int) -> Indices:
+@lru_cache
+def _shared_indices(num_patches: int) -> Indices:
+    """The indices of all patches: one array for all requests, which none of them changes."""
     return all_indices(num_patches)
 
 

@@ -1,4 +1,4 @@
-"""Runs batches on one lane, and finds the image that is to blame when a batch fails."""
+"""Runs batches on one lane, and finds the images to blame when a batch fails."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 GREY = 128
+"""The value of every pixel in the image that tests the engine after a failure."""
 
 
 class BatchExecutor:
@@ -34,10 +35,10 @@ class BatchExecutor:
         """Runs a batch. If it fails, each half is tried again, so that only the images to blame fail.
 
         Returns:
-            For each image its result or its failure, and the seconds of the whole.
+            For each image its result or its failure, and the seconds that the batch took, with repetitions.
 
         Raises:
-            FatalEngineError: the device is lost, or the engine fails on harmless input too.
+            FatalEngineError: the device is lost, or the engine fails on a plain grey image too.
         """
         self._metrics.batch_size.labels(operation).observe(len(batch))
         start = time.monotonic()
@@ -64,7 +65,7 @@ class BatchExecutor:
             floats = error
         else:
             floats = self._encode(operation, patches, visible_indices)
-            if operation == "tokens":  # without the tokens of padding
+            if operation == "tokens":  # the tokens of padding are cut off
                 results = [output[: len(entry.visible_indices)] for output, entry in zip(floats, batch, strict=True)]
             else:
                 results = list(floats)
@@ -79,7 +80,7 @@ class BatchExecutor:
         return call(self._lane, patches, visible_indices)
 
     def _bisect(self, operation: Operation, batch: Sequence[QueueEntry]) -> list[Result | ServiceError]:
-        """The results of a batch that has failed: of each half, down to the image to blame; a lone image runs again."""
+        """Runs the halves of a batch that has failed, down to the images to blame; a batch of one image runs again."""
         middle = (len(batch) + 1) // 2
         results: list[Result | ServiceError] = []
         for half in filter(len, (batch[:middle], batch[middle:])):
@@ -97,10 +98,10 @@ class BatchExecutor:
         return results
 
     def _probe(self, operation: Operation, entry: QueueEntry) -> None:
-        """Runs a harmless grey image after a failed batch: if that fails too, the engine is to blame.
+        """Runs a plain grey image after a failed batch: if that fails too, the engine is to blame.
 
         Raises:
-            FatalEngineError: it fails.
+            FatalEngineError: the engine fails on grey, or its output is not finite.
         """
         grey = np.full_like(entry.patches[None], GREY)
         visible_indices = entry.visible_indices[None]
@@ -127,7 +128,7 @@ class BatchExecutor:
 
 
 def stack_padded(arrays: Sequence[NDArray[Any]], padding: int) -> NDArray[Any]:
-    """Stacks arrays [K, ...] to [B, K, ...], with K of the longest; shorter ones end in `padding`."""
+    """Stacks arrays [K, ...] to [B, K, ...] with the K of the longest; shorter arrays are filled with `padding`."""
     if len(arrays) == 1:
         return arrays[0][None]
     lengths = [len(array) for array in arrays]

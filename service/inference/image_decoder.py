@@ -1,4 +1,4 @@
-"""Bytes of an uploaded image -> the model's square of pixels -> patches.
+"""Decodes uploaded images: bytes -> the model's square of pixels -> patches.
 
 The bytes decide the format, the pixels are counted before they are loaded, and one resize both scales and crops.
 Pillow's decoders and its resize release the GIL, so a pool of threads uses all CPUs.
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """The patches of an image, and the facts that a mask drawn over the original needs."""
+    """The patches of an image, and the size and orientation that a mask drawn over the stored image needs."""
 
     patches: Bytes
     """uint8 [N, P], each patch in the order row, column, channel."""
@@ -57,7 +57,7 @@ class ImageDecoder:
         self._config = config
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # Damaged metadata of uploads is no news to the operator.
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Operators need not hear of damaged metadata in uploads.
 
     def decode(self, data: bytes, index: int) -> DecodedImage:
         """Decodes image `index` of a request.
@@ -69,18 +69,18 @@ class ImageDecoder:
         """
         return self._open(data, f"image {index}", self._decode, image=index)
 
-    def removed_by(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
-        """Row-major indices of the patches that a mask image removes: those that are more than half white in it.
+    def read_mask(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
+        """Row-major indices of the patches that a mask removes: those that are more than half white in it.
 
         Args:
             mask: an encoded image, drawn over the stored image.
             decoded: the image that the mask belongs to.
 
         Raises:
-            InvalidParameter: the mask's size is not the image's.
+            InvalidParameter: the mask and the image as stored have different sizes.
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
-        size, removed = self._open(mask, "the mask", lambda image: (image.size, self._removed_by(image, decoded)))
+        size, removed = self._open(mask, "the mask", lambda image: (image.size, self._removed_patches(image, decoded)))
         if removed is None:
             raise InvalidParameter(
                 f"the mask is {size[0]} x {size[1]} pixels, its image as stored {decoded.size[0]} x {decoded.size[1]}",
@@ -89,7 +89,7 @@ class ImageDecoder:
         return removed
 
     def _open(self, data: bytes, name: str, read: Callable[[Image.Image], T], **details: int) -> T:
-        """Opens `data` and reads it; the errors name the image."""
+        """Opens `data` and calls `read` with the image; `name` is the subject of error messages."""
         try:
             with open_image(io.BytesIO(data), self._max_pixels) as image:
                 return read(image)
@@ -114,7 +114,7 @@ class ImageDecoder:
             size = size[::-1]
         return DecodedImage(patches_of(image, self._config, self._preprocessing), size, orientation)
 
-    def _removed_by(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp] | None:
+    def _removed_patches(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp] | None:
         if mask.size != decoded.size:
             return None
         white = to_rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
@@ -125,7 +125,7 @@ class ImageDecoder:
 
 
 def recognise_unserved(head: bytes) -> str | None:
-    """Names a format that is not served by its first bytes, so that the refusal can name it; None if unknown."""
+    """The name of a format that is not served, by the first bytes of a file, for the error; None if it is unknown."""
     if b"<svg" in head:
         return "SVG"
     if head.startswith(b"%PDF"):

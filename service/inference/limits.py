@@ -20,7 +20,7 @@ class Budget(Protocol):
         """The amount that is reserved now."""
 
     def take(self, amount: int) -> bool:
-        """Reserves `amount`; returns False, and reserves nothing, if less than that is left."""
+        """Reserves `amount` and returns True; returns False, and reserves nothing, if less than that is left."""
 
     def give(self, amount: int) -> None:
         """Releases `amount`."""
@@ -35,7 +35,7 @@ class LocalBudget:
         self.used = 0
 
     def take(self, amount: int) -> bool:
-        """Reserves `amount` if that much is left."""
+        """Reserves `amount`, unless less than that is left."""
         if self.limit is not None and self.used + amount > self.limit:
             return False
         self.used += amount
@@ -62,7 +62,7 @@ def require_possible(budget: Budget, count: int) -> None:
     """Checks that `count` images fit into the queue when it is empty.
 
     Raises:
-        TooManyImages: they never fit.
+        TooManyImages: they can never fit.
     """
     if budget.limit is not None and count > budget.limit:
         raise TooManyImages(f"{count} images in one request, but the queue holds {budget.limit}", limit=budget.limit)

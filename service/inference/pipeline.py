@@ -1,4 +1,4 @@
-"""From encoded images to results: decoding in a pool of threads, then the scheduler. Routes and commands share it."""
+"""From encoded images to results: decoding in a pool of threads, then the scheduler; for routes and commands alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.parameters import Pool
 
 T = TypeVar("T")
 PrepareImage = Callable[[bytes, int], tuple[Bytes, Indices]]
-"""Decodes an image for the engine: patches uint8 [K, P] or [N, P], visible indices int32 [K]; runs in the pool."""
+"""Decodes image `index` for the engine, in the pool: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
 
 
 @dataclass
@@ -54,18 +54,18 @@ class PendingResults:
         """Returns the results in the order of the images. Does not enforce the deadline; the caller must.
 
         Raises:
-            InferenceFailed: the engine failed on one of them.
+            InferenceFailed: the engine failed on one of the images.
             EngineLost: the engine has failed for good.
         """
         return await self._future
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Does nothing."""
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Does nothing: the request waits until its deadline, which its caller enforces."""
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Stores a result. The first failure of an image fails the request."""
         self.queue_s, self.infer_s = max(self.queue_s, queue_s), max(self.infer_s, infer_s)
         if self._future.done():
@@ -78,13 +78,13 @@ class PendingResults:
         if not self._missing:
             self._future.set_result([result for result in self._results if result is not None])
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Fails the request, unless it is done."""
         if not self._future.done():
             self._future.set_exception(error)
 
     def close(self) -> None:
-        """Ends the wait. An exception that nobody has asked for is not reported as lost."""
+        """Ends the wait; asyncio does not report an exception that nobody has asked for."""
         if not self._future.cancel() and not self._future.cancelled():
             self._future.exception()
 
@@ -101,7 +101,7 @@ class Pipeline:
         metrics: Metrics,
         threads: int,
     ) -> None:
-        """For one engine, with a pool of `threads` threads for decoding images and writing pictures."""
+        """For one engine, with a pool of `threads` threads that decode images and write answers."""
         self.info = info
         self.heads = heads
         self.image_decoder = image_decoder
@@ -163,7 +163,7 @@ class Pipeline:
         """Classifies images by the model's head.
 
         Whole images are embedded, in batches with all other embeddings. The head runs here, image by image, so that an
-        image's probabilities have the same bits whatever other images a request brings.
+        image's probabilities have the same bits with any other images in the request.
 
         Args:
             images: encoded images.
@@ -214,7 +214,7 @@ class Pipeline:
         return reconstructions
 
     async def render(self, write: Callable[[], T], timings: Timings) -> T:
-        """Runs `write`, which makes a picture or a large answer, in the pool."""
+        """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
         start = time.monotonic()
         result = await self.run_in_pool(write)
         timings.render = time.monotonic() - start
@@ -226,7 +226,7 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def close(self) -> None:
-        """Stops the scheduler and the pool; a batch that is still running gets a moment, and is left."""
+        """Stops the scheduler and the pool; a batch that runs longer than LAST_BATCH_S is left to itself."""
         self.scheduler.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -249,15 +249,15 @@ class Pipeline:
     ) -> None:
         """Decodes and queues the images of a request, at most as many at once as the pool has threads.
 
-        So images of other requests get a thread in between.
+        So the pool also decodes images of other requests in between.
         """
-        numbers = iter(range(len(images)))
+        indexes = iter(range(len(images)))
         if len(images) == 1:
-            await self._queue_next(numbers, request, images, prepare, timings)
+            await self._queue_next(indexes, request, images, prepare, timings)
             return
-        # The tasks share one iterator: each takes the next image when it is done with its last.
+        # The tasks share one iterator: each takes the next image when it has queued the one before.
         tasks = [
-            asyncio.ensure_future(self._queue_next(numbers, request, images, prepare, timings))
+            asyncio.ensure_future(self._queue_next(indexes, request, images, prepare, timings))
             for _ in range(min(len(images), self._threads))
         ]
         try:
@@ -268,13 +268,13 @@ class Pipeline:
 
     async def _queue_next(
         self,
-        numbers: Iterator[int],
+        indexes: Iterator[int],
         request: QueuedRequest,
         images: list[bytes],
         prepare: PrepareImage,
         timings: Timings,
     ) -> None:
-        for index in numbers:
+        for index in indexes:
             start = time.monotonic()
             patches, visible_indices = await self.run_in_pool(prepare, images[index], index)
             seconds = time.monotonic() - start

@@ -32,7 +32,7 @@ Result = Floats | DecoderOutput
 
 
 class BatchKey(NamedTuple):
-    """A property that all images of one batch share."""
+    """The properties that all images of one batch share."""
 
     operation: Operation
     max_visible: int
@@ -42,20 +42,20 @@ class BatchKey(NamedTuple):
 class ResultSink(Protocol):
     """The receiver of a request's results.
 
-    `taken` and `dropped` are called while the scheduler holds its lock, in any thread. `result` and `failed` are called
-    on the event loop.
+    `on_taken` and `on_dropped` are called in any thread, while the scheduler holds its lock. `on_result` and
+    `on_failed` are called on the event loop.
     """
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Images have left the queue for a batch."""
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Images have left the queue and enter no batch."""
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Receives the result of image `index`, with its seconds in the queue and in its batch."""
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Receives a failure of the whole request."""
 
 
@@ -67,8 +67,9 @@ class QueuedRequest:
     count: int
     """Number of its images."""
     deadline: float
-    """Its images enter no batch after this time, in seconds of time.monotonic()."""
+    """The time after which its images enter no batch, in seconds of time.monotonic()."""
     sink: ResultSink
+    """The receiver of its results."""
     unbatched: int = field(init=False)
     """Number of its images that hold room in the queue: neither in a batch nor dropped."""
     key: BatchKey | None = None
@@ -84,7 +85,7 @@ class QueuedRequest:
         """Sets the key of its images.
 
         Raises:
-            ValueError: an earlier image had another one.
+            ValueError: an earlier image had another key.
         """
         if self.key not in (None, key):
             raise ValueError("the images of one request must have the same number of visible patches")
@@ -103,7 +104,7 @@ class QueueEntry:
     visible_indices: Indices
     """int32 [K]."""
     queued_at: float
-    """Seconds of time.monotonic()."""
+    """The time when it entered the queue, in seconds of time.monotonic()."""
 
 
 @dataclass(slots=True)
@@ -111,13 +112,13 @@ class _Turn:
     """The waiting images of one request."""
 
     last_turn: float
-    """When the request last gave an image to a batch; at first, when its oldest image was queued."""
+    """The time when the request last gave an image to a batch; at first, when its oldest image was queued."""
     entries: deque[QueueEntry] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, slots=True)
 class NextBatch:
-    """The images that have left the queue, or the time until some may."""
+    """The images that have left the queue, or the time until a batch is due."""
 
     entries: Sequence[QueueEntry] = ()
     """The batch; empty if all images that were due are in `expired`, or if none was due."""

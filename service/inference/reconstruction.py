@@ -1,4 +1,4 @@
-"""What a request for reconstructions asks for, and what it gets: masks, and the pixels that the decoder predicts.
+"""Requests for reconstructions: their masks, and the pixels that the decoder predicts.
 
 A mask is drawn by a seed, listed as indices of patches, or painted as a picture; for routes and commands alike.
 """
@@ -19,13 +19,13 @@ from service.parameters import ReconstructParameters
 
 ChooseVisible = Callable[[DecodedImage], Indices]
 """Chooses which patches of a decoded image stay visible, int32 [K]."""
-BY_SEED = ("mask_ratio", "seed", "strategy")
+RANDOM_MASK_PARAMETERS = ("mask_ratio", "seed", "strategy")
 """The parameters of a mask that is drawn by a seed."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image and what the decoder predicts from its visible patches."""
+    """One image, and the decoder's prediction from its visible patches."""
 
     patches: Bytes
     """The image itself, uint8 [N, P]."""
@@ -50,27 +50,31 @@ class Reconstruction:
 
 
 def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameters) -> tuple[int | None, ChooseVisible]:
-    """The seed (None if `patches` lists the mask) and a function that gives any decoded image its visible patches.
+    """The seed (None if `patches` lists the mask), and a function that chooses the visible patches of an image.
 
     Raises:
-        InvalidParameter: two masks are described, or one that removes no patch, every patch, or one that is not there.
+        InvalidParameter: the parameters describe two masks, or a mask that removes no patch, every patch, or a patch
+            that does not exist.
     """
     if parameters.patches is not None:
         _require_one_mask("patches", parameters)
         removed = [int(index) for index in parameters.patches.split(",")]
-        listed = _naming("patches", lambda: visible_without(removed, config.num_patches))
+        listed = _choose_or_refuse("patches", lambda: visible_without(removed, config.num_patches))
         return None, lambda image: listed
     seed = new_seed() if parameters.seed is None else parameters.seed
-    drawn = _naming("mask_ratio", lambda: choose_visible(parameters.strategy, config.grid, parameters.mask_ratio, seed))
+    drawn = _choose_or_refuse(
+        "mask_ratio", lambda: choose_visible(parameters.strategy, config.grid, parameters.mask_ratio, seed)
+    )
     return seed, lambda image: drawn
 
 
 def choose_patches_by_picture(
     config: MAEConfig, image_decoder: ImageDecoder, parameters: ReconstructParameters, picture: bytes, count: int
 ) -> ChooseVisible:
-    """A function that gives a decoded image the patches that a mask picture leaves visible.
+    """A function that chooses the patches of an image that a mask picture leaves visible.
 
-    The function raises as `ImageDecoder.removed_by`, and InvalidParameter for a mask of no patch or of every patch.
+    The function raises the errors of `ImageDecoder.read_mask`, and InvalidParameter for a mask that removes no patch or
+    every patch.
 
     Args:
         config: of the model.
@@ -80,26 +84,26 @@ def choose_patches_by_picture(
         count: the number of images in the request.
 
     Raises:
-        InvalidParameter: the request describes another mask besides, or has several images.
+        InvalidParameter: the request also describes another mask, or has several images.
     """
     _require_one_mask("mask", parameters)
     if count > 1:
         raise InvalidParameter("a mask goes with one image, and this request has more", parameter="mask")
-    return lambda image: _naming(
-        "mask", lambda: visible_without(image_decoder.removed_by(picture, image), config.num_patches)
+    return lambda image: _choose_or_refuse(
+        "mask", lambda: visible_without(image_decoder.read_mask(picture, image), config.num_patches)
     )
 
 
 def _require_one_mask(name: str, parameters: ReconstructParameters) -> None:
-    """Refuses every description of a mask but the one by `name`: "patches", or "mask" for a mask picture."""
+    """Refuses parameters that describe another mask than `name`: "patches", or "mask" for a mask picture."""
     if name == "mask" and parameters.patches is not None:
         raise InvalidParameter("patches and a mask picture both say which patches to remove", parameter="mask")
-    for other in BY_SEED:
+    for other in RANDOM_MASK_PARAMETERS:
         if other in parameters.model_fields_set:
             raise InvalidParameter(f"{name} says which patches to remove, so {other} cannot be given", parameter=other)
 
 
-def _naming(parameter: str, choose: Callable[[], Indices]) -> Indices:
+def _choose_or_refuse(parameter: str, choose: Callable[[], Indices]) -> Indices:
     """Runs `choose`; its MaskError becomes an InvalidParameter that names `parameter`."""
     try:
         return choose()

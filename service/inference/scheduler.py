@@ -1,8 +1,8 @@
 """The scheduler forms batches of queued images and runs them on the lanes of an engine.
 
 A lane is a thread. As soon as it is free it takes the images that wait; the next batch forms while all lanes are busy,
-so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` says who shares a batch and who goes
-next.
+so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a
+batch, and whose turn it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Scheduler(Protocol):
     """The way from a request to the lanes: in this process, or in the engine process. Used on the event loop."""
 
     def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
-        """Reserves room for `count` images, before anything is spent on them.
+        """Reserves room for `count` images, before they are decoded.
 
         Every admitted request must be released.
 
@@ -44,7 +44,7 @@ class Scheduler(Protocol):
 
         Raises:
             TooManyImages: the queue can never hold so many.
-            QueueFull: it cannot hold so many now.
+            QueueFull: the queue cannot hold so many now.
             EngineLost: the engine has failed for good.
         """
 
@@ -62,7 +62,7 @@ class Scheduler(Protocol):
         """
 
     def release(self, request: QueuedRequest) -> None:
-        """Frees the room that is left of a request; none of its images enters a batch any more."""
+        """Frees the room that a request still holds; none of its images enters a batch any more."""
 
     def fail_all(self, error: ServiceError) -> None:
         """Fails every request that was admitted and not released."""
@@ -85,15 +85,15 @@ class BatchScheduler:
         """No lane runs yet.
 
         Args:
-            engine: runs batches of up to `max_batch_size` images.
+            engine: runs batches of up to `engine.info.preferred_batch` images.
             metrics: of the service.
-            images: the room of the queue.
+            images: budget of the queue.
             max_delay_s: time that a free lane waits for a batch to fill, counted from its oldest image.
             on_lost: called on the event loop with the reason when the engine has failed for good.
         """
         self.engine = engine
         self.lost: str | None = None
-        """Why the engine has failed for good."""
+        """The reason why the engine has failed for good; None while it works."""
         self._metrics = metrics
         self._images = images
         self._queue_duration = metrics.stage_duration.labels("queue")
@@ -154,7 +154,7 @@ class BatchScheduler:
             self._requests.discard(request)
             if request.unbatched:
                 if entries := self._queue.remove(request):
-                    request.sink.dropped(entries)
+                    request.sink.on_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
 
@@ -163,7 +163,7 @@ class BatchScheduler:
         with self._changed:
             requests = list(self._requests)
         for request in requests:
-            request.sink.failed(copy_error(error))
+            request.sink.on_failed(copy_error(error))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
@@ -179,13 +179,13 @@ class BatchScheduler:
     def _max_visible(self, visible: int) -> int:
         """The `BatchKey.max_visible` of an image with `visible` visible patches.
 
-        A padded batch costs as much as if all images had the most visible patches of the batch. So an image shares a
-        batch only with images that have at most twice as many, or at most a quarter of all patches.
+        In a padded batch every image costs as much as the image with the largest number of visible patches. So images
+        share a batch only if their numbers differ at most twofold, or are all at most a quarter of all patches.
         """
         if not self.engine.info.mixes:
             return visible
         num_patches = self.engine.info.config.num_patches
-        return next(most for most in (num_patches // 4, num_patches // 2, num_patches) if visible <= most)
+        return next(bound for bound in (num_patches // 4, num_patches // 2, num_patches) if visible <= bound)
 
     def _serve_lane(self, lane: int) -> None:
         executor = BatchExecutor(self.engine, lane, self._metrics)
@@ -207,12 +207,12 @@ class BatchScheduler:
             while not self.lost:
                 batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
                 for entry in batch.expired:
-                    entry.request.sink.dropped((entry,))
+                    entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
                 if batch.entries:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
-                        entry.request.sink.taken((entry,))
+                        entry.request.sink.on_taken((entry,))
                     self._images.give(len(batch.entries))
                     self._busy += 1
                     return batch.entries
@@ -252,7 +252,7 @@ class BatchScheduler:
 
 
 def copy_error(error: ServiceError) -> ServiceError:
-    """A fresh copy, one for each request: a shared exception would accumulate tracebacks."""
+    """A copy of `error` for one request: a shared exception would accumulate tracebacks."""
     return type(error)(error.message, **error.details)
 
 
@@ -260,4 +260,4 @@ def _send_results(
     batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
 ) -> None:
     for entry, result, queue_s in zip(batch, results, waits, strict=True):
-        entry.request.sink.result(entry.index, result, queue_s, infer_s)
+        entry.request.sink.on_result(entry.index, result, queue_s, infer_s)

@@ -20,9 +20,9 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
-# How long probes can read why an engine is lost before the process ends.
+# How long probes can read the reason why the engine is lost before the process ends.
 LOST_GRACE_S = 2.0
-# How long the server still answers 503 after the last accepted request: clients with open connections learn of it.
+# How long the server still answers 503 after the last accepted request, to clients with open connections.
 QUIET_S = 0.25
 POLL_S = 0.02
 
@@ -45,12 +45,12 @@ class EngineLifecycle:
         Args:
             settings: of the service.
             build_engine: builds the engine.
-            state: where the service stands; this object changes it.
+            state: of the service; this object changes it.
             metrics: of this process; its gauges are registered here.
             budgets: of the whole service; a drain waits until no request is left in them.
-            queue: the images that the scheduler may hold.
-            on_open: takes the started scheduler, which it stops in the end, and the model's heads. Called before the
-                state is "ready".
+            queue: budget of the images in the scheduler's queue.
+            on_open: called with the started scheduler and the model's heads, before the state is "ready". The creator
+                of this object stops the scheduler in the end.
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
@@ -89,7 +89,7 @@ class EngineLifecycle:
         self._tasks.cancel()
 
     def _open(self, served: ServedModel) -> None:
-        """Takes work for `served` from now on."""
+        """Starts the scheduler of `served`, and takes requests from now on."""
         info, s = served.info, self._settings
         scheduler = BatchScheduler(
             served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost
@@ -134,7 +134,7 @@ async def wait_until_quiet(requests: Budget, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     quiet_since = time.monotonic()
     while (now := time.monotonic()) < deadline:
-        if requests.used:  # first, whatever the time: a busy event loop may have slept longer than QUIET_S
+        if requests.used:  # checked before the time: a busy event loop may have slept longer than QUIET_S
             quiet_since = now
         elif now - quiet_since >= QUIET_S:
             return

@@ -18,7 +18,7 @@ BuildEngine = Callable[[EngineSettings, Callable[[str], None]], ServedModel]
 
 
 class EngineLoader:
-    """Loads one engine, and says what became of it."""
+    """Loads one engine, and reports its progress and the outcome."""
 
     def __init__(
         self,

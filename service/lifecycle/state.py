@@ -1,4 +1,4 @@
-"""Where the service is in its life, for probes, for requests, and for the process that ends with it."""
+"""The state of the service, for probes, for requests, and for the process that ends with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ServiceState:
         self.change(self.current, progress)
 
     def exit(self, code: int) -> None:
-        """Asks the process to end with `code`. A failure stays one, whatever ends after it."""
+        """Asks the process to end with `code`. A failure is never replaced by a later code of 0."""
         self.exit_code = max(code, self.exit_code or 0)
         self._notify()
 

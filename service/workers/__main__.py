@@ -1,6 +1,6 @@
-"""`python -m service.workers CHANNEL LISTENER COUNTERS SLOTS WORKER_INDEX WORKERS`: the engine process starts a worker.
+"""`python -m service.workers CHANNEL LISTENER COUNTERS SLOTS WORKER_INDEX WORKERS` runs a worker.
 
-The first four arguments are file descriptors that the worker inherits.
+The engine process starts it. The first four arguments are file descriptors that the worker inherits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """Serves with the file descriptors that the engine process passes on."""
+    """Serves as a worker until the end, with the file descriptors of the engine process."""
     # A terminal sends its signals to every process, even while this one is still loading.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,8 +2,8 @@
 
 The connections wait in one queue for all workers, so none waits for a worker that is busy, dead or not started yet. But
 the kernel gives a burst of connections to the process that wakes first, and clients keep their connections open. So
-each worker accepts one connection at a time, and a worker that has more open than another one leaves the other a moment
-to accept it.
+each worker accepts one connection at a time, and a worker that has more open than another one waits first, so that the
+other one can accept it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from service.workers.shared_counters import Column, SharedCounters
 from service.workers.worker import WorkerService
 
 log = logging.getLogger(__name__)
+# How long a worker waits for a less busy one to accept a connection.
 YIELD_S = 0.002
 # The pause after accept() has failed (too many open files): other connections may close meanwhile.
 RETRY_S = 1.0
@@ -42,7 +43,7 @@ class FairAcceptor(Server):
         self._counters = counters
         self._worker_index = worker_index
         self._opening: set[asyncio.Task[object]] = set()
-        """Connections that are accepted and not yet known to uvicorn."""
+        """The connections that are accepted and not yet known to uvicorn."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -94,7 +95,7 @@ class FairAcceptor(Server):
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker was quicker, or the client has left
+            return  # another worker has accepted it, or the client has closed it
         except OSError as error:
             log.error("no connection can be accepted: %s", error)
             self._loop.remove_reader(self._listener)
@@ -123,4 +124,4 @@ def serve_as_worker(app: FastAPI, listener: socket.socket, counters: SharedCount
     gc.freeze()  # as `service.server.serve` does
     FairAcceptor(app, listener, counters, worker_index).run()
     service: WorkerService = app.state.service
-    exit_now(1 if service.exit_code is None else service.exit_code)  # without waiting for a decoder that does not end
+    exit_now(1 if service.exit_code is None else service.exit_code)  # does not wait for a decoder that does not end

@@ -62,7 +62,7 @@ class Channel(asyncio.Protocol, ABC):
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Notes that the connection has ended."""
+        """Records that the connection has ended."""
         self._transport = None
         self.disconnected.set()
 

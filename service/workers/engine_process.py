@@ -1,4 +1,4 @@
-"""The process that has the engine, behind the workers: it decides about the state of the whole service."""
+"""The process that has the engine: it starts the workers, and decides the state of the whole service."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from service.workers.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
-# How long a scrape waits for the counters of a worker that does not answer; then it uses the counters it sent last.
+# How long a scrape waits for the counters of a worker; after that it uses those that the worker sent last.
 PULL_TIMEOUT_S = 0.5
-# Slots of a worker beyond those of its batches: further images of a worker wait in the worker's own memory.
+# The largest number of slots for a worker's queued images; its other images wait in its own memory.
 QUEUED_SLOTS = 512
 
 
@@ -35,7 +35,7 @@ class EngineProcess:
     """The engine, the workers, and the connections between them."""
 
     def __init__(self, settings: Settings, build_engine: BuildEngine) -> None:
-        """Listens, but loads no engine and starts no worker yet. There must be a running event loop."""
+        """Listens, but loads no engine and starts no worker yet. Call this on the event loop."""
         config = uvicorn.Config("", settings.host, settings.port, log_config=None)
         self._listener = config.bind_socket()  # which also logs where the service listens
         self._listener.setblocking(False)
@@ -46,6 +46,7 @@ class EngineProcess:
         self._aggregator = CounterAggregator()
         self._numbers = itertools.count(1)
         self._pulls: dict[int, asyncio.Future[None]] = {}
+        """The pulls that no worker has answered yet, by number."""
         self._scrapes: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -57,7 +58,7 @@ class EngineProcess:
             self._state,
             self._metrics,
             shared_budgets(settings, self._counters, 0),
-            LocalBudget(),  # no limit: the workers keep QUEUE_IMAGES before they send an image
+            LocalBudget(),  # no limit: the workers enforce QUEUE_IMAGES before they send an image
             self._on_open,
         )
         self._supervisor = WorkerSupervisor(
@@ -101,7 +102,7 @@ class EngineProcess:
             scrape.add_done_callback(self._scrapes.discard)
 
     def on_worker_ended(self, worker_index: int) -> None:
-        """Keeps what a dead worker has counted."""
+        """Keeps the counts of a dead worker."""
         self._aggregator.retire(worker_index)
 
     def on_workers_failed(self, reason: str) -> None:
@@ -113,7 +114,7 @@ class EngineProcess:
             self._open_connection(connection, scheduler, heads)
 
     def _open_connection(self, connection: WorkerConnection, scheduler: BatchScheduler, heads: Heads) -> None:
-        """Takes a worker's images from now on, and tells it of the engine."""
+        """Takes a worker's images from now on, and describes the engine to the worker."""
         info = scheduler.engine.info
         queued = min(self._settings.queue_images, QUEUED_SLOTS)
         slot_count = queued + 2 * info.lanes * info.preferred_batch
@@ -121,7 +122,7 @@ class EngineProcess:
         connection.send(Kind.OPEN, pack_engine(info, heads, slot_count))
 
     def _on_state_change(self) -> None:
-        if not self._loop.is_closed():  # a build may still report from its thread after the end
+        if not self._loop.is_closed():  # a build may still report its progress after the end, in its thread
             self._loop.call_soon_threadsafe(self._publish_state)
 
     def _publish_state(self) -> None:
@@ -148,7 +149,7 @@ class EngineProcess:
             text = await asyncio.to_thread(exposition, self._metrics, self._aggregator.total())
         except Exception as error:
             log.error("the metrics cannot be written", exc_info=error)
-            text = b""  # tells the worker that there are none
+            text = b""  # tells the worker that there are no metrics
         connection.send(Kind.EXPOSITION, NUMBER.pack(number) + text)
 
 

@@ -1,4 +1,4 @@
-"""What a worker and the engine process tell each other: the kinds of messages, and how each is packed.
+"""The messages between a worker and the engine process: their kinds, and how each is packed.
 
 Messages about images are small structs, because every image needs some. Rare messages (settings, state, metrics, an
 error) are JSON. Nothing is ever pickled.
@@ -19,13 +19,13 @@ from service.inference.queue import Operation
 from service.lifecycle.state import State
 
 HEAD = Struct("<IB3x")
-"""Before each message: the length of its content in bytes, and its kind."""
+"""The head of each message: the length of its content in bytes, and its kind."""
 PUT = Struct("<IIIIIId")
-"""Request, slot, index, images, visible patches, operation, deadline."""
+"""Content of PUT: request, slot, index of the image, number of the request's images, K, operation, deadline."""
 DONE = Struct("<Idd")
-"""Slot, seconds in the queue, seconds in a batch."""
+"""Content of DONE: slot, seconds in the queue, seconds in the batch."""
 NUMBER = Struct("<I")
-"""A slot, or the number of a request, a pull or a scrape."""
+"""The number of a slot, a request, a pull or a scrape."""
 OPERATIONS: tuple[Operation, ...] = ("embed", "tokens", "reconstruct")
 ERROR_CLASSES: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
 ERRORS = {error_class.__name__: error_class for error_class in ERROR_CLASSES}
@@ -65,7 +65,7 @@ class Kind(IntEnum):
 
 
 KIND_OF = {int(kind): kind for kind in Kind}
-"""Kinds by number: a lookup costs less than the call `Kind(number)`, which every image would pay."""
+"""The kinds by number: a lookup costs less than the call `Kind(number)`, and every image needs some."""
 
 
 def pack_error(error: ServiceError) -> bytes:
@@ -91,7 +91,7 @@ def unpack_state(data: bytes | memoryview) -> tuple[State, str]:
 
 
 def pack_engine(info: EngineInfo, heads: Heads, slot_count: int) -> bytes:
-    """What a worker must know of an engine as bytes: its info, its heads, and the number of the worker's slots."""
+    """The description of an engine for a worker, as bytes: info, heads, and the number of the worker's slots."""
     description = orjson.dumps({"slots": slot_count, "info": info.model_dump(mode="json")})
     return NUMBER.pack(len(description)) + description + safetensors.numpy.save(heads.arrays())
 

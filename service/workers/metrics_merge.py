@@ -1,4 +1,4 @@
-"""The workers' counters and histograms, added to those of the engine process whenever Prometheus asks.
+"""The workers' counters and histograms, added to those of the engine process at every scrape.
 
 A worker sends the values of all its counters, so the sum does not depend on which of its messages have arrived. The
 counts of a dead worker are kept. Gauges are those of the engine process alone.
@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 from service.metrics import Metrics
 
 SampleKey = tuple[str, tuple[tuple[str, str], ...]]
-"""A sample's name and labels."""
+"""The name and the labels of a sample."""
 Counts = dict[SampleKey, float]
-"""Values of samples."""
+"""The values of samples."""
 CREATED = "_created"
 
 
@@ -42,7 +42,7 @@ def unpack_counters(data: bytes | memoryview) -> Counts:
 
 
 class CounterAggregator:
-    """Adds up what all workers have counted, the dead ones included."""
+    """Adds up the counts of all workers, the dead ones included."""
 
     def __init__(self) -> None:
         """No worker has counted anything yet."""
@@ -99,7 +99,7 @@ def _add(family: Metric, unmerged: Counts) -> None:
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
-    """Counts add up; the time of creation is that of the oldest part."""
+    """The sum of the counts; the time of creation is that of the oldest part."""
     total: Counts = {}
     for part in parts:
         for key, value in part.items():

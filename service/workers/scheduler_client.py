@@ -1,4 +1,4 @@
-"""The scheduler as a worker sees it: images go into slots of shared memory, and the engine process is told."""
+"""The scheduler of a worker: it writes images into slots of shared memory, and announces them to the engine process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Progress:
     """How far a request has come."""
 
     number: int
-    """The number that the engine process knows it by."""
+    """The number of the request in messages."""
     sent: int = 0
-    """Images that were sent to the engine process."""
+    """Number of images that were sent to the engine process."""
     answered: int = 0
-    """Images that came back."""
+    """Number of images whose slots came back."""
 
 
 class SchedulerClient:
@@ -42,7 +42,7 @@ class SchedulerClient:
         Args:
             channel: leads to the engine process.
             slots: the shared memory of this worker.
-            images: the room of the whole service's queue, QUEUE_IMAGES.
+            images: budget of the whole service's queue, QUEUE_IMAGES.
             metrics: of this worker.
         """
         self._channel = channel
@@ -54,9 +54,9 @@ class SchedulerClient:
         self._requests: dict[int, QueuedRequest] = {}
         self._free = list(range(slots.count))  # The slot that came back last is used first: memory follows the peak.
         self._sent: dict[int, QueueEntry] = {}
-        """The image in each slot that the engine process has."""
+        """The images that the engine process has, by slot."""
         self._waiting: deque[QueueEntry] = deque()
-        """Images without a slot yet."""
+        """The images that wait for a free slot."""
 
     def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
@@ -92,7 +92,7 @@ class SchedulerClient:
     def fail_all(self, error: ServiceError) -> None:
         """See `Scheduler.fail_all`."""
         for request in list(self._progress):
-            request.sink.failed(copy_error(error))
+            request.sink.on_failed(copy_error(error))
 
     def stop(self) -> None:
         """Does nothing: the lanes are in the engine process."""
@@ -102,7 +102,7 @@ class SchedulerClient:
         if kind is Kind.FAILED:
             (number,) = NUMBER.unpack_from(content)
             if failed := self._requests.get(number):
-                failed.sink.failed(unpack_error(content[NUMBER.size :]))
+                failed.sink.on_failed(unpack_error(content[NUMBER.size :]))
             return
         queue_s = infer_s = 0.0
         if kind is Kind.DONE:
@@ -115,7 +115,7 @@ class SchedulerClient:
             progress.answered += 1
             if kind is Kind.DONE:
                 result = self._slots.read_result(slot, request.operation, len(entry.visible_indices))
-                request.sink.result(entry.index, result, queue_s, infer_s)
+                request.sink.on_result(entry.index, result, queue_s, infer_s)
         self._free.append(slot)
         self._send_waiting()
 

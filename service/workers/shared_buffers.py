@@ -1,8 +1,8 @@
-"""Memory that a worker shares with the engine process, in slots of one size: images go one way, results the other.
+"""Memory that a worker shares with the engine process, in slots of one size: images go there, and results come back.
 
 A slot holds one image: its patches and the indices of its visible patches, and later its result in the same place. It
 belongs to the worker until PUT announces the image, and then to the engine process until DONE or RELEASED gives it
-back. So a slot is never written by two processes, even when a request is given up in the middle of a batch. The memory
+back. So a slot is never written by two processes, even when a request is cancelled in the middle of a batch. The memory
 has no name in any file system, and none of its pages exists before it is used.
 """
 
@@ -26,7 +26,7 @@ class SharedBuffers:
     """The slots of one worker, mapped into one of the two processes."""
 
     def __init__(self, fd: int, config: MAEConfig, count: int) -> None:
-        """Maps `count` slots for images and results of a model; the first process to come sizes the memory."""
+        """Maps `count` slots for images and results of a model; the first process that does so sizes the memory."""
         self.count = count
         self._patches, self._patch_dim, self._width = config.num_patches, config.patch_dim, config.embed_dim
         self._floats_at = -(-self._patches * self._patch_dim // ALIGNMENT) * ALIGNMENT
@@ -48,7 +48,7 @@ class SharedBuffers:
         slot_patches[:], slot_indices[:] = patches, visible_indices
 
     def write_result(self, slot: int, operation: Operation, result: Result) -> None:
-        """Copies a result into a slot, over the image that it is of."""
+        """Copies a result into the slot of its image, which it overwrites."""
         if isinstance(result, DecoderOutput):
             pixels, error = self._reconstruction(slot)
             pixels[:], error[:] = result

@@ -1,8 +1,8 @@
 """Counters in a page of memory that all processes of the service share: some cells for each worker.
 
-Each cell is written by one process only, so no update can be lost. A lock is needed only to take from an amount that
-has a limit, and the kernel releases it when its holder dies. The page has no name in any file system: it is freed with
-the last process that maps it.
+Each cell is written by one process only, so no update can be lost. A lock is needed only to reserve an amount
+that has a limit, and the kernel releases the lock when its holder dies. The page has no name in any file system: it is
+freed with the last process that maps it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from service.inference.limits import Budgets
 from service.settings import Settings
 
 CELLS = 8
-"""Cells of a worker: they fill a cache line."""
+"""Number of cells of a worker: they fill a cache line."""
 
 
 class Column(IntEnum):
-    """What a cell counts, and which process writes it. The worker writes all cells but RELEASED."""
+    """The amounts that the cells of a worker count. The worker writes all cells but RELEASED."""
 
     ADMITTED = 0
-    """Images that the worker has admitted, without those that it gave up before it sent them."""
+    """Images that the worker has admitted, without those whose request ended before they were sent."""
     RELEASED = 1
-    """Images among them that have left the queue, for a batch or given up. The engine process writes this cell."""
+    """Images among them that have left the queue, for a batch or dropped. The engine process writes this cell."""
     BYTES = 2
     """Bytes of request bodies that the worker holds."""
     REQUESTS = 3
@@ -92,7 +92,7 @@ class SharedCounters:
 
 
 class SharedBudget:
-    """A budget of the whole service, used by one worker: the limit holds for the sum over all workers."""
+    """A `Budget` of the whole service, used by one worker: the limit holds for the sum over all workers."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class SharedBudget:
 
         Args:
             counters: the page.
-            worker_index: the worker that takes and gives.
-            column: counts the amount that was taken.
+            worker_index: the worker that uses the budget.
+            column: counts the amount that was reserved.
             limit: the bound; None for an amount that is only counted.
-            released: counts the amount that another process has given back.
+            released: counts the amount that another process has released.
         """
         self.limit = limit
         self._counters = counters
@@ -119,13 +119,14 @@ class SharedBudget:
 
     @property
     def used(self) -> int:
-        """The amount that all workers have taken and not given back."""
-        # Read first what was released: an image that comes and goes in between must not make the difference too small.
+        """The amount that all workers have reserved and not released."""
+        # The released amount is read first: an image that comes and goes in between must not make the difference too
+        # small.
         released = 0 if self._released is None else self._counters.total(self._released)
         return self._counters.total(self._column) - released
 
     def take(self, amount: int) -> bool:
-        """Takes `amount`; False, and nothing is taken, if the whole service has not that much left."""
+        """Reserves `amount`, unless the whole service has less than that left."""
         if self.limit is None:
             self._counters.add(self._worker_index, self._column, amount)
             return True
@@ -136,7 +137,7 @@ class SharedBudget:
         return True
 
     def give(self, amount: int) -> None:
-        """Gives `amount` back."""
+        """Releases `amount`."""
         self._counters.add(self._worker_index, self._column, -amount)
 
 

@@ -24,26 +24,26 @@ COMMAND = (sys.executable, "-P", "-m", "service.workers")
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a worker is killed, when a dead one is replaced, and when to give up. Times are in seconds."""
+    """When to kill a worker, when to replace a dead one, and when to give up. Times are in seconds."""
 
     start_timeout_s: float = 60.0
-    """A worker that accepts no connections this long after its start is killed."""
+    """The time from a worker's start after which it is killed if it accepts no connections."""
     answer_timeout_s: float = 30.0
-    """A worker that sends nothing this long after it was asked for its counters is killed."""
+    """The time from a request for a worker's counters after which it is killed if it sends nothing."""
     first_delay_s: float = 0.1
-    """The delay before a dead worker is replaced; it doubles with each death that follows."""
+    """The delay before a worker that has died is replaced; it doubles for each worker that was not stable."""
     longest_delay_s: float = 10.0
-    """The delay before a dead worker is replaced is never longer than this."""
+    """The longest delay before a dead worker is replaced."""
     stable_after_s: float = 10.0
-    """The delay is the first one again for a worker that lived longer than this."""
+    """The lifetime from which a worker counts as stable, so that the delay is the first one again."""
     exit_timeout_s: float = 5.0
-    """A worker that runs this long after it was told to end is killed."""
+    """The time from the message EXIT after which a worker that still runs is killed."""
     max_failed_starts: int = 5
-    """Give up after so many failed starts for each worker, one after the other, while no worker runs."""
+    """The number of failed starts per worker, one after the other while no worker runs, at which to give up."""
 
 
 class SupervisorListener(Protocol):
-    """What the supervisor tells the engine process."""
+    """The receiver of the supervisor's events, which is the engine process."""
 
     def on_worker_started(self, connection: WorkerConnection) -> None:
         """The process of a worker was started; it does not accept connections yet."""
@@ -76,7 +76,7 @@ class WorkerSupervisor:
             counters: of all workers; their number is the number of workers.
             listener_socket: the socket on which the workers accept connections.
             settings: content of the message SETTINGS, JSON.
-            listener: is told of the workers' lives and messages.
+            listener: receives the events.
             command: starts a worker; file descriptors and the worker index follow as arguments.
             policy: says when to kill, when to replace and when to give up.
         """
@@ -89,7 +89,7 @@ class WorkerSupervisor:
         self._command = command
         self._policy = policy
         self._failed_starts = 0
-        """Workers that have ended before they accepted a connection, since a worker was last seen to run."""
+        """Number of workers that ended before they accepted connections, since a worker last did."""
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._supervisions: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -102,7 +102,7 @@ class WorkerSupervisor:
             self._supervisions.append(supervision)
 
     async def stop(self) -> None:
-        """Tells the workers to end. Kills those that do not, and those that do not accept connections yet."""
+        """Tells the workers to end; kills those that do not end, and those that do not accept connections yet."""
         self._stopping.set()
         for worker_index, connection in self.connections.items():
             connection.send(Kind.EXIT)
@@ -173,7 +173,7 @@ class WorkerSupervisor:
     async def _serve_worker(
         self, connection: WorkerConnection, process: asyncio.subprocess.Process
     ) -> tuple[bool, str]:
-        """Deals with a worker's process until nothing of it is left; returns as `_run_worker`."""
+        """Watches a worker until it has ended and its images and counters are cleared; returns as `_run_worker`."""
         worker_index = connection.worker_index
         connection.send(Kind.SETTINGS, self._settings)
         self.connections[worker_index], self._processes[worker_index] = connection, process
@@ -207,10 +207,10 @@ class WorkerSupervisor:
 
 
 async def _sleep_in_steps(seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-    """Sleeps in ten steps, or less once `until` is true.
+    """Sleeps in ten steps, or in fewer once `until` is true.
 
-    If this process itself stands still (a laptop asleep, a debugger), only the current step passes meanwhile: the
-    workers still get the time of the others to answer.
+    If this process itself stands still (in a debugger, or on a laptop that sleeps), only the current step passes
+    meanwhile: the workers still have the time of the other steps to answer.
     """
     for _ in range(10):
         if not until():
@@ -218,5 +218,5 @@ async def _sleep_in_steps(seconds: float, until: Callable[[], bool] = lambda: Fa
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended
+    with contextlib.suppress(ProcessLookupError):  # the process has ended
         process.kill()

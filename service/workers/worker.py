@@ -1,4 +1,4 @@
-"""The service of a worker: as the routes know it, with the engine in another process."""
+"""The service in a worker, and its connection to the engine process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import SharedCounters, shared_budgets
 
 log = logging.getLogger(__name__)
-# At most this much of what a worker has counted is lost if it is killed; a scrape asks for its counters at once.
+# How often a worker sends its counters: a worker that is killed loses the counts since then. A scrape asks for them.
 PUSH_S = 0.25
 SCRAPE_TIMEOUT_S = 10.0
 
@@ -41,7 +41,7 @@ class EngineConnection(Channel):
         self._service.on_message(kind, content)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Ends the process at once if it was not told to end: without the engine process it cannot serve anybody."""
+        """Ends the process at once, unless it was told to end: without the engine process it cannot serve requests."""
         super().connection_lost(error)
         if not self.closed and self._service.exit_code != 0:
             log.critical("the engine process has gone: ending")
@@ -60,7 +60,7 @@ class WorkerService(Service):
             settings: of the service.
             channel: the socket to the engine process.
             counters: of all workers.
-            worker_index: says which of their cells are this worker's.
+            worker_index: says which of the cells are this worker's.
             slots_fd: the memory that this worker shares with the engine process.
         """
         super().__init__(settings, shared_budgets(settings, counters, worker_index))
@@ -71,7 +71,7 @@ class WorkerService(Service):
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
         self._pushed = b""
-        """The counters as the engine process has them."""
+        """The counters as they were last sent to the engine process."""
 
     def start(self) -> None:
         """Begins to listen to the engine process."""
@@ -87,7 +87,7 @@ class WorkerService(Service):
         """The metrics of the whole service, which the engine process merges. This blocks: call it in a thread.
 
         Raises:
-            ServiceError: the engine process could not write them, and has logged the reason.
+            ServiceError: the engine process could not write the metrics, and has logged the reason.
             TimeoutError: the engine process does not answer.
         """
         number, future = next(self._numbers) & 0xFFFFFFFF, Future[bytes]()
@@ -101,7 +101,7 @@ class WorkerService(Service):
         return text
 
     def on_message(self, kind: Kind, content: memoryview) -> None:
-        """Handles a message of the engine process. Images come first: the other messages are rare."""
+        """Handles a message of the engine process; those about images are tested first, because the others are rare."""
         if kind in (Kind.DONE, Kind.RELEASED, Kind.FAILED):
             assert self._scheduler is not None
             self._scheduler.message_received(kind, content)
@@ -131,7 +131,7 @@ class WorkerService(Service):
         self._connection.close()
 
     def _open(self, data: bytes) -> None:
-        """Takes work for the engine that the engine process has loaded."""
+        """Takes requests from now on, for the engine that the engine process has loaded."""
         s = self.settings
         info, heads, slot_count = unpack_engine(data)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)

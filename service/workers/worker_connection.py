@@ -17,10 +17,10 @@ MessageHandler = Callable[["WorkerConnection", Kind, memoryview], None]
 
 
 class ChannelSink:
-    """The `ResultSink` of a worker's request. Results do not wait for each other: each goes back by itself."""
+    """The `ResultSink` of a worker's request. It sends each result as soon as it comes."""
 
     request: QueuedRequest
-    """The request that it belongs to."""
+    """The request whose results it receives."""
 
     def __init__(self, connection: WorkerConnection, number: int, operation: Operation, count: int) -> None:
         """For the request `number` of the worker, which has `count` images."""
@@ -28,23 +28,23 @@ class ChannelSink:
         self.slots: dict[int, int] = {}
         """The slot of each image, by its index."""
         self.dropped_slots: list[int] = []
-        """Slots of images that enter no batch."""
+        """The slots of images that enter no batch."""
         self.ended = False
-        """Whether the worker waits for it no more."""
+        """Whether the worker has stopped waiting for the request."""
         self._connection = connection
         self._operation = operation
         self._missing = count
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue."""
         self._connection.count_released(len(entries))
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue; the slots go back when the request ends."""
         self._connection.count_released(len(entries))
         self.dropped_slots += [self.slots.pop(entry.index) for entry in entries]
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Sends the image's result, or its slot alone if there is none or nobody waits for it."""
         slot = self.slots.pop(index)
         if self.ended or isinstance(result, ServiceError):
@@ -53,12 +53,12 @@ class ChannelSink:
             self._connection.slots.write_result(slot, self._operation, result)
             self._connection.send(Kind.DONE, DONE.pack(slot, queue_s, infer_s))
         if isinstance(result, ServiceError) and not self.ended:
-            self.failed(result)
+            self.on_failed(result)
         self._missing -= 1
         if not self._missing:
             self._connection.end(self)
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         """Tells the worker, which cancels the request."""
         self._connection.send(Kind.FAILED, NUMBER.pack(self.number) + pack_error(error))
 
@@ -73,7 +73,7 @@ class WorkerConnection(Channel):
             worker_index: says which cells of the counters are the worker's.
             counters: of all workers.
             slots_fd: the memory that is shared with the worker.
-            on_message: handles all messages but those about images and HELLO.
+            on_message: handles all messages except HELLO and those about images.
         """
         super().__init__()
         self.worker_index = worker_index
@@ -112,7 +112,7 @@ class WorkerConnection(Channel):
             self.end(sink)
 
     def message_received(self, kind: Kind, content: memoryview) -> None:
-        """Handles messages about images, and hands all others on."""
+        """Handles HELLO and the messages about images, and hands the others on."""
         self.messages += 1
         if kind is Kind.PUT:
             self._put(*PUT.unpack(content))
@@ -136,7 +136,7 @@ class WorkerConnection(Channel):
                 self._sinks[number] = sink
             sink.slots[index] = slot  # before a lane can have the image
             self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))
-        except ServiceError as error:  # The engine is lost: no lane takes images any more, so this is the one writer.
+        except ServiceError as error:  # The engine is lost: no lane takes images, so this is the only writer.
             self.count_released(1)
             self.send(Kind.FAILED, NUMBER.pack(number) + pack_error(error))
             self.send(Kind.RELEASED, NUMBER.pack(slot))

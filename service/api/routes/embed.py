@@ -21,7 +21,7 @@ from service.parameters import EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY = "application/x-npy"
-# Numbers in a response above which writing it would block the event loop for too long.
+# A response of more numbers than this is written in the pool, because it would block the event loop for too long.
 LARGE = 50_000
 
 
@@ -85,5 +85,5 @@ def _content(info: EngineInfo, parameters: EmbedParameters, embeddings: Floats, 
 
 
 def base64_floats(array: Floats) -> str:
-    """Little-endian float32 in base64, as OpenAI's `encoding_format` has it."""
+    """`array` as little-endian float32 in base64, like OpenAI's `encoding_format`."""
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")

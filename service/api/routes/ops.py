@@ -46,5 +46,5 @@ async def info(request: Request) -> Response:
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
-    service = service_of(request)  # FastAPI runs this in a thread, since it is not async: a GPU's driver may be slow
+    service = service_of(request)  # FastAPI runs a function that is not async in a thread: a GPU's driver may be slow
     return Response(service.exposition(), media_type=service.metrics.content_type)

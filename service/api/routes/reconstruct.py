@@ -42,7 +42,7 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     config, view, accept = pipeline.info.config, parameters.view, request.headers.get("accept", "")
     pipeline.require_decoder()
     seed, choose_visible = choose_patches_to_remove(config, parameters)
-    preferred_type(accept, (PNG, JSON, ZIP))  # how many images there are decides between these, and only the body tells
+    preferred_type(accept, (PNG, JSON, ZIP))  # refuses early; the number of images, known later, decides between them
     body = await context.read_body(takes_mask=True)
     count = len(body.images)
     media_type = preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
@@ -56,7 +56,9 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     )
 
     def write() -> bytes:
-        pictures = [render(view, x.patches, x.pixels, x.error, x.visible_indices) for x in reconstructions]
+        pictures = [
+            render(view, image.patches, image.pixels, image.error, image.visible_indices) for image in reconstructions
+        ]
         if media_type == PNG:
             return pictures[0]
         content = _content(pipeline.info, view, reconstructions, pictures, seed)
@@ -98,9 +100,9 @@ def _content(
 
 
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
-    """The pictures as numbered files, with the JSON response, less its PNGs, in a file beside them."""
+    """The pictures as numbered files, and beside them a file with the JSON response without its PNGs."""
     file = io.BytesIO()
-    without_pngs = [{"loss": x["loss"], "error": x["error"]} for x in content["reconstructions"]]
+    without_pngs = [{"loss": image["loss"], "error": image["error"]} for image in content["reconstructions"]]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
             archive.writestr(f"{number:04d}.png", picture)

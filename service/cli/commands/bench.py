@@ -1,4 +1,4 @@
-"""`mae bench`: how fast the engine is alone, and where the time of the whole service goes."""
+"""`mae bench`: measures the engine alone, and where the time of the whole service goes."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _read_samples(folder: Path | None, settings: Settings) -> list[Sample]:
 
 
 def _table_console(json: Path | None) -> Console:
-    """Prints tables on standard output, or on standard error if the JSON goes to standard output."""
+    """A console for tables: on standard output, or on standard error if the JSON goes to standard output."""
     stream = sys.stderr if str(json) == "-" else sys.stdout
     width = None if stream.isatty() else TABLE_WIDTH  # a file has no width of its own
     return Console(file=stream, width=width, markup=False, highlight=False)
@@ -179,7 +179,7 @@ def _table_console(json: Path | None) -> Console:
 
 @contextmanager
 def _settings_for(model: str | None, settings: Settings) -> Iterator[tuple[Settings, bool]]:
-    """The settings with this `model`, and whether its weights are random: made for this run, and deleted afterwards."""
+    """The settings with this `model`, and whether its weights are random; random weights are deleted afterwards."""
     settings = settings.model_copy(update={"model": model})
     if settings.weights is not None or model not in PRESETS or (PACKAGED / f"{model}.safetensors").is_file():
         yield settings, False

@@ -38,7 +38,7 @@ def embed(
 ) -> None:
     r"""Turn images into a file of vectors.
 
-    A file is read whatever its name is. A folder is searched at any depth for JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF.
+    A file may have any name. A folder is searched at any depth for JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF.
 
     The output's suffix decides its format. Here n is the number of images, D the length of a vector and K the number of
     visible patches.
@@ -100,7 +100,7 @@ async def _embed(
     async with open_pipeline(served, settings, max_images) as pipeline:
 
         async def embed_file(path: str) -> Floats | str:
-            """The vector, or the sentence that tells why there is none."""
+            """The vector, or the sentence with the reason why there is none."""
             try:
                 data = await pipeline.run_in_pool(Path(path).read_bytes)
                 vectors = await pipeline.embed([data], plan.pool, plan.visible_indices, Timings())
@@ -128,12 +128,12 @@ async def _run_in_order(
     try:
         for item in items:
             if len(running) == max_running:
-                first, task = running.popleft()
-                yield first, await task
+                oldest, task = running.popleft()
+                yield oldest, await task
             running.append((item, asyncio.create_task(work(item))))
         while running:
-            first, task = running.popleft()
-            yield first, await task
+            oldest, task = running.popleft()
+            yield oldest, await task
     finally:
         for _, task in running:
             task.cancel()

@@ -13,7 +13,7 @@ from model.checkpoints.locate import HUB_PREFIX, PACKAGED, locate
 from model.engines.base import Engine, EngineError
 from model.evaluation.config import EvalConfig
 from model.evaluation.evaluate import EvalSplit, EvaluationError, choose_images, render_sheet
-from model.evaluation.evaluate import evaluate as run
+from model.evaluation.evaluate import evaluate as measure
 from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
@@ -29,7 +29,7 @@ from service.inference.image_decoder import ImageDecoder
 from service.settings import Settings
 
 ENOUGH_IMAGES = 5
-"""Images per number of a vector that whitening should be fitted on: with fewer, the variances are unreliable."""
+"""Images for each number of a vector that whitening should be fitted on: with fewer, the variances are unreliable."""
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def _evaluate(
         raise CommandError(f"{engine.info.model} has no decoder, which --sheet needs")
     read = _image_reader(engine, settings)
     with ProgressBar(task.images) as progress:
-        evaluation = run(engine, read, task, config, progress, progress.stage)
+        evaluation = measure(engine, read, task, config, progress, progress.stage)
         picture = None if sheet is None else render_sheet(engine, read, task, config)
     if json is not None:
         write_output(json, evaluation.model_dump_json(indent=1).encode() + b"\n")

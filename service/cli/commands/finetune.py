@@ -44,9 +44,8 @@ def finetune(
     a signal ended it.
     """
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
-    folder, validation = (
-        path and path.absolute() for path in (folder, validation)
-    )  # may be resumed from another folder
+    # The run may be resumed from another folder.
+    folder, validation = (path and path.absolute() for path in (folder, validation))
     chosen = {name: value for name, value in options.items() if value is not None}
     if "weights" in chosen:
         chosen["weights"] = absolute_weights(chosen["weights"])
@@ -65,6 +64,6 @@ def finetune(
             raise CommandError("no images are given: name a folder of classes")
         if validation is not None and "validation_share" in chosen:
             raise CommandError("--validation and --validation-share exclude each other")
-        with join_processes() as place, TrainingProgress(quiet=not place.is_main) as progress:
-            weights = train(folder, validation, output, recipe, place, progress, resume)
+        with join_processes() as context, TrainingProgress(quiet=not context.is_main) as progress:
+            weights = train(folder, validation, output, recipe, context, progress, resume)
             progress.say(f"done: {weights}")

@@ -1,4 +1,4 @@
-"""`mae info`: describes what `mae serve` would serve."""
+"""`mae info`: describes the model and the engine that `mae serve` would serve."""
 
 from __future__ import annotations
 

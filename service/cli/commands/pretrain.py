@@ -54,6 +54,6 @@ def pretrain(
             require_bound(recipe)
         if not folders:
             raise CommandError("no images are given: name a folder")
-        with join_processes() as place, TrainingProgress(quiet=not place.is_main) as progress:
-            weights = train(folders, output, recipe, place, progress, resume)
+        with join_processes() as context, TrainingProgress(quiet=not context.is_main) as progress:
+            weights = train(folders, output, recipe, context, progress, resume)
             progress.say(f"done: {weights}")

@@ -1,4 +1,4 @@
-"""`mae reconstruct`: one image -> a picture of what the decoder makes of its visible patches, without a server."""
+"""`mae reconstruct`: one image -> a picture of its reconstruction from the visible patches, without a server."""
 
 from __future__ import annotations
 

@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.cli.errors import VectorFileError
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
-# Before each record: the bytes of the record, its CRC-32, the bytes of its path. The record is the path and the vector.
 RECORD_HEAD = struct.Struct("<III")
+"""The head of each record: length of the record in bytes, its CRC-32, length of its path in bytes. The record itself is
+the path and the vector."""
 SYNC_S = 5.0
-"""Seconds between two calls of fsync."""
+"""Least seconds between two calls of fsync."""
 
 
 class Header(BaseModel):
@@ -39,8 +40,8 @@ class Header(BaseModel):
 class Journal:
     """Appends records, and reads them back; a record that the end of a process cut short is dropped.
 
-    A record survives the end of the process at once, and a loss of power after `SYNC_S` seconds. The file is locked, so
-    that two runs cannot write the same output.
+    A record survives the end of the process at once. It survives a loss of power from the next fsync on, which comes
+    with the first record after `SYNC_S` seconds. The file is locked, so that two runs cannot write the same output.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,9 +58,8 @@ class Journal:
         self._file: BinaryIO = path.open("a+b")
         self._synced = time.monotonic()
         try:
-            fcntl.flock(
-                self._file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the kernel releases it with the file, even if the process is killed
+            # The kernel releases the lock with the file, even if the process is killed.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover()
         except BlockingIOError:
             self._file.close()

@@ -29,9 +29,9 @@ class VectorSpace(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """The name and the hash of the weights."""
+    """The name of the model and the hash of its weights."""
     precision: Precision
-    """The precision that was asked for."""
+    """The precision that was asked for, or that PRECISION=auto chose."""
     computes: ComputedPrecision | None = None
     """The precision that the engine computed in; None in a file of an earlier version, which does not say."""
     image_size: int
@@ -44,7 +44,7 @@ class VectorSpace(BaseModel):
     """The seed of the visible patches if `keep` is below 1."""
     dim: int
     grid: tuple[int, int]
-    """Patches per column and per row of an image."""
+    """Number of patches per column and per row of an image."""
     positions: tuple[int, ...] | None = None
     """For tokens with `keep` below 1: the row-major index of the patch of each token."""
 

@@ -53,7 +53,7 @@ class VectorStore:
         return header.space if header and header.replaces == self._overwrite else None
 
     def begin(self, space: VectorSpace) -> None:
-        """Prepares for records of one vector space.
+        """Prepares to append records of one vector space.
 
         Raises:
             VectorFileError: the stored vectors belong to another space.

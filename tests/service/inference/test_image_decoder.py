@@ -453,7 +453,7 @@ def halves(size: tuple[int, int], box: tuple[int, int, int, int], mode: str = "L
 
 def removed(mask: Image.Image, image: bytes, config: MAEConfig = SMALL, **preprocessing: Any) -> list[int]:
     d = decoder(config, **preprocessing)
-    return list(d.removed_by(encoded(mask), d.decode(image, 0)))
+    return list(d.read_mask(encoded(mask), d.decode(image, 0)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16"])
@@ -494,7 +494,7 @@ def test_a_mask_is_cropped_as_its_image_is(orientation: int, preprocessing: dict
     d = decoder(SMALL, filter="box", **preprocessing)
     white = d.decode(image, 0).patches.mean(axis=1) > 127.5
     assert 0 < white.sum() < 16
-    assert list(d.removed_by(encoded(drawing), d.decode(image, 0))) == list(np.flatnonzero(white))
+    assert list(d.read_mask(encoded(drawing), d.decode(image, 0))) == list(np.flatnonzero(white))
 
 
 def test_a_mask_must_be_as_large_as_its_image() -> None:
@@ -507,6 +507,6 @@ def test_a_mask_that_is_no_image_is_named() -> None:
     d = decoder(SMALL)
     image = d.decode(encoded(Image.new("RGB", (64, 64))), 0)
     with pytest.raises(UndecodableImage, match="the mask is no image"):
-        d.removed_by(b"white, please", image)
+        d.read_mask(b"white, please", image)
     with pytest.raises(TooManyPixels, match="the mask has"):
-        decoder(SMALL, max_pixels=100).removed_by(encoded(Image.new("L", (64, 64))), image)
+        decoder(SMALL, max_pixels=100).read_mask(encoded(Image.new("L", (64, 64))), image)

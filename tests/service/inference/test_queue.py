@@ -16,16 +16,16 @@ FOREVER = float("inf")
 class NoSink:
     """Receives nothing here: the queue calls no sink."""
 
-    def taken(self, entries: Sequence[QueueEntry]) -> None:
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         raise AssertionError
 
-    def dropped(self, entries: Sequence[QueueEntry]) -> None:
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         raise AssertionError
 
-    def result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         raise AssertionError
 
-    def failed(self, error: ServiceError) -> None:
+    def on_failed(self, error: ServiceError) -> None:
         raise AssertionError
 
 
