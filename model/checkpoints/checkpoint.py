@@ -1,6 +1,6 @@
 """Checkpoints: reading those of any known program, and writing our own file format.
 
-The kind of a file is told by its content. Only tensors and the plain `argparse.Namespace` of upstream's training script
+A file's content tells its kind. Only tensors and the plain `argparse.Namespace` of upstream's training script
 are ever unpickled.
 """
 
@@ -60,7 +60,7 @@ class Checkpoint:
         """Builds the model in eval mode, without gradients; where possible it shares this checkpoint's memory.
 
         Args:
-            image_size: side of the square to serve, if it is not the one of training. Fixed sine-cosine positions are
+            image_size: side of the square to serve, if it is not that of training. Fixed sine-cosine positions are
                 computed for the new grid; learned ones are interpolated (bicubic), as fine-tuning at another size does;
                 a convolutional model has none.
 
@@ -119,7 +119,7 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
 
     Raises:
         WeightsError: a weight is not finite, or too large for float16.
-        OSError: the file cannot be written; whatever stood at `path` is unchanged.
+        OSError: the file cannot be written; a file that stood at `path` is unchanged.
     """
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}

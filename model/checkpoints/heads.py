@@ -1,6 +1,6 @@
-"""Heads: what the host computes from pooled vectors, which is a classification and a whitening.
+"""Heads: a classification and a whitening, which the host computes from pooled vectors.
 
-The module needs NumPy alone, so that serving needs no torch. Both lie in our own safetensors beside the model's
+The module imports no torch, so that serving needs none. Both heads lie in our own safetensors beside the model's
 tensors, in float32 whatever the model's precision. Neither is part of a compiled graph.
 """
 

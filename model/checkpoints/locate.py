@@ -41,7 +41,7 @@ class Source:
     config: MAEConfig | None = None
 
     def is_preset(self, preset: str | None) -> bool:
-        """Tells whether the file carries the very config of `preset`, so that to name the preset changes nothing."""
+        """Tells whether the file carries the very config of `preset`: to name the preset then changes nothing."""
         return preset is not None and self.config is not None and self.config == PRESETS.get(preset)
 
 
@@ -146,7 +146,7 @@ def _download(weights: str) -> Path:
         raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
 
     repository, revision = match.groups()
-    # The second round is for repositories from before safetensors. Their pickles are large, so only if needed.
+    # The second round is for repositories from before safetensors. Pickles are large, so they come only if needed.
     for kind in ("*.safetensors*", "pytorch_model.bin"):
         try:
             snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*HUB_SETTINGS, kind])

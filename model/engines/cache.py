@@ -1,4 +1,4 @@
-"""Compiled engines on disk, each in a folder named by a fingerprint of all that went into it."""
+"""The engine cache: compiled engines on disk, each in a folder named by a fingerprint of all its ingredients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EngineCache:
                 return folder, True
             for stale in self.root.glob(f".{name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            # Not by tempfile, which would let nobody else read it: an image built by root is run by others.
+            # Not by tempfile, which makes folders that only their owner reads: an image built by root is run by others.
             fresh = self.root / f".{name}-{uuid.uuid4().hex}"
             try:
                 fresh.mkdir()
@@ -70,7 +70,7 @@ class EngineCache:
         return folder if self._intact(folder) else None
 
     def read_sidecar(self, name: str) -> dict[str, Any] | None:
-        """Reads what `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
+        """Reads the file that `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
         path = self.root / f"{name}.json"
         try:
             content = json.loads(path.read_text())
@@ -84,7 +84,7 @@ class EngineCache:
     def write_sidecar(self, name: str, content: dict[str, Any]) -> bool:
         """Writes a small JSON file beside the entries, whole or not at all, and returns whether it could.
 
-        A cache that cannot be written is no obstacle: what would have been kept is found out anew each time.
+        A cache that cannot be written is no error: the caller then measures anew at each start.
         """
         try:
             atomic_write(self.root / f"{name}.json", json.dumps(content).encode())
@@ -97,7 +97,7 @@ class EngineCache:
         if not folder.is_dir():
             return False
         try:
-            # The name too: an entry of another model or another machine, copied here, is whole and still foreign.
+            # The name counts too: an entry of another model or machine that was copied here is whole, and still foreign.
             expected = {"name": folder.name, "files": _digests(folder)}
             intact = bool(expected["files"]) and expected == json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:

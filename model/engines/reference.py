@@ -1,4 +1,4 @@
-"""Eager float32 on the CPU: what every engine is compared with."""
+"""The reference that every engine is compared with: eager float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EAGER_BATCH = 8
 
 
 def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
-    """Reads the checkpoint, and applies what the operator says about it.
+    """Reads the checkpoint, and applies the operator's options.
 
     Raises:
-        WeightsError: the file is not what it should be.
+        WeightsError: the weights are missing, foreign or damaged, or are not the preset.
         EngineBuildError: the model cannot have this image size or this preprocessing.
     """
     checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)

@@ -1,4 +1,4 @@
-"""Images in folders: which files to try, and which class a folder stands for."""
+"""Images in folders: the files to try, and the class that a folder stands for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def find_images(paths: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]
     """Finds images to try: files as they are named, and in folders, at any depth, files with an image's suffix.
 
     Returns:
-        The images, each once, those of a folder ordered by name; and the paths that cannot be tried, with the reason.
+        The images, each listed once, those of a folder ordered by name; and the paths that cannot be tried, with the
+        reason.
 
     Raises:
         FileNotFoundError: one of `paths` does not exist.
@@ -61,7 +62,7 @@ def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Label
 
     Args:
         folder: searched to any depth, as `find_images` does.
-        classes: the classes to number by, for a second folder with the same ones; by default those that are found.
+        classes: the classes to number by, for a second folder with the same classes; by default those in `folder`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `folder` is no folder.

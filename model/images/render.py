@@ -19,7 +19,7 @@ GAP = 8
 """White pixels between two images."""
 ERROR_SCALE = 2.0
 """The squared error that is shown in the brightest colour."""
-# Black, purple, orange, pale yellow: evenly brighter, so that it also reads in grey (after matplotlib's inferno).
+# Black, purple, orange, pale yellow, each brighter than the last, so that it also reads in grey (as inferno of matplotlib).
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 

@@ -151,7 +151,7 @@ class FinetuningTask(Task):
         self._validated_step = 0
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
-        """The encoder with its trained head; a frozen encoder is the one of the start, decoder included."""
+        """The encoder with its trained head; a frozen encoder is that of the start, decoder included."""
         head = Head(self._head_config, *fold_batch_norm(_strip_prefix(state, HEAD)))
         if self._frozen:
             return replace(self._start, heads=replace(self._start.heads, head=head))

@@ -52,7 +52,7 @@ class Run:
         self._metrics: Any = None
 
     def begin(self, recipe: TrainingConfig, data: Mapping[str, Any]) -> None:
-        """Makes the folder, and records what the run is about to do.
+        """Makes the folder, and records the options and the images of the run.
 
         Args:
             recipe: the options.

@@ -1,4 +1,4 @@
-"""Labelled images of a fine-tuning run, split in a part to learn from and a part to measure accuracy on."""
+"""Labelled images of a fine-tuning run, split into a part to learn from and a part to measure accuracy on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def split_images(folder: Path, validation: Path | None, share: float, seed: int)
         seed: decides which images are held out.
 
     Raises:
-        RunError: there is only one class, or nothing that could be held out.
+        RunError: there is only one class, or no image can be held out.
         ClassFolderError, FileNotFoundError, NotADirectoryError: as `labelled_images`.
     """
     labelled = labelled_images(folder)

@@ -1,4 +1,4 @@
-"""An engine on an NVIDIA GPU: by TensorRT, or by torch where TensorRT is missing or fails."""
+"""Building an engine on an NVIDIA GPU, by TensorRT, or by torch where TensorRT is missing or fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model.engines.job import ConversionJob, LoadedModel, ModelSpec
 from model.engines.outputs import EngineOutputs
 
 DEFAULT_BATCH, DEFAULT_LANES = 64, 2
-"""Two lanes, so that one's copies overlap the other's computing."""
+"""Images per batch and number of lanes: with two lanes, the copies of one overlap the computing of the other."""
 
 
 def build_tensorrt(context: BuildContext) -> DeviceEngine:
@@ -89,9 +89,9 @@ def tensorrt_ingredients(
     """All that a TensorRT engine depends on, for its fingerprint.
 
     Args:
-        model: the model, and what the operator says about it.
+        model: the model, and the operator's options for it.
         digest: SHA-256 of the weights.
-        precision: of the matrix products.
+        precision: the precision of the matrix products.
         max_batch_size: the largest batch.
         card: the GPU.
         distribution: the package that builds the engine.

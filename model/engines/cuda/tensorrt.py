@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTGraphs:
-    """Reads what `tensorrt_build.build_engines` wrote.
+    """The engines that `tensorrt_build.build_engines` wrote, with their execution contexts.
 
     Each lane has an execution context for every profile of each engine, since changing a context's profile costs a
     synchronisation. A lane's contexts share one piece of memory: they never run at once.

@@ -1,4 +1,4 @@
-"""An engine by OpenVINO: in the precision that was asked for, or in the one that measuring recommends."""
+"""Building an OpenVINO engine, in the precision that was asked for or, under auto, in the fastest."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _entry_for(precision: Precision, entries: GraphEntries) -> Path:
 
 
 def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVINOEngine, MeasuredPrecision]:
-    """The engine that auto chooses, and why: as an earlier start chose, or else by measuring."""
+    """Builds the engine that auto chooses: the choice of an earlier start, or else one by measuring."""
     cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
     name = _choice_name(context, entries.name, int8)
     choice = read_choice(cache, name)
@@ -70,7 +70,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
     if len(engines) > 1:
         context.progress(f"measuring which is fastest: {', '.join(engines)}")
         lanes = engines["fp32"].info.lanes
-        rates = measure_rates({name: partial(core_seconds, engine) for name, engine in engines.items()}, lanes)
+        rates = measure_rates({precision: partial(core_seconds, engine) for precision, engine in engines.items()}, lanes)
     best = choose_precision(rates) if rates else "fp32"
     choice = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
     return engines[choice.precision], choice
@@ -79,7 +79,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
 def _build_candidates(
     context: BuildContext, entries: GraphEntries, int8: str | None
 ) -> tuple[dict[Precision, OpenVINOEngine], dict[Precision, str]]:
-    """The engines that pass their parity checks, and the reasons of those that do not.
+    """Builds the engines that pass their parity checks; the others are left out, with the reason.
 
     bf16 is a candidate only where the CPU has the instructions: emulation saves nothing, and loses the same bits.
 
@@ -108,9 +108,9 @@ def _build_candidates(
 
 
 def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
-    """The name of auto's choice in the cache: all that another choice could depend on.
+    """The name of auto's choice in the cache: a fingerprint of all that the choice depends on.
 
-    The tolerances are among it, since they decide which precisions take part.
+    The tolerances are part of it, since they decide which precisions take part.
     """
     ingredients: dict[str, object] = {
         "processor": cpu_name(),
@@ -125,7 +125,7 @@ def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
 
 
 def _build(context: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
-    """The engine of the graphs in `folder`, after its parity check."""
+    """Builds the engine of the graphs in `folder`, and checks its parity."""
     if precision == "int8":
         require_held_out_parity(folder, context)
     context.progress(f"compiling {context.source.name} for this CPU in {precision}")
