@@ -77,7 +77,10 @@ class _Record:
 
 
 def sizes_of(engine: Engine) -> list[Size]:
-    """The sizes to measure an engine at: each operation, whole images and a quarter, powers of two of batch and lanes."""
+    """The sizes to measure an engine at.
+
+    They are each operation with whole images and with a quarter of the patches, at powers of two of batch and lanes.
+    """
     config = engine.info.config
     return [
         Size(operation, visible, batch, lanes)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from model.atomic_write import atomic_write
 from model.checkpoints import foreign, preprocessors
-from model.checkpoints.errors import WeightsError, reading
+from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.locate import card_license, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
@@ -97,7 +97,7 @@ def load(path: Path, model: str | None = None, norm_pix_loss: bool | None = None
         WeightsError: the file is missing, foreign or damaged, or is not the preset `model`.
     """
     preset = _preset(model)
-    with reading(path):
+    with wrap_read_errors(path):
         checkpoint = _load_folder(path, preset) if path.is_dir() else _load_file(path, preset)
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)

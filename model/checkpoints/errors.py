@@ -18,7 +18,7 @@ class WeightsError(ValueError):
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Turns the exceptions of other libraries, raised while the weights at `path` are read, into a WeightsError."""
     try:
         yield

@@ -33,7 +33,7 @@ def infer_config(path: Path, tensors: Mapping[str, Tensor], preset: MAEConfig | 
     Args:
         path: the file or folder of the weights.
         tensors: a state dict of facebookresearch/mae or of timm's encoder.
-        preset: the preset that the model should be. It gives the number of heads, which is otherwise guessed from the width.
+        preset: the preset that the model should be. It gives the number of heads, which the width otherwise suggests.
         name: name of the model.
 
     Raises:

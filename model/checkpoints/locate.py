@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.errors import WeightsError, reading
+from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.native import read_metadata
 from model.config import PRESETS, MAEConfig
 
@@ -61,7 +61,7 @@ def locate(weights: str | None, model: str | None) -> Source:
         path = _download(weights)
     else:
         path = Path(weights).expanduser().absolute()
-    with reading(path):
+    with wrap_read_errors(path):
         path = _enter_run(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(

@@ -29,8 +29,8 @@ def build(
     Args:
         settings: the options of the engine.
         progress: called with a sentence at every step.
-        calibrate: a folder of photographs to make an int8 engine from, for PRECISION=int8 or auto. Without it, int8 needs
-            an engine that was made before.
+        calibrate: a folder of photographs to make an int8 engine from, for PRECISION=int8 or auto. Without it, int8
+            needs an engine that was made before.
 
     Raises:
         WeightsError: the weights are missing, foreign or damaged.

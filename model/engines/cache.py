@@ -43,10 +43,10 @@ class EngineCache:
             EngineBuildError: the cache cannot be written.
         """
         folder = self.root / name
-        if self._intact(folder):
+        if self._is_intact(folder):
             return folder, True
-        with self._locked(name):
-            if self._intact(folder):
+        with self._lock(name):
+            if self._is_intact(folder):
                 return folder, True
             for stale in self.root.glob(f".{name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -59,7 +59,7 @@ class EngineCache:
                 _remove(folder)
                 os.replace(fresh, folder)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise self._write_error(error) from error
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             return folder, False
@@ -67,7 +67,7 @@ class EngineCache:
     def find(self, name: str) -> Path | None:
         """Returns the folder of entry `name` if it exists and is intact; nothing is made."""
         folder = self.root / name
-        return folder if self._intact(folder) else None
+        return folder if self._is_intact(folder) else None
 
     def read_sidecar(self, name: str) -> dict[str, Any] | None:
         """Reads the file that `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
@@ -93,11 +93,11 @@ class EngineCache:
             return False
         return True
 
-    def _intact(self, folder: Path) -> bool:
+    def _is_intact(self, folder: Path) -> bool:
         if not folder.is_dir():
             return False
         try:
-            # The name counts too: an entry of another model or machine that was copied here is whole, and still foreign.
+            # The name counts too: an entry of another model or machine, copied here, is whole and still foreign.
             expected = {"name": folder.name, "files": _digests(folder)}
             intact = bool(expected["files"]) and expected == json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -108,17 +108,17 @@ class EngineCache:
         return intact
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / f".{name}.lock").open("w")
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, so also when the process dies
             yield
 
-    def _unwritable(self, error: OSError) -> EngineBuildError:
+    def _write_error(self, error: OSError) -> EngineBuildError:
         return EngineBuildError(
             f"the engine cache {self.root} cannot be written ({error.strerror}): set ENGINE_CACHE to another folder"
         )

@@ -102,13 +102,13 @@ def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str
     programs = {}
     for name, graph in graphs.items():
         example, dynamic = examples[name]
-        with ignoring_torch_deprecation():
+        with ignore_torch_deprecation():
             programs[name] = torch.export.export(graph, example, dynamic_shapes=dynamic)
     return programs
 
 
 @contextmanager
-def ignoring_torch_deprecation() -> Iterator[None]:
+def ignore_torch_deprecation() -> Iterator[None]:
     """Ignores a warning that torch 2.13 gives about its own code when it exports or decomposes a program."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)

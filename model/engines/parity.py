@@ -100,7 +100,7 @@ def check_parity(
 
 
 def require_tolerance(parity: Parity, tolerance: Tolerance, where: str = "") -> Parity:
-    """Returns `parity` if it is within the tolerance; `where` names the outputs in the message, as in " in batches of 4".
+    """Returns `parity` if it is within the tolerance; `where` names the outputs in the message (" in padded batches").
 
     Raises:
         ParityError: a figure is outside the tolerance, or not a number.

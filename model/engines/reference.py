@@ -27,10 +27,10 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
     checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if spec.image_size is not None:
-        with _naming("IMAGE_SIZE"):
+        with _name_setting("IMAGE_SIZE"):
             config = MAEConfig(**{**config.model_dump(), "image_size": spec.image_size})
     if spec.preprocess is not None:
-        with _naming("PREPROCESS"):
+        with _name_setting("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
     return checkpoint, LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license)
 
@@ -57,7 +57,7 @@ def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:
 
 
 @contextmanager
-def _naming(setting: str) -> Iterator[None]:
+def _name_setting(setting: str) -> Iterator[None]:
     """Turns a refusal by pydantic into an EngineBuildError that names the setting."""
     try:
         yield

@@ -20,7 +20,7 @@ from model.evaluation.results import Classification, Counts, Evaluation, LinearP
 from model.evaluation.similarity import WINDOW
 from model.evaluation.spec import SHEET_MASK, EvalSpec
 from model.evaluation.whitening import fit_whitening
-from model.images.folders import Labelled
+from model.images.folders import LabelledImages
 from model.images.render import panel, sheet
 
 Numbers = NDArray[np.int64]
@@ -42,14 +42,14 @@ class EvalSplit:
         description: how the images were chosen, in words.
     """
 
-    train: Labelled
+    train: LabelledImages
     train_numbers: Numbers
-    data: Labelled
+    data: LabelledImages
     numbers: Numbers
     description: str
 
     @classmethod
-    def choose(cls, data: Labelled, train: Labelled | None, config: EvalConfig) -> EvalSplit:
+    def choose(cls, data: LabelledImages, train: LabelledImages | None, config: EvalConfig) -> EvalSplit:
         """Draws images if `config` limits them, and splits each class where there is no `train`.
 
         Raises:

@@ -42,7 +42,7 @@ class ClassFolderError(ValueError):
     """A folder of classes that cannot be used; the message is one sentence that says why."""
 
 
-class Labelled(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images and their classes."""
 
     paths: list[str]
@@ -55,7 +55,7 @@ class Labelled(NamedTuple):
     """Paths that cannot be tried, with the reason."""
 
 
-def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Labelled:
+def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> LabelledImages:
     """Finds the images of a folder of classes.
 
     An image's class is the path of its own folder relative to `folder` (`birds`, `birds/owl`).
@@ -83,7 +83,7 @@ def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Label
     for path, name in zip(paths, names, strict=True):
         if name not in label_of:
             raise ClassFolderError(f"{path} is of the class {name!r}, which is not among the {len(known)} known ones")
-    return Labelled(paths, [label_of[name] for name in names], known, refused)
+    return LabelledImages(paths, [label_of[name] for name in names], known, refused)
 
 
 def _walk(folder: Path, refused: list[tuple[str, str]]) -> Iterator[str]:

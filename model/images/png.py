@@ -16,7 +16,7 @@ UP = 2  # the filter that writes a byte's difference from the byte above
 LEVEL = 2
 
 
-def png(pixels: Bytes) -> bytes:
+def encode_png(pixels: Bytes) -> bytes:
     """Encodes pixels uint8 [H, W, 3] as a PNG file.
 
     Other encoders try five filters on every row, byte by byte, which costs more than the compression. One filter for

@@ -186,7 +186,7 @@ class Trainer:
         self._task.report(self.step, self.checkpoint(), self._run, self._progress)
 
     def _wrap(self, objective: nn.Module) -> Callable[..., Tensor]:
-        """Distributes the objective over the processes, and compiles it where the config or the device asks for that."""
+        """Distributes the objective over the processes, and compiles it where the config says so, by default on CUDA."""
         device, compiled = self._context.device, self._config.compile
         wrapped: nn.Module = objective
         if self._context.world_size > 1:
@@ -272,6 +272,13 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def resolve_precision(config: TrainingConfig, device: torch.device) -> str:
+    """The arithmetic of matrix products on `device`: the config's, or the default for the device."""
+    if config.precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return config.precision
+
+
 class _Window:
     """Sums over the steps since the last line of metrics."""
 
@@ -284,10 +291,3 @@ class _Window:
         self.steps += 1
         self.loss += loss
         self.norm += norm
-
-
-def resolve_precision(config: TrainingConfig, device: torch.device) -> str:
-    """The arithmetic of matrix products on `device`: the config's, or the default for the device."""
-    if config.precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return config.precision

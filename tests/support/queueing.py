@@ -35,7 +35,7 @@ class Call:
         self._scheduler.put(self.request, index, patches, visible_indices)
 
     def put_all(self, numbers: list[int], visible: int = 4) -> None:
-        """An image of one grey for each of `numbers`."""
+        """Puts an image in one shade of grey for each of `numbers`."""
         for index, number in enumerate(numbers):
             patches = image(number, 4 if self.request.operation == "reconstruct" else visible)
             self.put(index, patches, ALL_FOUR[:visible])
@@ -66,7 +66,7 @@ async def ask(
 
 @contextlib.asynccontextmanager
 async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
-    """A started scheduler, whose queue must be empty in the end."""
+    """Runs a scheduler, whose queue must be empty in the end."""
     scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images), **settings)
     scheduler.start()
     try:
@@ -79,12 +79,12 @@ async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) 
 
 
 def reserved(scheduler: BatchScheduler) -> int:
-    """Images that hold room in the queue."""
+    """Number of images that have room reserved in the queue."""
     return scheduler._images.used
 
 
 def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:
-    """As Prometheus would see it."""
+    """The value of a gauge in the metrics exposition."""
     return sample(scheduler._metrics.render(), name, **labels)
 
 
@@ -93,7 +93,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Gate:
-    """Holds every batch up until it is opened; `before` of an engine."""
+    """Holds up every batch until it is opened. It serves as the `before` of a `FakeEngine`."""
 
     def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()

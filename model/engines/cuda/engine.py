@@ -64,12 +64,12 @@ class DeviceEngine:
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        with self._encoded(lane, patches, visible_indices) as buffers:
+        with self._encode(lane, patches, visible_indices) as buffers:
             return buffers.receive("pooled", len(patches))
 
     def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        with self._encoded(lane, patches, visible_indices) as buffers:
+        with self._encode(lane, patches, visible_indices) as buffers:
             return buffers.receive("latent", len(patches), 1 + visible_indices.shape[1])[:, 1:]
 
     def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
@@ -92,7 +92,7 @@ class DeviceEngine:
             return buffers.receive("pixels", batch), buffers.receive("error", batch)
 
     @contextmanager
-    def _encoded(self, lane: int, patches: Bytes, visible_indices: Indices) -> Iterator[Lane]:
+    def _encode(self, lane: int, patches: Bytes, visible_indices: Indices) -> Iterator[Lane]:
         batch, visible = visible_indices.shape
         buffers, padded = self._lanes[lane], self._is_padded(visible_indices)
         with self._on_stream(buffers):

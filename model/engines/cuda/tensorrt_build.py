@@ -73,8 +73,8 @@ def build_engine(
 ) -> bytes:
     """Builds one graph into a serialised engine.
 
-    Types are the program's own: TensorRT chooses none. In half precision, attention is one fused layer, which accumulates
-    its softmax in float32. In float32 there is no such layer, and attention is taken apart.
+    Types are the program's own: TensorRT chooses none. In half precision, attention is one fused layer, which
+    accumulates its softmax in float32. In float32 there is no such layer, and attention is taken apart.
 
     Raises:
         TensorRTError: TensorRT cannot build it whole.

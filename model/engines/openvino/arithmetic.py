@@ -30,7 +30,7 @@ def computed_precision(graphs: Iterable[Any]) -> ComputedPrecision:
     A compiled model of dynamic shapes does not tell bf16 from emulated bf16 before its first batch. The sample product
     of `sample_precision`, whose shape is fixed, does.
     """
-    types = {_rt(layer, "runtimePrecision") for graph in graphs for layer in _products(graph)}
+    types = {_runtime_info(layer, "runtimePrecision") for graph in graphs for layer in _products(graph)}
     if "f16" in types:
         return "fp16"
     if "bf16" in types:
@@ -55,18 +55,18 @@ def sample_precision(precision: Precision) -> ComputedPrecision | None:
         (layer,) = _products(openvino.Core().compile_model(product, "CPU", options))
     except RuntimeError:
         return None
-    computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[_rt(layer, "runtimePrecision")]
+    computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[_runtime_info(layer, "runtimePrecision")]
     # oneDNN's kernels named brgemm multiply bf16 by the CPU's own instructions; on x86 all its others emulate them.
-    if computed == "bf16" and platform.machine() in X86 and "brgemm" not in _rt(layer, "primitiveType"):
+    if computed == "bf16" and platform.machine() in X86 and "brgemm" not in _runtime_info(layer, "primitiveType"):
         return "emulated bf16"
     return computed  # type: ignore[return-value]
 
 
 def _products(graph: Any) -> list[Any]:
-    return [layer for layer in graph.get_runtime_model().get_ops() if _rt(layer, "layerType") in PRODUCTS]
+    return [layer for layer in graph.get_runtime_model().get_ops() if _runtime_info(layer, "layerType") in PRODUCTS]
 
 
-def _rt(layer: Any, name: str) -> str:
+def _runtime_info(layer: Any, name: str) -> str:
     """A field of a layer's runtime info: `layerType`, `runtimePrecision` or `primitiveType`."""
     text: str = layer.get_rt_info()[name].astype(str)
     return text

@@ -39,7 +39,7 @@ class MeasuredBatchSize(BaseModel):
     """Images/s of all lanes together, by batch size."""
 
 
-def measured_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
+def obtain_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
     """Reads the batch size kept in `cache` for this engine on this kind of CPU, or measures and keeps it.
 
     If the sidecar file cannot be read, it is measured anew; if the file cannot be written, the log says so.
@@ -90,11 +90,6 @@ def choose_batch_size(
     return MeasuredBatchSize(batch=_smallest_good(rates), rates=rates)
 
 
-def _smallest_good(rates: Mapping[int, float]) -> int:
-    best = max(rates.values())
-    return min(size for size, rate in rates.items() if rate * MIN_GAIN >= best)
-
-
 def time_batch(engine: Engine, size: int) -> float:
     """Seconds that all lanes at once take for a batch of whole images and one with a quarter of the patches visible."""
     config, lanes = engine.info.config, engine.info.lanes
@@ -125,3 +120,8 @@ def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[],
         if clock() + taken > end:
             return
         taken = time_batch(engine, size)
+
+
+def _smallest_good(rates: Mapping[int, float]) -> int:
+    best = max(rates.values())
+    return min(size for size, rate in rates.items() if rate * MIN_GAIN >= best)

@@ -13,7 +13,7 @@ from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
 from model.engines.openvino.arithmetic import sample_precision
-from model.engines.openvino.batch_size import measured_batch_size, warm_up
+from model.engines.openvino.batch_size import obtain_batch_size, warm_up
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
 from model.engines.openvino.entries import GraphEntries, require_held_out_parity
 from model.engines.openvino.precision import (
@@ -47,7 +47,7 @@ def build_openvino(context: BuildContext) -> OpenVINOEngine:
         engine = _build(context, settings.precision, _entry_for(settings.precision, entries))
         if engine.info.computes != settings.precision:
             log.warning("PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, engine.info.computes)
-    batch = settings.max_batch or measured_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
+    batch = settings.max_batch or obtain_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
     engine.info = engine.info.model_copy(update={"auto": choice, "preferred_batch": batch})
     warm_up(engine)
     return engine
@@ -58,7 +58,7 @@ def _entry_for(precision: Precision, entries: GraphEntries) -> Path:
 
 
 def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVINOEngine, MeasuredPrecision]:
-    """Builds the engine that auto chooses: the choice of an earlier start, or else one by measuring."""
+    """Builds the engine that auto chooses: as an earlier start chose, or else by measuring."""
     cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
     name = _choice_name(context, entries.name, int8)
     choice = read_choice(cache, name)

@@ -34,7 +34,8 @@ class GraphEntries:
     def int8(self) -> Path:
         """Returns the folder of int8 graphs made from `context.calibrate`, or else of those made last for PRECISION=int8.
 
-        A sidecar file named by all ingredients but the photographs, which a server does not have, names that entry.
+        A sidecar file holds the name of the entry. The sidecar's own name leaves the photographs out, which a server
+        does not have.
         """
         if self._context.calibrate is None:
             return self.find_int8(self._read_name("int8"), "int8")

@@ -73,7 +73,7 @@ def test_two_lanes_run_at_once() -> None:
             await asyncio.gather(ask(scheduler, 1), ask(scheduler, 2))
 
     run(main())
-    assert engine.most_running == 2
+    assert engine.max_running == 2
 
 
 def test_results_are_those_of_a_lone_call_in_the_order_of_the_request() -> None:
