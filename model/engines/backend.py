@@ -1,4 +1,4 @@
-"""The choice of the backend: that which the operator asks for, or else the fastest that this machine can run."""
+"""The choice of the backend: the operator's, or else the fastest that this machine can run."""
 
 from __future__ import annotations
 

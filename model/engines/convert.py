@@ -3,7 +3,7 @@
 It is a process of its own, so that torch never enters an OpenVINO server, and so that all memory of a compiler, the
 GPU's included, is given back. `python -m model.engines.convert FOLDER` reads a `ConversionJob` as one line of JSON from
 standard input, which stays open as long as the parent lives. Each line of standard output is JSON as well: it tells
-the progress, or the failure.
+the progress or the failure.
 """
 
 from __future__ import annotations

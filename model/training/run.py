@@ -149,7 +149,9 @@ def restore_recipe(folder: Path, recipe: C, explicit: set[str]) -> tuple[C, dict
         raise RunError(f"{folder} holds a run of another command") from error
     for name in sorted(explicit - CHANGEABLE):
         if getattr(recipe, name) != getattr(original, name):
-            raise RunError(f"{folder} was begun with {name} {getattr(original, name)}: it cannot go on with another one")
+            raise RunError(
+                f"{folder} was begun with {name} {getattr(original, name)}: it cannot go on with another one"
+            )
     changes = {name: getattr(recipe, name) for name in explicit & CHANGEABLE}
     return original.model_copy(update=changes), record["data"]
 
@@ -161,6 +163,6 @@ def record_images(images: Sequence[str], folders: Sequence[Path]) -> dict[str, A
 
 
 def require_same_images(folder: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raises RunError unless the `current` record of images is that which the run in `folder` was begun with."""
+    """Raises RunError unless `current` names the same images as `recorded`, the record of the run in `folder`."""
     if current["names"] != recorded["names"]:
         raise RunError(f"{folder} was begun with {recorded['images']} images; those found now are not the same")

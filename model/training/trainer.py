@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class DivergedError(RunError):
-    """The loss is not a finite number any more."""
+    """The loss is not a number (NaN) any more."""
 
 
 class Interrupted(Exception):
@@ -186,7 +186,7 @@ class Trainer:
         self._task.report(self.step, self.checkpoint(), self._run, self._progress)
 
     def _wrap(self, objective: nn.Module) -> Callable[..., Tensor]:
-        """Distributes the objective over the processes, and compiles it where the config says so, by default on CUDA."""
+        """Distributes the objective over the processes, and compiles it if the config says so, by default on CUDA."""
         device, compiled = self._context.device, self._config.compile
         wrapped: nn.Module = objective
         if self._context.world_size > 1:

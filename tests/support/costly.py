@@ -50,7 +50,7 @@ _process_guard = _ProcessGuard()
 
 
 @contextmanager
-def processes_refused(refused: bool = True) -> Iterator[None]:
+def refuse_processes(refused: bool = True) -> Iterator[None]:
     """Fails a test that starts a process inside the context; with `refused` False, allows it there."""
     _process_guard.install()
     before, _process_guard.active = _process_guard.active, refused
@@ -61,7 +61,7 @@ def processes_refused(refused: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def conversions_refused() -> Iterator[None]:
+def refuse_conversions() -> Iterator[None]:
     """Fails a test that exports or converts a program inside the context. Imports torch and OpenVINO."""
     import openvino
     import torch

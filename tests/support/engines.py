@@ -148,6 +148,6 @@ class FakeEngine:
         return np.broadcast_to(first.reshape(-1, *(1 for _ in shape)), (len(first), *shape)).copy()
 
 
-def costing(call_s: float, image_s: float = 0.0) -> Callable[[list[int]], None]:
+def sleep_per_batch(call_s: float, image_s: float = 0.0) -> Callable[[list[int]], None]:
     """Makes a `before` that sleeps `call_s` for each batch, and `image_s` more for each image."""
     return lambda images: time.sleep(call_s + image_s * len(images))

@@ -11,8 +11,8 @@ LEVELS: dict[str, tuple[str, dict[str, str]]] = {
     "AVX512_CORE_VNNI": ("avx512_vnni", {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"}),
     "AVX512_CORE_BF16": ("avx512_bf16", {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3"}),
 }
-"""Levels by oneDNN's name, ascending: the flag in /proc/cpuinfo that a CPU must have, and the environment variables that
-limit torch and MKL to the same level."""
+"""Levels by oneDNN's name, ascending: the flag in /proc/cpuinfo that a CPU must have, and the environment variables
+that limit torch and MKL to the same level."""
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16"}
 VNNI = {"avx512_vnni", "avx_vnni"}
 

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT's runtime, as far as we use it: an engine's file holds its name, and torch runs it on the CPU.
+"""A stand-in for TensorRT's runtime, as far as we use it: an engine's file holds a name, and torch runs that graph.
 
 The stand-in is strict where TensorRT is strict, and where TensorRT would silently do something undefined.
 """

@@ -45,7 +45,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def admitted(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
+def admit(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
     """Admits a request, and releases it in the end."""
     pending = PendingResults(count)
     request = scheduler.admit(operation, count, deadline, pending)
@@ -59,26 +59,26 @@ def admitted(scheduler: Scheduler, count: int, operation: Any = "embed", deadlin
 async def ask(
     scheduler: Scheduler, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
 ) -> list[Any]:
-    with admitted(scheduler, len(numbers), operation, deadline) as call:
+    with admit(scheduler, len(numbers), operation, deadline) as call:
         call.put_all(list(numbers), visible)
         return await call.results()
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
+async def run_scheduler(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
     """Runs a scheduler, whose queue must be empty in the end."""
     scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images), **settings)
     scheduler.start()
     try:
         yield scheduler
         assert gauge(scheduler, "mae_queue_images") == 0
-        assert reserved(scheduler) == 0
+        assert reserved_images(scheduler) == 0
     finally:
         scheduler.stop(5)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-def reserved(scheduler: BatchScheduler) -> int:
+def reserved_images(scheduler: BatchScheduler) -> int:
     """Number of images that have room reserved in the queue."""
     return scheduler._images.used
 
@@ -106,7 +106,7 @@ class Gate:
         assert await asyncio.to_thread(self.reached.wait, 10)
 
 
-async def settled() -> None:
+async def run_ready_tasks() -> None:
     """Lets every task run until it waits for something."""
     for _ in range(5):
         await asyncio.sleep(0)

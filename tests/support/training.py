@@ -1,4 +1,4 @@
-"""Runs the training commands in this process, or in one of their own where a test needs signals or several processes."""
+"""Runs the training commands in this process, or in another where a test needs signals or several processes."""
 
 from __future__ import annotations
 

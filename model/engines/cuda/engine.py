@@ -111,7 +111,8 @@ class DeviceEngine:
         """Whether images of the batch differ in their number of visible patches.
 
         Raises:
-            EngineError: the batch is too large, or is padded and the engine takes no padding."""
+            EngineError: the batch is too large, or is padded and the engine takes no padding.
+        """
         if len(visible_indices) > self.info.preferred_batch:
             raise EngineError(
                 f"{len(visible_indices)} images in one batch: the engine takes {self.info.preferred_batch}"

@@ -70,7 +70,9 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
     if len(engines) > 1:
         context.progress(f"measuring which is fastest: {', '.join(engines)}")
         lanes = engines["fp32"].info.lanes
-        rates = measure_rates({precision: partial(core_seconds, engine) for precision, engine in engines.items()}, lanes)
+        rates = measure_rates(
+            {precision: partial(core_seconds, engine) for precision, engine in engines.items()}, lanes
+        )
     best = choose_precision(rates) if rates else "fp32"
     choice = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
     return engines[choice.precision], choice

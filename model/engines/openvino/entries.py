@@ -32,7 +32,7 @@ class GraphEntries:
         return self._context.obtain_entry(self.name, ConversionJob(self._context.model, "openvino"))
 
     def int8(self) -> Path:
-        """Returns the folder of int8 graphs made from `context.calibrate`, or else of those made last for PRECISION=int8.
+        """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
 
         A sidecar file holds the name of the entry. The sidecar's own name leaves the photographs out, which a server
         does not have.
