@@ -13,7 +13,7 @@ from model.engines.base import EngineBuildError, TensorRTError
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """Device files of the driver, on Linux and under Windows' subsystem for Linux."""
 DISTRIBUTIONS = {"torch-tensorrt": "tensorrt", "torch-tensorrt-rtx": "tensorrt_rtx"}
-"""The package that builds engines, and the module that runs them, for each edition of TensorRT."""
+"""The packages that build engines, each with the module that runs its engines."""
 
 
 @dataclass(frozen=True)

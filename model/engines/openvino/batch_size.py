@@ -42,7 +42,7 @@ class MeasuredBatchSize(BaseModel):
 def obtain_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
     """Reads the batch size kept in `cache` for this engine on this kind of CPU, or measures and keeps it.
 
-    If the sidecar file cannot be read, it is measured anew; if the file cannot be written, the log says so.
+    If the sidecar file cannot be read, the batch size is measured anew; if it cannot be written, the log says so.
     """
     ingredients = {"processor": cpu_name(), **engine.info.model_dump(include=set(RELEVANT_INFO))}
     name = f"batch-{fingerprint(ingredients)}"

@@ -34,8 +34,7 @@ class GraphEntries:
     def int8(self) -> Path:
         """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
 
-        A sidecar file holds the name of the entry. The sidecar's own name leaves the photographs out, which a server
-        does not have.
+        A sidecar file holds the name of that entry, since a server has no photographs to compute the name from.
         """
         if self._context.calibrate is None:
             return self.find_int8(self._read_name("int8"), "int8")
