@@ -19,7 +19,7 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
         durable: return only when the file would outlive a loss of power.
 
     Raises:
-        OSError: the file cannot be written; whatever stood at `path` is unchanged.
+        OSError: the file cannot be written; a file that stood at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")  # unique among processes and threads that write `path`
     try:

@@ -77,14 +77,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    with costly.processes_refused(not costly.is_costly(item)):
+    with costly.refuse_processes(not costly.is_costly(item)):
         return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cheap(request: pytest.FixtureRequest) -> Iterator[None]:
     """In a fast run nothing is converted. The first fixture of all, so that it sees the others."""
-    with costly.conversions_refused() if request.config.getoption("--fast") else nullcontext():
+    with costly.refuse_conversions() if request.config.getoption("--fast") else nullcontext():
         yield
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.costly import conversions_refused, processes_refused
+from tests.support.costly import refuse_conversions, refuse_processes
 
 
 def fork() -> None:
@@ -28,7 +28,7 @@ def fork() -> None:
     ids=["run", "Popen", "fork", "posix_spawn", "system", "multiprocessing"],
 )
 def test_a_cheap_test_starts_no_process(start) -> None:
-    with processes_refused(), pytest.raises(pytest.fail.Exception, match="needs the marker 'live'"):
+    with refuse_processes(), pytest.raises(pytest.fail.Exception, match="needs the marker 'live'"):
         start()
 
 
@@ -38,7 +38,7 @@ def test_a_costly_one_does() -> None:
 
 
 def test_nothing_is_exported_or_converted_in_a_fast_run() -> None:
-    with conversions_refused():
+    with refuse_conversions():
         import openvino
         import torch
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import PACKAGES, Graph, import_graph, modules, rooms
+from tests.support.imports import PACKAGES, Graph, import_graph, modules, top_level_graph
 
 # From the bottom to the top. A file or folder imports only from lines that stand above its own, or from itself. A new
 # one gets its place here, as low as its imports allow.
@@ -79,7 +79,7 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in FILES if "." in name})
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_two_files_or_folders_of_a_folder_import_each_other(folder: str) -> None:
-    assert circle(rooms(GRAPH, folder)) == []
+    assert circle(top_level_graph(GRAPH, folder)) == []
 
 
 def test_the_model_never_imports_the_service() -> None:
@@ -122,4 +122,4 @@ def test_every_kind_of_import_is_seen(package: Path) -> None:
     }
     assert sorted(set(circle(graph))) == ["model.config", "model.images", "model.masking"]
     assert upward(graph) == ["model.config imports model.images"]
-    assert rooms(graph, "model")["nn"] == {"config"}
+    assert top_level_graph(graph, "model")["nn"] == {"config"}

@@ -108,8 +108,8 @@ def works_of(config: MAEConfig, visible: int, precision: Precision, decodes: boo
 def measure_peak(device: str, precision: Precision) -> Peak:
     """Measures `device` in a large matrix product in `precision` and in a large copy: the best of many runs.
 
-    Float32 is IEEE's, not TF32, as in the engines. No precision counts as slower than float32, since hardware that
-    lacks it falls back to float32.
+    Float32 is IEEE's, not TF32, as in the engines. No precision counts as slower than float32, to which hardware falls
+    back where it lacks a precision.
     """
     kind, threads = torch.device(device).type, torch.get_num_threads()
     if kind == "cpu":

@@ -53,7 +53,7 @@ def benchmark(
         engine: an engine that has passed the parity check.
         weights: the checkpoint that it was built from, which the baselines load.
         seconds: time to spend on each figure.
-        preset: the preset that a foreign checkpoint is, as the engine was told.
+        preset: the preset that a foreign checkpoint is, the same as for the engine.
         random_weights: recorded in the result.
         compare: measure the baselines with the same graphs too, and the device's peak.
         turns: see `measure`.

@@ -25,7 +25,7 @@ OPERATIONS: tuple[Operation, ...] = ("embed", "reconstruct")
 
 
 class Size(NamedTuple):
-    """The load on an engine: batches of `batch` images on each of `lanes` lanes at once."""
+    """A load on an engine: batches of `batch` images on each of `lanes` lanes at once."""
 
     operation: Operation
     visible: int
@@ -57,7 +57,7 @@ class Figures(BaseModel):
     floor_images_per_s: float | None = None
     """Images per second at the roofline (see `model.benchmark.roofline`)."""
     times_floor: float | None = None
-    """The time it took, as a multiple of the roofline's."""
+    """Time per image, as a multiple of the roofline's."""
 
 
 @dataclass
@@ -77,7 +77,10 @@ class _Record:
 
 
 def sizes_of(engine: Engine) -> list[Size]:
-    """Both operations, whole images and a quarter of the patches, and powers of two of batch size and lanes."""
+    """The sizes to measure an engine at.
+
+    They are each operation with whole images and with a quarter of the patches, at powers of two of batch and lanes.
+    """
     config = engine.info.config
     return [
         Size(operation, visible, batch, lanes)
@@ -150,7 +153,7 @@ def _run(engine: Engine, size: Size, seconds: float) -> tuple[float, list[tuple[
     call = _call(engine, size.operation)
     start_line = threading.Barrier(size.lanes)
 
-    def warm(lane: int) -> None:  # a first batch may capture a graph or set shapes, which is not to be measured
+    def warm(lane: int) -> None:  # a first batch may capture a graph or set shapes: that is not measured
         call(lane, patches, visible_indices)
 
     def work(lane: int) -> tuple[float, list[float]]:

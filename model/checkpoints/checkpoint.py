@@ -1,6 +1,6 @@
 """Checkpoints: reading those of any known program, and writing our own file format.
 
-The kind of a file is told by its content. Only tensors and the plain `argparse.Namespace` of upstream's training script
+A file's content tells its kind. Only tensors and the plain `argparse.Namespace` of upstream's training script
 are ever unpickled.
 """
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from model.atomic_write import atomic_write
 from model.checkpoints import foreign, preprocessors
-from model.checkpoints.errors import WeightsError, reading
+from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.locate import card_license, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
@@ -60,7 +60,7 @@ class Checkpoint:
         """Builds the model in eval mode, without gradients; where possible it shares this checkpoint's memory.
 
         Args:
-            image_size: side of the square to serve, if it is not the one of training. Fixed sine-cosine positions are
+            image_size: side of the square to serve, if it is not that of training. Fixed sine-cosine positions are
                 computed for the new grid; learned ones are interpolated (bicubic), as fine-tuning at another size does;
                 a convolutional model has none.
 
@@ -97,7 +97,7 @@ def load(path: Path, model: str | None = None, norm_pix_loss: bool | None = None
         WeightsError: the file is missing, foreign or damaged, or is not the preset `model`.
     """
     preset = _preset(model)
-    with reading(path):
+    with wrap_read_errors(path):
         checkpoint = _load_folder(path, preset) if path.is_dir() else _load_file(path, preset)
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
@@ -119,7 +119,7 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
 
     Raises:
         WeightsError: a weight is not finite, or too large for float16.
-        OSError: the file cannot be written; whatever stood at `path` is unchanged.
+        OSError: the file cannot be written; a file that stood at `path` is unchanged.
     """
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}

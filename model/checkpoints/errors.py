@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 class WeightsError(ValueError):
     """Weights are missing, foreign or damaged; the message is a whole sentence that names the file or folder.
 
-    It says what was found and what was expected.
+    It tells the content of the file and the content that was expected.
     """
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Turns the exceptions of other libraries, raised while the weights at `path` are read, into a WeightsError."""
     try:
         yield
@@ -33,7 +33,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line for pydantic's findings: each field, its value, and what it should have been."""
+    """Puts pydantic's errors into one line: each field, its value, and the rule that it breaks."""
     details = error.errors(include_url=False, include_context=False)
     return "; ".join(
         f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r} ({detail['msg']})"

@@ -33,7 +33,7 @@ def infer_config(path: Path, tensors: Mapping[str, Tensor], preset: MAEConfig | 
     Args:
         path: the file or folder of the weights.
         tensors: a state dict of facebookresearch/mae or of timm's encoder.
-        preset: the preset that it should be. It gives the number of heads, which is otherwise guessed from the width.
+        preset: the preset that the model should be. It gives the number of heads, which the width otherwise suggests.
         name: name of the model.
 
     Raises:
@@ -92,7 +92,7 @@ def to_upstream_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
     Files vary with the version of transformers that wrote them. Each spelling is understood, with and without the
     prefix `vit.`: published ones (`vit.encoder.layer.0.attention.attention.query`, `decoder.decoder_layers.0.…`), those
-    of transformers 5 in memory (`vit.layers.0.attention.q_proj`), and what its `save_pretrained` writes
+    of transformers 5 in memory (`vit.layers.0.attention.q_proj`), and those that its `save_pretrained` writes
     (`decoder.decoder_encoder.layer.0.…`). Names that fit none are kept, and the caller refuses them.
 
     Raises:
@@ -143,7 +143,7 @@ class HuggingFaceConfig(BaseModel):
     norm_pix_loss: bool = False
 
     def to_config(self, tensors: Mapping[str, Tensor], name: str) -> MAEConfig:
-        """Translates it to our names; there is no decoder if `tensors`, under upstream's names, has none."""
+        """Translates the config to our names; there is no decoder if `tensors`, under upstream's names, has none."""
         decoder: dict[str, Any] = {"decoder_depth": 0}
         if any(key.startswith("decoder") for key in tensors):
             decoder = {

@@ -1,6 +1,6 @@
-"""Heads: what the host computes from pooled vectors, which is a classification and a whitening.
+"""Heads: a classification and a whitening, which the host computes from pooled vectors.
 
-The module needs NumPy alone, so that serving needs no torch. Both lie in our own safetensors beside the model's
+The module imports no torch, so that serving needs none. Both heads lie in our own safetensors beside the model's
 tensors, in float32 whatever the model's precision. Neither is part of a compiled graph.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 
 from model.arrays import Floats
-from model.checkpoints.errors import WeightsError, reading
+from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.native import HeadConfig, Metadata, Pooled, read_metadata
 from model.config import MAEConfig
 
@@ -130,7 +130,7 @@ def read_heads(path: Path) -> Heads:
     metadata = None if path.is_dir() else read_metadata(path)
     if metadata is None:
         return Heads()
-    with reading(path), safe_open(path, framework="numpy") as file:
+    with wrap_read_errors(path), safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys() if is_head_tensor(name)}  # noqa: SIM118
     return Heads.from_arrays(path, arrays, metadata)
 

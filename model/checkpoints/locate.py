@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints.errors import WeightsError, reading
+from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.native import read_metadata
 from model.config import PRESETS, MAEConfig
 
@@ -41,7 +41,7 @@ class Source:
     config: MAEConfig | None = None
 
     def is_preset(self, preset: str | None) -> bool:
-        """Tells whether the file carries the very config of `preset`, so that to name the preset changes nothing."""
+        """Tells whether the file carries the very config of `preset`: to name the preset then changes nothing."""
         return preset is not None and self.config is not None and self.config == PRESETS.get(preset)
 
 
@@ -61,7 +61,7 @@ def locate(weights: str | None, model: str | None) -> Source:
         path = _download(weights)
     else:
         path = Path(weights).expanduser().absolute()
-    with reading(path):
+    with wrap_read_errors(path):
         path = _enter_run(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
@@ -146,7 +146,7 @@ def _download(weights: str) -> Path:
         raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
 
     repository, revision = match.groups()
-    # The second round is for repositories from before safetensors. Their pickles are large, so only if needed.
+    # The second round is for repositories from before safetensors. Pickles are large, so they come only if needed.
     for kind in ("*.safetensors*", "pytorch_model.bin"):
         try:
             snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*HUB_SETTINGS, kind])

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
-from model.checkpoints.errors import reading
+from model.checkpoints.errors import wrap_read_errors
 from model.config import MAEConfig, Preprocessing
 
 METADATA_KEY = "mae-serve"
@@ -43,7 +43,7 @@ def read_metadata(path: Path) -> Metadata | None:
     Raises:
         WeightsError: the file is missing or damaged, or its metadata describes no model.
     """
-    with reading(path):
+    with wrap_read_errors(path):
         if not is_safetensors(path):
             return None
         with safe_open(path, framework="numpy") as file:

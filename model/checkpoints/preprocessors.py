@@ -41,10 +41,10 @@ class HuggingFacePreprocessor(BaseModel):
     image_std: Colour = (0.5, 0.5, 0.5)
 
     def to_preprocessing(self, image_size: int, path: Path) -> Preprocessing:
-        """Translates it to our names; `path` is its folder, for messages.
+        """Translates the config to our names; `path` is its folder, for messages.
 
         Raises:
-            WeightsError: it does not end in the model's square of `image_size`.
+            WeightsError: the preprocessing does not end in the model's square of `image_size`.
         """
         square = Edges(height=image_size, width=image_size)
         resize: dict[str, Any]
@@ -76,10 +76,10 @@ class TimmPreprocessing(BaseModel):
     license: str | None = None
 
     def to_preprocessing(self, image_size: int, path: Path) -> Preprocessing:
-        """Translates it to our names; `path` is the model's folder, for messages.
+        """Translates the config to our names; `path` is the model's folder, for messages.
 
         Raises:
-            WeightsError: it is for images of another size than the position table is.
+            WeightsError: the config is for images of another size than the position table is.
         """
         if self.input_size[1:] != (image_size, image_size):
             raise WeightsError(

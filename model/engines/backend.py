@@ -1,4 +1,4 @@
-"""The choice of the backend: the one that was asked for, or else the fastest that this machine can run."""
+"""The choice of the backend: the operator's, or else the fastest that this machine can run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_TENSORRT = f"neither {' nor '.join(identity.DISTRIBUTIONS)} is installed"
 def choose_backend(wanted: Backend) -> BackendChoice:
     """Chooses a backend for this machine: `auto` is TensorRT, else torch on a GPU, else OpenVINO, else torch.
 
-    torch is imported only where there is an NVIDIA device, or nothing but torch to serve with.
+    torch is imported only where there is an NVIDIA device.
 
     Raises:
         EngineBuildError: OpenVINO or TensorRT was asked for by name, and cannot run here.

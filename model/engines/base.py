@@ -1,4 +1,4 @@
-"""What an engine is: a compiled model behind three calls, and its description."""
+"""The engine protocol: a compiled model behind three calls, its description, and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComputedPrecision = Literal["fp32", "bf16", "emulated bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
 Backend = Literal["auto", BackendName]
-"""A backend as the operator asks for it."""
+"""The backend that the operator asks for; `auto` chooses the fastest that the machine can run."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class EngineError(Exception):
 
 
 class FatalEngineError(EngineError):
-    """The device or the runtime has failed for good: nothing more will succeed in this process."""
+    """The device or the runtime has failed for good: no later batch will succeed in this process."""
 
 
 class EngineBuildError(Exception):
-    """An engine cannot be made, or must not serve; the message says why."""
+    """An engine cannot be made, or must not serve; the message gives the reason."""
 
 
 class TensorRTError(EngineBuildError):
@@ -68,19 +68,19 @@ class Quantisation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     photographs: int
-    """How many photographs the graphs were calibrated on."""
+    """Number of photographs that the graphs were calibrated on."""
     held_out: int
-    """How many other photographs they were measured on."""
+    """Number of other photographs that the graphs were measured on."""
     digest: str
     """SHA-256 over all photographs, hexadecimal."""
     nncf: str
-    """Version of NNCF, which quantised."""
+    """Version of NNCF, which quantised the graphs."""
     parity: Parity
-    """Measured on the photographs held out."""
+    """Parity on the photographs held out."""
 
 
 class MeasuredPrecision(BaseModel):
-    """The precision that `PRECISION=auto` chose on this kind of CPU, and why."""
+    """The precision that `PRECISION=auto` chose on this kind of CPU, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,11 +88,11 @@ class MeasuredPrecision(BaseModel):
     images_per_core_s: dict[Precision, float]
     """Images per core-second of each precision that passed its parity check.
 
-    Measured one image at a time, whole and with a quarter of the patches visible. Empty where nothing but float32 could
+    Measured with one image at a time, whole and with a quarter of the patches visible. Empty where float32 alone could
     serve.
     """
     left_out: dict[Precision, str]
-    """Precisions that did not pass, and why."""
+    """Precisions that did not pass, with the reason."""
 
     @property
     def reason(self) -> str:
@@ -103,7 +103,7 @@ class MeasuredPrecision(BaseModel):
 
 
 class EngineInfo(BaseModel):
-    """What an engine serves, and how. Model, precision and preprocessing together name a vector space."""
+    """The description of an engine. Model, precision and preprocessing together name a vector space."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -111,9 +111,9 @@ class EngineInfo(BaseModel):
     precision: Precision
     """The precision that was asked for, or that PRECISION=auto chose."""
     computes: ComputedPrecision
-    """What matrix products are really computed in: on a CPU without the instructions it is not always `precision`.
+    """The precision that matrix products are really computed in: a CPU without the instructions may use another one.
 
-    An image has the same bits alone and in any batch where this is fp32 or int8, and in bf16 by OpenVINO.
+    An image's outputs have the same bits alone and in any batch where this is fp32 or int8, and in bf16 by OpenVINO.
     """
     device: str
     model: str
@@ -125,8 +125,10 @@ class EngineInfo(BaseModel):
     config: MAEConfig
     preprocessing: Preprocessing
     lanes: int
+    """Batches that run at once."""
     threads_per_lane: int
     preferred_batch: int
+    """Images per batch that suit a lane best; on a GPU also the largest batch."""
     mixes: bool = False
     """Whether images of a batch may differ in their number of visible patches; see `Engine`."""
     versions: dict[str, str]
@@ -156,7 +158,7 @@ class Engine(Protocol):
     N is the number of patches, K of visible patches, P of values per patch, D of values per token.
 
     Where `info.mixes` is true, images of a batch may differ in K. A batch then has the largest K, and the last indices
-    of the other images are -1 (`model.masking.PAD`). What `patches` holds there is ignored, and so are its tokens.
+    of the other images are -1 (`model.masking.PAD`). The patches there are ignored, and their tokens mean nothing.
     """
 
     info: EngineInfo
@@ -173,7 +175,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """All that serving a model needs: its engine, and what the host does with pooled vectors."""
+    """A model as it is served: its engine, and the heads that the host applies to pooled vectors."""
 
     engine: Engine
     heads: Heads = field(default_factory=Heads)

@@ -1,4 +1,4 @@
-"""From settings to an engine that has passed its parity check."""
+"""Building an engine from its settings, up to its parity check."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def build(
     """Loads or makes the engine, warms it up and compares it with eager float32.
 
     Where `settings.backend` is `auto` and TensorRT cannot build or load the model, torch serves on the GPU instead, and
-    `EngineInfo.fallback` says why. An engine that computes other numbers is never replaced by another in silence.
+    `EngineInfo.fallback` says why. An engine that fails its parity check is never replaced in silence.
 
     Args:
-        settings: what to build.
+        settings: the options of the engine.
         progress: called with a sentence at every step.
-        calibrate: a folder of photographs to make int8 from, for PRECISION=int8 or auto. Without it, int8 needs an
-            engine that was made before.
+        calibrate: a folder of photographs to make an int8 engine from, for PRECISION=int8 or auto. Without it, int8
+            needs an engine that was made before.
 
     Raises:
         WeightsError: the weights are missing, foreign or damaged.

@@ -1,4 +1,4 @@
-"""Compiled engines on disk, each in a folder named by a fingerprint of all that went into it."""
+"""The engine cache: compiled engines on disk, each in a folder named by a fingerprint of all its ingredients."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class EngineCache:
             EngineBuildError: the cache cannot be written.
         """
         folder = self.root / name
-        if self._intact(folder):
+        if self._is_intact(folder):
             return folder, True
-        with self._locked(name):
-            if self._intact(folder):
+        with self._lock(name):
+            if self._is_intact(folder):
                 return folder, True
             for stale in self.root.glob(f".{name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            # Not by tempfile, which would let nobody else read it: an image built by root is run by others.
+            # Not by tempfile, which makes folders that only their owner reads: an image built by root is run by others.
             fresh = self.root / f".{name}-{uuid.uuid4().hex}"
             try:
                 fresh.mkdir()
@@ -59,7 +59,7 @@ class EngineCache:
                 _remove(folder)
                 os.replace(fresh, folder)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise self._write_error(error) from error
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             return folder, False
@@ -67,10 +67,10 @@ class EngineCache:
     def find(self, name: str) -> Path | None:
         """Returns the folder of entry `name` if it exists and is intact; nothing is made."""
         folder = self.root / name
-        return folder if self._intact(folder) else None
+        return folder if self._is_intact(folder) else None
 
     def read_sidecar(self, name: str) -> dict[str, Any] | None:
-        """Reads what `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
+        """Reads the file that `write_sidecar` wrote; None if there is no such file, or it cannot be read."""
         path = self.root / f"{name}.json"
         try:
             content = json.loads(path.read_text())
@@ -84,7 +84,7 @@ class EngineCache:
     def write_sidecar(self, name: str, content: dict[str, Any]) -> bool:
         """Writes a small JSON file beside the entries, whole or not at all, and returns whether it could.
 
-        A cache that cannot be written is no obstacle: what would have been kept is found out anew each time.
+        A cache that cannot be written is no error: the caller then measures anew at each start.
         """
         try:
             atomic_write(self.root / f"{name}.json", json.dumps(content).encode())
@@ -93,11 +93,11 @@ class EngineCache:
             return False
         return True
 
-    def _intact(self, folder: Path) -> bool:
+    def _is_intact(self, folder: Path) -> bool:
         if not folder.is_dir():
             return False
         try:
-            # The name too: an entry of another model or another machine, copied here, is whole and still foreign.
+            # The name counts too: an entry of another model or machine, copied here, is whole and still foreign.
             expected = {"name": folder.name, "files": _digests(folder)}
             intact = bool(expected["files"]) and expected == json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -108,17 +108,17 @@ class EngineCache:
         return intact
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / f".{name}.lock").open("w")
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, so also when the process dies
             yield
 
-    def _unwritable(self, error: OSError) -> EngineBuildError:
+    def _write_error(self, error: OSError) -> EngineBuildError:
         return EngineBuildError(
             f"the engine cache {self.root} cannot be written ({error.strerror}): set ENGINE_CACHE to another folder"
         )

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def convert_in_child(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
-    """Has a child process fill `folder` with graphs or engines, facts about the model, and the reference outputs.
+    """Has a child process fill `folder` with graphs or engines, the model's properties, and the reference outputs.
 
     Args:
-        job: what to make.
+        job: the conversion.
         folder: exists, and is empty.
         progress: called with a sentence at every step.
 
@@ -30,7 +30,7 @@ def convert_in_child(job: ConversionJob, folder: Path, progress: Callable[[str],
         TensorRTError: TensorRT cannot build the engines, or has ended the process.
         EngineBuildError: the child process reports another failure, or dies.
     """
-    # -P: without it, a folder named "model" where the server was started would be run in place of this package
+    # -P: without it, a folder named "model" where the server was started would be run instead of this package
     command = [sys.executable, "-P", "-m", "model.engines.convert", str(folder)]
     failure = None
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:

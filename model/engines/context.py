@@ -1,4 +1,4 @@
-"""What is to be built, and the steps that the builders of all backends share."""
+"""The context of a build, and the steps that the builders of all backends share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What is to be built, from which weights, for which backend."""
+    """The settings, the weights and the backend of an engine that is to be built."""
 
     settings: EngineSettings
     source: Source
@@ -33,12 +33,12 @@ class BuildContext:
     model: ModelSpec
     choice: BackendChoice
     calibrate: Path | None
-    """The folder of photographs to make int8 from; None in a server, which has none."""
+    """The folder of photographs to make an int8 engine from; None in a server, which has no photographs."""
     progress: Callable[[str], None]
     """Called with a sentence at every step."""
 
     def obtain_entry(self, name: str, job: ConversionJob) -> Path:
-        """The folder of the cache's entry of that name, made in a child process if need be."""
+        """Returns the folder of the cache's entry `name`, which a child process makes if need be."""
 
         def make(folder: Path) -> None:
             self.progress(f"making the engine of {self.source.name} for {job.target}")
@@ -63,10 +63,10 @@ class BuildContext:
 
         Args:
             model: the model's properties.
-            precision: of the engine; an engine that computes in another one corrects `computes` itself.
-            lanes: how many batches may run at once.
-            threads_per_lane: CPU threads.
-            max_batch_size: the largest, or preferred, batch of a lane.
+            precision: the engine's precision; an engine that computes in another one corrects `computes` itself.
+            lanes: number of batches that may run at once.
+            threads_per_lane: number of CPU threads of each lane.
+            max_batch_size: the largest, or preferred, batch size of a lane.
             libraries: versions to add to those that every engine has.
             more: further fields of `EngineInfo`.
         """
@@ -100,7 +100,7 @@ class BuildContext:
         """Compares `engine` with the reference outputs in batches of `batch_sizes`, and puts the figures into its info.
 
         Raises:
-            ParityError: the engine is outside the tolerance of what it computes in.
+            ParityError: the engine is outside the tolerance of the precision that it computes in.
         """
         self.progress("comparing the engine with eager float32")
         parity = check_parity(engine, reference, self.tolerance(engine.info.computes), batch_sizes)

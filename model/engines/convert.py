@@ -1,4 +1,4 @@
-"""The child process that makes what an engine is loaded from.
+"""The child process of a conversion, which makes the files that an engine is loaded from.
 
 It is a process of its own, so that torch never enters an OpenVINO server, and so that all memory of a compiler, the
 GPU's included, is given back. `python -m model.engines.convert FOLDER` reads a `ConversionJob` as one line of JSON from
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Runs the child process."""
-    # What libraries print goes to the log; standard output is ours alone.
+    # The output of libraries goes to the log; standard output is ours alone.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -45,12 +45,12 @@ def main() -> None:
 
 
 def convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
-    """Fills `folder` with graphs or engines, facts about the model, and the reference outputs.
+    """Fills `folder` with graphs or engines, the model's properties, and the reference outputs.
 
     Modules are imported as the job needs them: `fingerprint.SOURCES` lists them, and a test compares the two.
 
     Args:
-        job: what to make.
+        job: the conversion.
         folder: exists, and is empty.
         progress: called with a sentence at every step.
 

@@ -16,8 +16,8 @@ from model.engines.base import EngineError, EngineInfo, gather_visible
 from model.engines.export import DECODER, ENCODER, build_graphs
 from model.masking import restore_indices_for
 
-# With fewer rows, libraries take other kernels, which round differently. So such a batch is filled with copies of its
-# last image, and the bits of an image do not depend on the other images of its batch.
+# With fewer rows in a matrix product, libraries take other kernels, which round differently. So such a batch is filled
+# with copies of its last image, and the bits of an image do not depend on the other images of its batch.
 MIN_ROWS = 48
 # The same holds for convolutions: a single image gets other kernels than several.
 MIN_IMAGES: dict[Family, int] = {"vit": 1, "resnet": 2}
@@ -64,6 +64,7 @@ class EagerEngine:
         return pixels.numpy()[:count], error.numpy()[:count]
 
     def _fill_up(self, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Indices]:
+        """Repeats the last image of a batch that is too small for the usual kernels."""
         count, visible = visible_indices.shape
         min_count = max(math.ceil(MIN_ROWS / visible), MIN_IMAGES[self.info.config.family])
         if count >= min_count:

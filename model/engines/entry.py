@@ -1,4 +1,4 @@
-"""What an entry of the engine cache holds beside its graphs: facts about the model, and the reference outputs."""
+"""The files of a cache entry beside its graphs: the model's properties, and the reference outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL, REFERENCE = "model.json", "reference.npz"
 
 
 def read_model(folder: Path) -> LoadedModel:
-    """Reads what `write_model` wrote."""
+    """Reads the model's properties, which `write_model` wrote."""
     content = json.loads((folder / MODEL).read_text())
     return LoadedModel(
         MAEConfig(**content["config"]),
@@ -44,6 +44,6 @@ def read_reference(folder: Path) -> EngineOutputs:
 
 
 def write_reference(folder: Path, outputs: EngineOutputs) -> None:
-    """Writes what `read_reference` reads."""
+    """Writes the outputs of eager float32 for the fixed images."""
     arrays: dict[str, Any] = outputs.arrays()
     np.savez(folder / REFERENCE, **arrays)

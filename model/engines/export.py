@@ -38,9 +38,9 @@ def build_graphs(
 
     Args:
         checkpoint: the weights.
-        config: its sizes, at the image size that is served.
-        preprocessing: what the graphs undo and redo.
-        precision: of the matrix products, as `to_mixed_precision` does it.
+        config: the model's sizes, at the image size that is served.
+        preprocessing: gives the mean and deviation that the graphs standardise with.
+        precision: the precision of the matrix products, as `to_mixed_precision` sets it.
         to_bytes: whether the decoder ends in uint8 (see `DecoderGraph`).
         padded: whether `PADDED_ENCODER` comes with them (see `PaddedEncoderGraph`), which no convolutional model has.
     """
@@ -67,7 +67,7 @@ def to_mixed_precision(model: nn.Module, dtype: torch.dtype) -> None:
     def cast(to: torch.dtype) -> Any:
         return lambda module, inputs: (inputs[0].to(to), *inputs[1:])
 
-    # Names first: a module must not be met again after it has been changed.
+    # The list is made first: the loop must not meet a module again that it has changed.
     for module in list(model.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d | PatchEmbed):
             module.to(dtype).register_forward_pre_hook(cast(dtype))
@@ -76,7 +76,7 @@ def to_mixed_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str = "cpu") -> dict[str, ExportedProgram]:
-    """Exports what `build_graphs` returns, which must lie on `device`.
+    """Exports the graphs of `build_graphs`, which must lie on `device`.
 
     Both encoders take uint8 [B, K, P] and int32 [B, K]; the decoder float32 [B, 1 + K, D], int32 [B, N] and uint8
     [B, N, P], for 1 <= B <= MAX_BATCH_SIZE and 1 <= K <= N.
@@ -102,13 +102,13 @@ def export_programs(graphs: dict[str, nn.Module], config: MAEConfig, device: str
     programs = {}
     for name, graph in graphs.items():
         example, dynamic = examples[name]
-        with ignoring_torch_deprecation():
+        with ignore_torch_deprecation():
             programs[name] = torch.export.export(graph, example, dynamic_shapes=dynamic)
     return programs
 
 
 @contextmanager
-def ignoring_torch_deprecation() -> Iterator[None]:
+def ignore_torch_deprecation() -> Iterator[None]:
     """Ignores a warning that torch 2.13 gives about its own code when it exports or decomposes a program."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)

@@ -1,4 +1,4 @@
-"""Which code makes an entry of the engine cache: its digest is part of the entry's name.
+"""The code that makes an entry of the engine cache: its digest is part of the entry's name.
 
 The lists below name exactly the modules of `model` that the child process imports to make an entry; a test compares
 them with `sys.modules` there. So an edit of any other module leaves the cache as it is, and an edit of one of these

@@ -24,7 +24,7 @@ def fixed_patches(config: MAEConfig) -> Bytes:
         for channel, channel_waves in enumerate(draw):
             for order, (across, down, phase) in enumerate(channel_waves, start=1):
                 angle = 2 * np.pi * (order * (across - 0.5) * columns + order * (down - 0.5) * rows + phase)
-                # The higher half as squares: photographs have edges, and edges are what goes wrong.
+                # The higher half are square waves: photographs have edges, and errors show at edges.
                 waves[..., channel] += (np.cos(angle) if order < 4 else np.sign(np.cos(angle))) / order
         grain = (bits.random_raw(side * side) >> 60).astype(np.float64).reshape(side, side, 1) - 7.5
         images.append(np.clip(128 + 55 * waves + grain, 0, 255).astype(np.uint8))
@@ -37,7 +37,7 @@ def visible_quarter(config: MAEConfig, count: int, first_seed: int = 0) -> Indic
 
     Args:
         config: the model's sizes.
-        count: how many images.
+        count: number of images.
         first_seed: the seed of the first image's mask; the next images have the next seeds.
     """
     if config.num_patches < 2:

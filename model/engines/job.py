@@ -1,4 +1,4 @@
-"""A conversion: what the parent process and the child process tell each other."""
+"""A conversion job: the data that the parent process and the child process exchange."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from model.engines.base import EngineBuildError, Precision, TensorRTError
 
 FAILURES: dict[str, type[Exception]] = {"weights": WeightsError, "tensorrt": TensorRTError, "build": EngineBuildError}
 """How the child process names errors; subclasses come before their base classes."""
-
-
 MIN_PHOTOGRAPHS = 24
-"""The least that int8 can be calibrated on."""
+"""The least number of photographs for int8, those held out included."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The photographs that int8 is calibrated on."""
+    """The photographs for int8: those that it is calibrated on, and those held out."""
 
     paths: tuple[str, ...]
     digest: str
-    """SHA-256 over their bytes, hexadecimal."""
+    """SHA-256 over the digests of the files, hexadecimal."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model: a weights file or folder, and what the operator says about it."""
+    """A model: a weights file or folder, and the operator's options for it."""
 
     path: str
     preset: str | None = None
@@ -50,13 +48,13 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """What the child process is to make of a model."""
+    """The conversion that the child process is to do."""
 
     model: ModelSpec
     target: Literal["openvino", "tensorrt"]
     precision: Precision = "fp32"
-    """The precision of the graphs. For OpenVINO it matters only if it is int8: all else is decided on loading."""
+    """The precision of the graphs. For OpenVINO only int8 matters: any other precision is chosen on loading."""
     max_batch_size: int = 0
     """The largest batch that TensorRT builds for."""
     photographs: Calibration | None = None
-    """The photographs that int8 is calibrated on; None for other precisions."""
+    """The photographs for int8; None for other precisions."""

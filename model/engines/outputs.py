@@ -1,4 +1,4 @@
-"""What an engine computes for a few images: the outputs that are compared, and how they are collected."""
+"""The outputs of an engine for a few images, which parity compares, and how they are collected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EngineOutputs:
 def collect_outputs(engine: Engine, batch_size: int | None = None, images: Bytes | None = None) -> EngineOutputs:
     """Runs images through `engine` in batches of `batch_size`, spread over all its lanes.
 
-    The outputs are in the order of the images, which are repeated where batches or lanes are more than images.
+    The outputs are in the order of the images, which are repeated where all lanes together take more than there are.
 
     Args:
         engine: the engine to run.

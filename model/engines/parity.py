@@ -50,7 +50,7 @@ def tolerance_for(
 ) -> Tolerance:
     """The tolerance of an engine that computes in `computes`; the operator's figures replace the defaults.
 
-    What is computed counts, not what was asked for: float32 under the name of bf16 must be as close as float32 is.
+    The computed precision counts, not the one asked for: float32 under the name of bf16 must be as close as float32.
     """
     default = TOLERANCES[computes]
     return Tolerance(
@@ -100,7 +100,7 @@ def check_parity(
 
 
 def require_tolerance(parity: Parity, tolerance: Tolerance, where: str = "") -> Parity:
-    """Returns `parity` if it is within the tolerance; `where` says in the message which outputs it belongs to.
+    """Returns `parity` if it is within the tolerance; `where` names the outputs in the message (" in padded batches").
 
     Raises:
         ParityError: a figure is outside the tolerance, or not a number.
@@ -128,12 +128,12 @@ def require_tolerance(parity: Parity, tolerance: Tolerance, where: str = "") -> 
 
 @np.errstate(invalid="ignore")  # infinities become NaN here, and NaN is outside every tolerance
 def measure_parity(outputs: EngineOutputs, expected: EngineOutputs, config: MAEConfig) -> Parity:
-    """The figures of `outputs` beside those of eager float32, which may hold fewer images: they are repeated."""
+    """Measures how far `outputs` lie from `expected`, which repeats where it holds fewer images."""
     count = len(expected.whole)
     order = np.arange(len(outputs.whole)) % count
     pairs = ((outputs.whole, expected.whole), (outputs.masked, expected.masked))
     cosines = np.stack([_centred_cosines(a, b[order], b.mean(axis=0, dtype=np.float64)) for a, b in pairs])
-    # unlike min, np.min lets NaN through
+    # np.min returns NaN if there is one; Python's min might not
     cosine, mean_cosine = float(np.min(cosines)), float(np.min(cosines.mean(axis=1)))
     if outputs.pixels is None or outputs.error is None or expected.pixels is None or expected.error is None:
         return Parity(cosine=cosine, mean_cosine=mean_cosine)

@@ -1,4 +1,4 @@
-"""Eager float32 on the CPU: what every engine is compared with."""
+"""The reference that every engine is compared with: eager float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ EAGER_BATCH = 8
 
 
 def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
-    """Reads the checkpoint, and applies what the operator says about it.
+    """Reads the checkpoint, and applies the operator's options.
 
     Raises:
-        WeightsError: the file is not what it should be.
+        WeightsError: the weights are missing, foreign or damaged, or are not the preset.
         EngineBuildError: the model cannot have this image size or this preprocessing.
     """
     checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if spec.image_size is not None:
-        with _naming("IMAGE_SIZE"):
+        with _name_setting("IMAGE_SIZE"):
             config = MAEConfig(**{**config.model_dump(), "image_size": spec.image_size})
     if spec.preprocess is not None:
-        with _naming("PREPROCESS"):
+        with _name_setting("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
     return checkpoint, LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license)
 
@@ -57,7 +57,7 @@ def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:
 
 
 @contextmanager
-def _naming(setting: str) -> Iterator[None]:
+def _name_setting(setting: str) -> Iterator[None]:
     """Turns a refusal by pydantic into an EngineBuildError that names the setting."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the operator decides about an engine."""
+"""The settings of an engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EngineSettings(BaseModel):
     lanes: int | None = Field(default=None, gt=0)
     """Batches that run at once; by default one per CPU for openvino, two on a GPU."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)
-    """Most images in one batch; by default what the engine likes best, which is 64 on a GPU."""
+    """Largest number of images per batch; by default measured for openvino, 64 on a GPU, 8 for torch on a CPU."""
     cuda_graphs: bool = False
     """Record the usual batches as CUDA graphs, and fill others up to the next power of two; GPUs only."""
     parity_cosine: float | None = Field(default=None, ge=-1, le=1)

@@ -14,7 +14,7 @@ from model.engines.reference import EAGER_BATCH, load_model, reference_engine
 def build_torch(context: BuildContext) -> Engine:
     """Loads the model into torch, and checks its parity.
 
-    On a CPU it sets torch's number of threads for the whole process: a lane gets its share of the CPUs.
+    On a CPU this sets torch's number of threads for the whole process: each lane gets its share of the CPUs.
 
     Raises:
         WeightsError: the weights cannot be read.

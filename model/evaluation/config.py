@@ -11,7 +11,7 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     limit: int | None = Field(default=None, gt=0)
-    """Images per folder, drawn by the seed, for a quick look; by default all."""
+    """Images per folder, drawn by the seed, for a quick look; by default all images."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Seed of draws, of the split and, with an image's number added, of masks."""
     test_share: float = Field(default=0.3, gt=0, lt=1)

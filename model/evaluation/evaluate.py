@@ -20,14 +20,14 @@ from model.evaluation.results import Classification, Counts, Evaluation, LinearP
 from model.evaluation.similarity import WINDOW
 from model.evaluation.spec import SHEET_MASK, EvalSpec
 from model.evaluation.whitening import fit_whitening
-from model.images.folders import Labelled
+from model.images.folders import LabelledImages
 from model.images.render import panel, sheet
 
 Numbers = NDArray[np.int64]
 
 
 class EvaluationError(ValueError):
-    """Nothing can be evaluated on the images; the message is one sentence that says why."""
+    """The images allow no evaluation; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class EvalSplit:
         train_numbers: indices of those in `train`.
         data: images, of which some are measured on.
         numbers: indices of those in `data`.
-        description: how they were chosen, in words.
+        description: how the images were chosen, in words.
     """
 
-    train: Labelled
+    train: LabelledImages
     train_numbers: Numbers
-    data: Labelled
+    data: LabelledImages
     numbers: Numbers
     description: str
 
     @classmethod
-    def choose(cls, data: Labelled, train: Labelled | None, config: EvalConfig) -> EvalSplit:
+    def choose(cls, data: LabelledImages, train: LabelledImages | None, config: EvalConfig) -> EvalSplit:
         """Draws images if `config` limits them, and splits each class where there is no `train`.
 
         Raises:
             EvaluationError: there are fewer than two classes.
         """
         if len((train or data).classes) < 2:
-            raise EvaluationError(f"there is one class alone, {data.classes[0]}: telling classes needs two")
+            raise EvaluationError(f"there is one class alone, {data.classes[0]}: telling classes apart needs two")
         numbers = choose_images(len(data.paths), config)
         if train is not None:
             train_numbers = choose_images(len(train.paths), config)
@@ -67,7 +67,7 @@ class EvalSplit:
 
     @property
     def images(self) -> int:
-        """The number of images to try, including those that cannot be."""
+        """The number of images, including the paths that cannot be tried."""
         return len(self.train_numbers) + len(self.numbers) + len(self.refused)
 
     @property
@@ -225,7 +225,7 @@ class _SkipRecorder:
 
 
 def _stratify(labels: Labels, config: EvalConfig) -> NDArray[np.bool_]:
-    """Chooses the images to measure on, [n]: the share of each class, at least one, but never all of a class."""
+    """Chooses the images to measure on, [n]: a share of each class, at least one image, but never the whole class."""
     rng = np.random.default_rng((config.seed, 1))
     measured = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -43,10 +43,10 @@ class Progress(Protocol):
 
 
 class Features(NamedTuple):
-    """Results for the n images that could be used, in the order of the request."""
+    """Results for the n images that could be used, in the order in which they were sent."""
 
     numbers: NDArray[np.int64]
-    """Numbers of the images, [n]."""
+    """Numbers of the images, which are indices in the paths of `extract`, [n]."""
     vectors: Floats
     """Pooled vectors for each share of the patches, float32 [n, shares, 2, D]."""
     reconstruction: NDArray[np.float64]
@@ -76,11 +76,11 @@ def extract(
         read: reads an image's patches.
         paths: paths of all images.
         numbers: indices in `paths` of the images to send.
-        spec: what to compute.
+        spec: the shares to embed and the masks to reconstruct from.
         progress: is told of each image.
 
     Returns:
-        None if none of them could be used.
+        The results; None if no image could be used.
 
     Raises:
         EngineError: the engine cannot run a batch.

@@ -13,12 +13,12 @@ CHUNK = 512
 
 
 def predict(train: Floats, labels: Labels, vectors: Floats, k: int) -> Labels:
-    """The class that most of the k nearest vectors have; of classes with equal votes, that of the nearest vector.
+    """Predicts the class that most of the k nearest vectors have; a tie goes to the nearest vector of the tied classes.
 
     Args:
-        train: float32 [n, D].
-        labels: of `train`, int64 [n].
-        vectors: float32 [m, D].
+        train: the vectors to search, float32 [n, D].
+        labels: the classes of `train`, int64 [n].
+        vectors: the vectors to classify, float32 [m, D].
         k: number of neighbours; all n if there are fewer.
 
     Returns:

@@ -30,9 +30,9 @@ def fit_probe(train: Floats, labels: Labels, vectors: Floats, iterations: int) -
     """Fits logistic regression (LBFGS, C = 1) on standardised vectors, and classifies others.
 
     Args:
-        train: float32 [n, D]; each dimension is standardised by its mean and deviation here.
-        labels: of `train`, int64 [n], at least two different ones.
-        vectors: float32 [m, D].
+        train: the vectors to fit on, float32 [n, D]; each dimension is standardised by its mean and deviation here.
+        labels: the classes of `train`, int64 [n], at least two different ones.
+        vectors: the vectors to classify, float32 [m, D].
         iterations: largest number of iterations of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -42,7 +42,7 @@ def fit_probe(train: Floats, labels: Labels, vectors: Floats, iterations: int) -
     scaler = StandardScaler().fit(train)
     classifier = LogisticRegression(max_iter=iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` tells the caller
         classifier.fit(scaler.transform(train), labels)
     taken = int(classifier.n_iter_.max())
     return ProbeResult(classifier.predict(scaler.transform(vectors)).astype(np.int64), taken, taken < iterations)

@@ -21,6 +21,7 @@ class Counts(_Result):
     measured: int
     """Images to measure on."""
     classes: int
+    """Number of classes."""
     split: str
     """How the images to fit on and to measure on were chosen."""
     broken: tuple[str, ...]
@@ -42,17 +43,22 @@ class LinearProbe(_Result):
     """Share of images whose class logistic regression gives."""
 
     accuracy: float
+    """Top-1 accuracy."""
     iterations: int
+    """Iterations that the solver took."""
     converged: bool
+    """Whether the solver converged within its iterations."""
 
 
 class Classification(_Result):
     """How well vectors of one kind tell the classes apart."""
 
     features: Literal["cls", "mean", "thumbnail"]
+    """The kind of the vectors."""
     keep: float
     """Share of the patches that was embedded."""
     dim: int
+    """Numbers per vector."""
     knn: Neighbours
     linear: LinearProbe
 
@@ -79,6 +85,7 @@ class Evaluation(_Result):
     backend: str
     precision: str
     neighbours: int
+    """Number of nearest neighbours that voted."""
     seed: int
     norm_pix_loss: bool
     """Whether losses are in pixels normalised within each patch."""

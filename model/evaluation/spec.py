@@ -1,4 +1,4 @@
-"""The specification of an evaluation: what to compute for every image."""
+"""The specification of an evaluation: the shares of patches to embed and the masks to reconstruct from."""
 
 from __future__ import annotations
 

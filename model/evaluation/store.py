@@ -1,4 +1,4 @@
-"""Storing whitening in a file of weights. Imports torch."""
+"""Storing a whitening in a file of weights. The module imports torch."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from model.evaluation.extract import Progress, Reader, extract
 from model.evaluation.spec import EvalSpec
 
 MIN_VARIANCE = 1e-8
-"""Least variance of an axis that is kept, as a share of the largest. Less is the rounding of float32. There always is
-an axis with less, since the last layer norm removes the mean of a token."""
+"""Least variance of an axis that is kept, as a share of the largest. An axis with less holds the rounding of float32
+alone. There always is such an axis, since the last layer norm removes the mean of a token."""
 
 
 class WhiteningError(ValueError):
@@ -35,7 +35,7 @@ def fit_whitening(vectors: Floats) -> Whitening:
     centred = vectors - centre  # float64 [n, D]
     variances, axes = np.linalg.eigh(centred.T @ centred / len(vectors))  # ascending [D], columns of [D, D]
     variances, axes = variances[::-1], axes[:, ::-1]
-    # Rounding alone gives equal vectors about this variance.
+    # Vectors that are equal still have about this variance, by rounding.
     noise = np.square(np.finfo(np.float32).eps * np.abs(centre).max()) * len(centre)
     count = int(np.sum(variances > max(MIN_VARIANCE * variances[0], noise)))
     if count == 0:

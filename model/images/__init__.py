@@ -1,1 +1,1 @@
-"""Bytes of image files <-> pixels <-> patches. No torch."""
+"""Bytes of image files <-> pixels <-> patches. The package imports no torch."""

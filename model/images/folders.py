@@ -1,4 +1,4 @@
-"""Images in folders: which files to try, and which class a folder stands for."""
+"""Images in folders: the files to try, and the class that a folder stands for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def find_images(paths: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]
     """Finds images to try: files as they are named, and in folders, at any depth, files with an image's suffix.
 
     Returns:
-        The images, each once, those of a folder ordered by name; and the paths that cannot be tried, with the reason.
+        The images, each listed once, those of a folder ordered by name; and the paths that cannot be tried, with the
+        reason.
 
     Raises:
         FileNotFoundError: one of `paths` does not exist.
@@ -41,7 +42,7 @@ class ClassFolderError(ValueError):
     """A folder of classes that cannot be used; the message is one sentence that says why."""
 
 
-class Labelled(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images and their classes."""
 
     paths: list[str]
@@ -54,14 +55,14 @@ class Labelled(NamedTuple):
     """Paths that cannot be tried, with the reason."""
 
 
-def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Labelled:
+def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> LabelledImages:
     """Finds the images of a folder of classes.
 
     An image's class is the path of its own folder relative to `folder` (`birds`, `birds/owl`).
 
     Args:
         folder: searched to any depth, as `find_images` does.
-        classes: the classes to number by, for a second folder with the same ones; by default those that are found.
+        classes: the classes to number by, for a second folder with the same classes; by default those in `folder`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `folder` is no folder.
@@ -82,7 +83,7 @@ def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Label
     for path, name in zip(paths, names, strict=True):
         if name not in label_of:
             raise ClassFolderError(f"{path} is of the class {name!r}, which is not among the {len(known)} known ones")
-    return Labelled(paths, [label_of[name] for name in names], known, refused)
+    return LabelledImages(paths, [label_of[name] for name in names], known, refused)
 
 
 def _walk(folder: Path, refused: list[tuple[str, str]]) -> Iterator[str]:

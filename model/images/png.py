@@ -12,11 +12,11 @@ from model.arrays import Bytes
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BIT_DEPTH, COLOUR_TYPE = 8, 2  # RGB of eight bits each
 UP = 2  # the filter that writes a byte's difference from the byte above
-# Of ISA-L's levels 0 to 3: little slower than 0, and 3 makes hardly anything smaller.
+# ISA-L has levels 0 to 3: level 2 is little slower than 0, and 3 makes hardly any file smaller.
 LEVEL = 2
 
 
-def png(pixels: Bytes) -> bytes:
+def encode_png(pixels: Bytes) -> bytes:
     """Encodes pixels uint8 [H, W, 3] as a PNG file.
 
     Other encoders try five filters on every row, byte by byte, which costs more than the compression. One filter for

@@ -73,16 +73,16 @@ class DecodedPixels(NamedTuple):
 
     @classmethod
     def whole(cls, image: Image.Image) -> DecodedPixels:
-        """An image that its picture fills."""
+        """Wraps an image whose picture fills all of it."""
         return cls(image, (0, 0, *image.size))
 
 
 @contextmanager
 def open_image(file: str | IO[bytes], max_pixels: int = LOCAL_MAX_PIXELS) -> Iterator[Image.Image]:
-    """Opens an image of one of `FORMATS`, told by its bytes; its pixels are counted before any is decoded.
+    """Opens an image of one of `FORMATS`, recognised by its bytes; its pixels are counted before any is decoded.
 
-    Whatever goes wrong until the context is left is the image's fault, but for a lack of memory: Pillow's decoders
-    raise all kinds of exceptions when a file is damaged.
+    Until the context is left, every exception but MemoryError counts as the image's fault: Pillow's decoders raise all
+    kinds of exceptions when a file is damaged.
 
     Raises:
         UnknownFormatError: the bytes are no such image.
@@ -118,7 +118,7 @@ def load_upright(image: Image.Image, least_side: int) -> DecodedPixels:
 
     Raises:
         ValueError: the pixels have no known range.
-        Exception: whatever Pillow's decoders raise for a damaged file.
+        Exception: any that Pillow's decoders raise for a damaged file.
     """
     orientation = read_orientation(image)
     drafted = image.draft(None, (DRAFT_FACTOR * least_side, DRAFT_FACTOR * least_side))
@@ -144,8 +144,8 @@ def resize_and_crop(
 
     Args:
         pixels: an upright image of any mode.
-        config: for the side of the square.
-        preprocessing: which part of the image is taken, and how it is scaled.
+        config: gives the side of the square.
+        preprocessing: tells which part of the image is taken, and how it is scaled.
         resampling: a filter other than that of `preprocessing`.
     """
     image, (start_x, start_y, end_x, end_y) = pixels
@@ -181,7 +181,7 @@ def unpatchify(patches: Bytes) -> Bytes:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image, 1 (upright) where there is none, or none that can be read."""
+    """The EXIF orientation of an image; 1 (upright) where it is missing or cannot be read."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # the metadata is damaged, which every viewer ignores: the pixels may be fine

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.arrays import Bytes, Floats, Indices
-from model.images.png import png
+from model.images.png import encode_png
 from model.images.preprocess import unpatchify
 from model.masking import removed_flags
 
@@ -19,7 +19,7 @@ GAP = 8
 """White pixels between two images."""
 ERROR_SCALE = 2.0
 """The squared error that is shown in the brightest colour."""
-# Black, purple, orange, pale yellow: evenly brighter, so that it also reads in grey (after matplotlib's inferno).
+# Black to pale yellow, each colour brighter than the last, so that they read in grey too (after matplotlib's inferno).
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
@@ -37,15 +37,15 @@ def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, visible_ind
         visible_indices: indices of the visible patches, int32 [K].
     """
     if view == "panel":
-        return png(panel(patches, pixels, visible_indices))
+        return encode_png(panel(patches, pixels, visible_indices))
     if view == "composite":
-        return png(unpatchify(composite(patches, pixels, visible_indices)))
+        return encode_png(unpatchify(composite(patches, pixels, visible_indices)))
     if view == "masked":
-        return png(unpatchify(_grey_out(patches, visible_indices)))
+        return encode_png(unpatchify(_grey_out(patches, visible_indices)))
     if view == "reconstruction":
-        return png(unpatchify(pixels))
-    removed = _removed(patches, visible_indices)
-    return png(unpatchify(np.where(removed, heat(error, patches.shape[1]), _dim(patches))))
+        return encode_png(unpatchify(pixels))
+    removed = _removal_mask(patches, visible_indices)
+    return encode_png(unpatchify(np.where(removed, heat(error, patches.shape[1]), _dim(patches))))
 
 
 def panel(patches: Bytes, pixels: Bytes, visible_indices: Indices) -> Bytes:
@@ -61,7 +61,7 @@ def sheet(panels: Sequence[Bytes]) -> Bytes:
 
 def composite(patches: Bytes, pixels: Bytes, visible_indices: Indices) -> Bytes:
     """The visible patches of an image [N, P], and the removed ones as predicted in `pixels` [N, P]: [N, P]."""
-    return np.where(_removed(patches, visible_indices), pixels, patches)
+    return np.where(_removal_mask(patches, visible_indices), pixels, patches)
 
 
 def heat(error: Floats, patch_dim: int) -> Bytes:
@@ -72,13 +72,13 @@ def heat(error: Floats, patch_dim: int) -> Bytes:
     return np.tile(colours.round().astype(np.uint8), patch_dim // 3)
 
 
-def _removed(patches: Bytes, visible_indices: Indices) -> NDArray[np.bool_]:
+def _removal_mask(patches: Bytes, visible_indices: Indices) -> NDArray[np.bool_]:
     """Whether each patch is removed, [N, 1]."""
     return removed_flags(visible_indices, len(patches)).astype(bool)[:, None]
 
 
 def _grey_out(patches: Bytes, visible_indices: Indices) -> Bytes:
-    return np.where(_removed(patches, visible_indices), np.uint8(GREY), patches)
+    return np.where(_removal_mask(patches, visible_indices), np.uint8(GREY), patches)
 
 
 def _dim(patches: Bytes) -> Bytes:

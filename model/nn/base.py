@@ -16,9 +16,9 @@ DECODER_PREFIXES = ("decoder", "mask_token")
 
 
 class Autoencoder(nn.Module, ABC):
-    """An encoder that sees the visible patches alone, and a decoder that predicts all of them.
+    """An encoder that sees the visible patches alone, and a decoder that predicts all patches.
 
-    A patch is P = p * p * 3 numbers in the order row, column, channel. With the patches goes their index in the image,
+    A patch is P = p * p * 3 numbers in the order row, column, channel. Beside each patch stands its index in the image,
     0 to N - 1. Every model that keeps this contract is trained, compiled and served alike.
     """
 

@@ -12,7 +12,7 @@ from model.nn.vit import patchify, unpatchify
 
 
 class ConvMaskedAutoencoder(Autoencoder):
-    """Residual encoder over an image without its removed patches, light upsampling decoder.
+    """A residual encoder over an image without its removed patches, and a light upsampling decoder.
 
     This is the simplest form in the literature: removed patches are zero, which after standardisation is the mean
     colour (context encoders, Pathak et al. 2016), and a mask token stands for them in the decoder. Features at removed
@@ -148,9 +148,9 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def _source_indices(visible_indices: Tensor, num_patches: int) -> Tensor:
-    """The visible patch that each of the N patches is, int [B, K] -> [B, N]: 0 for none, 1 + k for the k-th.
+    """Visible indices int [B, K] -> [B, N]: 0 for a removed patch, 1 + k for the k-th visible patch.
 
-    It is a comparison and a sum, since scattering does not convert with dynamic shapes everywhere.
+    It is computed by a comparison and a sum, since not every compiler converts scattering with dynamic shapes.
     """
     patches = torch.arange(num_patches, device=visible_indices.device, dtype=visible_indices.dtype)
     matches = (visible_indices[:, :, None] == patches).to(visible_indices.dtype)  # [B, K, N]

@@ -1,6 +1,6 @@
 """The graphs that get compiled: patches of bytes in, vectors or pixels in bytes out.
 
-Everything between lies inside the graph: standardisation, pooling, the error of each patch, and the way back to pixels.
+All steps in between lie in the graph: standardisation, pooling, the error of each patch, and the way back to pixels.
 So one byte per channel crosses to the device, and no host code can disagree with the model about the meaning of a
 pixel. The graphs take indices of patches instead of masks (see `model.masking`), since every compiler converts those
 with a dynamic batch and a dynamic K.

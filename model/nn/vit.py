@@ -11,7 +11,7 @@ from model.nn.base import Autoencoder, gather_vectors
 
 
 class MaskedAutoencoder(Autoencoder):
-    """Encoder over the visible patches, light decoder over all of them.
+    """An encoder over the visible patches, and a light decoder over all patches.
 
     It takes patches instead of images, so that the encoder computes nothing for removed ones. The tensors' names and
     shapes are upstream's, `patch_embed.proj` included.

@@ -1,4 +1,4 @@
-"""The options of training runs: all that shape the weights, and a few that do not."""
+"""The options of training runs: those that shape the weights, and a few that do not."""
 
 from __future__ import annotations
 

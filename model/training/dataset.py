@@ -54,7 +54,7 @@ class Augmentation:
         preprocessing: gives the filter of the resize.
         crop_scale: least share of an image that a crop keeps.
         mask_ratio: share of the patches that is removed; 0 for none.
-        strategy: how patches are chosen.
+        strategy: how the removed patches are chosen.
     """
 
     config: MAEConfig
@@ -154,7 +154,7 @@ class ImageDataset:
 
 
 class DataLoader:
-    """Batches from a given step on; threads decode a few steps ahead."""
+    """Batches of training samples; threads decode a few steps ahead."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""This process among the others of a run: several, as torchrun starts them, or one alone."""
+"""This process among the processes of a run: torchrun starts several; without it there is one alone."""
 
 from __future__ import annotations
 

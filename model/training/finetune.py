@@ -151,7 +151,7 @@ class FinetuningTask(Task):
         self._validated_step = 0
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
-        """The encoder with its trained head; a frozen encoder is the one of the start, decoder included."""
+        """The encoder with its trained head; a frozen encoder is that of the start, decoder included."""
         head = Head(self._head_config, *fold_batch_norm(_strip_prefix(state, HEAD)))
         if self._frozen:
             return replace(self._start, heads=replace(self._start.heads, head=head))
@@ -166,7 +166,7 @@ class FinetuningTask(Task):
         assert checkpoint.heads.head is not None
         result = self._validation.measure(checkpoint, checkpoint.heads.head, self._device)
         run.log({"step": step, **dict(zip(MEASURES, (result.loss, result.accuracy), strict=True))})
-        progress.note = f"val_accuracy {result.accuracy:.4f}"
+        progress.measurement = f"val_accuracy {result.accuracy:.4f}"
         progress.say(
             f"step {step}: {result.accuracy:.2%} of {result.images} held-out images right, loss {result.loss:.4f}"
         )
@@ -202,21 +202,21 @@ def without_decoder(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def restore_finetuning(
-    output: Path, recipe: FinetuningRecipe, given: set[str], folder: Path | None, validation: Path | None
+    output: Path, recipe: FinetuningRecipe, explicit: set[str], folder: Path | None, validation: Path | None
 ) -> tuple[FinetuningRecipe, Path, Path | None]:
     """Reads recipe, folder and validation folder of the run in `output`, for resuming it.
 
     Args:
         output: the run's folder.
         recipe: the options of the command that resumes it.
-        given: names of the options in `recipe` that the user gave.
+        explicit: names of the options in `recipe` that the user gave.
         folder: images to take instead of the run's folder, if they have moved.
         validation: the same for the held-out images.
 
     Raises:
         RunError: there is no run, an option would change it, or images or weights are not those of before.
     """
-    restored, images = restore_recipe(output, recipe, given)
+    restored, images = restore_recipe(output, recipe, explicit)
     folder = folder or Path(images["folders"][0])
     held_out: Mapping[str, Any] | None = images["validation"]
     if validation is None and held_out is not None:

@@ -204,20 +204,20 @@ def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str
 
 
 def restore_pretraining(
-    output: Path, recipe: Recipe, given: set[str], folders: Sequence[Path] | None
+    output: Path, recipe: Recipe, explicit: set[str], folders: Sequence[Path] | None
 ) -> tuple[Recipe, list[Path]]:
     """Reads recipe and folders of the run in `output`, for resuming it.
 
     Args:
         output: the run's folder.
         recipe: the options of the command that resumes it.
-        given: names of the options in `recipe` that the user gave.
+        explicit: names of the options in `recipe` that the user gave.
         folders: images to take instead of the run's folders, if they have moved.
 
     Raises:
         RunError: there is no run, an option would change it, or the images are not those of before.
     """
-    restored, images = restore_recipe(output, recipe, given)
+    restored, images = restore_recipe(output, recipe, explicit)
     folders = [Path(path) for path in images["folders"]] if not folders else list(folders)
     require_same_images(output, images, record_images(find_images(folders)[0], folders))
     return restored, folders

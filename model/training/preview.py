@@ -9,7 +9,7 @@ import torch
 
 from model.arrays import Bytes, Indices
 from model.checkpoints.checkpoint import Checkpoint
-from model.images.png import png
+from model.images.png import encode_png
 from model.images.preprocess import patches_of
 from model.images.render import panel, sheet
 from model.masking import choose_visible, restore_indices_for
@@ -50,4 +50,4 @@ class Preview:
                 latent, torch.from_numpy(restore_indices), torch.from_numpy(self._patches)
             )
         panels = map(panel, self._patches, pixels.numpy(), self._visible_indices)
-        return png(sheet(list(panels)))
+        return encode_png(sheet(list(panels)))

@@ -18,7 +18,7 @@ class TrainingProgress:
 
     def __init__(self, quiet: bool) -> None:
         """Shows nothing if `quiet`, as all processes but one should be."""
-        self.note = ""
+        self.measurement = ""
         """The latest measurement, shown beside the loss."""
         self._quiet = quiet
         self._console = Console(stderr=True)
@@ -43,8 +43,8 @@ class TrainingProgress:
             rate: images per second.
             seconds_left: time to the end of the schedule.
         """
-        note = f"  {self.note}" if self.note else ""
-        status = f"step {step}  loss {loss:.4f}{note}  {rate:.1f} images/s  {format_duration(seconds_left)} left"
+        measurement = f"  {self.measurement}" if self.measurement else ""
+        status = f"step {step}  loss {loss:.4f}{measurement}  {rate:.1f} images/s  {format_duration(seconds_left)} left"
         self._bar.update(self._task, completed=done, status=status)
         if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()

@@ -52,7 +52,7 @@ class Run:
         self._metrics: Any = None
 
     def begin(self, recipe: TrainingConfig, data: Mapping[str, Any]) -> None:
-        """Makes the folder, and records what the run is about to do.
+        """Makes the folder, and records the options and the images of the run.
 
         Args:
             recipe: the options.
@@ -125,13 +125,13 @@ class Run:
             self._board.close()
 
 
-def restore_recipe(folder: Path, recipe: C, given: set[str]) -> tuple[C, dict[str, Any]]:
+def restore_recipe(folder: Path, recipe: C, explicit: set[str]) -> tuple[C, dict[str, Any]]:
     """Reads the recipe of the run in `folder`, for resuming it.
 
     Args:
         folder: the run's folder.
         recipe: the options of the command that resumes it.
-        given: names of the options in `recipe` that the user gave. They replace those of the run if `CHANGEABLE`.
+        explicit: names of the options in `recipe` that the user gave. They replace those of the run if `CHANGEABLE`.
 
     Returns:
         The recipe, and the record of the images that the run was begun with.
@@ -144,14 +144,16 @@ def restore_recipe(folder: Path, recipe: C, given: set[str]) -> tuple[C, dict[st
         raise RunError(f"{folder} holds no run to resume: it has no {RECIPE}")
     record = json.loads(path.read_bytes())
     try:
-        begun = type(recipe)(**record["recipe"])
+        original = type(recipe)(**record["recipe"])
     except ValidationError as error:
         raise RunError(f"{folder} holds a run of another command") from error
-    for name in sorted(given - CHANGEABLE):
-        if getattr(recipe, name) != getattr(begun, name):
-            raise RunError(f"{folder} was begun with {name} {getattr(begun, name)}: it cannot go on with another one")
-    changes = {name: getattr(recipe, name) for name in given & CHANGEABLE}
-    return begun.model_copy(update=changes), record["data"]
+    for name in sorted(explicit - CHANGEABLE):
+        if getattr(recipe, name) != getattr(original, name):
+            raise RunError(
+                f"{folder} was begun with {name} {getattr(original, name)}: it cannot go on with another one"
+            )
+    changes = {name: getattr(recipe, name) for name in explicit & CHANGEABLE}
+    return original.model_copy(update=changes), record["data"]
 
 
 def record_images(images: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def record_images(images: Sequence[str], folders: Sequence[Path]) -> dict[str, A
     return {"folders": [str(path.absolute()) for path in folders], "images": len(images), "names": names}
 
 
-def require_same_images(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises RunError unless the images recorded `now` are those that the run in `folder` was begun with."""
-    if now["names"] != begun["names"]:
-        raise RunError(f"{folder} was begun with {begun['images']} images; those found now are not the same")
+def require_same_images(folder: Path, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises RunError unless `current` names the same images as `recorded`, the record of the run in `folder`."""
+    if current["names"] != recorded["names"]:
+        raise RunError(f"{folder} was begun with {recorded['images']} images; those found now are not the same")

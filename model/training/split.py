@@ -1,4 +1,4 @@
-"""Labelled images of a fine-tuning run, split in a part to learn from and a part to measure accuracy on."""
+"""Labelled images of a fine-tuning run, split into a part to learn from and a part to measure accuracy on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.images.folders import Labelled, labelled_images
+from model.images.folders import LabelledImages, labelled_images
 from model.training.run import RunError, record_images
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class LabelledSplit(NamedTuple):
     """Images and classes in two parts that share no image."""
 
-    training: Labelled
-    validation: Labelled | None
+    training: LabelledImages
+    validation: LabelledImages | None
     images: dict[str, Any]
     """The record of both parts' images, for the run's recipe.json."""
 
@@ -34,7 +34,7 @@ def split_images(folder: Path, validation: Path | None, share: float, seed: int)
         seed: decides which images are held out.
 
     Raises:
-        RunError: there is only one class, or nothing that could be held out.
+        RunError: there is only one class, or no image can be held out.
         ClassFolderError, FileNotFoundError, NotADirectoryError: as `labelled_images`.
     """
     labelled = labelled_images(folder)
@@ -66,12 +66,12 @@ def choose_held_out(labels: list[int], share: float, seed: int) -> set[int]:
     return chosen
 
 
-def select(labelled: Labelled, indices: Iterable[int]) -> Labelled:
+def select(labelled: LabelledImages, indices: Iterable[int]) -> LabelledImages:
     """The images with these indices, in the same order."""
     ordered = sorted(indices)
     return labelled._replace(paths=[labelled.paths[i] for i in ordered], labels=[labelled.labels[i] for i in ordered])
 
 
-def _warn(labelled: Labelled) -> None:
+def _warn(labelled: LabelledImages) -> None:
     for path, reason in labelled.refused:
         log.warning("skipped: %s: %s", path, reason)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class DivergedError(RunError):
-    """The loss is not a finite number any more."""
+    """The loss is not a number (NaN) any more."""
 
 
 class Interrupted(Exception):
@@ -58,7 +58,7 @@ class Task(ABC):
         images: the record of the images for the run's recipe.json.
         measures: names of the columns that `report` adds to metrics.csv.
         report_minutes: minutes from one report to the next.
-        ema: decay per step of the weights' moving average, which is then what is served; 0 for none.
+        ema: decay per step of the weights' moving average, which is then served in their place; 0 for none.
     """
 
     objective: nn.Module
@@ -76,11 +76,11 @@ class Task(ABC):
 
     @abstractmethod
     def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> None:
-        """Shows or measures what the model can do after `step` steps; the main process alone calls it."""
+        """Shows or measures the model's quality after `step` steps; the main process alone calls it."""
 
 
 class Trainer:
-    """Trains the model of a task, and saves what is needed to go on after an interruption."""
+    """Trains the model of a task, and saves its state, so that it can go on after an interruption."""
 
     def __init__(
         self, task: Task, config: TrainingConfig, context: DistributedContext, run: Run, progress: TrainingProgress
@@ -115,8 +115,8 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; the state was saved.
-            DivergedError: the loss is not a number; what was saved last is whole.
-            OSError: a file cannot be written, as when the disk is full; what was saved last is whole.
+            DivergedError: the loss is not a number; the last checkpoint is whole.
+            OSError: a file cannot be written, as when the disk is full; the last checkpoint is whole.
         """
         context, config = self._context, self._config
         if context.is_main:
@@ -186,7 +186,7 @@ class Trainer:
         self._task.report(self.step, self.checkpoint(), self._run, self._progress)
 
     def _wrap(self, objective: nn.Module) -> Callable[..., Tensor]:
-        """The objective, distributed over the processes and compiled where that is wanted."""
+        """Distributes the objective over the processes, and compiles it if the config says so, by default on CUDA."""
         device, compiled = self._context.device, self._config.compile
         wrapped: nn.Module = objective
         if self._context.world_size > 1:
@@ -272,6 +272,13 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def resolve_precision(config: TrainingConfig, device: torch.device) -> str:
+    """The arithmetic of matrix products on `device`: the config's, or the default for the device."""
+    if config.precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return config.precision
+
+
 class _Window:
     """Sums over the steps since the last line of metrics."""
 
@@ -284,10 +291,3 @@ class _Window:
         self.steps += 1
         self.loss += loss
         self.norm += norm
-
-
-def resolve_precision(config: TrainingConfig, device: torch.device) -> str:
-    """The arithmetic of matrix products on `device`: the config's, or the default for the device."""
-    if config.precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return config.precision

@@ -13,7 +13,7 @@ from model.arrays import Bytes
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.heads import POOL_INDEX, Head
 from model.config import MAEConfig, Preprocessing
-from model.images.folders import Labelled
+from model.images.folders import LabelledImages
 from model.images.preprocess import patches_of
 from model.masking import all_indices
 from model.nn.serving import EncoderGraph
@@ -38,7 +38,7 @@ class ValidationResult(NamedTuple):
 class Validation:
     """Held-out images; each measurement decodes and classifies them anew."""
 
-    def __init__(self, labelled: Labelled, config: MAEConfig, preprocessing: Preprocessing, threads: int) -> None:
+    def __init__(self, labelled: LabelledImages, config: MAEConfig, preprocessing: Preprocessing, threads: int) -> None:
         """Takes the images, which `threads` threads decode."""
         self._dataset = ImageDataset(labelled.paths, labelled.labels)
         self._decode = partial(patches_of, config=config, preprocessing=preprocessing)

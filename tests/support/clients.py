@@ -1,4 +1,4 @@
-"""Clients of a live server: many requests at once, each with an image of one grey."""
+"""Clients of a live server: many requests at once, each with an image in one shade of grey."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ SIDE = 224
 
 
 def grey(value: int) -> bytes:
-    """A PNG of one grey, 0 to 255. The fake engine embeds it as `value`."""
+    """A PNG in the shade of grey `value`, 0 to 255. The fake engine embeds it as `value`."""
     out = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (value, value, value)).save(out, "PNG")
     return out.getvalue()

@@ -1,6 +1,7 @@
-"""Tests that cost seconds are marked; `--fast` leaves them out, and all others are held to being cheap.
+"""Guards for the markers of costly tests: `--fast` leaves those tests out, and all other tests must be cheap.
 
-A test that is not marked and starts a process fails, in every run; one that exports or converts a model, in a fast run.
+A test without a marker that starts a process fails in every run. In a fast run, so does a test that exports or converts
+a model.
 """
 
 import sys
@@ -12,24 +13,24 @@ from unittest.mock import patch
 import pytest
 
 COSTLY = ("live", "converts", "slow")
-"""Markers of what a fast run leaves out."""
-# Python announces under these names what starts a process, whoever calls it: see sys.addaudithook.
+"""Markers of the tests that a fast run leaves out."""
+# The events that Python raises before any code starts a process: see sys.addaudithook.
 PROCESS_EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec")
 
 
 def is_costly(item: pytest.Item) -> bool:
-    """Whether it has one of the markers."""
+    """Whether a test has one of the markers."""
     return any(item.get_closest_marker(name) for name in COSTLY)
 
 
 def deselect_costly(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps the cheap tests of a collection."""
+    """Removes the costly tests from a collection."""
     config.hook.pytest_deselected(items=[item for item in items if is_costly(item)])
     items[:] = [item for item in items if not is_costly(item)]
 
 
-class _Watch:
-    """An audit hook, which stays as long as the process does; it refuses while `active`."""
+class _ProcessGuard:
+    """An audit hook, which stays as long as the process does; while `active`, it fails a test that starts a process."""
 
     def __init__(self) -> None:
         self.active = False
@@ -45,23 +46,23 @@ class _Watch:
             _fail(f"{event}{arguments[:2]}", "live")
 
 
-_watch = _Watch()
+_process_guard = _ProcessGuard()
 
 
 @contextmanager
-def processes_refused(refused: bool = True) -> Iterator[None]:
-    """Fails whatever starts a process, or lets it."""
-    _watch.install()
-    before, _watch.active = _watch.active, refused
+def refuse_processes(refused: bool = True) -> Iterator[None]:
+    """Fails a test that starts a process inside the context; with `refused` False, allows it there."""
+    _process_guard.install()
+    before, _process_guard.active = _process_guard.active, refused
     try:
         yield
     finally:
-        _watch.active = before
+        _process_guard.active = before
 
 
 @contextmanager
-def conversions_refused() -> Iterator[None]:
-    """Fails whatever exports a program or converts one. Imports torch and OpenVINO."""
+def refuse_conversions() -> Iterator[None]:
+    """Fails a test that exports or converts a program inside the context. Imports torch and OpenVINO."""
     import openvino
     import torch
 
@@ -72,5 +73,5 @@ def conversions_refused() -> Iterator[None]:
         yield
 
 
-def _fail(what: str, marker: str) -> NoReturn:
-    pytest.fail(f"{what}: the test needs the marker {marker!r}")
+def _fail(call: str, marker: str) -> NoReturn:
+    pytest.fail(f"{call}: the test needs the marker {marker!r}")

@@ -1,4 +1,4 @@
-"""Engines for tests of what stands around them: small, quick, and as obedient as the test wants."""
+"""A fake engine for tests of the code around an engine, and small models for tests of real engines."""
 
 import threading
 import time
@@ -37,12 +37,12 @@ NARROW = MAEConfig(
     decoder_depth=1,
     decoder_num_heads=2,
 )
-"""16 patches of 8 x 8: small, and still with heads and blocks to get wrong."""
+"""16 patches of 8 x 8. The model is small, and still has several heads and blocks, in which errors would show."""
 
 
 def write_narrow(folder: Path) -> Path:
-    """Weights of NARROW, all of them random, biases too."""
-    import torch  # here: other tests do without
+    """Writes weights of NARROW, all of them random, biases too."""
+    import torch  # imported here, since other tests do without torch
 
     from model.checkpoints.checkpoint import Checkpoint, save
     from model.nn import build_model
@@ -56,7 +56,7 @@ def write_narrow(folder: Path) -> Path:
 
 
 def write_resnet(folder: Path) -> Path:
-    """A fresh resnet_tiny: the same bytes each time, so that an engine cache needs one entry for it."""
+    """Writes a fresh resnet_tiny: the same bytes each time, so that an engine cache needs one entry for it."""
     import torch
 
     from model.checkpoints.checkpoint import Checkpoint, save
@@ -94,10 +94,16 @@ def with_changes(settings: EngineSettings, **changes: Any) -> EngineSettings:
 
 
 class FakeEngine:
-    """Answers each image by its first byte, and keeps a diary of its batches.
+    """An `Engine` whose outputs repeat the first byte of each image, and which records its batches.
 
-    A vector repeats the byte; so does an error, and pixels are the image's own. `before` is called with the batch's
-    bytes before it is answered: it may sleep, raise, or wait for a gate.
+    Vectors, tokens and errors repeat that byte, and pixels are the image's own.
+
+    Args:
+        preferred_batch: for the info.
+        lanes: for the info.
+        before: called with the first bytes of a batch before it runs; it may sleep, raise, or wait for a `Gate`.
+        not_a_number: the first byte of images whose outputs are NaN.
+        config: for the info.
     """
 
     def __init__(
@@ -110,8 +116,8 @@ class FakeEngine:
     ) -> None:
         self.info = fake_info(config, lanes=lanes, preferred_batch=preferred_batch)
         self.batches: list[tuple[str, int, list[int]]] = []
-        """Of each batch: operation, K, the images' bytes."""
-        self.running = self.most_running = 0
+        """The operation, K and the images' first bytes of each batch."""
+        self.running = self.max_running = 0
         self._before = before
         self._not_a_number = not_a_number
         self._lock = threading.Lock()
@@ -130,7 +136,7 @@ class FakeEngine:
         with self._lock:
             self.batches.append((operation, visible_indices.shape[1], images))
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
+            self.max_running = max(self.max_running, self.running)
         try:
             self._before(images)
         finally:
@@ -142,6 +148,6 @@ class FakeEngine:
         return np.broadcast_to(first.reshape(-1, *(1 for _ in shape)), (len(first), *shape)).copy()
 
 
-def costing(call_s: float, image_s: float = 0.0) -> Callable[[list[int]], None]:
-    """For `before`: a batch takes `call_s`, and `image_s` more for each image."""
+def sleep_per_batch(call_s: float, image_s: float = 0.0) -> Callable[[list[int]], None]:
+    """Makes a `before` that sleeps `call_s` for each batch, and `image_s` more for each image."""
     return lambda images: time.sleep(call_s + image_s * len(images))

@@ -1,4 +1,4 @@
-"""Serves an engine that misbehaves on purpose: FAKE says how. Everything else is the real server."""
+"""The real server with a fake engine, which misbehaves as the environment variable FAKE says."""
 
 import os
 import sys
@@ -13,11 +13,14 @@ from service.settings import load_settings
 from tests.support.engines import FakeEngine
 
 POISON = 201
-"""An image of this grey is the one that the engine stumbles over."""
+"""The shade of grey of an image that makes the engine fail."""
 
 
-class StumblingEngine(FakeEngine):
-    """Vectors of the patches' mean, tokens of a patch's and its place; costs a given time; stumbles as FAKE says."""
+class FailingEngine(FakeEngine):
+    """An engine whose batches take `seconds`, and which fails as `kind` says where an image has the grey POISON.
+
+    A vector repeats the mean of the image's visible patches; a token repeats the mean of its patch plus its index.
+    """
 
     def __init__(self, kind: str, seconds: float, batch: int) -> None:
         super().__init__(batch, config=PRESETS["mae_tiny"])
@@ -54,7 +57,7 @@ def build(settings, progress):
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":
         raise RuntimeError("out of memory, say")
-    engine = StumblingEngine(kind, seconds, settings.max_batch or 16)
+    engine = FailingEngine(kind, seconds, settings.max_batch or 16)
     if kind == "unopenable":
         del engine.info
     return ServedModel(engine)

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -> bytes:
-    """`image`, or its pixels uint8 [H, W, 3], as a file of Pillow's format `form`, which `options` are for."""
+    """`image`, or its pixels uint8 [H, W, 3], as a file in Pillow's format `form`, written with `options`."""
     out = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, form, **options)
     return out.getvalue()

@@ -20,7 +20,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def import_graph(files: Mapping[str, Path]) -> Graph:
-    """What each module imports from the others, wherever the import stands: in functions and for types, too."""
+    """The modules that each module imports, wherever the import stands: in functions and for types, too."""
     return {name: set(_imported(name, path, files)) - {name} for name, path in files.items()}
 
 
@@ -40,15 +40,16 @@ def _imported(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]
                     yield source
 
 
-def rooms(graph: Graph, package: str) -> Graph:
-    """The graph of a package's files and folders, seen from one level: what lies deeper counts for its folder."""
+def top_level_graph(graph: Graph, package: str) -> Graph:
+    """The graph of a package's own files and folders; a module that lies deeper counts for its folder."""
 
-    def room(module: str) -> str | None:
+    def top_level(module: str) -> str | None:
         inner = module.removeprefix(f"{package}.")
         return inner.split(".")[0] if inner != module else None
 
     result: Graph = {}
     for module, targets in graph.items():
-        if (source := room(module)) is not None:
-            result.setdefault(source, set()).update(r for t in targets if (r := room(t)) is not None and r != source)
+        if (source := top_level(module)) is not None:
+            imported = {name for target in targets if (name := top_level(target)) is not None}
+            result.setdefault(source, set()).update(imported - {source})
     return result

@@ -1,6 +1,6 @@
-"""Which instructions the CPU has, and how its libraries are kept from using the newer ones.
+"""The instructions that the CPU has, and the environment that keeps libraries from using the newer ones.
 
-Told from the operating system and the environment, not from OpenVINO: it is the oracle for what OpenVINO is said to do.
+The operating system and the environment tell them, not OpenVINO: the module is the oracle for tests of OpenVINO.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ LEVELS: dict[str, tuple[str, dict[str, str]]] = {
     "AVX512_CORE_VNNI": ("avx512_vnni", {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"}),
     "AVX512_CORE_BF16": ("avx512_bf16", {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3"}),
 }
-"""By oneDNN's name, ascending: the flag in /proc/cpuinfo that a CPU must have, and what limits torch and MKL alike."""
+"""Levels by oneDNN's name, ascending: the flag in /proc/cpuinfo that a CPU must have, and the environment variables
+that limit torch and MKL to the same level."""
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16"}
 VNNI = {"avx512_vnni", "avx_vnni"}
 
@@ -28,7 +29,7 @@ def environment_of(level: str) -> dict[str, str]:
 
 
 def expected_bf16(level: str | None) -> str | None:
-    """What a wish for bf16 comes to at `level` on this CPU, which has AVX-512; None where OpenVINO has no kernel.
+    """The precision that the hint `bf16` leads to at `level` on this CPU, which has AVX-512; None without a kernel.
 
     Without a level, the CPU's own instructions count.
     """

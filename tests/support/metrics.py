@@ -1,4 +1,4 @@
-"""An exposition as Prometheus reads it: by prometheus-client's own parser."""
+"""Readers of a metrics exposition, by prometheus-client's own parser."""
 
 from collections.abc import Iterator
 
@@ -20,5 +20,5 @@ def samples(exposition: str | bytes) -> Iterator[Sample]:
 
 
 def sample(exposition: str | bytes, name: str, **labels: str) -> float:
-    """The sum of a sample over those labels that are not given; 0 if there is none."""
-    return sum(one.value for one in samples(exposition) if one.name == name and labels.items() <= one.labels.items())
+    """The sum of the samples `name` that have these labels, whatever their other labels; 0 if there is none."""
+    return sum(s.value for s in samples(exposition) if s.name == name and labels.items() <= s.labels.items())

@@ -1,7 +1,7 @@
-"""A CPU that stands in for a GPU, in tests alone: streams that are always up to date, and recordings.
+"""A CPU that stands in for a GPU in tests: its streams run each operation at once, and its graphs can be replayed.
 
-A recording behaves as a CUDA graph does: it holds the operations of the time of recording with the memory that they
-read and wrote, runs nothing else when it is replayed, and knows nothing of what happens around it.
+A recording behaves as a CUDA graph does: it holds the operations of the time of recording and the memory that they
+read and wrote, and a replay runs these operations alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class Stream:
 
 
 class Graph:
-    """What was recorded, as functions to call again."""
+    """A recording: its operations as functions to call again."""
 
     recording: "Graph | None" = None
 
@@ -44,25 +44,27 @@ class Graph:
 
 
 class Recorder(TorchDispatchMode):
+    """Runs torch's operations, and adds each to a recording."""
+
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
 
-        def again() -> None:
+        def repeat() -> None:
             fresh = func(*args, **(kwargs or {}))
-            for old, new in zip(tree_leaves(made), tree_leaves(fresh), strict=True):
+            for old, new in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
-        self.graph.steps.append(again)
-        return made
+        self.graph.steps.append(repeat)
+        return result
 
 
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda, as far as a `DeviceEngine` uses it, on the CPU."""
+    """Replaces torch.cuda, as far as a `DeviceEngine` uses it, by stand-ins on the CPU."""
     streams = [Stream()]
 
     @contextmanager

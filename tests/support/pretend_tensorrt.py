@@ -1,6 +1,6 @@
-"""TensorRT's runtime, as far as we use it, in tests alone: "engines" are names, run by torch on the CPU.
+"""A stand-in for TensorRT's runtime, as far as we use it: an engine's file holds a name, and torch runs that graph.
 
-It is strict where TensorRT is, or where it would do something undefined without a word.
+The stand-in is strict where TensorRT is strict, and where TensorRT would silently do something undefined.
 """
 
 import ctypes
@@ -26,11 +26,11 @@ OUTPUTS = {
     "decoder": {"pixels": np.float16, "error": np.float32},
 }
 MEMORY = {"encoder": 4096, "encoder_padded": 2048, "decoder": 1024}
-"""Bytes that a context needs."""
+"""Bytes that a context of each engine needs under its first profile."""
 
 
 def runtime(graphs: Mapping[str, nn.Module], profiles: Mapping[str, tuple[Profile, ...]]) -> Any:
-    """The module; it knows the engines that are named in `graphs`."""
+    """Makes the stand-in for the module `tensorrt`; it knows the engines that `graphs` names."""
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3)
@@ -70,7 +70,7 @@ class Engine:
 
 
 class Context:
-    """One of an engine's; `runs` counts its batches by profile."""
+    """An execution context of an engine; `runs` counts its batches."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -92,9 +92,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         profile = self.engine.profiles[self.profile]
-        least, _, most = profile.shapes(*self._dims(name, shape)).values()
-        if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
-            self.engine.logger.log(1, f"{name} {shape} is not within {least} and {most}")
+        smallest, _, largest = profile.shapes(*self._dims(name, shape)).values()
+        if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+            self.engine.logger.log(1, f"{name} {shape} is not within {smallest} and {largest}")
             return False
         self.shapes[name] = shape
         return True
@@ -125,8 +125,8 @@ class Context:
         self.runs += 1
         name = self.engine.name
         inputs = [self._memory(tensor, self.shapes[tensor], dtype) for tensor, dtype in INPUTS[name].items()]
-        found = self.engine.graph(*(torch.from_numpy(array.copy()) for array in inputs))
-        for (tensor, dtype), value in zip(OUTPUTS[name].items(), found, strict=True):
+        outputs = self.engine.graph(*(torch.from_numpy(array.copy()) for array in inputs))
+        for (tensor, dtype), value in zip(OUTPUTS[name].items(), outputs, strict=True):
             assert value.numpy().dtype == dtype
             self._memory(tensor, tuple(value.shape), dtype)[...] = value.numpy()
 

@@ -1,6 +1,6 @@
-"""Everything public, one fact a line, computed from the code.
+"""The public contract, one item per line, computed from the code.
 
-The module run as a script (COMMAND) writes it to tests/data/public_contract.txt, where a test compares it.
+The module run as a script (COMMAND) writes it to tests/data/public_contract.txt, and a test compares the two.
 """
 
 import os
@@ -51,7 +51,7 @@ def public_contract() -> str:
 
 
 def settings() -> Iterator[str]:
-    """Names and defaults."""
+    """Names and defaults of the settings."""
     for name, field in Settings.model_fields.items():
         yield f"{PREFIX}{name.upper()} = {default_of(field)}"
 
@@ -110,7 +110,7 @@ def operations(openapi: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str,
 
 
 def ask(api: FastAPI) -> dict[str, Any]:
-    """Answers of a running app to what OpenAPI does not describe in full, by method and path."""
+    """Answers of a running app on the paths that OpenAPI does not describe in full, by method and path."""
     with TestClient(api) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
@@ -145,7 +145,7 @@ def schema_keys(schema: Mapping[str, Any], openapi: Mapping[str, Any], before: s
 
 
 def value_keys(value: Any, before: str = "") -> Iterator[str]:
-    """The same of a value, without the names of libraries, which are not ours."""
+    """The keys of a JSON value, without the names of libraries, which are not ours."""
     if isinstance(value, Mapping) and before != "engine.versions":
         for name, inner in value.items():
             key = f"{before}.{name}".removeprefix(".")
@@ -154,7 +154,7 @@ def value_keys(value: Any, before: str = "") -> Iterator[str]:
 
 
 def errors(answers: Mapping[str, Any]) -> Iterator[str]:
-    """Codes with their statuses, and what their headers ask of a client."""
+    """Codes with their statuses, and the headers that tell a client how to go on."""
     ours = [error for error in classes(ServiceError) if error.__module__.startswith("service.")]  # not a test's own
     for error in ours:
         headers = {name: value for name, value in error("").headers.items() if name in ("retry-after", "connection")}

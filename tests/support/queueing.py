@@ -35,7 +35,7 @@ class Call:
         self._scheduler.put(self.request, index, patches, visible_indices)
 
     def put_all(self, numbers: list[int], visible: int = 4) -> None:
-        """An image of one grey for each of `numbers`."""
+        """Puts an image in one shade of grey for each of `numbers`."""
         for index, number in enumerate(numbers):
             patches = image(number, 4 if self.request.operation == "reconstruct" else visible)
             self.put(index, patches, ALL_FOUR[:visible])
@@ -45,7 +45,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def admitted(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
+def admit(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
     """Admits a request, and releases it in the end."""
     pending = PendingResults(count)
     request = scheduler.admit(operation, count, deadline, pending)
@@ -59,32 +59,32 @@ def admitted(scheduler: Scheduler, count: int, operation: Any = "embed", deadlin
 async def ask(
     scheduler: Scheduler, *numbers: int, visible: int = 4, operation: Any = "embed", deadline: float = math.inf
 ) -> list[Any]:
-    with admitted(scheduler, len(numbers), operation, deadline) as call:
+    with admit(scheduler, len(numbers), operation, deadline) as call:
         call.put_all(list(numbers), visible)
         return await call.results()
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
-    """A started scheduler, whose queue must be empty in the end."""
+async def run_scheduler(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
+    """Runs a scheduler, whose queue must be empty in the end."""
     scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images), **settings)
     scheduler.start()
     try:
         yield scheduler
         assert gauge(scheduler, "mae_queue_images") == 0
-        assert reserved(scheduler) == 0
+        assert reserved_images(scheduler) == 0
     finally:
         scheduler.stop(5)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-def reserved(scheduler: BatchScheduler) -> int:
-    """Images that hold room in the queue."""
+def reserved_images(scheduler: BatchScheduler) -> int:
+    """Number of images that have room reserved in the queue."""
     return scheduler._images.used
 
 
 def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:
-    """As Prometheus would see it."""
+    """The value of a gauge in the metrics exposition."""
     return sample(scheduler._metrics.render(), name, **labels)
 
 
@@ -93,7 +93,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Gate:
-    """Holds every batch up until it is opened; `before` of an engine."""
+    """Holds up every batch until it is opened. It serves as the `before` of a `FakeEngine`."""
 
     def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ class Gate:
         assert await asyncio.to_thread(self.reached.wait, 10)
 
 
-async def settled() -> None:
+async def run_ready_tasks() -> None:
     """Lets every task run until it waits for something."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Running the training commands: in this process where that is enough, in a process of its own where signals matter."""
+"""Runs the training commands in this process, or in another where a test needs signals or several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a condition on the event loop: a test says what must come true, not how long it takes."""
+"""Waiting for a condition on the event loop: a test names the condition, not the time that it takes."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""An engine on an NVIDIA GPU: by TensorRT, or by torch where TensorRT is missing or fails."""
+"""Building an engine on an NVIDIA GPU, by TensorRT, or by torch where TensorRT is missing or fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model.engines.job import ConversionJob, LoadedModel, ModelSpec
 from model.engines.outputs import EngineOutputs
 
 DEFAULT_BATCH, DEFAULT_LANES = 64, 2
-"""Two lanes, so that one's copies overlap the other's computing."""
+"""Images per batch and number of lanes: with two lanes, the copies of one overlap the computing of the other."""
 
 
 def build_tensorrt(context: BuildContext) -> DeviceEngine:
@@ -35,10 +35,10 @@ def build_tensorrt(context: BuildContext) -> DeviceEngine:
     settings, source = context.settings, context.source
     distribution = identity.installed_distribution()
     assert distribution is not None, "choose_backend has looked"
-    runtime, card = identity.tensorrt_runtime(distribution), identity.this_gpu()
+    runtime, gpu = identity.tensorrt_runtime(distribution), identity.this_gpu()
     precision, max_batch_size = _precision(context), settings.max_batch or DEFAULT_BATCH
     ingredients = tensorrt_ingredients(
-        context.model, source.digest, precision, max_batch_size, card, distribution, runtime.__version__
+        context.model, source.digest, precision, max_batch_size, gpu, distribution, runtime.__version__
     )
     job = ConversionJob(context.model, "tensorrt", precision, max_batch_size)
     folder = context.obtain_entry(f"tensorrt-{fingerprint(ingredients)}", job)
@@ -48,9 +48,9 @@ def build_tensorrt(context: BuildContext) -> DeviceEngine:
         precision,
         **_sizes(context, model.config),
         entry=folder.name,
-        libraries={distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": card.driver},
+        libraries={distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": gpu.driver},
     )
-    context.progress(f"loading the TensorRT engines of {source.name} onto {card.name}")
+    context.progress(f"loading the TensorRT engines of {source.name} onto {gpu.name}")
     try:
         engine = DeviceEngine(TensorRTGraphs(folder, info, runtime), info, settings.cuda_graphs)
         context.check(engine, read_reference(folder), (1, max_batch_size))
@@ -82,18 +82,18 @@ def tensorrt_ingredients(
     digest: str,
     precision: Precision,
     max_batch_size: int,
-    card: identity.Gpu,
+    gpu: identity.Gpu,
     distribution: str,
     runtime: str,
 ) -> dict[str, object]:
     """All that a TensorRT engine depends on, for its fingerprint.
 
     Args:
-        model: the model, and what the operator says about it.
+        model: the model, and the operator's options for it.
         digest: SHA-256 of the weights.
-        precision: of the matrix products.
+        precision: the precision of the matrix products.
         max_batch_size: the largest batch.
-        card: the GPU.
+        gpu: the GPU that the engine is built on.
         distribution: the package that builds the engine.
         runtime: the version of the module that runs it.
     """
@@ -103,10 +103,18 @@ def tensorrt_ingredients(
         "code": code_digest("tensorrt"),
         "precision": precision,
         "max_batch_size": max_batch_size,
-        "gpu": asdict(card),
+        "gpu": asdict(gpu),
         "distribution": distribution,
         "versions": {name: version(name) for name in ("torch", distribution)} | {"tensorrt": runtime},
     }
+
+
+def supports_padding(config: MAEConfig, max_batch_size: int) -> bool:
+    """Whether a batch may hold images with different numbers of visible patches.
+
+    On a GPU small batches cost nearly as much as full ones. On a CPU they do not, and padding gains nothing there.
+    """
+    return config.family == "vit" and max_batch_size > 1
 
 
 def _precision(context: BuildContext) -> Precision:
@@ -121,11 +129,3 @@ def _sizes(context: BuildContext, config: MAEConfig) -> dict[str, Any]:
         "max_batch_size": max_batch_size,
         "mixes": supports_padding(config, max_batch_size),
     }
-
-
-def supports_padding(config: MAEConfig, max_batch_size: int) -> bool:
-    """Whether a batch may hold images with different numbers of visible patches.
-
-    On a GPU small batches cost nearly as much as full ones. On a CPU they do not, and padding gains nothing there.
-    """
-    return config.family == "vit" and max_batch_size > 1

@@ -64,12 +64,12 @@ class DeviceEngine:
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
-        with self._encoded(lane, patches, visible_indices) as buffers:
+        with self._encode(lane, patches, visible_indices) as buffers:
             return buffers.receive("pooled", len(patches))
 
     def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.tokens`."""
-        with self._encoded(lane, patches, visible_indices) as buffers:
+        with self._encode(lane, patches, visible_indices) as buffers:
             return buffers.receive("latent", len(patches), 1 + visible_indices.shape[1])[:, 1:]
 
     def reconstruct(self, lane: int, patches: Bytes, visible_indices: Indices) -> tuple[Bytes, Floats]:
@@ -92,7 +92,7 @@ class DeviceEngine:
             return buffers.receive("pixels", batch), buffers.receive("error", batch)
 
     @contextmanager
-    def _encoded(self, lane: int, patches: Bytes, visible_indices: Indices) -> Iterator[Lane]:
+    def _encode(self, lane: int, patches: Bytes, visible_indices: Indices) -> Iterator[Lane]:
         batch, visible = visible_indices.shape
         buffers, padded = self._lanes[lane], self._is_padded(visible_indices)
         with self._on_stream(buffers):
@@ -108,7 +108,11 @@ class DeviceEngine:
             yield
 
     def _is_padded(self, visible_indices: Indices) -> bool:
-        """Whether images of the batch differ in their number of visible patches. Checks every batch."""
+        """Whether images of the batch differ in their number of visible patches.
+
+        Raises:
+            EngineError: the batch is too large, or is padded and the engine takes no padding.
+        """
         if len(visible_indices) > self.info.preferred_batch:
             raise EngineError(
                 f"{len(visible_indices)} images in one batch: the engine takes {self.info.preferred_batch}"
@@ -119,7 +123,7 @@ class DeviceEngine:
         return padded
 
     def _run_size(self, lane: Lane, work: Work, batch: int, visible: int) -> int:
-        """The size of the batch that is run: the least recorded one that holds `batch` images, or else `batch`."""
+        """The size of the batch that is run: the least recorded size that holds `batch` images, or else `batch`."""
         recorded = (size for size in _recorded_sizes(self.info.preferred_batch) if (work, size, visible) in lane.graphs)
         return next((size for size in recorded if size >= batch), batch)
 
@@ -137,8 +141,8 @@ class DeviceEngine:
         patches = lane.on_device("patches", batch)
         if work == "reconstruct":
             flat_indices = lane.on_device("flat_indices", batch, visible).flatten()
-            rows = visible_patches.view(batch * visible, p)
-            torch.index_select(patches.view(batch * n, p), 0, flat_indices, out=rows)
+            flat_visible = visible_patches.view(batch * visible, p)
+            torch.index_select(patches.view(batch * n, p), 0, flat_indices, out=flat_visible)
         visible_indices = lane.on_device("visible_indices", batch, visible)
         self._graphs.encode(
             lane.number, visible_patches, visible_indices, lane.on_device("pooled", batch), latent, padded
@@ -207,7 +211,7 @@ class Lane:
         return _view(self._device[name], batch, length, self._shapes[name])
 
     def send(self, name: str, array: NDArray[np.generic], batch: int) -> None:
-        """Starts to copy `array` to the device, filled up to `batch` images with copies of its first."""
+        """Starts to copy `array` to the device, filled up to `batch` images with copies of its first image."""
         host = _view(self._host[name], batch, array.shape[1], self._shapes[name])
         numbers = host.numpy()
         numbers[: len(array)] = array
@@ -235,7 +239,7 @@ def _recorded_sizes(max_batch_size: int) -> list[int]:
 
 @contextmanager
 def _device_errors() -> Iterator[None]:
-    """Turns torch's errors into ours, which tell whether the device can go on."""
+    """Turns torch's errors into our own, which tell whether the device can go on."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""The GPU, its driver and its libraries: an engine built with these runs with these alone."""
+"""The identity of the GPU, its driver and its libraries: an engine runs only with those it was built with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.engines.base import EngineBuildError, TensorRTError
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """Device files of the driver, on Linux and under Windows' subsystem for Linux."""
 DISTRIBUTIONS = {"torch-tensorrt": "tensorrt", "torch-tensorrt-rtx": "tensorrt_rtx"}
-"""Packages that build engines, and the modules that run those."""
+"""The packages that build engines, each with the module that runs its engines."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Gpu:
 
 
 def nvidia_device() -> bool:
-    """Whether there is a driver. No library is asked, so that torch is not imported where there is none."""
+    """Whether there is an NVIDIA driver. No library is asked, so torch is not imported where there is no driver."""
     return any(path.exists() for path in DEVICES)
 
 

@@ -48,7 +48,7 @@ def padded_profiles(config: MAEConfig, max_batch_size: int) -> tuple[Profile, ..
 
 
 def decoder_profiles(config: MAEConfig, max_batch_size: int) -> tuple[Profile, ...]:
-    """Profiles for a single image and for a batch: the decoder works on all N patches, K matters in one layer only."""
+    """Profiles for a single image and for a batch: the decoder works on all N patches; K matters in one layer."""
     n, quarter = config.num_patches, usual_visible(config)
     batch = Profile((1, max_batch_size, max_batch_size), (1, quarter, n))
     return (batch,) if max_batch_size == 1 else (Profile((1, 1, 1), (1, quarter, n)), batch)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTGraphs:
-    """Reads what `tensorrt_build.build_engines` wrote.
+    """The engines that `tensorrt_build.build_engines` wrote, with their execution contexts.
 
     Each lane has an execution context for every profile of each engine, since changing a context's profile costs a
     synchronisation. A lane's contexts share one piece of memory: they never run at once.
@@ -58,7 +58,7 @@ class TensorRTGraphs:
         self._memory = [torch.empty(max(1, needed), dtype=torch.uint8, device=info.device) for _ in lanes]
         self._half_pixels = [torch.empty(pixels, dtype=torch.float16, device=info.device) for _ in lanes]
         self._contexts = {
-            (lane, name, profile): self._context(lane, name, profile)
+            (lane, name, profile): self._make_context(lane, name, profile)
             for lane in lanes
             for name, profiles in self._profiles.items()
             for profile in range(len(profiles))
@@ -90,7 +90,7 @@ class TensorRTGraphs:
     def reserve_for_capture(self, lane: int, batch: int, visible: int, decodes: bool) -> None:
         """Gives batches of this size a context of their own: a recording is void once its context changes."""
         for name in (ENCODER, DECODER) if decodes else (ENCODER,):
-            context = self._context(lane, name, _index(self._profiles[name], batch, visible))
+            context = self._make_context(lane, name, _profile_index(self._profiles[name], batch, visible))
             self._recorded.append(context)
             self._reserved[lane, name, batch, visible] = context
 
@@ -99,7 +99,7 @@ class TensorRTGraphs:
     ) -> None:
         context = self._reserved.get((lane, name, batch, visible))
         if context is None:
-            context = self._contexts[lane, name, _index(self._profiles[name], batch, visible)]
+            context = self._contexts[lane, name, _profile_index(self._profiles[name], batch, visible)]
         for tensor, values in inputs.items():
             if not context.set_input_shape(tensor, tuple(values.shape)):
                 raise EngineError(f"TensorRT refuses {tensor} of shape {tuple(values.shape)}: {self._log.last}")
@@ -114,7 +114,7 @@ class TensorRTGraphs:
             raise TensorRTError(f"TensorRT cannot load the {name}: {self._log.last}")
         return engine
 
-    def _context(self, lane: int, name: str, profile: int) -> Any:
+    def _make_context(self, lane: int, name: str, profile: int) -> Any:
         engine = self._engines[name]
         context = engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
@@ -126,7 +126,7 @@ class TensorRTGraphs:
         return context
 
 
-def _index(profiles: tuple[Profile, ...], batch: int, visible: int) -> int:
+def _profile_index(profiles: tuple[Profile, ...], batch: int, visible: int) -> int:
     return next(index for index, profile in enumerate(profiles) if profile.holds(batch, visible))
 
 

@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine of each graph, with torch-tensorrt (or torch-tensorrt-rtx)."""
+"""Building a TensorRT engine of each graph, with torch-tensorrt (or torch-tensorrt-rtx)."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def build_engines(
 
     Args:
         checkpoint: the weights.
-        config: its sizes, at the image size that is served.
-        preprocessing: what the graphs undo and redo.
-        precision: of the matrix products (see `export.to_mixed_precision`); all else is float32.
+        config: the model's sizes, at the image size that is served.
+        preprocessing: gives the mean and deviation that the graphs standardise with.
+        precision: the precision of the matrix products (see `export.to_mixed_precision`); all else is float32.
         max_batch_size: the largest batch, which is the one that TensorRT tunes for.
         folder: exists.
         progress: called with a sentence at every step.
@@ -73,8 +73,8 @@ def build_engine(
 ) -> bytes:
     """Builds one graph into a serialised engine.
 
-    Types are the program's own: TensorRT chooses none. Attention is one fused layer, which accumulates its softmax in
-    float32, in half precision; in float32, where there is no such layer, it is taken apart.
+    Types are the program's own: TensorRT chooses none. In half precision, attention is one fused layer, which
+    accumulates its softmax in float32. In float32 there is no such layer, and attention is taken apart.
 
     Raises:
         TensorRTError: TensorRT cannot build it whole.
@@ -101,7 +101,7 @@ def build_engine(
 
 
 def import_torch_tensorrt() -> Any:
-    """Imports the package, which looks up its user's name meanwhile: in a container a user may have none."""
+    """Imports the package, which looks up the user's name meanwhile: in a container, the user may have no name."""
     user = os.getuid()
     try:
         pwd.getpwuid(user)

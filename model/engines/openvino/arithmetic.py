@@ -1,4 +1,4 @@
-"""In which precision OpenVINO really computes: a hint is a wish, and the CPU decides what comes of it.
+"""The precision that OpenVINO really computes in: a hint is a request, and the CPU decides how it is met.
 
 On a CPU with instructions for bf16, the hint `bf16` is followed. On one with AVX-512 but without them, OpenVINO
 emulates bf16, by kernels that give an image other bits alone than in a batch. On one with AVX2 alone, it drops the hint
@@ -21,16 +21,16 @@ PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
 """Layers that multiply matrices, as OpenVINO's runtime models name them."""
 X86 = ("x86_64", "AMD64")
 SIDE = 64
-"""Of the matrices of the sample product: large enough for the kernels that real layers get."""
+"""Side of the sample product's matrices, large enough for the kernels that real layers get."""
 
 
 def computed_precision(graphs: Iterable[Any]) -> ComputedPrecision:
-    """The precision of the matrix products of compiled models: asked of them, not of their options.
+    """The precision of the matrix products of compiled models, read from their layers, not from their options.
 
     A compiled model of dynamic shapes does not tell bf16 from emulated bf16 before its first batch. The sample product
     of `sample_precision`, whose shape is fixed, does.
     """
-    types = {_rt(layer, "runtimePrecision") for graph in graphs for layer in _products(graph)}
+    types = {_runtime_info(layer, "runtimePrecision") for graph in graphs for layer in _products(graph)}
     if "f16" in types:
         return "fp16"
     if "bf16" in types:
@@ -40,9 +40,9 @@ def computed_precision(graphs: Iterable[Any]) -> ComputedPrecision:
 
 @cache
 def sample_precision(precision: Precision) -> ComputedPrecision | None:
-    """What a product of two small matrices is computed in here under the hint for `precision`.
+    """The precision that a product of two small matrices is computed in on this CPU under the hint for `precision`.
 
-    None where OpenVINO takes the hint and then has no kernel for it.
+    It is None where OpenVINO takes the hint and then has no kernel for it.
     """
     openvino = import_openvino()
     from openvino import opset13 as operations
@@ -55,18 +55,18 @@ def sample_precision(precision: Precision) -> ComputedPrecision | None:
         (layer,) = _products(openvino.Core().compile_model(product, "CPU", options))
     except RuntimeError:
         return None
-    computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[_rt(layer, "runtimePrecision")]
+    computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[_runtime_info(layer, "runtimePrecision")]
     # oneDNN's kernels named brgemm multiply bf16 by the CPU's own instructions; on x86 all its others emulate them.
-    if computed == "bf16" and platform.machine() in X86 and "brgemm" not in _rt(layer, "primitiveType"):
+    if computed == "bf16" and platform.machine() in X86 and "brgemm" not in _runtime_info(layer, "primitiveType"):
         return "emulated bf16"
     return computed  # type: ignore[return-value]
 
 
 def _products(graph: Any) -> list[Any]:
-    return [layer for layer in graph.get_runtime_model().get_ops() if _rt(layer, "layerType") in PRODUCTS]
+    return [layer for layer in graph.get_runtime_model().get_ops() if _runtime_info(layer, "layerType") in PRODUCTS]
 
 
-def _rt(layer: Any, name: str) -> str:
-    """One of the runtime facts of a layer: `layerType`, `runtimePrecision` or `primitiveType`."""
+def _runtime_info(layer: Any, name: str) -> str:
+    """A field of a layer's runtime info: `layerType`, `runtimePrecision` or `primitiveType`."""
     text: str = layer.get_rt_info()[name].astype(str)
     return text

@@ -1,4 +1,4 @@
-"""The batch that suits a lane best: measured once on this kind of machine, and kept in the engine cache."""
+"""The batch size that suits a lane best: measured once on a kind of CPU, and kept in the engine cache."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ SIZES = (1, 2, 4, 8, 16)
 RELEVANT_INFO = ("entry", "precision", "computes", "lanes", "threads_per_lane", "versions")
 """Fields of `EngineInfo` that the result depends on."""
 SECONDS = 3.0
-"""Measuring stops by then, even where a batch is slow."""
+"""Seconds after which measuring stops, even where a batch is slow."""
 TURNS = 3
 WARM_UP_SECONDS = 0.5
 MIN_GAIN = 1.03
 """A larger batch keeps each image in it waiting, so it must be faster by this factor."""
 TimeBatch = Callable[[int], float]
+"""Takes a batch size, and returns the seconds of one batch on every lane at once."""
 
 
 class MeasuredBatchSize(BaseModel):
@@ -38,10 +39,10 @@ class MeasuredBatchSize(BaseModel):
     """Images/s of all lanes together, by batch size."""
 
 
-def measured_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
-    """The batch size kept in `cache` for this engine on this kind of CPU; if there is none, it is measured and kept.
+def obtain_batch_size(engine: Engine, cache: EngineCache, progress: Callable[[str], None]) -> int:
+    """Reads the batch size kept in `cache` for this engine on this kind of CPU, or measures and keeps it.
 
-    A sidecar file that cannot be read is measured anew; one that cannot be written is named in the log.
+    If the sidecar file cannot be read, the batch size is measured anew; if it cannot be written, the log says so.
     """
     ingredients = {"processor": cpu_name(), **engine.info.model_dump(include=set(RELEVANT_INFO))}
     name = f"batch-{fingerprint(ingredients)}"
@@ -61,12 +62,12 @@ def choose_batch_size(
 ) -> MeasuredBatchSize:
     """Chooses the smallest batch within 3 % of the best.
 
-    Batches are doubled as long as that pays, and as long as the next one is likely to be measured in time.
+    Sizes double until two in a row bring no gain, or until the next is not likely to be measured in time.
 
     Args:
         seconds: measures one batch of a size on every lane at once.
-        lanes: how many lanes there are.
-        within: seconds for everything.
+        lanes: number of lanes.
+        within: seconds for all measurements together.
         clock: tells the time.
     """
     end = clock() + within
@@ -87,11 +88,6 @@ def choose_batch_size(
             break
     rates = {size: lanes * size / taken for size, taken in best.items()}
     return MeasuredBatchSize(batch=_smallest_good(rates), rates=rates)
-
-
-def _smallest_good(rates: Mapping[int, float]) -> int:
-    best = max(rates.values())
-    return min(size for size, rate in rates.items() if rate * MIN_GAIN >= best)
 
 
 def time_batch(engine: Engine, size: int) -> float:
@@ -124,3 +120,8 @@ def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[],
         if clock() + taken > end:
             return
         taken = time_batch(engine, size)
+
+
+def _smallest_good(rates: Mapping[int, float]) -> int:
+    best = max(rates.values())
+    return min(size for size, rate in rates.items() if rate * MIN_GAIN >= best)

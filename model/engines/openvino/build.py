@@ -1,4 +1,4 @@
-"""An engine by OpenVINO: in the precision that was asked for, or in the one that measuring recommends."""
+"""Building an OpenVINO engine, in the precision that was asked for or, under auto, in the fastest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
 from model.engines.openvino.arithmetic import sample_precision
-from model.engines.openvino.batch_size import measured_batch_size, warm_up
+from model.engines.openvino.batch_size import obtain_batch_size, warm_up
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
 from model.engines.openvino.entries import GraphEntries, require_held_out_parity
 from model.engines.openvino.precision import (
@@ -47,7 +47,7 @@ def build_openvino(context: BuildContext) -> OpenVINOEngine:
         engine = _build(context, settings.precision, _entry_for(settings.precision, entries))
         if engine.info.computes != settings.precision:
             log.warning("PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, engine.info.computes)
-    batch = settings.max_batch or measured_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
+    batch = settings.max_batch or obtain_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
     engine.info = engine.info.model_copy(update={"auto": choice, "preferred_batch": batch})
     warm_up(engine)
     return engine
@@ -58,7 +58,7 @@ def _entry_for(precision: Precision, entries: GraphEntries) -> Path:
 
 
 def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVINOEngine, MeasuredPrecision]:
-    """The engine that auto chooses, and why: as an earlier start chose, or else by measuring."""
+    """Builds the engine that auto chooses: as an earlier start chose, or else by measuring."""
     cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
     name = _choice_name(context, entries.name, int8)
     choice = read_choice(cache, name)
@@ -70,7 +70,9 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
     if len(engines) > 1:
         context.progress(f"measuring which is fastest: {', '.join(engines)}")
         lanes = engines["fp32"].info.lanes
-        rates = measure_rates({name: partial(core_seconds, engine) for name, engine in engines.items()}, lanes)
+        rates = measure_rates(
+            {precision: partial(core_seconds, engine) for precision, engine in engines.items()}, lanes
+        )
     best = choose_precision(rates) if rates else "fp32"
     choice = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))
     return engines[choice.precision], choice
@@ -79,7 +81,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
 def _build_candidates(
     context: BuildContext, entries: GraphEntries, int8: str | None
 ) -> tuple[dict[Precision, OpenVINOEngine], dict[Precision, str]]:
-    """The engines that pass their parity checks, and the reasons of those that do not.
+    """Builds the engines that pass their parity checks; the others are left out, with the reason.
 
     bf16 is a candidate only where the CPU has the instructions: emulation saves nothing, and loses the same bits.
 
@@ -108,9 +110,9 @@ def _build_candidates(
 
 
 def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
-    """The name of auto's choice in the cache: all that another choice could depend on.
+    """The name of auto's choice in the cache: a fingerprint of all that the choice depends on.
 
-    The tolerances are among it, since they decide which precisions take part.
+    The tolerances are part of it, since they decide which precisions take part.
     """
     ingredients: dict[str, object] = {
         "processor": cpu_name(),
@@ -125,7 +127,7 @@ def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
 
 
 def _build(context: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
-    """The engine of the graphs in `folder`, after its parity check."""
+    """Builds the engine of the graphs in `folder`, and checks its parity."""
     if precision == "int8":
         require_held_out_parity(folder, context)
     context.progress(f"compiling {context.source.name} for this CPU in {precision}")

@@ -1,4 +1,4 @@
-"""Which photographs int8 is calibrated on."""
+"""The choice of the photographs that int8 is calibrated on."""
 
 from __future__ import annotations
 

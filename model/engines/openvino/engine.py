@@ -20,7 +20,7 @@ from model.masking import restore_indices_for
 
 DEFAULT_BATCH = 4
 KERNEL_CACHE_SIZE = 250
-"""Kernels kept per lane and graph: those of ten shapes in int8.
+"""Number of kernels kept per lane and graph: those of ten shapes in int8.
 
 Clients choose K, and with OpenVINO's default of 5000 kernels they would take gigabytes."""
 
@@ -31,7 +31,7 @@ class OpenVINOEngine:
     def __init__(self, folder: Path, info: EngineInfo) -> None:
         """Compiles the graphs in `folder` for this CPU, with `info.lanes` lanes.
 
-        `self.info` says what OpenVINO then computes in.
+        `self.info.computes` is the precision that OpenVINO then computes in.
 
         Raises:
             EngineBuildError: OpenVINO cannot compile them in `info.precision`.
@@ -49,7 +49,7 @@ class OpenVINOEngine:
             graphs = [core.compile_model(str(folder / file), "CPU", options) for file in files]
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
-        # In int8 the graphs themselves hold the rounding to eight bits, whatever multiplies the results.
+        # In int8 the graphs themselves round to eight bits, whatever instructions multiply the results.
         computes = "int8" if info.precision == "int8" else computed_precision(graphs)
         self.info = info.model_copy(update={"computes": computes})
         requests = [[graph.create_infer_request() for _ in range(info.lanes)] for graph in graphs]

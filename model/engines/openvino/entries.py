@@ -28,13 +28,13 @@ class GraphEntries:
         """The name of the float32 entry."""
 
     def float32(self) -> Path:
-        """The folder of the float32 graphs, which are made if need be."""
+        """Returns the folder of the float32 graphs, which are made if need be."""
         return self._context.obtain_entry(self.name, ConversionJob(self._context.model, "openvino"))
 
     def int8(self) -> Path:
-        """The folder of the int8 graphs: made from `context.calibrate`, or else those made last for PRECISION=int8.
+        """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
 
-        A sidecar file leads from all ingredients but the photographs to that entry: a server does not have them.
+        A sidecar file holds the name of that entry, since a server has no photographs to compute the name from.
         """
         if self._context.calibrate is None:
             return self.find_int8(self._read_name("int8"), "int8")
@@ -44,9 +44,9 @@ class GraphEntries:
         return folder
 
     def int8_for_auto(self) -> str | None:
-        """The entry that `mae compile --precision auto --calibrate` has named; None if there was no such command.
+        """The name of the entry that `mae compile --precision auto --calibrate` made; None if that command never ran.
 
-        Its sidecar file is auto's own: int8 made for a trial changes nothing for those who did not ask for it.
+        Its sidecar file is auto's own: an engine made under PRECISION=int8 changes nothing for servers under auto.
         """
         if self._context.calibrate is None:
             return self._read_name("auto-int8")
@@ -55,7 +55,7 @@ class GraphEntries:
         return name
 
     def find_int8(self, name: str | None, precision: str) -> Path:
-        """The folder of entry `name`, which only photographs can make anew.
+        """Returns the folder of entry `name`, which only photographs can make anew.
 
         Raises:
             EngineBuildError: there is no such entry, or it is damaged.

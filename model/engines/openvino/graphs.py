@@ -16,10 +16,10 @@ ENCODER_FILE, DECODER_FILE = "encoder.xml", "decoder.xml"
 
 def write_graphs(checkpoint: Checkpoint, config: MAEConfig, preprocessing: Preprocessing, folder: Path) -> None:
     """Writes the graphs of `checkpoint` into `folder`, with a dynamic batch and a dynamic number of visible patches."""
-    from model.engines.export import build_graphs, export_programs, ignoring_torch_deprecation
+    from model.engines.export import build_graphs, export_programs, ignore_torch_deprecation
 
     openvino = import_openvino()
     for name, program in export_programs(build_graphs(checkpoint, config, preprocessing), config).items():
-        with ignoring_torch_deprecation():
+        with ignore_torch_deprecation():
             converted = openvino.convert_model(program)
         openvino.save_model(converted, str(folder / f"{name}.xml"), compress_to_fp16=False)

@@ -17,11 +17,12 @@ from model.engines.openvino.batch_size import time_batch
 
 CLOSEST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 SECONDS = 3.0
-"""Measuring stops by then, if every precision has had a turn."""
+"""Seconds after which measuring stops, if every precision has had a turn."""
 TURNS = 10
 MIN_GAIN = 1.05
 """A precision that lies further from the model must be faster by this factor."""
 Measure = Callable[[], float]
+"""Runs some images, and returns their core-seconds."""
 
 
 def choose_precision(rates: Mapping[Precision, float]) -> Precision:
@@ -43,12 +44,12 @@ def measure_rates(
     within: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Precision, float]:
-    """Images per core-second of each precision: its best of up to ten turns, taken alternately so all meet the same.
+    """Measures images per core-second of each precision, as the best of up to ten turns, which alternate between them.
 
     Args:
-        seconds: by precision, runs `images` images and returns how many core-seconds they took.
-        images: of all lanes together.
-        within: seconds of the clock for everything; one turn is measured however slow.
+        seconds: by precision, a call that runs `images` images and returns their core-seconds.
+        images: number of images of all lanes together.
+        within: seconds of the clock for all turns together; the first turn is always finished.
         clock: tells the time.
     """
     end = clock() + within

@@ -60,12 +60,12 @@ def quantise_and_measure(
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
-    """Quantises the graphs in `source` into `folder`, and writes there how far they then lie from eager float32.
+    """Quantises the graphs in `source` into `folder`, and writes their distance from eager float32 beside them.
 
     Args:
         calibration: the photographs.
         model: the model's properties.
-        reference: eager float32.
+        reference: the engine in eager float32.
         source: holds the float32 graphs.
         folder: exists.
         progress: called with a sentence at every step.
@@ -92,7 +92,7 @@ def quantise_and_measure(
 
 
 def read_quantisation(folder: Path) -> Quantisation:
-    """Reads what `quantise_and_measure` wrote."""
+    """Reads the description that `quantise_and_measure` wrote."""
     return Quantisation(**json.loads((folder / QUANTISATION).read_text()))
 
 

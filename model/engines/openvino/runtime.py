@@ -8,7 +8,7 @@ from typing import Any
 from model.engines.base import Precision
 
 PRECISION_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-"""In int8 the graphs themselves say what has eight bits; the rest is float32."""
+"""OpenVINO's hints. In int8 the graphs themselves say which layers have eight bits; the rest is float32."""
 
 
 def import_openvino() -> Any:

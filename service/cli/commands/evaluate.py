@@ -17,7 +17,7 @@ from model.evaluation.evaluate import evaluate as measure
 from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
-from model.images.png import png
+from model.images.png import encode_png
 from service.cli.errors import CommandError, describe_file_error
 from service.cli.evaluation_tables import evaluation_tables
 from service.cli.files import require_folder, write_output
@@ -118,7 +118,7 @@ def _evaluate(
     if json is not None:
         write_output(json, evaluation.model_dump_json(indent=1).encode() + b"\n")
     if sheet is not None and picture is not None:
-        write_output(sheet, png(picture))
+        write_output(sheet, encode_png(picture))
     if "-" not in outputs:
         console = Console(markup=False, highlight=False)
         for table in evaluation_tables(evaluation):

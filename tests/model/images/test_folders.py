@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.images.folders import ClassFolderError, Labelled, labelled_images
+from model.images.folders import ClassFolderError, LabelledImages, labelled_images
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_second_folder_is_numbered_like_the_first(zoo: Path, tmp_path: Path) -
     other.parent.mkdir(parents=True)
     other.touch()
     classes = labelled_images(zoo).classes
-    assert labelled_images(other.parents[1], classes) == Labelled([str(other)], [3], classes, [])
+    assert labelled_images(other.parents[1], classes) == LabelledImages([str(other)], [3], classes, [])
     (other.parents[1] / "newt").mkdir()
     (other.parents[1] / "newt" / "d.png").touch()
     with pytest.raises(ClassFolderError, match=r"d\.png is of the class 'newt', which is not among the 4 known ones"):

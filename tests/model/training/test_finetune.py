@@ -21,7 +21,7 @@ from model.checkpoints.heads import Head
 from model.checkpoints.locate import locate
 from model.checkpoints.native import HeadConfig
 from model.config import PRESETS, Preprocessing
-from model.images.folders import Labelled
+from model.images.folders import LabelledImages
 from model.nn.vit import MaskedAutoencoder
 from model.training.config import FinetuningRecipe
 from model.training.finetune import Finetuning
@@ -191,7 +191,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
     weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
     head = Head(HeadConfig(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
-    validation = Validation(Labelled(paths, labels, CLASSES, []), config, Preprocessing(), threads=1)
+    validation = Validation(LabelledImages(paths, labels, CLASSES, []), config, Preprocessing(), threads=1)
     result = validation.measure(checkpoint, head, torch.device("cpu"))
 
     truth, vectors = [], []

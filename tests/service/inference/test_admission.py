@@ -9,17 +9,17 @@ import pytest
 from service.errors import QueueFull, TooManyImages
 from service.inference.pipeline import PendingResults
 from tests.support.engines import FakeEngine
-from tests.support.queueing import Gate, admitted, ask, gauge, reserved, run, serving, settled
+from tests.support.queueing import Gate, admit, ask, gauge, reserved_images, run, run_ready_tasks, run_scheduler
 
 
 def test_more_than_the_queue_can_ever_hold_is_too_many() -> None:
     async def main() -> None:
-        async with serving(FakeEngine(), queue_images=8) as scheduler:
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
             with pytest.raises(TooManyImages) as refusal:
                 scheduler.admit("embed", 9, math.inf, PendingResults(9))
             assert refusal.value.status == 413
             assert refusal.value.details == {"limit": 8}
-            with admitted(scheduler, 8):
+            with admit(scheduler, 8):
                 pass
 
     run(main())
@@ -27,18 +27,18 @@ def test_more_than_the_queue_can_ever_hold_is_too_many() -> None:
 
 def test_a_full_queue_refuses_before_anything_is_put() -> None:
     async def main() -> None:
-        async with serving(FakeEngine(), queue_images=8) as scheduler:
-            with admitted(scheduler, 5) as call:
-                assert reserved(scheduler) == 5
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
+            with admit(scheduler, 5) as call:
+                assert reserved_images(scheduler) == 5
                 assert gauge(scheduler, "mae_queue_images") == 0
                 with pytest.raises(QueueFull) as refusal:
                     scheduler.admit("embed", 4, math.inf, PendingResults(4))
                 assert (refusal.value.status, refusal.value.headers) == (429, {"retry-after": "1"})
-                with admitted(scheduler, 3):
+                with admit(scheduler, 3):
                     pass
                 call.put_all([1] * 5)
                 await call.results()
-                with admitted(scheduler, 8):
+                with admit(scheduler, 8):
                     pass
 
     run(main())
@@ -49,15 +49,15 @@ def test_an_abandoned_request_enters_no_batch_and_gives_its_place_back() -> None
     engine = FakeEngine(32, before=gate)
 
     async def main() -> None:
-        async with serving(engine, queue_images=8) as scheduler:
+        async with run_scheduler(engine, queue_images=8) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             abandoned, kept = asyncio.create_task(ask(scheduler, *[7] * 6)), asyncio.create_task(ask(scheduler, 8))
-            await settled()
+            await run_ready_tasks()
             assert gauge(scheduler, "mae_queue_images") == 7
             abandoned.cancel()
-            await settled()
-            assert gauge(scheduler, "mae_queue_images") == reserved(scheduler) == 1
+            await run_ready_tasks()
+            assert gauge(scheduler, "mae_queue_images") == reserved_images(scheduler) == 1
             assert gauge(scheduler, "mae_dropped_images_total", reason="abandoned") == 6
             gate.opened.set()
             await asyncio.gather(first, kept)
@@ -72,8 +72,8 @@ def test_what_is_put_after_giving_up_enters_no_batch() -> None:
     engine = FakeEngine()
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
-            with admitted(scheduler, 2) as call:
+        async with run_scheduler(engine) as scheduler:
+            with admit(scheduler, 2) as call:
                 pass
             call.put_all([7, 7])
             await ask(scheduler, 8)
@@ -87,7 +87,7 @@ def test_an_image_whose_deadline_has_passed_enters_no_batch() -> None:
     engine = FakeEngine(32, before=gate)
 
     async def main() -> None:
-        async with serving(engine, queue_images=8) as scheduler:
+        async with run_scheduler(engine, queue_images=8) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             late = asyncio.create_task(ask(scheduler, 7, 7, deadline=time.monotonic() + 0.05))
@@ -97,9 +97,9 @@ def test_an_image_whose_deadline_has_passed_enters_no_batch() -> None:
             await asyncio.gather(first, kept)
             # Whoever set the deadline has not given up yet, but the places are free already.
             assert not late.done()
-            assert reserved(scheduler) == gauge(scheduler, "mae_queue_images") == 0
+            assert reserved_images(scheduler) == gauge(scheduler, "mae_queue_images") == 0
             late.cancel()
-            await settled()
+            await run_ready_tasks()
             assert gauge(scheduler, "mae_dropped_images_total", reason="deadline") == 2
 
     run(main())
@@ -111,7 +111,7 @@ def test_many_late_requests_do_not_keep_the_others_waiting() -> None:
     engine = FakeEngine(2, before=gate)
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             soon = time.monotonic() + 0.01
@@ -122,7 +122,7 @@ def test_many_late_requests_do_not_keep_the_others_waiting() -> None:
             await asyncio.gather(first, *kept)
             for task in late:
                 task.cancel()
-            await settled()
+            await run_ready_tasks()
 
     run(main())
     assert not any(7 in images for _, _, images in engine.batches)

@@ -15,7 +15,7 @@ from service.errors import EngineLost, InferenceFailed, ServiceError
 from service.inference.pipeline import PendingResults
 from service.inference.scheduler import BatchScheduler
 from tests.support.engines import FakeEngine
-from tests.support.queueing import admitted, ask, gauge, run, serving, settled
+from tests.support.queueing import admit, ask, gauge, run, run_ready_tasks, run_scheduler
 
 
 def failing(
@@ -47,7 +47,7 @@ async def outcomes(scheduler: BatchScheduler, numbers: list[int]) -> list[Any]:
 )
 def test_a_poisoned_image_fails_alone(engine: FakeEngine) -> None:
     async def main() -> list[Any]:
-        async with serving(engine, max_delay_s=20) as scheduler:
+        async with run_scheduler(engine, max_delay_s=20) as scheduler:
             found = await outcomes(scheduler, list(range(16)))
             assert gauge(scheduler, "mae_engine_failures_total") >= 1
             assert await outcomes(scheduler, list(range(100, 116))) == list(range(100, 116))
@@ -64,7 +64,7 @@ def test_a_poisoned_image_is_named_within_its_request() -> None:
     engine = FakeEngine(16, before=failing(lambda images: 13 in images, EngineError("a bad image")))
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             with pytest.raises(InferenceFailed, match="image 2") as failure:
                 await ask(scheduler, 1, 2, 13, 4)
             assert failure.value.details == {"image": 2}
@@ -77,7 +77,7 @@ def test_a_passing_failure_is_nobodys(count: int) -> None:
     engine = FakeEngine(count, before=failing(lambda images: True, EngineError("only this once"), times=1))
 
     async def main() -> list[Any]:
-        async with serving(engine, max_delay_s=20) as scheduler:
+        async with run_scheduler(engine, max_delay_s=20) as scheduler:
             return await outcomes(scheduler, list(range(count)))
 
     assert run(main()) == list(range(count))
@@ -87,7 +87,7 @@ def test_an_engine_that_cannot_take_large_batches_still_answers() -> None:
     engine = FakeEngine(16, before=failing(lambda images: len(images) > 4, EngineError("out of memory")))
 
     async def main() -> list[Any]:
-        async with serving(engine, max_delay_s=20) as scheduler:
+        async with run_scheduler(engine, max_delay_s=20) as scheduler:
             return await outcomes(scheduler, list(range(16)))
 
     assert run(main()) == list(range(16))
@@ -110,15 +110,15 @@ def test_a_lost_engine_fails_all_that_waits_and_refuses_what_comes(engine: FakeE
     reasons: list[str] = []
 
     async def main() -> None:
-        async with serving(engine, queue_images=20, on_lost=reasons.append) as scheduler:
-            with admitted(scheduler, 1) as undecoded:
+        async with run_scheduler(engine, queue_images=20, on_lost=reasons.append) as scheduler:
+            with admit(scheduler, 1) as undecoded:
                 for failure in await outcomes(scheduler, list(range(12))):
                     assert isinstance(failure, EngineLost)
                 with pytest.raises(EngineLost):
                     undecoded.put_all([1])
             with pytest.raises(EngineLost, match="no more"):
                 scheduler.admit("embed", 1, math.inf, PendingResults(1))
-            await settled()
+            await run_ready_tasks()
 
     run(main())
     assert len(reasons) == 1
@@ -131,9 +131,9 @@ def test_an_engine_that_answers_nothing_but_nan_is_lost() -> None:
     engine.embed = lambda lane, patches, visible_indices: np.full((len(patches), 2, 8), np.nan, np.float32)  # type: ignore[method-assign]
 
     async def main() -> None:
-        async with serving(engine, on_lost=reasons.append) as scheduler:
+        async with run_scheduler(engine, on_lost=reasons.append) as scheduler:
             assert all(isinstance(failure, ServiceError) for failure in await outcomes(scheduler, [1, 2, 3, 4]))
-            await settled()
+            await run_ready_tasks()
             with pytest.raises(EngineLost):
                 scheduler.admit("embed", 1, math.inf, PendingResults(1))
 
@@ -150,7 +150,7 @@ def test_a_fatal_error_while_looking_for_the_culprit_loses_the_engine() -> None:
             raise FatalEngineError("then the device")
 
     async def main() -> None:
-        async with serving(FakeEngine(4, before=before), max_delay_s=20) as scheduler:
+        async with run_scheduler(FakeEngine(4, before=before), max_delay_s=20) as scheduler:
             assert all(isinstance(failure, EngineLost) for failure in await outcomes(scheduler, [1, 2, 3, 4]))
 
     run(main())
@@ -165,10 +165,10 @@ def test_lanes_that_are_lost_together_are_one_loss() -> None:
         raise FatalEngineError("no more")
 
     async def main() -> None:
-        async with serving(FakeEngine(1, lanes=2, before=before), on_lost=reasons.append) as scheduler:
+        async with run_scheduler(FakeEngine(1, lanes=2, before=before), on_lost=reasons.append) as scheduler:
             await outcomes(scheduler, [1, 2])
             scheduler.stop(5)
-            await settled()
+            await run_ready_tasks()
 
     run(main())
     assert len(reasons) == 1
@@ -178,7 +178,7 @@ def test_every_request_gets_an_error_of_its_own() -> None:
     engine = FakeEngine(8, before=failing(lambda images: True, FatalEngineError("no more")))
 
     async def main() -> list[Any]:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             return await outcomes(scheduler, list(range(8)))
 
     failures = run(main())

@@ -17,17 +17,17 @@ from service.errors import InferenceFailed, QueueFull
 from service.inference.limits import LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
-from tests.support.engines import FakeEngine, costing
-from tests.support.queueing import ALL_FOUR, Gate, admitted, ask, image, run, serving, settled
+from tests.support.engines import FakeEngine, sleep_per_batch
+from tests.support.queueing import ALL_FOUR, Gate, admit, ask, image, run, run_ready_tasks, run_scheduler
 
 # --- what batching is for
 
 
 def test_a_crowd_fills_the_batches() -> None:
-    engine = FakeEngine(32, before=costing(0.002))
+    engine = FakeEngine(32, before=sleep_per_batch(0.002))
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
 
             async def client(number: int) -> None:
                 for _ in range(20):
@@ -55,7 +55,7 @@ def test_a_lone_image_waits_for_no_timer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(threading.Condition, "wait", recorded)
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             for number in range(25):
                 await ask(scheduler, number)
 
@@ -69,11 +69,11 @@ def test_two_lanes_run_at_once() -> None:
     engine = FakeEngine(1, lanes=2, before=lambda images: together.wait() and None)
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             await asyncio.gather(ask(scheduler, 1), ask(scheduler, 2))
 
     run(main())
-    assert engine.most_running == 2
+    assert engine.max_running == 2
 
 
 def test_results_are_those_of_a_lone_call_in_the_order_of_the_request() -> None:
@@ -81,10 +81,10 @@ def test_results_are_those_of_a_lone_call_in_the_order_of_the_request() -> None:
         return np.random.default_rng(number).integers(0, 256, (4, 768), dtype=np.uint8)
 
     async def main() -> list[Any]:
-        async with serving(FakeEngine(5, before=costing(0.002))) as scheduler:
+        async with run_scheduler(FakeEngine(5, before=sleep_per_batch(0.002))) as scheduler:
             order = list(range(24))
             random.Random(3).shuffle(order)
-            with admitted(scheduler, 24, "reconstruct") as call:
+            with admit(scheduler, 24, "reconstruct") as call:
                 for index in order:
                     call.put(index, noise(index), ALL_FOUR[:1])
                     await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def test_operations_and_numbers_of_visible_patches_never_mix() -> None:
     kinds = [("embed", 4), ("embed", 2), ("tokens", 4), ("tokens", 1), ("reconstruct", 1), ("reconstruct", 2)]
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             tasks = [
@@ -113,7 +113,7 @@ def test_operations_and_numbers_of_visible_patches_never_mix() -> None:
                 for turn in range(3)
                 for kind, (operation, visible) in enumerate(kinds)
             ]
-            await settled()
+            await run_ready_tasks()
             gate.opened.set()
             await asyncio.gather(first, *tasks)
 
@@ -143,7 +143,7 @@ def test_an_engine_that_mixes_gets_about_the_same_numbers_of_patches_together(op
     engine = MixingEngine(gate)
 
     async def main() -> list[Any]:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             numbers = [(visible, 10 * visible + turn) for turn in range(2) for visible in (3, 1, 4, 2)]
@@ -151,7 +151,7 @@ def test_an_engine_that_mixes_gets_about_the_same_numbers_of_patches_together(op
                 asyncio.create_task(ask(scheduler, number, operation=operation, visible=visible))
                 for visible, number in numbers
             ]
-            await settled()
+            await run_ready_tasks()
             gate.opened.set()
             rows = await asyncio.gather(*tasks)
             await first
@@ -176,13 +176,13 @@ def test_requests_of_a_group_take_turns() -> None:
     engine = FakeEngine(6, before=gate)
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             tasks = [
                 asyncio.create_task(ask(scheduler, *[number] * count)) for number, count in ((1, 9), (2, 3), (3, 2))
             ]
-            await settled()
+            await run_ready_tasks()
             gate.opened.set()
             await asyncio.gather(first, *tasks)
 
@@ -192,10 +192,10 @@ def test_requests_of_a_group_take_turns() -> None:
 
 @pytest.mark.parametrize("other", [{}, {"visible": 2}, {"operation": "tokens"}, {"operation": "reconstruct"}])
 def test_a_single_image_does_not_wait_behind_a_request_of_many(other: dict[str, Any]) -> None:
-    engine = FakeEngine(4, before=costing(0.005))
+    engine = FakeEngine(4, before=sleep_per_batch(0.005))
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             many = asyncio.create_task(ask(scheduler, *[1] * 64))
             while len(engine.batches) < 3:
                 await asyncio.sleep(0.001)
@@ -214,11 +214,11 @@ def test_two_big_requests_of_different_groups_alternate() -> None:
     engine = FakeEngine(4, before=gate)
 
     async def main() -> None:
-        async with serving(engine) as scheduler:
+        async with run_scheduler(engine) as scheduler:
             first = asyncio.create_task(ask(scheduler, 255))
             await gate.wait_until_reached()
             tasks = [asyncio.create_task(ask(scheduler, *[k] * 12, visible=k)) for k in (1, 2)]
-            await settled()
+            await run_ready_tasks()
             gate.opened.set()
             await asyncio.gather(first, *tasks)
 
@@ -228,8 +228,8 @@ def test_two_big_requests_of_different_groups_alternate() -> None:
 
 def test_images_of_one_request_must_have_one_number_of_visible_patches() -> None:
     async def main() -> None:
-        async with serving(FakeEngine()) as scheduler:
-            with admitted(scheduler, 2, "embed") as call:
+        async with run_scheduler(FakeEngine()) as scheduler:
+            with admit(scheduler, 2, "embed") as call:
                 call.put(0, image(1), ALL_FOUR)
                 with pytest.raises(ValueError, match="same number of visible patches"):
                     call.put(1, image(1, 2), ALL_FOUR[:2])
@@ -244,7 +244,7 @@ def test_max_delay_lets_a_batch_fill() -> None:
     engine = FakeEngine(3)
 
     async def main() -> None:
-        async with serving(engine, max_delay_s=3600) as scheduler:
+        async with run_scheduler(engine, max_delay_s=3600) as scheduler:
             await asyncio.gather(*(ask(scheduler, number) for number in range(3)))
 
     run(main())
@@ -255,7 +255,7 @@ def test_max_delay_ends_a_wait() -> None:
     engine = FakeEngine(32)
 
     async def main() -> None:
-        async with serving(engine, max_delay_s=0.05) as scheduler:
+        async with run_scheduler(engine, max_delay_s=0.05) as scheduler:
             await asyncio.gather(ask(scheduler, 1), ask(scheduler, 2, visible=1))
 
     run(main())
@@ -270,7 +270,7 @@ def test_stop_finishes_what_waits() -> None:
     engine = FakeEngine(2, before=gate)
 
     async def main() -> list[Any]:
-        async with serving(engine, max_delay_s=60) as scheduler:
+        async with run_scheduler(engine, max_delay_s=60) as scheduler:
             tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(5)]
             await gate.wait_until_reached()
             threading.Timer(0.05, gate.opened.set).start()
@@ -310,7 +310,7 @@ def test_ten_thousand_random_operations_leave_nothing_behind() -> None:
         numbers = [generator.randint(0, 200) for _ in range(count)]
         deadline = time.monotonic() + generator.choice([math.inf, math.inf, 0.002, -1.0])
         try:
-            with admitted(scheduler, count, operation, deadline) as call:
+            with admit(scheduler, count, operation, deadline) as call:
                 order = list(range(count))
                 generator.shuffle(order)
                 for index in order:
@@ -329,7 +329,7 @@ def test_ten_thousand_random_operations_leave_nothing_behind() -> None:
         return "answered"
 
     async def main() -> set[str]:
-        async with serving(FakeEngine(8, lanes=2, before=before), queue_images=64) as scheduler:
+        async with run_scheduler(FakeEngine(8, lanes=2, before=before), queue_images=64) as scheduler:
             seen: set[str] = set()
 
             async def client() -> None:

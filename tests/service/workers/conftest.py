@@ -19,7 +19,7 @@ from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters
 from service.workers.worker_connection import WorkerConnection
 from tests.support.engines import SMALL, FakeEngine
-from tests.support.queueing import Call, admitted, ask
+from tests.support.queueing import Call, admit, ask
 from tests.support.waiting import until
 
 
@@ -52,7 +52,7 @@ class Pair:
     @contextlib.contextmanager
     def admit(self, *numbers: int, deadline: float = 1e9) -> Iterator[Call]:
         """A request whose images, of one grey each, are in the queue already."""
-        with admitted(self.client, len(numbers), deadline=deadline) as call:
+        with admit(self.client, len(numbers), deadline=deadline) as call:
             call.put_all(list(numbers))
             yield call
 

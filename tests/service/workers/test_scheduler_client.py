@@ -13,7 +13,7 @@ from service.inference.pipeline import PendingResults
 from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample
-from tests.support.queueing import Gate, admitted, run
+from tests.support.queueing import Gate, admit, run
 
 
 async def all_slots_are_back(pair: Pair, count: int) -> None:
@@ -98,7 +98,7 @@ def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -
 def test_who_leaves_before_anything_was_sent_frees_the_queue() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2)) as pair:
-            with admitted(pair.client, 3, deadline=1e9):
+            with admit(pair.client, 3, deadline=1e9):
                 assert pair.budget.used == 3
             assert pair.budget.used == 0
             assert sample(pair.worker_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 3
@@ -129,7 +129,7 @@ def test_past_its_deadline_nothing_enters_a_batch() -> None:
 def test_the_queue_has_a_bound_before_anything_is_sent() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2), queue_images=4) as pair:
-            with admitted(pair.client, 3, deadline=1e9):
+            with admit(pair.client, 3, deadline=1e9):
                 with pytest.raises(QueueFull) as full:
                     pair.client.admit("embed", 2, 1e9, PendingResults(2))
                 assert full.value.details == {"limit": 4} and "3 images are waiting" in full.value.message
@@ -174,7 +174,7 @@ def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
 def test_images_of_one_request_have_one_number_of_patches() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2)) as pair:
-            with admitted(pair.client, 2, deadline=1e9) as call:
+            with admit(pair.client, 2, deadline=1e9) as call:
                 call.put(0, np.zeros((4, 768), np.uint8), np.arange(4, dtype=np.int32))
                 with pytest.raises(ValueError, match="same number"):
                     call.put(1, np.zeros((2, 768), np.uint8), np.arange(2, dtype=np.int32))

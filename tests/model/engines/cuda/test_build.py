@@ -270,7 +270,7 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         "digest": "a" * 64,
         "precision": "fp16",
         "max_batch_size": 64,
-        "card": CARD,
+        "gpu": CARD,
         "distribution": "torch-tensorrt",
         "runtime": "10.0",
     }
@@ -283,9 +283,9 @@ def test_every_ingredient_makes_another_entry(monkeypatch: pytest.MonkeyPatch) -
         {"model": ModelSpec("weights.safetensors", preprocess={"mean": [0, 0, 0]})},
         {"precision": "bf16"},
         {"max_batch_size": 32},
-        {"card": replace(CARD, name="Another")},
-        {"card": replace(CARD, capability="8.9")},
-        {"card": replace(CARD, driver="590.1")},
+        {"gpu": replace(CARD, name="Another")},
+        {"gpu": replace(CARD, capability="8.9")},
+        {"gpu": replace(CARD, driver="590.1")},
         {"distribution": "torch-tensorrt-rtx"},
         {"runtime": "10.1"},
     ):

@@ -8,7 +8,7 @@ import pytest
 
 from model.engines.cache import EngineCache
 from model.engines.openvino import batch_size as module
-from model.engines.openvino.batch_size import SIZES, choose_batch_size, measured_batch_size, warm_up
+from model.engines.openvino.batch_size import SIZES, choose_batch_size, obtain_batch_size, warm_up
 from tests.support.engines import FakeEngine
 
 
@@ -76,14 +76,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', "\x00"])
 def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
-    assert measured_batch_size(engine, cache, print) == 1
+    assert obtain_batch_size(engine, cache, print) == 1
     count = len(measured)
     assert count > 0
-    assert measured_batch_size(engine, cache, print) == 1
+    assert obtain_batch_size(engine, cache, print) == 1
     assert len(measured) == count
     (sidecar,) = tmp_path.iterdir()
     sidecar.write_text(damage)
-    assert measured_batch_size(engine, cache, print) == 1
+    assert obtain_batch_size(engine, cache, print) == 1
     assert len(measured) == 2 * count
 
 
@@ -93,20 +93,20 @@ def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, me
 )
 def test_another_engine_is_measured_for_itself(tmp_path: Path, measured: list[int], change: dict[str, object]) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
-    measured_batch_size(engine, cache, print)
+    obtain_batch_size(engine, cache, print)
     count = len(measured)
     engine.info = engine.info.model_copy(update=change)
-    measured_batch_size(engine, cache, print)
+    obtain_batch_size(engine, cache, print)
     assert len(measured) == 2 * count
 
 
 def test_another_cpu_is_measured_for_itself(
     tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured_batch_size(FakeEngine(), EngineCache(tmp_path), print)
+    obtain_batch_size(FakeEngine(), EngineCache(tmp_path), print)
     count = len(measured)
     monkeypatch.setattr(module, "cpu_name", lambda: "another")
-    measured_batch_size(FakeEngine(), EngineCache(tmp_path), print)
+    obtain_batch_size(FakeEngine(), EngineCache(tmp_path), print)
     assert len(measured) == 2 * count
 
 
@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     tmp_path: Path, measured: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert measured_batch_size(FakeEngine(), EngineCache(tmp_path / "missing"), print) == 1
+        assert obtain_batch_size(FakeEngine(), EngineCache(tmp_path / "missing"), print) == 1
     assert "not kept in the engine cache" in caplog.text
 
 
