@@ -63,7 +63,7 @@ format: $(VENV)/.dev  ## let ruff rewrite
 build: $(VENV)/.dev  ## the wheel, into dist/
 	$(BIN)/python -m build --wheel
 
-check-image:  ## build the cpu image and try all that README.md says of it
+check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
