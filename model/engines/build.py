@@ -63,8 +63,9 @@ def _build(context: BuildContext) -> Engine:
     if choice.backend == "openvino":
         return build_openvino(context)
     if precision == "int8" or context.calibrate is not None:
+        wanted = "PRECISION=int8" if precision == "int8" else "calibration for int8"
         raise EngineBuildError(
-            f"PRECISION=int8 is for BACKEND=openvino; {choice.backend} on {choice.device} has fp32, bf16 and fp16"
+            f"{wanted} is for BACKEND=openvino; {choice.backend} on {choice.device} has fp32, bf16 and fp16"
         )
     # Imported here, since both import torch, which no OpenVINO server needs.
     if choice.backend == "tensorrt":
