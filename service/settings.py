@@ -71,7 +71,12 @@ class Settings(EngineSettings, BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        keys = tuple(key.strip() for key in value.split(",") if key.strip())
+        if value and not keys:  # or a slip of the pen would leave the service open
+            raise ValueError("there is no key in it")
+        return keys
 
     @field_validator("port", mode="before")
     @classmethod

@@ -9,6 +9,9 @@ from starlette.requests import Request
 from service.api.request import service_of
 from service.errors import Unauthorized
 
+BEARER = "bearer "
+"""The scheme is case-insensitive (RFC 9110, section 11.1)."""
+
 
 def check_key(request: Request) -> None:
     """Checks the key of a request; without API_KEYS every request passes.
@@ -22,8 +25,10 @@ def check_key(request: Request) -> None:
     valid_keys = service_of(request).settings.api_keys
     if not valid_keys:
         return
-    headers = request.headers
-    key = (headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")).encode()
+    authorization = request.headers.get("authorization", "")
+    if authorization[: len(BEARER)].lower() == BEARER:
+        authorization = authorization[len(BEARER) :]
+    key = (request.headers.get("x-api-key") or authorization).encode()
     # A list on purpose: a generator would stop at the key that matches, and the time would tell which one it is.
     if not any([hmac.compare_digest(key, valid_key.encode()) for valid_key in valid_keys]):
         raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")

@@ -213,3 +213,10 @@ def test_an_engine_setting_is_a_setting_and_an_option_of_commands_without_anothe
     for name, field in EngineSettings.model_fields.items():
         assert Settings.model_fields[name].description == field.description
         assert ENGINE_OPTIONS[name].annotation == field.annotation
+
+
+@pytest.mark.parametrize("keys", [",", " ", " , ,"])
+def test_keys_that_hold_no_key_do_not_leave_the_service_open(keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAE_API_KEYS", keys)
+    with pytest.raises(InvalidSettings, match="API_KEYS: there is no key in it"):
+        load_settings()

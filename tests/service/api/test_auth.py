@@ -25,6 +25,8 @@ def request(keys: tuple[str, ...], **headers: str) -> Request:
     [
         {"authorization": "Bearer first"},
         {"authorization": "Bearer second"},
+        {"authorization": "bearer first"},
+        {"authorization": "BEARER first"},
         {"x_api_key": "first"},
         {"x_api_key": "second"},
         {"x_api_key": "second", "authorization": "Bearer wrong"},
