@@ -121,7 +121,8 @@ class Trainer:
         context, config = self._context, self._config
         if context.is_main:
             self._run.open_metrics(COLUMNS, self.step)
-        batches = loader.batches(self.step)
+        first_step = self.step
+        batches = loader.batches(first_step)
         saved = reported = start = time.monotonic()
         seconds_before = self.seconds
         with self._catch_signals():
@@ -145,7 +146,9 @@ class Trainer:
                     self._save()
                     saved = now
         if context.is_main:
-            self._save()
+            # A finished run that is resumed keeps its file of weights, which may hold a whitening by now.
+            if self.step > first_step or first_step == 0:
+                self._save()
             self._report()
             self._run.close()
         if stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 
 from model.checkpoints.checkpoint import load
+from model.checkpoints.heads import Whitening
 from model.checkpoints.locate import locate
+from model.evaluation.store import store_whitening
 from model.training.config import Recipe
 from model.training.pretrain import starting_point
 from tests.support import training
@@ -109,6 +112,18 @@ def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
     run_command(folder, "-o", uninterrupted, *choices)
     assert losses(run) == losses(uninterrupted)
     assert "momentum_buffer" in str(torch.load(run / "state.pt", weights_only=True)["optimiser"]).split("exp_avg")[0]
+
+
+def test_a_finished_run_that_is_resumed_keeps_the_whitening_of_its_weights(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "whitened"
+    shutil.copytree(whole, run)
+    weights = run / "model.safetensors"
+    width = load(weights).config.embed_dim
+    whitening = Whitening(np.zeros(width, np.float32), np.eye(width, dtype=np.float32))
+    store_whitening(locate(str(run), None), weights, {"mean": whitening})
+    before = weights.read_bytes()
+    run_command("-o", run, "--resume")
+    assert weights.read_bytes() == before and load(weights).heads.whitening.keys() == {"mean"}
 
 
 def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
