@@ -1,6 +1,7 @@
 """Fixtures that tests of both packages share."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,14 @@ TESTS = Path(__file__).parent
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # As `configure_torch` sets it: some test may multiply before an engine is built, and then it is too late.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+# Bytecode is kept, whatever the environment says: or else each of a hundred processes compiles our modules, and each
+# worker rewrites the assertions of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# No test speaks TLS. Each HTTP client reads the certificates of this variable, or else a file of all authorities, which
+# takes 30 ms of CPU per client.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(TESTS)
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 """The name of this process if it is one of several that share the tests."""
 if WORKER:

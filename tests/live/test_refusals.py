@@ -45,9 +45,12 @@ def bomb() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = zlib.compressobj(9)
-    line = b"\0" * 5001
-    data = b"".join(rows.compress(line * 100) for _ in range(400)) + rows.flush()
+    lines = b"\0" * 5001 * 100
+    packer = zlib.compressobj(9, wbits=-15)
+    # After a full flush the same lines are packed into the same bytes, so packing them once is enough.
+    packed = packer.compress(lines) + packer.flush(zlib.Z_FULL_FLUSH)
+    end, checksum = b"\x03\0", (400 * len(lines) % 65521) << 16 | 1  # Adler-32 of zeros
+    data = b"\x78\xda" + 400 * packed + end + struct.pack(">I", checksum)
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 

@@ -1,15 +1,20 @@
 """Tiny models for the tests of checkpoints."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from model.config import MAEConfig
 from model.nn.vit import MaskedAutoencoder, sincos_positions
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTMAEForPreTraining
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +45,8 @@ def hugging_face() -> Callable[..., ViTMAEForPreTraining]:
     """A function (folder, **changes to the config) that has transformers make a tiny ViTMAE and save it there."""
 
     def make(folder: Path, **changes: object) -> ViTMAEForPreTraining:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
         sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
         sizes |= {"image_size": 32, "patch_size": 8, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1}
         sizes |= {"decoder_num_attention_heads": 4, "decoder_intermediate_size": 20}

@@ -40,18 +40,19 @@ NARROW = MAEConfig(
 """16 patches of 8 x 8. The model is small, and still has several heads and blocks, in which errors would show."""
 
 
-def write_narrow(folder: Path) -> Path:
-    """Writes weights of NARROW, all of them random, biases too."""
+def write_narrow(folder: Path, **changes: Any) -> Path:
+    """Writes weights of NARROW with `changes`, all of them random, biases too."""
     import torch  # imported here, since other tests do without torch
 
     from model.checkpoints.checkpoint import Checkpoint, save
     from model.nn import build_model
 
     torch.manual_seed(0)
-    tensors = dict(build_model(NARROW).state_dict())
+    config = NARROW.model_copy(update=changes)
+    tensors = dict(build_model(config).state_dict())
     tensors |= {name: 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items() if name.endswith(".bias")}
     path = folder / "narrow.safetensors"
-    save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
+    save(path, Checkpoint(config, Preprocessing(), "mae-serve", tensors))
     return path
 
 

@@ -4,13 +4,13 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ViTMAEForPreTraining
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
@@ -19,7 +19,10 @@ from model.config import PRESETS, MAEConfig, Preprocessing
 from model.nn.serving import EncoderGraph
 from model.nn.vit import patchify, sincos_positions
 
-Save = Callable[..., ViTMAEForPreTraining]
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTMAEForPreTraining
+
+Save = Callable[..., "ViTMAEForPreTraining"]
 
 
 @pytest.fixture

@@ -2,18 +2,21 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ViTMAEForPreTraining, ViTMAEModel
 
 from model.checkpoints.checkpoint import load
 from model.checkpoints.errors import WeightsError
 from model.config import MAEConfig, Preprocessing
 
-Save = Callable[..., ViTMAEForPreTraining]
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTMAEForPreTraining
+
+Save = Callable[..., "ViTMAEForPreTraining"]
 TIMM = {
     "architecture": "vit_tiny_patch8_32",
     "num_classes": 0,
@@ -91,6 +94,8 @@ class TestHuggingFace:
 
     @pytest.mark.parametrize("in_memory", [True, False])
     def test_an_encoder_alone(self, tmp_path: Path, in_memory: bool, hugging_face: Save) -> None:
+        from transformers import ViTMAEModel
+
         whole = hugging_face(tmp_path)
         alone = ViTMAEModel(whole.config)
         alone.load_state_dict(whole.vit.state_dict())

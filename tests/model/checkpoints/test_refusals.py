@@ -4,13 +4,13 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from transformers import ViTMAEForPreTraining
 
 from model.checkpoints import foreign
 from model.checkpoints.checkpoint import Checkpoint, load, save
@@ -21,7 +21,11 @@ from model.checkpoints.native import HeadConfig, Metadata, read_metadata
 from model.checkpoints.preprocessors import HuggingFacePreprocessor, TimmPreprocessing
 from model.config import PRESETS, MAEConfig, Preprocessing
 
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTMAEForPreTraining
+
 Weights = dict[str, Tensor]
+Save = Callable[..., "ViTMAEForPreTraining"]
 
 
 def refusal(path: Path) -> str:
@@ -215,7 +219,7 @@ def test_other_folders(tmp_path: Path, files: dict[str, str], message: str) -> N
     ],
 )
 def test_a_hugging_face_config_that_does_not_fit(
-    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining], changes: dict[str, object], message: str
+    tmp_path: Path, hugging_face: Save, changes: dict[str, object], message: str
 ) -> None:
     hugging_face(tmp_path)
     file = tmp_path / "config.json"
@@ -231,7 +235,7 @@ def test_a_hugging_face_config_that_does_not_fit(
     ],
 )
 def test_hugging_face_names_of_no_known_generation(
-    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining], old: str, new: str, message: str
+    tmp_path: Path, hugging_face: Save, old: str, new: str, message: str
 ) -> None:
     hugging_face(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -239,17 +243,13 @@ def test_hugging_face_names_of_no_known_generation(
     assert refusal(tmp_path).startswith(message)
 
 
-def test_hugging_face_names_of_two_generations_at_once(
-    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining]
-) -> None:
+def test_hugging_face_names_of_two_generations_at_once(tmp_path: Path, hugging_face: Save) -> None:
     state = {name: tensor.clone() for name, tensor in hugging_face(tmp_path).state_dict().items()}
     save_file(load_file(tmp_path / "model.safetensors") | state, tmp_path / "model.safetensors")
     assert " twice, the second time as " in refusal(tmp_path)
 
 
-def test_a_hugging_face_file_out_of_its_folder(
-    tmp_path: Path, hugging_face: Callable[..., ViTMAEForPreTraining]
-) -> None:
+def test_a_hugging_face_file_out_of_its_folder(tmp_path: Path, hugging_face: Save) -> None:
     hugging_face(tmp_path)
     assert refusal(tmp_path / "model.safetensors").endswith("; pass its folder, config.json included")
 

@@ -12,6 +12,7 @@ import pytest
 
 import model
 from model.engines.fingerprint import ROOT, SOURCES, code_digest, source_of
+from tests.support.engines import write_narrow
 
 CONVERT = """
     import importlib.metadata, json, os, sys, types
@@ -20,7 +21,8 @@ CONVERT = """
 
     weights, folder, *photographs = sys.argv[1:]
     sys.modules["openvino_telemetry"] = None
-    import openvino, safetensors.torch, torch  # once for all kinds, which run in forks: only modules of ours count
+    # Once for all kinds, which run in forks: only modules of ours count.
+    import openvino, safetensors.torch, torch, torch._dynamo, torch.distributed.tensor, torch.export
     # Stand-ins for packages that may be missing: they return graphs as they are, and import nothing of ours.
     sys.modules["nncf"] = types.SimpleNamespace(
         quantize=lambda graph, *data, **options: graph,
@@ -65,11 +67,17 @@ CONVERT = """
 
 
 @pytest.fixture(scope="module")
-def imported(narrow_weights: Path, crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]]:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one block, which is exported sooner: what is imported does not depend on the number."""
+    return write_narrow(tmp_path_factory.mktemp("shallow"), depth=1)
+
+
+@pytest.fixture(scope="module")
+def imported(weights: Path, crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]]:
     """The modules of ours that a conversion of each kind has imported in the end."""
     folder = tmp_path_factory.mktemp("conversions")
     child = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(CONVERT), narrow_weights, folder, *sorted(crops.iterdir())],
+        [sys.executable, "-P", "-c", textwrap.dedent(CONVERT), weights, folder, *sorted(crops.iterdir())],
         capture_output=True,
         text=True,
         check=False,

@@ -1,17 +1,21 @@
 """The model against transformers' ViTMAE, an implementation that shares no code with it."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
-from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from model.checkpoints.checkpoint import load
 from model.config import PRESETS, MAEConfig
 from model.nn.vit import MaskedAutoencoder, patchify, sincos_positions, unpatchify
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTMAEForPreTraining
 
 TINY = {  # the sizes of both perceptrons are odd, and in floating point a hair below their ratio times the width
     "hidden_size": 60,
@@ -41,11 +45,15 @@ UPSTREAM = {
 
 def fixed_positions(width: int, grid: int) -> Tensor:
     """Transformers' own table [1, 1 + N, width], its halves swapped as its ViTMAE does to match published weights."""
+    from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+
     return build_2d_sinusoidal_position_embedding(grid, grid, width, cls_token=True).roll(width // 2, dims=-1)[None]
 
 
 def randomised(**changes: object) -> ViTMAEForPreTraining:
     """A ViTMAE of which no weight is zero or one, biases, norms, cls and mask token included; positions are fixed."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
     reference = ViTMAEForPreTraining(ViTMAEConfig(**TINY | changes)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

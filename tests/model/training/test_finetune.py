@@ -123,7 +123,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
 def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "probe"
     choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    err = training.run_in_process("finetune", folder, "-o", run, *SMALL, *choices, launcher=training.TWO_PROCESSES)
+    err = training.run_in_two_processes("finetune", folder, "-o", run, *SMALL, *choices)
     assert "of 48 held-out images right" in err
     probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
     assert probe.config.has_decoder and probe.heads.head is not None

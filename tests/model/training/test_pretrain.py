@@ -26,6 +26,7 @@ from tests.support.training import read_metrics
 
 run_command = partial(training.run_command, "pretrain")
 kill_once_saved = partial(training.kill_once_saved, "pretrain")
+interrupt_once_saved = partial(training.interrupt_once_saved, "pretrain")
 SMALL = ("--image-size", "32", "--batch-size", "8", "--threads", "1", "--log-steps", "1", "--preview-minutes", "9")
 
 
@@ -55,7 +56,7 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
-    err = training.run_in_process("pretrain", folder, "-o", run, *choices)
+    err = run_command(folder, "-o", run, *choices)
     assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
@@ -101,11 +102,11 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert all(tensor.equal(others[name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "muon"
     choices = (*SMALL, "--optimiser", "muon", "--steps", "4")
-    kill_once_saved(run, folder, *choices)
+    interrupt_once_saved(run, folder, *choices)
     assert len(losses(run)) < 4
     run_command("-o", run, "--resume", "--save-minutes", "9")
     uninterrupted = tmp_path / "uninterrupted"
@@ -185,7 +186,7 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path) -> None
     assert (whole / "state.pt").stat().st_mtime_ns == before
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path) -> None:
     folder, whole, run = tmp_path / "colours", tmp_path / "whole", tmp_path / "resumed"
     folder.mkdir()
@@ -200,7 +201,7 @@ def test_a_convolutional_model_learns_goes_on_and_is_started_from(tmp_path: Path
         assert sheet.size == (4 * 96 + 3 * 8, 6 * 96 + 5 * 8)
     config = load(locate(str(whole), None).path).config
     assert (config.family, config.image_size, config.decoder_depth) == ("resnet", 96, 1)
-    kill_once_saved(run, folder, *small, "--steps", "25")
+    interrupt_once_saved(run, folder, *small, "--steps", "25")
     assert len(losses(run)) < 25
     run_command("-o", run, "--resume", "--save-minutes", "9")
     assert losses(run) == values
