@@ -57,7 +57,6 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
     choices = (*SMALL, "--steps", "40", "--license", "CC0", "--name", "whole")
     err = run_command(folder, "-o", run, *choices)
-    assert "skipped:" in err and "torn.jpg" in err
     assert "1 of 21 images could not be read" in err
     return run
 
@@ -148,6 +147,7 @@ def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert "--resume goes on from there" in out + err
+    assert "skipped:" in err and "torn.jpg" in err, "the log names the images that were left out"
     assert load(locate(str(run), None).path).config.image_size == 32
 
 
