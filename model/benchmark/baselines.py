@@ -19,10 +19,28 @@ from model.nn.serving import DecoderGraph, EncoderGraph
 class Baseline:
     """Torch as an `Engine` with one lane that has the whole device: autocast to float16 on CUDA, float32 elsewhere."""
 
-    def __init__(self, checkpoint: Checkpoint, info: EngineInfo, compiled: bool) -> None:
-        """Puts the graphs of `checkpoint` on the device that `info` names."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        info: EngineInfo,
+        compiled: bool,
+        *,
+        dynamic: bool = True,
+        mode: str | None = None,
+    ) -> None:
+        """Puts the graphs of `checkpoint` on the device that `info` names.
+
+        Args:
+            checkpoint: the model.
+            info: names the device.
+            compiled: compile the graphs by torch.compile.
+            dynamic: compile them once for all batch sizes and K, as a server needs them: one graph per size would take
+                minutes.
+            mode: torch.compile's mode.
+        """
         self._device = torch.device(info.device)
         self._half = self._device.type == "cuda"
+        self._dynamic, self._mode = dynamic, mode
         if not self._half:
             torch.set_num_threads(available_cpus())
         precision = "fp16" if self._half else "fp32"
@@ -54,9 +72,10 @@ class Baseline:
 
     def _prepare(self, graph: nn.Module, compiled: bool) -> Any:
         graph = graph.eval().to(self._device)
-        # Dynamic shapes, as a server needs them: one graph per batch size and K would take minutes to compile. The full
-        # graph, because a part that is left out would run eagerly under the compiler's name.
-        return torch.compile(graph, fullgraph=True, dynamic=True) if compiled else graph
+        if not compiled:
+            return graph
+        # The full graph, because a part that is left out would run eagerly under the compiler's name.
+        return torch.compile(graph, fullgraph=True, dynamic=self._dynamic, mode=self._mode)
 
     def _encode(self, patches: Bytes, visible_indices: Indices) -> tuple[Tensor, Tensor]:
         pooled, latent = self._run(self._encoder, self._to_device(patches), self._to_device(visible_indices))

@@ -1,6 +1,7 @@
 """Tests on a real GPU: `pytest -m gpu`. Where there is none they are skipped, and say so.
 
-`--gpu-backend openvino` (or torch) runs the same tests on the CPU, which proves the tests and not the GPU.
+`--gpu-backend openvino` (or torch) runs the same tests on the CPU, which proves the tests and not the GPU. On a GPU
+without TensorRT all tests run on torch alone, and those of a second backend are skipped with that reason.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 
 from model.engines.base import Engine, gather_visible
 from model.engines.build import build
+from model.engines.cuda import identity
 from model.engines.job import ModelSpec
 from model.engines.reference import load_model, reference_engine
 from model.engines.settings import EngineSettings
@@ -33,8 +35,10 @@ def on_gpu(gpu_backend: str) -> bool:
 
 @pytest.fixture(scope="session")
 def backends(gpu_backend: str) -> tuple[str, ...]:
-    """The engines under test."""
-    return ("tensorrt", "torch") if gpu_backend == "cuda" else (gpu_backend,)
+    """The engines under test, the one that serves by default first: torch alone on a GPU without TensorRT."""
+    if gpu_backend != "cuda":
+        return (gpu_backend,)
+    return ("tensorrt", "torch") if identity.installed_distribution() else ("torch",)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +64,9 @@ def built(engine_cache: Path, probe: Path, on_gpu: bool) -> Callable[..., Engine
 
 
 @pytest.fixture(scope="session")
-def engine(built: Callable[..., Engine], gpu_backend: str, on_gpu: bool) -> Engine:
-    """The one that serves by default: TensorRT in half precision."""
-    return built("tensorrt", "fp16") if on_gpu else built(gpu_backend, "fp32")
+def engine(built: Callable[..., Engine], backends: tuple[str, ...], on_gpu: bool) -> Engine:
+    """The one that serves by default, on a GPU in half precision."""
+    return built(backends[0], "fp16" if on_gpu else "fp32")
 
 
 @pytest.fixture(scope="session")

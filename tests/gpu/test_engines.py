@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from model.engines.backend import NO_TENSORRT
 from model.engines.base import Engine
 from model.masking import PAD
 from service.inference.executor import stack_padded
@@ -36,6 +37,7 @@ def centres(oracle: Engine, crowd: Crowd) -> Mapping[tuple[str, int], np.ndarray
 def test_parity(
     built: Callable[..., Engine],
     backends: tuple[str, ...],
+    on_gpu: bool,
     golden: Mapping[str, np.ndarray],
     crowd: Crowd,
     which: int,
@@ -43,7 +45,7 @@ def test_parity(
 ) -> None:
     """Against numbers that another implementation wrote (transformers' ViTMAE)."""
     if which >= len(backends):
-        pytest.skip("there is one backend on the CPU")
+        pytest.skip(f"{backends[0]} is the only backend here: {NO_TENSORRT if on_gpu else 'this is a CPU'}")
     if backends[which] == "openvino" and precision != "fp32":
         pytest.skip("half precision is for the GPU, and for torch")
     engine = built(backends[which], precision)

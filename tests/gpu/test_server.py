@@ -21,12 +21,14 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def settings(gpu_backend: str, on_gpu: bool, probe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def settings(
+    backends: tuple[str, ...], on_gpu: bool, probe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Of a server on the device under test, with an engine store of its own."""
     chosen: dict[str, Any] = {"weights": probe, "engine_cache": tmp_path_factory.mktemp("store")}
     if on_gpu:
-        return {**chosen, "backend": "tensorrt", "precision": "fp16"}
-    return {**chosen, "backend": gpu_backend, "lanes": 2}
+        return {**chosen, "backend": backends[0], "precision": "fp16"}
+    return {**chosen, "backend": backends[0], "lanes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,12 @@ def pictures(golden: Mapping[str, np.ndarray]) -> list[bytes]:
     return files
 
 
-def test_what_serves_is_what_was_asked_for(first: tuple[LiveServer, float], gpu_backend: str, on_gpu: bool) -> None:
+def test_what_serves_is_what_was_asked_for(
+    first: tuple[LiveServer, float], backends: tuple[str, ...], on_gpu: bool
+) -> None:
     server, _ = first
     engine = httpx.get(server.url + "/info").json()["engine"]
-    assert engine["backend"] == ("tensorrt" if on_gpu else gpu_backend) and not engine["fallback"]
+    assert engine["backend"] == backends[0] and not engine["fallback"]
     assert engine["device"].startswith("cuda") == on_gpu
     assert engine["parity"]["cosine"] > 0.999
     if on_gpu:

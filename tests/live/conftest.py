@@ -13,10 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.benchmark.processes import MAE_SERVE as CHECKOUT_SERVE
 from tests.support.metrics import sample
 
 BESIDE = Path(sys.executable).with_name("mae")
-MAE = str(BESIDE) if BESIDE.exists() else shutil.which("mae") or "mae"  # an image keeps it elsewhere
+SCRIPT = str(BESIDE) if BESIDE.exists() else shutil.which("mae")  # an image keeps it elsewhere
+MAE_SERVE = [SCRIPT, "serve"] if SCRIPT else list(CHECKOUT_SERVE)  # a checkout that is not installed has no script
 
 
 class LiveServer:
@@ -86,7 +88,7 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
         given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32", **settings}
         environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
         module = module or (None if fake is None else "tests.support.fake_server")
-        command = [MAE, "serve"] if module is None else [sys.executable, "-m", module]
+        command = MAE_SERVE if module is None else [sys.executable, "-m", module]
         server = LiveServer(command, environment | (fake or {}), tmp_path_factory.mktemp("server") / "log")
         servers.append(server)
         server.wait_until_listening()

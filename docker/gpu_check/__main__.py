@@ -1,0 +1,90 @@
+"""The check: installs what was carried, then runs all steps, each as a process of its own (`--step NAME`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gpu_check.context import Context, read_context
+from gpu_check.report import Report
+from gpu_check.runner import run_steps
+from gpu_check.steps import BUDGET, default_backend, run_step, steps_of
+from gpu_check.wheels import ARCHIVE, WRK, CarryError, add_project_metadata, install, join_parts
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """Returns the exit code: 0 if nothing failed, 1 if something did, 2 if the check could not start."""
+    started = time.monotonic()
+    if sys.argv[1:2] == ["--step"]:
+        return run_step(sys.argv[2], read_context())
+    out = Path(os.environ.get("OUT") or f"gpu-check-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    report = Report(out)
+    report.begin()
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        try:
+            lines = prepare_site(Path(os.environ.get("WHEELS") or "gpu-wheels"), work / "site")
+        except CarryError as error:
+            print(error, file=sys.stderr)
+            return 2
+        (out / "log.txt").write_text("".join(f"{line}\n" for line in lines))
+        print(*lines, sep="\n", flush=True)
+        context = Context(report, work, default_backend(), bool(os.environ.get("PROVE")))
+        budget = float(os.environ.get("BUDGET") or BUDGET)
+        code = run_steps(steps_of(context, budget), context, budget, step_environment(context), started=started)
+        ending = f"{time.monotonic() - started:.0f} s, results in {out}"
+    failures = report.failures()
+    ending += "".join(f"\nFAILED {failure}" for failure in failures) or "\nnothing failed"
+    print(f"\n{report.table.read_text()}\n{ending}", flush=True)
+    with (out / "log.txt").open("a") as log:
+        log.write(ending + "\n")
+    return code
+
+
+def prepare_site(wheels: Path, site: Path) -> list[str]:
+    """Installs what was carried, if anything was, into the folder `site`; what was done, in words.
+
+    Args:
+        wheels: the folder of parts, or of what they were joined to.
+        site: the folder to install into.
+
+    Raises:
+        CarryError: parts are missing or damaged, or pip refuses a wheel.
+    """
+    lines = [f"{wheels} is not there: nothing is installed"]
+    if wheels.is_dir():
+        carried = wheels
+        if any(wheels.glob(f"{ARCHIVE}.*")):
+            carried = site.with_name("carried")
+            join_parts(wheels, carried)
+        lines = install(carried, site)
+        if (carried / WRK).is_dir():
+            shutil.copytree(carried / WRK, site / WRK)
+    add_project_metadata(ROOT / "pyproject.toml", site)
+    return lines
+
+
+def step_environment(context: Context) -> dict[str, str]:
+    """The environment of the steps, which their servers and workers inherit."""
+    site = context.work / "site"
+    paths = [str(ROOT), str(ROOT / "docker"), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    unset = {name for name in os.environ if name.startswith("MAE_")} - {"MAE_ENGINE_CACHE"}  # the steps name their own
+    return {
+        **{name: value for name, value in os.environ.items() if name not in unset},
+        **context.to_environment(),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep))),
+        "PATH": f"{site / WRK}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "160",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
