@@ -4,7 +4,9 @@
 #
 #   docker/gpu_check.sh            on the host
 #   docker run --rm --gpus all --volume "$PWD:/checkout" --workdir /checkout --user "$(id -u):$(id -g)" \
-#       --env HOME=/tmp IMAGE docker/gpu_check.sh           in the gpu image, with a checkout of the same version
+#       --env HOME=/tmp --env MAE_ENGINE_CACHE=/tmp/engines --env BACKEND=tensorrt IMAGE docker/gpu_check.sh
+#                                  in the gpu image, with a checkout of the same version; the image lacks two packages:
+#                                  docker/gpu_wheels.sh --python 3.11 --with pytest --with httpx
 #
 # WHEELS      folder that docker/gpu_wheels.sh has filled (gpu-wheels); without it, the environment must have everything
 # OUT         folder for the results, five files (gpu-check-DATE)

@@ -32,7 +32,7 @@ class Numbers:
     workers: tuple[int, ...]
     """Settings of HTTP_WORKERS."""
     connections: tuple[int, ...]
-    """Connections that send at the same time; the first is measured for all servers before the others."""
+    """Connections that send at the same time; the first is for all routes, the others are for /embed alone."""
     load_seconds: float
     """Seconds that are measured under each load."""
     endurance_batches: int
@@ -52,21 +52,21 @@ GPU = Numbers(
     workers=(8, 0, 4, 12),
     connections=(128, 32, 256),
     load_seconds=1.5,
-    endurance_batches=3000,
+    endurance_batches=1000,
     training=(("mae_tiny", 512), ("mae_base", 256)),
     training_seconds=5,
     log_steps=5,
 )
 PROOF = Numbers(
-    models=("mae_small", "mae_tiny"),
+    models=("mae_tiny", "mae_small"),
     batches=(2, 1),
     seconds=0.1,
     workers=(1, 0),
     connections=(4, 8),
-    load_seconds=0.7,
+    load_seconds=2,
     endurance_batches=100,
     training=(("mae_tiny", 8), ("mae_small", 4)),
-    training_seconds=3,
+    training_seconds=5,
     log_steps=1,
 )
 """Small numbers, which show on a CPU that every step runs; they say nothing about speed."""

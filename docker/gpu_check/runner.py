@@ -57,16 +57,18 @@ def run_steps(
     make_command = command or (lambda name: (sys.executable, "-m", "gpu_check", "--step", name))
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     waiting = list(steps)
-    code = 0
+    code, saved = 0, 0.0
     try:
         while waiting:
             step = waiting[0]
-            seconds = min(step.seconds, end - clock())
+            begun = clock()
+            seconds = min(step.seconds + saved * step.extends, end - begun)
             if seconds < min(LEAST_SECONDS, step.seconds):
                 break
             print(f"\n== {step.name}, at most {seconds:.0f} s", flush=True)
             code = _run(make_command(step.name), seconds, environment, report.folder / "log.txt")
             waiting.pop(0)
+            saved += step.seconds - (clock() - begun)
             if code == TIMED_OUT:
                 _name_missing(context, step.name, f"its {seconds:.0f} s were over")
             elif code == NO_GPU and step.name == "host":

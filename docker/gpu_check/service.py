@@ -39,7 +39,7 @@ def measure_service(context: Context, serve: Serve = serve_model) -> None:
         (workers, route, connections)
         for connections in numbers.connections
         for workers in numbers.workers
-        for route in routes
+        for route in (routes if connections == numbers.connections[0] else routes[:1])
     ]
     saturation = [f"{route.name}: where it saturates" for route in routes]
     report.plan(STEP, [_name(workers, route.name, count) for workers, route, count in jobs] + saturation)
@@ -98,6 +98,8 @@ def _name(workers: int, route: str, connections: int) -> str:
 
 def _row(name: str, figure: LoadFigures) -> Row:
     notes = []
+    if not figure.answered:
+        notes.append(f"no request was answered within the {figure.window_s:.1f} s that were measured")
     if figure.failed:
         notes.append(f"{figure.failed} requests failed")
     if _wrk_cores(figure) >= BUSY:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from gpu_check import engines
 from gpu_check.context import Context
-from gpu_check.engines import measure_compiled, measure_engine
+from gpu_check.engines import AUTOTUNE, measure_compiled, measure_engine
 
 from model.benchmark.roofline import Peak
 from model.config import PRESETS
@@ -133,9 +133,9 @@ def test_each_graph_is_compiled_for_one_size_and_says_how_long_that_took(machine
 
 
 def test_autotuning_is_for_the_most_telling_size_alone(machine: Machine, on_gpu: Context) -> None:
-    measure_compiled(on_gpu, "max-autotune")
-    assert [options["mode"] for _, _, options in machine.baselines] == ["max-autotune"]
-    assert list(rows(on_gpu)) == ["mae_tiny embed K=196 batch 2: torch.compile max-autotune fp16"]
+    measure_compiled(on_gpu, AUTOTUNE)
+    assert [options["mode"] for _, _, options in machine.baselines] == ["max-autotune-no-cudagraphs"]
+    assert list(rows(on_gpu)) == ["mae_tiny embed K=196 batch 2: torch.compile max-autotune-no-cudagraphs fp16"]
 
 
 def test_without_a_compiler_the_reason_is_told(machine: Machine, on_gpu: Context) -> None:

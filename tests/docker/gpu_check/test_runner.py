@@ -25,9 +25,11 @@ report.add(Row(sys.argv[1], "first", per_s=5))
 """
 
 
-def run(context: Context, programs: dict[str, str], bounds: Sequence[float], budget: float = 60) -> int:
+def run(
+    context: Context, programs: dict[str, str], bounds: Sequence[float], budget: float = 60, extends: bool = False
+) -> int:
     """Runs small programs in place of the steps."""
-    steps = [Step(name, bound) for name, bound in zip(programs, bounds, strict=True)]
+    steps = [Step(name, bound, extends) for name, bound in zip(programs, bounds, strict=True)]
     paths = [str(Path(__file__).parents[3] / "docker"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **context.to_environment(), "PYTHONPATH": os.pathsep.join(paths)}
     return run_steps(
@@ -46,6 +48,11 @@ def test_a_bound_cuts_a_step_and_what_it_left_out_is_named(on_gpu: Context) -> N
     assert rows(on_gpu)["second"]["step"] == "next"
     lines = on_gpu.report.table.read_text().splitlines()
     assert lines[0].startswith("step") and lines[1].split()[:3] == ["slow", "first", "5"]
+
+
+def test_a_step_may_take_what_earlier_ones_left(on_gpu: Context) -> None:
+    run(on_gpu, {"quick": "", "slow": "time.sleep(2); report.add(Row('slow', 'second'))"}, [20, 1.5], extends=True)
+    assert notes(on_gpu, "slow") == ["", ""]
 
 
 def test_the_budget_ends_everything_and_the_rest_is_named(on_gpu: Context) -> None:
@@ -97,6 +104,7 @@ def test_the_bounds_fit_into_six_minutes(on_gpu: Context, monkeypatch: pytest.Mo
     assert sum(step.seconds for step in steps if step.name[0] != "e") <= 360
     assert [step.seconds for step in steps_of(on_gpu, 60)] == [step.seconds for step in steps]
     assert [step.seconds for step in steps_of(on_gpu, 720)] == [2 * step.seconds for step in steps]
+    assert {step.name for step in steps if step.extends} == {"b service", "c tests", "d pretrain"}
     assert [step.name for step in steps] == [
         *("host", "a mae_base", "a mae_tiny", "a mae_large", "a compile", "a autotune"),
         *("b service", "c tests", "d pretrain", "e mae_tiny"),
