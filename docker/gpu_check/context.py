@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gpu_check.report import Report
 
@@ -103,6 +103,15 @@ class Context:
     def engine_cache(self) -> Path:
         """The folder of compiled engines: MAE_ENGINE_CACHE, where engines were carried along, or a new one."""
         return Path(os.environ.get("MAE_ENGINE_CACHE") or self.work / "engines")
+
+    def engine_settings(self) -> dict[str, Any]:
+        """The settings that engines and servers are measured with."""
+        return {
+            "backend": self.backend,
+            "precision": self.precision,
+            "cuda_graphs": self.device == "cuda",
+            "engine_cache": self.engine_cache,
+        }
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which `read_context` makes the same context in another process."""

@@ -152,16 +152,8 @@ def describe(checkpoint: Checkpoint, preset: str, context: Context) -> EngineInf
 
 def _build_engine(preset: str, context: Context, backend: str) -> Engine:
     """The engine as `mae serve` builds it, which includes the parity check."""
-    settings = EngineSettings(
-        model=preset,
-        weights=str(weights_of(preset, context)),
-        backend=backend,
-        precision=context.precision,
-        max_batch=context.numbers.batches[0],
-        cuda_graphs=context.device == "cuda",
-        engine_cache=context.engine_cache,
-    )
-    return build(settings).engine
+    settings = {**context.engine_settings(), "backend": backend, "max_batch": context.numbers.batches[0]}
+    return build(EngineSettings(model=preset, weights=str(weights_of(preset, context)), **settings)).engine
 
 
 def _visible(preset: str, divisor: int) -> int:

@@ -82,14 +82,7 @@ def _enter(server: AbstractContextManager[ServerProcess]) -> tuple[ServerProcess
 
 
 def _settings(workers: int, context: Context) -> Settings:
-    return Settings(
-        model=MODEL,
-        backend=context.backend,
-        precision=context.precision,
-        cuda_graphs=context.device == "cuda",
-        http_workers=workers,
-        engine_cache=context.engine_cache,
-    )
+    return Settings(model=MODEL, http_workers=workers, **context.engine_settings())
 
 
 def _name(workers: int, route: str, connections: int) -> str:
