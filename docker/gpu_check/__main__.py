@@ -75,9 +75,12 @@ def step_environment(context: Context) -> dict[str, str]:
     """The environment of the steps, which their servers and workers inherit."""
     site = context.work / "site"
     paths = [str(ROOT), str(ROOT / "docker"), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Threads of torch that wait would otherwise take the time of those that work, where other programs share the CPUs.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if context.prove else {}
     unset = {name for name in os.environ if name.startswith("MAE_")} - {"MAE_ENGINE_CACHE"}  # the steps name their own
     return {
         **{name: value for name, value in os.environ.items() if name not in unset},
+        **waiting,
         **context.to_environment(),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep))),
         "PATH": f"{site / WRK}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
