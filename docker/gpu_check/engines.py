@@ -151,9 +151,16 @@ def describe(checkpoint: Checkpoint, preset: str, context: Context) -> EngineInf
 
 
 def _build_engine(preset: str, context: Context, backend: str) -> Engine:
-    """The engine as `mae serve` builds it, which includes the parity check."""
+    """The engine as `mae serve` builds it, which includes the parity check.
+
+    Raises:
+        EngineBuildError: it cannot be built, differs from the model, or does not serve on the device of the check.
+    """
     settings = {**context.engine_settings(), "backend": backend, "max_batch": context.numbers.batches[0]}
-    return build(EngineSettings(model=preset, weights=str(weights_of(preset, context)), **settings)).engine
+    engine = build(EngineSettings(model=preset, weights=str(weights_of(preset, context)), **settings)).engine
+    if not engine.info.device.startswith(context.device):
+        raise EngineBuildError(f"it serves on {engine.info.device}: {engine.info.fallback}")
+    return engine
 
 
 def _visible(preset: str, divisor: int) -> int:

@@ -27,6 +27,8 @@ class Machine:
     baselines: list[tuple[EngineInfo, bool, dict[str, Any]]] = field(default_factory=list)
     refusal: Exception | None = None
     compiler_fails: bool = False
+    device: str = "cuda"
+    fallback: str | None = None
 
     def measure_peak(self, device: str, precision: str) -> Peak:
         assert (device, precision) == ("cuda", "fp16")
@@ -36,7 +38,9 @@ class Machine:
         self.built.append(settings)
         if self.refusal:
             raise self.refusal
-        return ServedModel(FakeEngine(settings.max_batch or 0, lanes=2, config=PRESETS[settings.model or ""]))
+        engine = FakeEngine(settings.max_batch or 0, lanes=2, config=PRESETS[settings.model or ""])
+        engine.info = engine.info.model_copy(update={"device": self.device, "fallback": self.fallback})
+        return ServedModel(engine)
 
     def make_baseline(self, checkpoint: Any, info: EngineInfo, compiled: bool, **options: Any) -> FakeEngine:
         self.baselines.append((info, compiled, options))
@@ -100,6 +104,14 @@ def test_an_engine_that_cannot_be_built_fails_in_its_own_words_and_torch_eager_i
     assert [row["note"] for row in failed] == [str(refusal).splitlines()[0]]
     assert sum("torch eager" in name for name in rows(on_gpu)) == 8
     assert on_gpu.report.failures() == ["a mae_tiny: mae_tiny: torch fp16, CUDA graphs"]
+
+
+def test_an_engine_on_the_cpu_is_no_figure_of_the_gpu(machine: Machine, on_gpu: Context) -> None:
+    machine.device, machine.fallback = "cpu", "there is no NVIDIA device"
+    measure_engine("mae_tiny", on_gpu)
+    failed = [row for row in rows(on_gpu).values() if row["failed"]]
+    assert [row["note"] for row in failed] == ["it serves on cpu: there is no NVIDIA device"]
+    assert not any("CUDA graphs" in name and row["per_s"] for name, row in rows(on_gpu).items())
 
 
 def test_weights_are_packaged_or_written_once(on_gpu: Context, monkeypatch: pytest.MonkeyPatch) -> None:
