@@ -18,6 +18,7 @@ from service.settings import Settings
 
 STEP = "b service"
 MODEL = "mae_tiny"
+SATURATION = ": where it saturates"
 BUSY = 0.9
 """From this share of a core on, wrk, which has one thread, limits the figure."""
 Serve = Callable[[Settings], AbstractContextManager[ServerProcess]]
@@ -41,8 +42,8 @@ def measure_service(context: Context, serve: Serve = serve_model) -> None:
         for workers in numbers.workers
         for route in (routes if connections == numbers.connections[0] else routes[:1])
     ]
-    saturation = [f"{route.name}: where it saturates" for route in routes]
-    report.plan(STEP, [_name(workers, route.name, count) for workers, route, count in jobs] + saturation)
+    loads = [_name(workers, route.name, count) for workers, route, count in jobs]
+    report.plan(STEP, [*loads, *(f"{route.name}{SATURATION}" for route in routes)])
     if not load.wrk_is_installed():
         report.add(Row(STEP, "all loads", note=load.WRK_MISSING, failed=True))
         return
@@ -59,22 +60,28 @@ def measure_service(context: Context, serve: Serve = serve_model) -> None:
             else:
                 servers[workers] = server
                 stack.push(leave)
-        for workers, route, connections in jobs:
-            if workers not in servers:
-                continue
-            name = _name(workers, route.name, connections)
-            seconds = load.run_seconds(numbers.load_seconds, 1, None) or load.MAX_SECONDS
-            try:
-                figure = load.send_closed_load(servers[workers], route, connections, seconds)
-            except load.LoadFailed as error:
-                report.add(Row(STEP, name, note=str(error).strip()[-500:], failed=True))
-                continue
-            report.add(_row(name, figure))
-            if route.name not in best or figure.images_per_s > best[route.name][1].images_per_s:
-                best[route.name] = workers, figure
-    for route, name in zip(routes, saturation, strict=True):
-        if route.name in best:
-            report.add(_saturation(name, *best[route.name]))
+        for position, (workers, route, connections) in enumerate(jobs):
+            if workers in servers:
+                figure = _send(servers[workers], workers, route, connections, context)
+                if figure and (route.name not in best or figure.images_per_s > best[route.name][1].images_per_s):
+                    best[route.name] = workers, figure
+            if route.name in best and not any(later[1] is route for later in jobs[position + 1 :]):
+                report.add(_saturation(*best[route.name]))  # at once: a bound may cut what follows
+
+
+def _send(
+    server: ServerProcess, workers: int, route: load.Route, connections: int, context: Context
+) -> LoadFigures | None:
+    """Sends one load and adds its row; None if it could not be sent."""
+    name = _name(workers, route.name, connections)
+    seconds = load.run_seconds(context.numbers.load_seconds, 1, None) or load.MAX_SECONDS
+    try:
+        figure = load.send_closed_load(server, route, connections, seconds)
+    except load.LoadFailed as error:
+        context.report.add(Row(STEP, name, note=str(error).strip()[-500:], failed=True))
+        return None
+    context.report.add(_row(name, figure))
+    return figure
 
 
 def _enter(server: AbstractContextManager[ServerProcess]) -> tuple[ServerProcess, Callable[..., bool | None]]:
@@ -109,11 +116,11 @@ def _row(name: str, figure: LoadFigures) -> Row:
     )
 
 
-def _saturation(name: str, workers: int, figure: LoadFigures) -> Row:
+def _saturation(workers: int, figure: LoadFigures) -> Row:
     cores = "-" if figure.server_cores is None else f"{figure.server_cores:.1f}"
     return Row(
         STEP,
-        name,
+        f"{figure.route}{SATURATION}",
         per_s=figure.images_per_s,
         p50_ms=figure.p50_ms,
         core_ms=figure.core_ms,
