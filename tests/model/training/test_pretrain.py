@@ -159,9 +159,26 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
     assert np.allclose(losses(run), losses(alone), rtol=1e-4)
 
 
+def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "memory"
+    choices = (*SMALL, "--license", "CC0", "--name", "whole", "--in-memory")
+    err = run_command(folder, "-o", run, *choices, "--steps", "40")
+    assert "21 images are in memory: 0 MB on cpu" in err and "1 of 21 images could not be read" in err
+    values = losses(run)
+    assert np.allclose(values, losses(whole), rtol=0.02) and values != losses(whole)
+    early = tmp_path / "early"
+    kill_once_saved(early, folder, *choices, "--steps", "40")
+    assert len(losses(early)) < 40
+    run_command("-o", early, "--resume", "--save-minutes", "9", "--memory-mb", "1")
+    assert losses(early) == values
+    assert "it cannot go on with another one" in run_command("-o", run, "--resume", "--no-in-memory", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--steps", "1", "--in-memory", "--image-size", "32", "--memory-mb", "0.02"], "and --memory-mb allows 0.02"),
+        (["--steps", "1", "--memory-side", "32"], "memory_side needs in_memory"),
         (["--steps", "3", "--epochs", "2"], "epochs, steps and minutes exclude each other"),
         (["--steps", "0"], "--steps: Input should be greater than 0"),
         (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),
