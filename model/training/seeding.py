@@ -25,7 +25,8 @@ def make_bit_generators(seeds: Words) -> list[np.random.PCG64]:
     A seed that is an integer or a tuple of integers has the words of each in turn, 32 bits in a word, the lowest bits
     first. Words that are 0 at the end of the four make no difference.
     """
-    return [np.random.PCG64(_HashedSeed(state)) for state in _hash_seeds(seeds)]
+    # NumPy's annotations do not have the interface ISeedSequence, which its documentation allows.
+    return [np.random.PCG64(_HashedSeed(state)) for state in _hash_seeds(seeds)]  # type: ignore[arg-type]
 
 
 class _HashedSeed(ISeedSequence):
@@ -34,7 +35,7 @@ class _HashedSeed(ISeedSequence):
     def __init__(self, state: NDArray[np.uint64]) -> None:
         self._state = state
 
-    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:  # type: ignore[override]
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
         return self._state
 
 

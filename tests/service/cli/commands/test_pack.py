@@ -40,6 +40,7 @@ def losses(path: Path) -> list[str]:
     return [line["loss"] for line in read_metrics(path)]
 
 
+@pytest.mark.slow
 def test_training_from_a_pack_is_training_from_its_folder(folder: Path, packed: Path, tmp_path: Path) -> None:
     for name, source in (("folder", folder), ("pack", packed)):
         run_command("pretrain", source, "-o", tmp_path / name, *TRAINING)
@@ -50,6 +51,7 @@ def test_training_from_a_pack_is_training_from_its_folder(folder: Path, packed: 
     run_command("pretrain", "-o", tmp_path / "pack", "--resume")
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_pack_in_memory(packed: Path, tmp_path: Path) -> None:
     run_command("finetune", packed, "-o", tmp_path / "files", *TRAINING, "--validation-share", "0.5")
     run_command("finetune", packed, "-o", tmp_path / "memory", *TRAINING, "--validation-share", "0.5", "--in-memory")
