@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model.images.packs import find_packed_images, is_pack
+
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff")
 )
@@ -15,20 +17,23 @@ SUFFIXES = frozenset(
 
 
 def find_images(paths: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Finds images to try: files as they are named, and in folders, at any depth, files with an image's suffix.
+    """Finds images to try: files as they are named, in folders, at any depth, files with an image's suffix, and packs.
 
     Returns:
         The images, each listed once, those of a folder ordered by name; and the paths that cannot be tried, with the
-        reason.
+        reason. Those in packs are `PackedImage`.
 
     Raises:
         FileNotFoundError: one of `paths` does not exist.
+        PackError: a pack cannot be read.
     """
     candidates: dict[str, None] = {}
     refused: list[tuple[str, str]] = []
     for path in paths:
         if path.is_dir():
             candidates |= dict.fromkeys(_walk(path, refused))
+        elif is_pack(path):
+            candidates |= dict.fromkeys(find_packed_images(path))
         elif path.exists():
             candidates[str(path)] = None
         else:
@@ -61,14 +66,15 @@ def labelled_images(folder: Path, classes: Sequence[str] | None = None) -> Label
     An image's class is the path of its own folder relative to `folder` (`birds`, `birds/owl`).
 
     Args:
-        folder: searched to any depth, as `find_images` does.
+        folder: searched to any depth, as `find_images` does; or a pack of such a folder.
         classes: the classes to number by, for a second folder with the same classes; by default those in `folder`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `folder` is no folder.
+        PackError: as `find_images`.
         ClassFolderError: an image lies in `folder` itself or in a class that is not among `classes`, or there is none.
     """
-    if folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir() and not is_pack(folder):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     paths, refused = find_images([folder])
     if not paths:

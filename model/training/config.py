@@ -47,6 +47,13 @@ class TrainingConfig(BaseModel):
     """Threads per process that compute; by default its share of the CPUs."""
     workers: int | None = Field(default=None, gt=0)
     """Threads per process that decode images; by default one, on CUDA its share of the CPUs."""
+    in_memory: bool = False
+    """Whether all images are decoded once into the device's memory, where crops and patches are then made. Pixels
+    differ by rounding, and more for images that --memory-side scales down."""
+    memory_side: int | None = Field(default=None, gt=0)
+    """Short side in pixels of the images in memory; by default the image size. Smaller images are not enlarged."""
+    memory_mb: float = Field(default=4096, gt=0)
+    """Megabytes that the images in memory may take, in each process; a run that needs more does not start."""
     log_steps: int = Field(default=10, gt=0)
     """Steps per line of metrics.csv."""
     save_minutes: float = Field(default=5, gt=0)
@@ -56,6 +63,12 @@ class TrainingConfig(BaseModel):
     def _require_one_bound(self) -> Self:
         if sum(bound is not None for bound in (self.epochs, self.steps, self.minutes)) > 1:
             raise ValueError("epochs, steps and minutes exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _require_images_in_memory(self) -> Self:
+        if self.memory_side is not None and not self.in_memory:
+            raise ValueError("memory_side needs in_memory")
         return self
 
 

@@ -31,6 +31,7 @@ CHANGEABLE = frozenset(
         "preview_images",
         "validation_minutes",
         "compile",
+        "memory_mb",
     )
 )
 """Options that may differ when a run is resumed: they change neither data order nor schedule nor arithmetic."""

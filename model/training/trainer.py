@@ -19,6 +19,7 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.training.config import TrainingConfig
 from model.training.dataset import Augmentation, Batch, DataLoader, ImageDataset
 from model.training.distributed import DistributedContext
+from model.training.memory_loader import DeviceBatch, MemoryLoader
 from model.training.optimiser import WeightAverage, learning_rate, set_learning_rate
 from model.training.progress import TrainingProgress
 from model.training.run import Run, RunError
@@ -110,7 +111,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(context.device.type, enabled=half is torch.float16)
         self._compute_loss = self._wrap(task.objective)
 
-    def fit(self, loader: DataLoader) -> None:
+    def fit(self, loader: DataLoader | MemoryLoader) -> None:
         """Trains to the end of the schedule; `loader` gives this process's part of each step.
 
         Raises:
@@ -122,7 +123,7 @@ class Trainer:
         if context.is_main:
             self._run.open_metrics(COLUMNS, self.step)
         first_step = self.step
-        batches = loader.batches(first_step)
+        batches: Iterator[Batch | DeviceBatch] = loader.batches(first_step)
         saved = reported = start = time.monotonic()
         seconds_before = self.seconds
         with self._catch_signals():
@@ -210,14 +211,14 @@ class Trainer:
             return self._config.steps
         return max(1, round((self._config.epochs or 0) * len(self._task.dataset.paths) / self._config.batch_size))
 
-    def _take_step(self, batch: Batch, done: float) -> None:
+    def _take_step(self, batch: Batch | DeviceBatch, done: float) -> None:
         c, device, optimiser = self._config, self._context.device, self._task.optimiser
         # The rate in the middle of the step, so that neither the first step nor the last has a rate of zero.
         half_step = 0.5 / self._total_steps() if c.minutes is None else 0.0
         self._window.lr = learning_rate(done + half_step, c.lr, c.min_lr, c.warmup)
         set_learning_rate(optimiser, self._window.lr)
         with self._autocast:
-            loss = self._compute_loss(*(torch.from_numpy(array).to(device, non_blocking=True) for array in batch))
+            loss = self._compute_loss(*(torch.as_tensor(array).to(device, non_blocking=True) for array in batch))
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(optimiser)

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from model.checkpoints.errors import WeightsError
 from model.engines.base import EngineBuildError
 from model.evaluation.config import EvalConfig
+from model.images.packs import PackError
 from model.training.config import FinetuningRecipe, Recipe
 from service.cli.commands.bench import bench
 from service.cli.commands.compile import compile_engine
@@ -22,6 +23,7 @@ from service.cli.commands.embed import embed
 from service.cli.commands.evaluate import evaluate
 from service.cli.commands.finetune import finetune
 from service.cli.commands.info import info
+from service.cli.commands.pack import pack
 from service.cli.commands.pretrain import pretrain
 from service.cli.commands.reconstruct import reconstruct
 from service.cli.commands.serve import serve
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits; an error that the user can correct is one line instead of a traceback."""
     try:
         app(arguments, prog_name="mae")
-    except (CommandError, InvalidSettings, WeightsError, EngineBuildError, ServiceError, OSError) as error:
+    except (CommandError, InvalidSettings, WeightsError, EngineBuildError, PackError, ServiceError, OSError) as error:
         print(f"mae: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
 
@@ -79,6 +81,7 @@ _add(info, ENGINE_OPTIONS)
 _add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "model"})
 _add(compile_engine, ENGINE_OPTIONS, name="compile")
 _add(convert, {})
+_add(pack, {})
 _add(pretrain, Recipe.model_fields)
 _add(evaluate, {**EvalConfig.model_fields, **ENGINE_OPTIONS})
 _add(finetune, FinetuningRecipe.model_fields)

@@ -14,6 +14,7 @@ import typer
 from model.arrays import Floats
 from model.engines.base import ServedModel
 from model.images.folders import find_images
+from model.images.packs import read_image_file
 from service.cli.errors import CommandError, describe_file_error
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 
 
 def embed(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images, and folders of images.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images, folders of images, and packs.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="File to create or to add to.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output instead of adding to it.")] = False,
     **options: Any,
@@ -102,7 +103,7 @@ async def _embed(
         async def embed_file(path: str) -> Floats | str:
             """The vector, or the sentence with the reason why there is none."""
             try:
-                data = await pipeline.run_in_pool(Path(path).read_bytes)
+                data = await pipeline.run_in_pool(read_image_file, path)
                 vectors = await pipeline.embed([data], plan.pool, plan.visible_indices, Timings())
             except EngineLost:
                 raise

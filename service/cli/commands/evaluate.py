@@ -17,6 +17,7 @@ from model.evaluation.evaluate import evaluate as measure
 from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
 from model.images.folders import ClassFolderError, find_images, labelled_images
+from model.images.packs import read_image_file
 from model.images.png import encode_png
 from service.cli.errors import CommandError, describe_file_error
 from service.cli.evaluation_tables import evaluation_tables
@@ -192,7 +193,7 @@ def _image_reader(engine: Engine, settings: Settings) -> Reader:
 
     def read(path: str) -> Bytes:
         try:
-            return decoder.decode(Path(path).read_bytes(), 0).patches
+            return decoder.decode(read_image_file(path), 0).patches
         except (OSError, ServiceError) as error:
             raise UnreadableImage(describe_file_error(path, error)) from error
 

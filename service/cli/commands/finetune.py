@@ -15,7 +15,8 @@ from service.cli.training_runs import absolute_weights, recipe_of, require_bound
 
 def finetune(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Folder that holds one folder of images per class.")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Folder that holds one folder of images per class, or a pack of it."),
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="<path>", help="Folder that the run writes to.")

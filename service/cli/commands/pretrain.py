@@ -16,7 +16,7 @@ from service.cli.training_runs import absolute_weights, recipe_of, require_bound
 def pretrain(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER", help="Images, and folders that are searched for images at any depth."),
+        typer.Argument(metavar="FOLDER", help="Images, folders that are searched for images at any depth, and packs."),
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="<path>", help="Folder that the run writes to.")

@@ -159,9 +159,25 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
     assert np.allclose(losses(run), losses(alone), rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    files, memory, ended = (tmp_path / name for name in ("files", "memory", "ended"))
+    run_command(folder, "-o", files, *SMALL, "--steps", "4")
+    err = run_command(folder, "-o", memory, *SMALL, "--steps", "4", "--in-memory")
+    assert "21 images are in memory: 0 MB on cpu" in err and "1 of 21 images could not be read" in err
+    assert np.allclose(losses(memory), losses(files), rtol=1e-3) and losses(memory) != losses(files)
+    interrupt_once_saved(ended, folder, *SMALL, "--steps", "4", "--in-memory")
+    assert len(losses(ended)) < 4
+    assert "it cannot go on with another one" in run_command("-o", ended, "--resume", "--no-in-memory", code=2)
+    run_command("-o", ended, "--resume", "--memory-mb", "1", "--save-minutes", "9")
+    assert losses(ended) == losses(memory)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--steps", "1", "--in-memory", "--image-size", "32", "--memory-mb", "0.02"], "and --memory-mb allows 0.02"),
+        (["--steps", "1", "--memory-side", "32"], "memory_side needs in_memory"),
         (["--steps", "3", "--epochs", "2"], "epochs, steps and minutes exclude each other"),
         (["--steps", "0"], "--steps: Input should be greater than 0"),
         (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),
