@@ -17,6 +17,8 @@ from model.config import MAEConfig, Preprocessing
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComputedPrecision = Literal["fp32", "bf16", "emulated bf16", "fp16", "int8"]
 BackendName = Literal["tensorrt", "openvino", "torch"]
+TorchMode = Literal["eager", "cuda graphs", "compile"]
+"""How torch runs the graphs on a GPU: as they are, recorded as CUDA graphs, or compiled and then recorded."""
 Backend = Literal["auto", BackendName]
 """The backend that the operator asks for; `auto` chooses the fastest that the machine can run."""
 
@@ -41,6 +43,10 @@ class FatalEngineError(EngineError):
 
 class EngineBuildError(Exception):
     """An engine cannot be made, or must not serve; the message gives the reason."""
+
+
+class BuildTimeout(EngineBuildError):
+    """A step of a build was ended because its time was over."""
 
 
 class TensorRTError(EngineBuildError):
@@ -102,6 +108,33 @@ class MeasuredPrecision(BaseModel):
         return "; ".join([why, *(f"{precision} left out: {reason}" for precision, reason in self.left_out.items())])
 
 
+class MeasuredMode(BaseModel):
+    """The mode in which torch runs the graphs on a GPU, and the reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: TorchMode
+    images_per_s: dict[TorchMode, dict[int, float]]
+    """Images per second of each mode that passed its parity check, by batch size, on all lanes together.
+
+    Measured with whole images and with a quarter of the patches visible. Empty where there was one mode alone.
+    """
+    left_out: dict[TorchMode, str]
+    """Modes that cannot serve here, with the reason."""
+
+    @property
+    def reason(self) -> str:
+        """The choice and its reason in one line."""
+        rates = ", ".join(
+            f"{mode} {' and '.join(f'{rate:.3g}' for rate in by_batch.values())}"
+            for mode, by_batch in self.images_per_s.items()
+        )
+        sizes = next(iter(self.images_per_s.values()), {})
+        batches = " and ".join(map(str, sizes))
+        why = f"images/s in batches of {batches}: {rates}" if rates else "there is nothing to compare it with"
+        return "; ".join([why, *(f"{mode} left out: {reason}" for mode, reason in self.left_out.items())])
+
+
 class EngineInfo(BaseModel):
     """The description of an engine. Model, precision and preprocessing together name a vector space."""
 
@@ -141,8 +174,12 @@ class EngineInfo(BaseModel):
     """How the graphs were quantised, if the engine is in int8."""
     auto: MeasuredPrecision | None = None
     """How PRECISION=auto chose, if OpenVINO serves by it."""
+    torch: MeasuredMode | None = None
+    """How torch runs the graphs, if it serves on a GPU."""
+    attention: dict[str, str] = {}
+    """The attention kernel that torch takes on a GPU, by graph: flash, memory-efficient, cudnn or math."""
     entry: str | None = None
-    """The name of the engine's entry in the engine cache; none for torch, which compiles nothing."""
+    """The name of the engine's entry in the engine cache; none for torch unless it serves compiled graphs."""
     fallback: str | None = None
     """Why this is not the preferred backend; none if it is."""
 

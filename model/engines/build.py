@@ -11,6 +11,7 @@ from model.checkpoints.locate import locate
 from model.engines.backend import choose_backend
 from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError
 from model.engines.context import BuildContext
+from model.engines.cuda import identity
 from model.engines.job import ModelSpec
 from model.engines.openvino.build import build_openvino
 from model.engines.settings import EngineSettings
@@ -58,6 +59,12 @@ def build(
 
 def _build(context: BuildContext) -> Engine:
     precision, choice = context.settings.precision, context.choice
+    if choice.device == "cuda" and (count := identity.visible_gpus()) > 1:
+        log.warning(
+            "%d GPUs are visible, and this process uses the first: start one process for each GPU, "
+            "with CUDA_VISIBLE_DEVICES=0, 1, … and a port of its own",
+            count,
+        )
     if context.calibrate is not None and precision not in ("int8", "auto"):
         raise EngineBuildError("photographs to calibrate on are for PRECISION=int8 or auto")
     if choice.backend == "openvino":

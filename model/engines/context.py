@@ -37,12 +37,21 @@ class BuildContext:
     progress: Callable[[str], None]
     """Called with a sentence at every step."""
 
-    def obtain_entry(self, name: str, job: ConversionJob) -> Path:
-        """Returns the folder of the cache's entry `name`, which a child process makes if need be."""
+    def obtain_entry(self, name: str, job: ConversionJob, deadline: float | None = None) -> Path:
+        """Returns the folder of the cache's entry `name`, which a child process makes if need be.
+
+        Args:
+            name: the name of the entry.
+            job: the conversion that makes it.
+            deadline: the time (of `time.monotonic`) at which the child process is ended; None for no limit.
+
+        Raises:
+            BuildTimeout: the deadline has passed.
+        """
 
         def make(folder: Path) -> None:
             self.progress(f"making the engine of {self.source.name} for {job.target}")
-            convert_in_child(job, folder, self.progress)
+            convert_in_child(job, folder, self.progress, deadline)
 
         folder, existed = EngineCache(self.settings.engine_cache).obtain(name, make)
         log.info("engine cache entry %s: %s", folder, "found" if existed else "made")

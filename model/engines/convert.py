@@ -47,7 +47,8 @@ def main() -> None:
 def convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
     """Fills `folder` with graphs or engines, the model's properties, and the reference outputs.
 
-    Modules are imported as the job needs them: `fingerprint.SOURCES` lists them, and a test compares the two.
+    For torch on a GPU it is the results of torch.compile alone. Modules are imported as the job needs them:
+    `fingerprint.SOURCES` lists them, and a test compares the two.
 
     Args:
         job: the conversion.
@@ -66,6 +67,11 @@ def convert(job: ConversionJob, folder: Path, progress: Callable[[str], None]) -
 
     configure_torch(available_cpus())
     checkpoint, model = load_model(job.model)
+    if job.target == "torch":  # the server has the model and the reference: it needs the compiler's results alone
+        from model.engines.cuda.torch_compile import write_compiled_graphs
+
+        write_compiled_graphs(checkpoint, model, job.precision, job.max_batch_size, folder, progress)
+        return
     reference = reference_engine(checkpoint, model)
     if job.target == "openvino":
         _convert_for_openvino(checkpoint, model, reference, job, folder, progress)

@@ -62,6 +62,14 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
         "model.engines.cuda.profiles",
         "model.engines.cuda.tensorrt_build",
     ),
+    "torch": (
+        *COMMON,
+        "model.engines.cuda",
+        "model.engines.cuda.engine",
+        "model.engines.cuda.profiles",
+        "model.engines.cuda.torch_compile",
+        "model.engines.cuda.torch_graphs",
+    ),
 }
 """Modules by the kind of entry that they make."""
 ROOT = Path(__file__).parents[2]

@@ -51,10 +51,10 @@ class ConversionJob:
     """The conversion that the child process is to do."""
 
     model: ModelSpec
-    target: Literal["openvino", "tensorrt"]
+    target: Literal["openvino", "tensorrt", "torch"]
     precision: Precision = "fp32"
     """The precision of the graphs. For OpenVINO only int8 matters: any other precision is chosen on loading."""
     max_batch_size: int = 0
-    """The largest batch that TensorRT builds for."""
+    """The largest batch that TensorRT builds for, or that torch records."""
     photographs: Calibration | None = None
     """The photographs for int8; None for other precisions."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model.checkpoints.checkpoint import Checkpoint, load
 from model.config import MAEConfig, Preprocessing
-from model.engines.base import EngineBuildError, EngineInfo
+from model.engines.base import EngineBuildError, EngineInfo, Precision
 from model.engines.eager import EagerEngine
 from model.engines.job import LoadedModel, ModelSpec
 
@@ -37,11 +37,18 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
 
 def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:
     """The reference engine of a model: one lane, with as many threads as torch is set to."""
-    info = EngineInfo(
+    return EagerEngine(checkpoint, describe_torch_engine(model))
+
+
+def describe_torch_engine(
+    model: LoadedModel, precision: Precision = "fp32", device: str = "cpu", max_batch_size: int = EAGER_BATCH
+) -> EngineInfo:
+    """The info of an engine by torch that serves nobody: one lane, and no weights' name."""
+    return EngineInfo(
         backend="torch",
-        precision="fp32",
-        computes="fp32",
-        device="cpu",
+        precision=precision,
+        computes=precision,
+        device=device,
         model=model.config.name,
         weights="",
         layout=model.layout,
@@ -50,10 +57,9 @@ def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:
         preprocessing=model.preprocessing,
         lanes=1,
         threads_per_lane=1,
-        preferred_batch=EAGER_BATCH,
+        preferred_batch=max_batch_size,
         versions={},
     )
-    return EagerEngine(checkpoint, info)
 
 
 @contextmanager

@@ -38,8 +38,10 @@ class EngineSettings(BaseModel):
     """Batches that run at once; by default one per CPU for openvino, two on a GPU."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)
     """Largest number of images per batch; by default measured for openvino, 64 on a GPU, 8 for torch on a CPU."""
-    cuda_graphs: bool = False
-    """Record the usual batches as CUDA graphs, and fill others up to the next power of two; GPUs only."""
+    cuda_graphs: bool | None = None
+    """Record the usual batches as CUDA graphs, on a GPU; by default not with TensorRT, and measured with torch."""
+    compile_timeout_s: float = Field(default=180, ge=0)
+    """Seconds that torch.compile may delay the start, where torch serves on a GPU; 0: it is not tried."""
     parity_cosine: float | None = Field(default=None, ge=-1, le=1)
     """Least centred cosine of embeddings against eager float32; 0.999999 in fp32, 0.99 (mean) in int8, else 0.999."""
     parity_psnr_db: float | None = Field(default=None, ge=0, le=99)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model.engines.base import Engine
 from model.engines.context import BuildContext
 from model.engines.cpu import available_cpus
-from model.engines.cuda.build import build_torch_on_gpu
+from model.engines.cuda.torch_engine import build_torch_on_gpu
 from model.engines.eager import EagerEngine, configure_torch
 from model.engines.outputs import collect_outputs
 from model.engines.reference import EAGER_BATCH, load_model, reference_engine

@@ -76,8 +76,8 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
             streams.pop()
 
     @contextmanager
-    def graph(of: Graph, pool: object, stream: Stream) -> Iterator[None]:
-        assert stream is streams[-1]
+    def graph(of: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert stream is streams[-1] and capture_error_mode == "thread_local"
         Graph.recording = of
         try:
             with Recorder(of):

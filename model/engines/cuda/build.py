@@ -1,4 +1,4 @@
-"""Building an engine on an NVIDIA GPU, by TensorRT, or by torch where TensorRT is missing or fails."""
+"""Building an engine on an NVIDIA GPU by TensorRT, and the sizes of engines on a GPU."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from model.checkpoints.checkpoint import Checkpoint
 from model.config import MAEConfig
-from model.engines.base import EngineBuildError, EngineError, Precision, TensorRTError
+from model.engines.base import EngineError, Precision, TensorRTError
 from model.engines.cache import fingerprint
 from model.engines.context import BuildContext
 from model.engines.cuda import identity
 from model.engines.cuda.engine import DeviceEngine
 from model.engines.cuda.tensorrt import TensorRTGraphs
-from model.engines.cuda.torch_graphs import TorchGraphs
 from model.engines.entry import read_model, read_reference
 from model.engines.fingerprint import code_digest
-from model.engines.job import ConversionJob, LoadedModel, ModelSpec
-from model.engines.outputs import EngineOutputs
+from model.engines.job import ConversionJob, ModelSpec
 
 DEFAULT_BATCH, DEFAULT_LANES = 64, 2
 """Images per batch and number of lanes: with two lanes, the copies of one overlap the computing of the other."""
@@ -36,7 +33,7 @@ def build_tensorrt(context: BuildContext) -> DeviceEngine:
     distribution = identity.installed_distribution()
     assert distribution is not None, "choose_backend has looked"
     runtime, gpu = identity.tensorrt_runtime(distribution), identity.this_gpu()
-    precision, max_batch_size = _precision(context), settings.max_batch or DEFAULT_BATCH
+    precision, max_batch_size = device_precision(context), settings.max_batch or DEFAULT_BATCH
     ingredients = tensorrt_ingredients(
         context.model, source.digest, precision, max_batch_size, gpu, distribution, runtime.__version__
     )
@@ -46,34 +43,16 @@ def build_tensorrt(context: BuildContext) -> DeviceEngine:
     info = context.describe(
         model,
         precision,
-        **_sizes(context, model.config),
+        **device_sizes(context, model.config),
         entry=folder.name,
         libraries={distribution: version(distribution), "tensorrt": str(runtime.__version__), "driver": gpu.driver},
     )
     context.progress(f"loading the TensorRT engines of {source.name} onto {gpu.name}")
     try:
-        engine = DeviceEngine(TensorRTGraphs(folder, info, runtime), info, settings.cuda_graphs)
+        engine = DeviceEngine(TensorRTGraphs(folder, info, runtime), info, bool(settings.cuda_graphs))
         context.check(engine, read_reference(folder), (1, max_batch_size))
     except EngineError as error:
         raise TensorRTError(str(error)) from error
-    return engine
-
-
-def build_torch_on_gpu(
-    context: BuildContext, checkpoint: Checkpoint, model: LoadedModel, reference: EngineOutputs
-) -> DeviceEngine:
-    """Puts the model onto the GPU by torch, and checks its parity with the reference outputs.
-
-    Raises:
-        EngineBuildError: the GPU cannot hold or run the model.
-        ParityError: the engine does not compute what the model computes.
-    """
-    info = context.describe(model, _precision(context), **_sizes(context, model.config))
-    try:
-        engine = DeviceEngine(TorchGraphs(checkpoint, info), info, context.settings.cuda_graphs)
-        context.check(engine, reference, (1, info.preferred_batch))
-    except EngineError as error:
-        raise EngineBuildError(str(error)) from error
     return engine
 
 
@@ -117,11 +96,13 @@ def supports_padding(config: MAEConfig, max_batch_size: int) -> bool:
     return config.family == "vit" and max_batch_size > 1
 
 
-def _precision(context: BuildContext) -> Precision:
+def device_precision(context: BuildContext) -> Precision:
+    """The precision of an engine on a GPU: half precision, unless the operator names another one."""
     return "fp16" if context.settings.precision == "auto" else context.settings.precision
 
 
-def _sizes(context: BuildContext, config: MAEConfig) -> dict[str, Any]:
+def device_sizes(context: BuildContext, config: MAEConfig) -> dict[str, Any]:
+    """Lanes, threads and largest batch of an engine on a GPU, as `BuildContext.describe` takes them."""
     max_batch_size = context.settings.max_batch or DEFAULT_BATCH
     return {
         "lanes": context.settings.lanes or DEFAULT_LANES,

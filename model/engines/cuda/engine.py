@@ -7,7 +7,7 @@ the device between encoder and decoder, and only the requested results come down
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -47,20 +47,27 @@ class CompiledGraphs(Protocol):
 class DeviceEngine:
     """An `Engine` on the device that `info` names."""
 
-    def __init__(self, graphs: CompiledGraphs, info: EngineInfo, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        graphs: CompiledGraphs,
+        info: EngineInfo,
+        cuda_graphs: bool = False,
+        proceed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Allocates the lanes' buffers.
 
         Args:
             graphs: the compiled graphs, on the device.
             info: `preferred_batch` is the largest batch size.
             cuda_graphs: record the usual batches as CUDA graphs, and fill other batches up to the next recorded size.
+            proceed: called before each recording; what it raises ends the recording.
         """
         self.info = info
         self._graphs = graphs
-        with _device_errors():
+        with device_errors():
             self._lanes = [Lane(n, info.config, info.preferred_batch, info.device) for n in range(info.lanes)]
             if cuda_graphs:
-                self._record()
+                self._record(proceed)
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
@@ -104,7 +111,7 @@ class DeviceEngine:
 
     @contextmanager
     def _on_stream(self, lane: Lane) -> Iterator[None]:
-        with _device_errors(), torch.inference_mode(), torch.cuda.stream(lane.stream):
+        with device_errors(), torch.inference_mode(), torch.cuda.stream(lane.stream):
             yield
 
     def _is_padded(self, visible_indices: Indices) -> bool:
@@ -153,7 +160,7 @@ class DeviceEngine:
             )
             self._graphs.decode(lane.number, latent, restore_indices, patches, pixels, error)
 
-    def _record(self) -> None:
+    def _record(self, proceed: Callable[[], None]) -> None:
         """Records the usual batches of every lane: launching a small model's kernels costs more than running them."""
         n, quarter = self.info.config.num_patches, usual_visible(self.info.config)
         works: list[tuple[Work, int]] = [("encode", n), ("encode", quarter)]
@@ -162,13 +169,18 @@ class DeviceEngine:
         for lane in self._lanes:
             for work, visible in works:
                 for size in _recorded_sizes(self.info.preferred_batch):
+                    proceed()
                     self._graphs.reserve_for_capture(lane.number, size, visible, work == "reconstruct")
                     with self._on_stream(lane):
                         for _ in range(WARM_UPS):
                             self._launch(lane, work, size, visible)
                         lane.stream.synchronize()
                         graph = torch.cuda.CUDAGraph()
-                        with torch.cuda.graph(graph, pool=lane.pool, stream=lane.stream):
+                        # thread_local: what other threads ask of the device must not end the recording, nor the
+                        # recording what they do.
+                        with torch.cuda.graph(
+                            graph, pool=lane.pool, stream=lane.stream, capture_error_mode="thread_local"
+                        ):
                             self._launch(lane, work, size, visible)
                         lane.pool = graph.pool()
                         lane.graphs[work, size, visible] = graph
@@ -238,8 +250,13 @@ def _recorded_sizes(max_batch_size: int) -> list[int]:
 
 
 @contextmanager
-def _device_errors() -> Iterator[None]:
-    """Turns torch's errors into our own, which tell whether the device can go on."""
+def device_errors() -> Iterator[None]:
+    """Turns torch's errors into our own, which tell whether the device can go on.
+
+    Raises:
+        EngineError: the device has not enough memory.
+        FatalEngineError: the device has failed.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -39,6 +39,21 @@ def cuda_works() -> bool:
     return torch.cuda.is_available()
 
 
+def visible_gpus() -> int:
+    """The number of GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def torch_gpu() -> Gpu:
+    """The GPU that torch uses, with torch's release of CUDA in the driver's place: torch brings its own kernels."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}", f"CUDA {torch.version.cuda}")
+
+
 def this_gpu() -> Gpu:
     """The GPU that torch uses.
 

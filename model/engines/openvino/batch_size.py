@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from model.engines.base import Engine
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.cpu import cpu_name
-from model.engines.fixed_images import visible_quarter
-from model.masking import all_indices
+from model.engines.measure import time_batch
 
 log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16)
@@ -88,26 +84,6 @@ def choose_batch_size(
             break
     rates = {size: lanes * size / taken for size, taken in best.items()}
     return MeasuredBatchSize(batch=_smallest_good(rates), rates=rates)
-
-
-def time_batch(engine: Engine, size: int) -> float:
-    """Seconds that all lanes at once take for a batch of whole images and one with a quarter of the patches visible."""
-    config, lanes = engine.info.config, engine.info.lanes
-    whole = np.random.default_rng(0).integers(0, 256, (size, config.num_patches, config.patch_dim), dtype=np.uint8)
-    everything = np.repeat(all_indices(config.num_patches)[None], size, axis=0)
-    visible_indices = visible_quarter(config, size)
-    quarter = np.take_along_axis(whole, visible_indices[..., None], axis=1)
-    start_line = threading.Barrier(lanes)
-
-    def work(lane: int) -> float:
-        start_line.wait()
-        start = time.perf_counter()
-        engine.embed(lane, whole, everything)
-        engine.embed(lane, quarter, visible_indices)
-        return time.perf_counter() - start
-
-    with ThreadPoolExecutor(lanes) as pool:
-        return max(pool.map(work, range(lanes)))
 
 
 def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:

@@ -12,18 +12,12 @@ from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
+from model.engines.measure import keep_choice, measure_rates, read_choice
 from model.engines.openvino.arithmetic import sample_precision
 from model.engines.openvino.batch_size import obtain_batch_size, warm_up
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
 from model.engines.openvino.entries import GraphEntries, require_held_out_parity
-from model.engines.openvino.precision import (
-    CLOSEST_FIRST,
-    choose_precision,
-    core_seconds,
-    keep_choice,
-    measure_rates,
-    read_choice,
-)
+from model.engines.openvino.precision import CLOSEST_FIRST, choose_precision, core_seconds
 from model.engines.openvino.quantise import read_quantisation
 from model.engines.parity import ParityError
 
@@ -61,7 +55,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
     """Builds the engine that auto chooses: as an earlier start chose, or else by measuring."""
     cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
     name = _choice_name(context, entries.name, int8)
-    choice = read_choice(cache, name)
+    choice = read_choice(cache, name, MeasuredPrecision)
     if choice is not None:
         folder = entries.find_int8(int8, "auto") if choice.precision == "int8" else entries.float32()
         return _build(context, choice.precision, folder), choice

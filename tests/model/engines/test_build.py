@@ -223,7 +223,7 @@ def test_an_entry_that_was_damaged_is_converted_again(
     os.truncate(entry / "encoder.bin", 1000)
     converted = []
 
-    def convert(job: Any, folder: Path, progress: Any) -> None:
+    def convert(job: Any, folder: Path, progress: Any, deadline: Any) -> None:
         converted.append(job)
         shutil.copytree(good, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
@@ -246,7 +246,7 @@ class Converted(Exception):
 
 @pytest.fixture
 def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    def convert(job: Any, folder: Path, progress: Any) -> None:
+    def convert(job: Any, folder: Path, progress: Any, deadline: Any) -> None:
         raise Converted(folder.name.rpartition("-")[0])
 
     def entry(**spec: Any) -> str:

@@ -1,108 +1,25 @@
 """From settings to an engine on a GPU: TensorRT, its cache, its parity check, torch in its place; with stand-ins."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.errors import WeightsError
-from model.config import Preprocessing
-from model.engines import context, convert
 from model.engines.backend import NO_TENSORRT
 from model.engines.base import EngineBuildError, TensorRTError
 from model.engines.build import build
 from model.engines.cache import fingerprint
-from model.engines.context import BuildContext
 from model.engines.cuda import build as module
-from model.engines.cuda import identity, tensorrt_build
 from model.engines.cuda.build import tensorrt_ingredients
-from model.engines.cuda.identity import Gpu
-from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, padded_profiles
-from model.engines.export import build_graphs
-from model.engines.job import ConversionJob, ModelSpec
+from model.engines.job import ModelSpec
 from model.engines.parity import ParityError
 from model.engines.settings import EngineSettings
-from model.nn.vit import MaskedAutoencoder
-from tests.support import pretend_tensorrt
-from tests.support.engines import NARROW, with_changes
-
-CARD = Gpu("Pretend 9000", "9.0", "580.65")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
-    tensors = dict(MaskedAutoencoder(NARROW).state_dict())
-    checkpoint.save(path, Checkpoint(NARROW, Preprocessing(), "mae-serve", tensors))
-    return str(path)
-
-
-class Machine:
-    """One with a GPU; `jobs` are the conversions it was asked for, `alter` changes what TensorRT makes of a graph."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.jobs: list[ConversionJob] = []
-        self.distribution: str | None = "torch-tensorrt"
-        self.failure: Exception | None = None
-        self.import_failure: Exception | None = None
-        self.written = lambda name: name
-        self.alter: Callable[[str, torch.nn.Module], torch.nn.Module] = lambda name, graph: graph
-        self._graphs: dict[str, torch.nn.Module] = {}
-        self._profiles: dict[str, Any] = {}
-        honest = BuildContext.describe
-        for owner, name, stand_in in (
-            (identity, "DEVICES", (tmp_path,)),
-            (identity, "cuda_works", lambda: True),
-            (identity, "installed_distribution", lambda: self.distribution),
-            (identity, "tensorrt_runtime", self._runtime),
-            (identity, "this_gpu", lambda: CARD),
-            (module, "version", lambda name: "2.14.0" if "tensorrt" in name else version(name)),
-            # Everything but the tensors' own device believes in the GPU.
-            (
-                BuildContext,
-                "describe",
-                lambda *args, **more: honest(*args, **more).model_copy(update={"device": "cpu"}),
-            ),
-            (context, "convert_in_child", self._convert),
-            (tensorrt_build, "build_engines", self._build_engines),
-        ):
-            monkeypatch.setattr(owner, name, stand_in)
-
-    def _runtime(self, distribution: str) -> Any:
-        if self.import_failure:
-            raise self.import_failure
-        return pretend_tensorrt.runtime(self._graphs, self._profiles)
-
-    def _convert(self, job: ConversionJob, folder: Path, progress: Callable[[str], None]) -> None:
-        self.jobs.append(job)
-        convert.convert(job, folder, progress)
-
-    def _build_engines(
-        self, made: Any, config: Any, pre: Any, precision: Any, most: int, folder: Path, say: Any
-    ) -> None:
-        if self.failure:
-            raise self.failure
-        for name, graph in build_graphs(made, config, pre, precision, to_bytes=False, padded=most > 1).items():
-            self._graphs[name] = self.alter(name, graph)
-            (folder / f"{name}.engine").write_text(self.written(name))
-        self._profiles |= {
-            "encoder": encoder_profiles(config, most),
-            "encoder_padded": padded_profiles(config, most),
-            "decoder": decoder_profiles(config, most),
-        }
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: None) -> Machine:
-    return Machine(monkeypatch, tmp_path)
+from tests.model.engines.cuda.conftest import CARD, Machine
+from tests.support.engines import with_changes
 
 
 def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSettings:

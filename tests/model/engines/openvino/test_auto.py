@@ -72,7 +72,7 @@ class Bench:
         self.measured.append(engine.info.precision)
         return self.seconds[engine.info.precision]
 
-    def _convert(self, job: Any, folder: Path, progress: Any) -> None:
+    def _convert(self, job: Any, folder: Path, progress: Any, deadline: Any) -> None:
         shutil.copytree(self._graphs, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
         if job.precision == "int8":

@@ -7,14 +7,8 @@ import pytest
 
 from model.engines.base import MeasuredPrecision, Precision
 from model.engines.cache import EngineCache
-from model.engines.openvino.precision import (
-    TURNS,
-    choose_precision,
-    core_seconds,
-    keep_choice,
-    measure_rates,
-    read_choice,
-)
+from model.engines.measure import TURNS, keep_choice, measure_rates, read_choice
+from model.engines.openvino.precision import choose_precision, core_seconds
 from tests.support.engines import FakeEngine
 
 BF16 = MeasuredPrecision(precision="bf16", images_per_core_s={"fp32": 10, "bf16": 20}, left_out={})
@@ -95,18 +89,18 @@ def test_each_is_measured_once_however_slow() -> None:
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"precision": "fp64"}', '{"precision": "bf16"}', "\x00"])
 def test_a_choice_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
     cache = EngineCache(tmp_path)
-    assert read_choice(cache, "choice") is None
+    assert read_choice(cache, "choice", MeasuredPrecision) is None
     assert keep_choice(cache, "choice", BF16) == BF16
-    assert read_choice(cache, "choice") == BF16
+    assert read_choice(cache, "choice", MeasuredPrecision) == BF16
     (tmp_path / "choice.json").write_text(damage)
-    assert read_choice(cache, "choice") is None
+    assert read_choice(cache, "choice", MeasuredPrecision) is None
 
 
 def test_whoever_has_measured_first_decides_for_all(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
     keep_choice(cache, "choice", BF16)
     assert keep_choice(cache, "choice", BF16.model_copy(update={"precision": "fp32"})) == BF16
-    assert read_choice(cache, "choice") == BF16
+    assert read_choice(cache, "choice", MeasuredPrecision) == BF16
 
 
 def test_the_reason_is_one_line() -> None:

@@ -36,7 +36,7 @@ def converted(narrow_graphs: Path, tmp_path: Path) -> Path:
 def spec(tmp_path: Path, narrow_weights: Path, converted: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSettings:
     """NNCF and the child process are left out; whatever is in `converted` is what they make."""
 
-    def convert(job: Any, folder: Path, progress: Any) -> None:
+    def convert(job: Any, folder: Path, progress: Any, deadline: Any) -> None:
         assert job.precision == "int8" and len(job.photographs.paths) == 30
         shutil.copytree(converted, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
