@@ -12,6 +12,8 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.checkpoint import Checkpoint
 from model.engines.base import EngineError, EngineInfo, gather_visible
 from model.engines.cpu import available_cpus
+from model.engines.cuda.engine import DeviceEngine
+from model.engines.cuda.torch_graphs import TorchGraphs
 from model.masking import restore_indices_for
 from model.nn.serving import DecoderGraph, EncoderGraph
 
@@ -87,6 +89,12 @@ class Baseline:
 
     def _to_device(self, array: Bytes | Indices) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def record_cuda_graphs(checkpoint: Checkpoint, info: EngineInfo) -> DeviceEngine:
+    """The graphs run by torch on a GPU in the precision of `info`, its usual batches recorded as CUDA graphs."""
+    plain = info.model_copy(update={"mixes": False})
+    return DeviceEngine(TorchGraphs(checkpoint, plain), plain, cuda_graphs=True)
 
 
 def _to_host(tensor: Tensor) -> Floats:

@@ -80,15 +80,21 @@ def sizes_of(engine: Engine) -> list[Size]:
     """The sizes to measure an engine at.
 
     They are each operation with whole images and with a quarter of the patches, at powers of two of batch and lanes.
+    The most telling ones come first: the largest batch, then a single image, then the batches in between.
     """
     config = engine.info.config
     return [
         Size(operation, visible, batch, lanes)
+        for batch in _most_telling_first(powers_of_two(engine.info.preferred_batch))
         for operation in OPERATIONS[: 1 + config.has_decoder]
         for visible in dict.fromkeys((config.num_patches, max(1, config.num_patches // 4)))
-        for batch in powers_of_two(engine.info.preferred_batch)
         for lanes in powers_of_two(engine.info.lanes)
     ]
+
+
+def _most_telling_first(batches: list[int]) -> list[int]:
+    """The largest, the smallest, and the others from the largest on."""
+    return list(dict.fromkeys([batches[-1], batches[0], *reversed(batches)]))
 
 
 def powers_of_two(limit: int) -> list[int]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from model.benchmark.run import Benchmark
+from model.benchmark.timing import Figures
 from service.benchmark.results import Limit, ServerFigures, ServiceBenchmark, StageCost
 from service.cli.tables import TABLE_STYLE, add_number_columns
 
+NAME_WIDTH = 22
 
-def engine_tables(benchmark: Benchmark) -> Iterator[RenderableType]:
-    """A description of the engine, and a table of its speed alone if that was measured."""
+
+def engine_description(benchmark: Benchmark) -> RenderableType:
+    """A description of the engine, and of the device's peak if that was measured."""
     info = benchmark.engine
     weights = "random weights; the speed does not depend on them" if benchmark.random_weights else info.weights[:12]
     lines = [
@@ -35,10 +38,33 @@ def engine_tables(benchmark: Benchmark) -> Iterator[RenderableType]:
             f"GFLOP per image (torch's counter): {work}",
             "roofline: images/s that this peak allows; share: how much of it was reached",
         ]
-    lines += [f"{name} left out: {reason}" for name, reason in benchmark.left_out.items()]
-    yield Text("\n".join(lines))
-    if benchmark.figures:
-        yield _engine_table(benchmark, with_roofline=flops_per_s is not None and bytes_per_s is not None)
+    return Text("\n".join(lines))
+
+
+def engine_rows(figures: Sequence[Figures], with_header: bool) -> RenderableType:
+    """Rows of the table of an engine's speed; all parts of the table have the same columns."""
+    table = Table(**TABLE_STYLE, show_header=with_header, pad_edge=True)
+    names = max((len(figure.engine) for figure in figures), default=0)
+    table.add_column("operation", no_wrap=True, width=11)
+    for name, width in (("K", 4), ("batch", 5), ("lanes", 5)):
+        table.add_column(name, justify="right", width=width)
+    table.add_column("engine", no_wrap=True, width=max(NAME_WIDTH, names))
+    roofline_columns = ("roofline", "share") if any(figure.floor_images_per_s for figure in figures) else ()
+    for name in ("images/s", "p50 ms", "p99 ms", "core-ms", *roofline_columns):
+        table.add_column(name, justify="right", width=8)
+    for figure in figures:
+        cells = [figure.operation, str(figure.visible), str(figure.batch), str(figure.lanes), figure.engine]
+        cells += map(three_digits, (figure.images_per_s, figure.p50_ms, figure.p99_ms, figure.core_ms))
+        if figure.floor_images_per_s is not None:
+            share = figure.images_per_s / figure.floor_images_per_s
+            cells += [three_digits(figure.floor_images_per_s), f"{share:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> RenderableType:
+    """What was left out, and why."""
+    return Text("\n".join(f"{name} left out: {reason}" for name, reason in left_out.items()))
 
 
 def service_tables(benchmark: ServiceBenchmark) -> Iterator[RenderableType]:
@@ -70,23 +96,6 @@ def three_digits(number: float | None) -> str:
     if number is None:
         return "-"
     return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
-
-
-def _engine_table(benchmark: Benchmark, with_roofline: bool) -> Table:
-    table = Table(**TABLE_STYLE)
-    table.add_column("operation", no_wrap=True)
-    add_number_columns(table, "K", "batch", "lanes")
-    table.add_column("engine", no_wrap=True)
-    roofline_columns = ("roofline", "share") if with_roofline else ()
-    add_number_columns(table, "images/s", "p50 ms", "p99 ms", "core-ms", *roofline_columns)
-    for figure in benchmark.figures:
-        cells = [figure.operation, str(figure.visible), str(figure.batch), str(figure.lanes), figure.engine]
-        cells += map(three_digits, (figure.images_per_s, figure.p50_ms, figure.p99_ms, figure.core_ms))
-        if figure.floor_images_per_s is not None:
-            fraction = figure.images_per_s / figure.floor_images_per_s
-            cells += [three_digits(figure.floor_images_per_s), f"{fraction:.2f}"]
-        table.add_row(*cells)
-    return table
 
 
 def _stage_table(stages: Sequence[StageCost]) -> Table:

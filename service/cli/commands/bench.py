@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ import typer
 from rich.console import Console
 
 from model.benchmark.run import TURNS, Benchmark, benchmark
+from model.benchmark.timing import Figures
 from model.checkpoints.locate import PACKAGED, locate
 from model.config import PRESETS
 from model.engines.base import Engine, EngineError
@@ -23,7 +26,7 @@ from service.benchmark.processes import ServerFailed
 from service.benchmark.results import ServiceBenchmark
 from service.benchmark.run import CONNECTIONS, PARTS, SERVER_PARTS, BenchmarkPlan, Part, benchmark_service
 from service.benchmark.samples import Sample, read_sample, standard_samples
-from service.cli.benchmark_tables import engine_tables, service_tables
+from service.cli.benchmark_tables import engine_description, engine_rows, left_out_lines, service_tables
 from service.cli.errors import CommandError
 from service.cli.files import require_folder, write_output
 from service.cli.local_pipeline import build_engine
@@ -86,30 +89,54 @@ def bench(
             "--load-seconds", metavar="<float>", help="Seconds for which each server is measured under each load."
         ),
     ] = 3.0,
+    max_autotune: Annotated[
+        bool,
+        typer.Option(
+            "--max-autotune",
+            help="With --compare: measure torch.compile with max-autotune too, for one size alone: embed, whole "
+            "images, the largest batch.",
+        ),
+    ] = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="<float>",
+            help="Seconds after which no further size of an engine is measured; a compilation is ended. What is left "
+            "out is named.",
+        ),
+    ] = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="<path>", help="Write all figures as JSON; - is standard output."),
+        typer.Option(
+            "--json",
+            metavar="<path>",
+            help="Write all figures as JSON; the file is written anew after each size. - is standard output.",
+        ),
     ] = None,
     **options: Any,
 ) -> None:
     """Measure how fast the engine is alone, or with --parts all where the time of the whole service goes.
 
     Engine: both operations, whole images and a quarter of the patches, batches of 1, 2, 4, … up to the engine's own, on
-    one lane up to all lanes at once, with as many threads per lane as in the service. Each figure is the median of five
-    turns, which alternate with those of all other figures; p50 and p99 are over all timed batches. The engine has
-    passed the parity check.
+    one lane up to all lanes at once, with as many threads per lane as in the service. The largest batch comes first,
+    then a single image. Each figure is the median of five turns, which alternate with those of the other engines at the
+    same size; p50 and p99 are over all timed batches. The engine has passed the parity check. Rows are printed as they
+    are measured.
 
     Servers are separate processes on 127.0.0.1. wrk (apt-get install wrk) sends them one image per request: first over
     the given numbers of connections, then at random times at 50 % and 80 % of the best throughput. The limit is the
     number of cores over the core-seconds per image of all stages, each measured alone.
     """
+    start = time.monotonic()
     plan = BenchmarkPlan(
         parts=_parse_parts(parts),
         seconds=_check_seconds("--seconds", seconds),
         load_seconds=_check_seconds("--load-seconds", load_seconds),
         connections=_parse_connections(connections),
     )
-    _check_plan(plan, compare)
+    _check_plan(plan, compare, max_autotune)
+    deadline = None if time_limit is None else start + _check_seconds("--time-limit", time_limit)
     if json is not None:
         require_folder(json)
     settings = settings_of(options)
@@ -118,13 +145,38 @@ def bench(
     samples = _read_samples(images, settings) if plan.parts - {"engine"} else []
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     console = _table_console(json)
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def write(unfinished: dict[str, Any] | None = None) -> None:
+        if json is not None and (unfinished is None or str(json) != "-"):
+            benchmarks = [*results, *filter(None, [unfinished])]
+            write_output(json, orjson.dumps({"benchmarks": benchmarks}, option=orjson.OPT_INDENT_2) + b"\n")
+
     names: Sequence[str | None] = model or [settings.model]
     for name in names:
         with _settings_for(name, settings) as (model_settings, random_weights):
-            results.append(_bench_model(model_settings, random_weights, plan, compare, samples, console))
-    if json is not None:
-        write_output(json, orjson.dumps({"benchmarks": results}, option=orjson.OPT_INDENT_2) + b"\n")
+            comparison = _Comparison(compare, max_autotune, deadline)
+            results.append(_bench_model(model_settings, random_weights, plan, comparison, samples, console, write))
+        if compare:
+            _forget_compiled_graphs()
+    write()
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is measured beside the engine, and until when."""
+
+    baselines: bool
+    max_autotune: bool
+    deadline: float | None
+    """The time of `time.monotonic`; None for no limit."""
+
+
+def _forget_compiled_graphs() -> None:
+    """Has torch.compile forget one model before the next: it compiles the same code for a few models only."""
+    import torch  # here: only a comparison needs it
+
+    torch.compiler.reset()
 
 
 def _parse_parts(text: str) -> frozenset[Part]:
@@ -151,7 +203,7 @@ def _check_seconds(option: str, seconds: float) -> float:
     return seconds
 
 
-def _check_plan(plan: BenchmarkPlan, compare: bool) -> None:
+def _check_plan(plan: BenchmarkPlan, compare: bool, max_autotune: bool) -> None:
     if plan.parts & SERVER_PARTS:
         if load.run_seconds(plan.load_seconds, 1, None) is None:
             raise CommandError(f"--load-seconds must be at most {load.MAX_SECONDS * load.STEADY_SHARE:g}")
@@ -159,6 +211,8 @@ def _check_plan(plan: BenchmarkPlan, compare: bool) -> None:
             raise CommandError(load.WRK_MISSING)
     if compare and "engine" not in plan.parts:
         raise CommandError("--compare needs the part engine: add it to --parts")
+    if max_autotune and not compare:
+        raise CommandError("--max-autotune is a baseline: it needs --compare")
 
 
 def _read_samples(folder: Path | None, settings: Settings) -> list[Sample]:
@@ -195,17 +249,16 @@ def _bench_model(
     settings: Settings,
     random_weights: bool,
     plan: BenchmarkPlan,
-    compare: bool,
+    comparison: _Comparison,
     samples: list[Sample],
     console: Console,
+    write: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Measures one model and prints its tables; returns the figures for JSON."""
+    """Measures one model and prints its tables; returns the figures for JSON, which `write` gets as they come."""
     engine = build_engine(settings).engine
     if plan.parts - {"engine"}:
         _announce_duration(plan, engine, len(samples))
-    engine_benchmark = _bench_engine(engine, settings, random_weights, plan, compare)
-    for table in engine_tables(engine_benchmark):
-        console.print(table)
+    engine_benchmark = _bench_engine(engine, settings, random_weights, plan, comparison, console, write)
     figures = engine_benchmark.model_dump(mode="json")
     if plan.parts - {"engine"}:
         service_benchmark = _bench_service(engine_benchmark, settings, plan, samples)
@@ -221,26 +274,50 @@ def _announce_duration(plan: BenchmarkPlan, engine: Engine, samples: int) -> Non
 
 
 def _bench_engine(
-    engine: Engine, settings: Settings, random_weights: bool, plan: BenchmarkPlan, compare: bool
+    engine: Engine,
+    settings: Settings,
+    random_weights: bool,
+    plan: BenchmarkPlan,
+    comparison: _Comparison,
+    console: Console,
+    write: Callable[[dict[str, Any]], None],
 ) -> Benchmark:
+    """Measures the engine, and prints and writes each row as soon as it is there."""
     if "engine" not in plan.parts:
-        return Benchmark(
+        unmeasured = Benchmark(
             engine=engine.info, random_weights=random_weights, seconds=plan.seconds, turns=TURNS, figures=()
         )
+        console.print(engine_description(unmeasured))
+        return unmeasured
     weights = locate(settings.weights, settings.model).path
+
+    def report(benchmark: Benchmark, figures: Sequence[Figures]) -> None:
+        is_first = len(figures) == len(benchmark.figures)
+        if figures and is_first:
+            console.print(engine_description(benchmark))
+        if figures:
+            console.print(engine_rows(figures, with_header=is_first), end="")
+        write(benchmark.model_dump(mode="json"))
+
     try:
         with _show_progress() as progress:
-            return benchmark(
+            result = benchmark(
                 engine,
                 weights,
                 plan.seconds,
                 preset=settings.model,
                 random_weights=random_weights,
-                compare=compare,
+                compare=comparison.baselines,
+                max_autotune=comparison.max_autotune,
+                deadline=comparison.deadline,
                 progress=progress,
+                report=report,
             )
     except EngineError as error:
         raise CommandError(f"the engine failed: {error}") from error
+    if result.left_out:
+        console.print(left_out_lines(result.left_out))
+    return result
 
 
 def _bench_service(

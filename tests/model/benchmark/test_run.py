@@ -1,15 +1,18 @@
 """A whole benchmark, of an engine in name only beside torch itself."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.benchmark import roofline
-from model.benchmark.run import benchmark
+from model.benchmark import roofline, run
+from model.benchmark.run import benchmark, engine_name
 from model.checkpoints.checkpoint import load
-from model.engines.base import Precision
+from model.engines.base import MeasuredMode, Precision
 from tests.support.engines import FakeEngine
+from tests.support.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +43,70 @@ def test_a_compiler_that_does_not_work_is_named_and_the_others_are_measured(
     assert result.left_out == {"torch.compile fp32": "Failed to find C compiler"}
     assert {figure.engine for figure in result.figures} == {"torch fp32", "torch eager fp32"}
     assert len(result.figures) == 4 * 2 + 4, "the baseline has one lane"
+
+
+def test_each_size_is_reported_as_soon_as_it_is_measured(
+    engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    reports: list[tuple[int, list[str]]] = []
+    result = benchmark(
+        engine,
+        probe,
+        0.01,
+        compare=True,
+        max_autotune=True,
+        turns=1,
+        report=lambda so_far, figures: reports.append((len(so_far.figures), [figure.engine for figure in figures])),
+    )
+    together, one_lane, compiled = ["torch fp32", "torch eager fp32"], ["torch fp32"], ["torch.compile fp32"]
+    names = [*[together, one_lane] * 4, *[compiled] * 4, ["torch.compile max-autotune fp32"]]
+    assert [new for _, new in reports] == names
+    assert [count for count, _ in reports] == [sum(map(len, names[: n + 1])) for n in range(len(names))]
+    assert all(figure.floor_images_per_s for figure in result.figures)
+    tuned = result.figures[-1]
+    assert (tuned.operation, tuned.visible, tuned.batch, tuned.lanes) == ("embed", 196, 1, 1)
+
+
+def test_the_time_limit_leaves_out_what_is_not_reached_and_names_it(engine: FakeEngine, probe: Path) -> None:
+    result = benchmark(engine, probe, 0.01, turns=1, deadline=time.monotonic())
+    assert result.figures == () and result.left_out == {"torch fp32: 8 of 8 sizes": "the time limit was over"}
+
+
+def test_a_compilation_ends_at_the_time_limit(engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler catches all that is an Exception, and would go on."""
+    reached: list[bool] = []
+
+    def compile_slowly(graph, **options):
+        def run(*arguments):
+            reached.append(True)
+            for _ in range(6000):
+                with suppress(Exception):
+                    time.sleep(0.01)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    monkeypatch.setattr(run, "measure", lambda *arguments: [])
+    result = benchmark(engine, probe, 0.01, compare=True, turns=1, deadline=time.monotonic() + 3)
+    assert reached and result.left_out == {"torch.compile fp32": "the time limit was over"}
+
+
+def test_the_mode_of_torch_is_part_of_the_name() -> None:
+    info = FakeEngine().info
+    mode = MeasuredMode(mode="compile", images_per_s={}, left_out={})
+    names = [engine_name(info), engine_name(info.model_copy(update={"torch": mode}))]
+    assert names == ["torch fp32", "torch fp32, compile"]
+
+
+def test_on_a_gpu_cuda_graphs_are_a_baseline(engine: FakeEngine, probe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU in the place of the GPU, from the baselines' precision to the recordings."""
+    pretend_cuda(monkeypatch)
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    monkeypatch.setattr(run, "is_on_gpu", lambda info: True)
+    result = benchmark(engine, probe, 0.01, compare=True, turns=1)
+    names = {figure.engine for figure in result.figures}
+    assert names == {"torch fp32", "torch eager fp32", "torch fp32, cuda graphs", "torch.compile fp32"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

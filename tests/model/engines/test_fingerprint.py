@@ -47,17 +47,24 @@ CONVERT = """
             "openvino": ConversionJob(model, "openvino"),
             "openvino-int8": ConversionJob(model, "openvino", "int8", photographs=calibration),
             "tensorrt": ConversionJob(model, "tensorrt", "fp16", 4),
+            "torch": ConversionJob(model, "torch", "fp16", 4),
         }
         if kind == "tensorrt":
             from model.engines.cuda import tensorrt_build
 
             tensorrt_build.build_engines = partial(tensorrt_build.build_engines, device="cpu")
+        if kind == "torch":  # without the compiler and the GPU, of which nothing is ours
+            from model.engines.cuda import torch_compile
+
+            torch_compile.DeviceEngine = lambda graphs, info, cuda_graphs: None
+            torch_compile.write_compiled_graphs = partial(torch_compile.write_compiled_graphs, device="cpu")
+            torch.compiler.save_cache_artifacts = lambda: (b"compiled", None)
         output = Path(folder) / kind
         output.mkdir()
         convert(jobs[kind], output, lambda text: None)
         return sorted(name for name in sys.modules if name.partition(".")[0] in ("model", "service"))
 
-    for kind in ("openvino", "openvino-int8", "tensorrt"):
+    for kind in ("openvino", "openvino-int8", "tensorrt", "torch"):
         child = os.fork()
         if child == 0:
             (Path(folder) / f"{kind}.json").write_text(json.dumps(modules_of(kind)))

@@ -51,6 +51,7 @@ class Machine:
         self.import_failure: Exception | None = None
         self.written = lambda name: name
         self.alter: Callable[[str, torch.nn.Module], torch.nn.Module] = lambda name, graph: graph
+        self.deadlines: list[float | None] = []
         self.gpus = 1
         self.no_compiler: str | None = "there is no C compiler"
         self.too_slow = False
@@ -108,6 +109,7 @@ class Machine:
         self, job: ConversionJob, folder: Path, progress: Callable[[str], None], deadline: float | None
     ) -> None:
         self.jobs.append(job)
+        self.deadlines.append(deadline)
         if deadline is not None and (self.too_slow or time.monotonic() > deadline):
             raise BuildTimeout("the conversion was ended: its time was over")
         convert.convert(job, folder, progress)

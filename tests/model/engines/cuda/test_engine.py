@@ -18,7 +18,7 @@ from model.engines.base import Engine, EngineError, EngineInfo, FatalEngineError
 from model.engines.cuda.engine import DeviceEngine
 from model.engines.cuda.profiles import decoder_profiles, encoder_profiles, padded_profiles
 from model.engines.cuda.tensorrt import TensorRTGraphs
-from model.engines.cuda.torch_graphs import TorchGraphs
+from model.engines.cuda.torch_graphs import CompiledTorchGraphs, TorchGraphs
 from model.engines.export import DECODER, ENCODER, PADDED_ENCODER, build_graphs
 from model.engines.job import LoadedModel
 from model.engines.outputs import collect_outputs
@@ -59,6 +59,10 @@ def torch_graphs(model: Model, folder: Path) -> Any:
     return TorchGraphs(model.checkpoint, model.info)
 
 
+def compiled_graphs(model: Model, folder: Path) -> Any:
+    return CompiledTorchGraphs(TorchGraphs(model.checkpoint, model.info))
+
+
 def tensorrt_graphs(model: Model, folder: Path) -> Any:
     config = model.info.config
     graphs = build_graphs(model.checkpoint, config, model.info.preprocessing, to_bytes=False, padded=True)
@@ -72,8 +76,11 @@ def tensorrt_graphs(model: Model, folder: Path) -> Any:
     return TensorRTGraphs(folder, model.info, pretend_tensorrt.runtime(graphs, profiles))
 
 
-@pytest.fixture(params=[torch_graphs, tensorrt_graphs])
-def graphs(request: pytest.FixtureRequest, cuda: None, model: Model, tmp_path: Path) -> Any:
+@pytest.fixture(params=[torch_graphs, compiled_graphs, tensorrt_graphs])
+def graphs(
+    request: pytest.FixtureRequest, cuda: None, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
     with torch.inference_mode():
         return request.param(model, tmp_path)
 
@@ -207,6 +214,47 @@ def test_the_usual_batches_are_replayed_and_others_are_not(graphs: Any, model: M
     engine.embed(0, images(2)[:, :5], places(5, 2))
     engine.reconstruct(0, images(2), places(8, 2))
     assert replays() == usual
+
+
+def test_compiled_graphs_run_in_recordings_alone(cuda: None, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of another size could need a compilation, in the middle of a request."""
+    compiled: list[tuple[int, ...]] = []
+
+    def compile_graph(graph: torch.nn.Module, **options: object) -> Any:
+        assert options == {"fullgraph": True, "dynamic": True}
+
+        def run(*inputs: torch.Tensor) -> Any:
+            compiled.append(tuple(inputs[0].shape))
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_graph)
+    engine = DeviceEngine(CompiledTorchGraphs(TorchGraphs(model.checkpoint, model.info)), model.info, cuda_graphs=True)
+    usual = {(size, visible, 192) for size in (1, 2, 4, 6) for visible in (16, 4)}
+    assert set(compiled) == usual | {(size, 1 + 4, 32) for size in (1, 2, 4, 6)}
+    compiled.clear()
+    for visible in (16, 4, 7, 1):
+        engine.embed(0, images(3)[:, :visible], places(visible, 3))
+        if visible != 4:
+            engine.reconstruct(1, images(3), places(visible, 3))
+    engine.reconstruct(0, images(3), places(4, 3))
+    padded = stack_padded([places(16, 1)[0], places(4, 1)[0]], PAD)
+    engine.embed(0, images(2), padded)
+    assert compiled == []
+
+
+def test_recording_ends_where_it_is_told_to(cuda: None, model: Model) -> None:
+    steps: list[int] = []
+
+    def proceed() -> None:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            raise EngineError("enough")
+
+    with pytest.raises(EngineError, match="enough"):
+        DeviceEngine(TorchGraphs(model.checkpoint, model.info), model.info, True, proceed)
+    assert steps == [0, 1, 2]
 
 
 def test_more_than_the_largest_batch_is_refused(engine: DeviceEngine) -> None:

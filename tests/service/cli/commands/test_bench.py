@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.benchmark import run
 from model.benchmark.weights import write_random_weights
 from model.config import PRESETS
 from tests.service.cli.conftest import Mae
@@ -57,7 +58,7 @@ def test_beside_torch_and_the_roofline(mae: Mae, monkeypatch: pytest.MonkeyPatch
     [benchmark] = json.loads(result.out)["benchmarks"]
     assert len(asked) == 2 and all(options["fullgraph"] for options in asked)
     engines = [figure["engine"] for figure in benchmark["figures"]]
-    assert engines == ["openvino fp32", "torch eager fp32", "torch.compile fp32"] * 4
+    assert engines == ["openvino fp32", "torch eager fp32"] * 4 + ["torch.compile fp32"] * 4
     assert benchmark["flops_per_image"]["embed 196"] == 2_506_982_400
     for figure in benchmark["figures"]:
         flops = benchmark["flops_per_image"][f"{figure['operation']} {figure['visible']}"]
@@ -84,6 +85,32 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
     assert {figure["visible"] for figure in small_found["figures"]} == {16, 4}
 
 
+def test_rows_and_the_file_are_written_as_they_are_measured(
+    mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the command, the rows so far are there."""
+    file = tmp_path / "bench.json"
+    honest, sizes = run.measure, []
+
+    def measure(contenders, *arguments):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(contenders[0].sizes)
+        return honest(contenders, *arguments)
+
+    monkeypatch.setattr(run, "measure", measure)
+    result = mae("bench", *QUICK, "--lanes", "1", "--max-batch", "2", "--json", file)
+    assert result.code != 0
+    [benchmark] = json.loads(file.read_text())["benchmarks"]
+    assert [(f["operation"], f["visible"], f["batch"]) for f in benchmark["figures"]] == [
+        ("embed", 196, 2),
+        ("embed", 49, 2),
+    ]
+    rows = [line.split()[:3] for line in result.out.splitlines() if line.startswith("  embed")]
+    assert rows == [["embed", "196", "2"], ["embed", "49", "2"]]
+    assert result.out.count("images/s") == 1, "one header"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -99,6 +126,8 @@ def test_a_preset_without_weights_gets_random_ones(mae: Mae, monkeypatch: pytest
         (("--connections", "many"), "--connections takes numbers from 1 to 900"),
         (("--load-seconds", "nan"), "--load-seconds must be more than 0"),
         (("--parts", "front", "--load-seconds", "60"), "--load-seconds must be at most 22.5"),
+        (("--max-autotune",), "--max-autotune is a baseline: it needs --compare"),
+        (("--time-limit", "0"), "--time-limit must be more than 0"),
         (("--parts", "decode", "--compare"), "--compare needs the part engine"),
         (("--parts", "decode", "--images", "."), "holds no image"),
     ],
