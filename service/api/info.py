@@ -14,7 +14,7 @@ def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
     return {
         "model": info.model_id,
         "version": version("mae-serve"),
-        "engine": info.model_dump(),
+        "engine": info.model_dump(mode="json"),  # a batch size that is a key becomes text
         "limits": {
             "max_batch": info.preferred_batch,
             "max_delay_ms": settings.max_delay_ms,

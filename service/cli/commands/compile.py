@@ -48,6 +48,8 @@ def compile_engine(
     info = build(settings.engine, show_step, calibrate).info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""
+        if info.torch is not None:
+            raise CommandError(f"torch runs in mode {info.torch.mode}, which leaves nothing to build ahead{reason}")
         raise CommandError(f"{info.backend} runs the model as it is: there is nothing to build ahead{reason}")
     is_new = any(step.startswith("making ") for step in steps)
     description = _describe(info, settings.engine_cache / info.entry, is_new, time.monotonic() - start)

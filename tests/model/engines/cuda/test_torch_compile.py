@@ -110,6 +110,7 @@ def test_a_child_process_is_ended_at_its_deadline(probe: Path, tmp_path: Path) -
 
 
 @pytest.mark.live
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own code, as Inductor imports it
 def test_results_of_the_compiler_are_found_again_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real compilation, of one line: a cache that was empty has it after the artifacts were loaded."""
     from torch._dynamo.utils import counters
