@@ -31,7 +31,8 @@ def test_every_setting_is_described() -> None:
 def test_the_contract_names_them_all() -> None:
     names = """HOST PORT MODEL WEIGHTS IMAGE_SIZE PREPROCESS BACKEND PRECISION LANES MAX_BATCH MAX_DELAY_MS QUEUE_IMAGES
         MAX_INFLIGHT_MB DECODE_THREADS MAX_BODY_MB MAX_PIXELS MAX_IMAGES REQUEST_TIMEOUT_S DRAIN_TIMEOUT_S ENGINE_CACHE
-        API_KEYS LOG_FORMAT NORM_PIX_LOSS CUDA_GRAPHS PARITY_COSINE PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS"""
+        API_KEYS LOG_FORMAT NORM_PIX_LOSS CUDA_GRAPHS COMPILE_TIMEOUT_S PARITY_COSINE PARITY_PSNR_DB PARITY_LOSS
+        HTTP_WORKERS"""
     assert {name.upper() for name in Settings.model_fields} == set(names.split())
 
 
@@ -49,6 +50,7 @@ VALUES = {
     "LANES": ("3", 3),
     "MAX_BATCH": ("64", 64),
     "CUDA_GRAPHS": ("yes", True),
+    "COMPILE_TIMEOUT_S": ("60", 60),
     "PARITY_COSINE": ("0.99", 0.99),
     "PARITY_PSNR_DB": ("30", 30.0),
     "PARITY_LOSS": ("0.1", 0.1),

@@ -291,9 +291,12 @@ def _bench_engine(
         return unmeasured
     weights = locate(settings.weights, settings.model).path
 
+    printed: list[Benchmark] = []
+
     def report(benchmark: Benchmark, figures: Sequence[Figures]) -> None:
         is_first = len(figures) == len(benchmark.figures)
         if figures and is_first:
+            printed.append(benchmark)
             console.print(engine_description(benchmark))
         if figures:
             console.print(engine_rows(figures, with_header=is_first), end="")
@@ -317,6 +320,10 @@ def _bench_engine(
         raise CommandError(f"the engine failed: {error}") from error
     if result.left_out:
         console.print(left_out_lines(result.left_out))
+    if printed and (peak := result.peak_flops_per_s) and peak > 1.01 * (printed[0].peak_flops_per_s or peak):
+        console.print(
+            f"a second measurement found a higher peak, {peak / 1e12:.3g} TFLOP/s: the JSON's rooflines follow it"
+        )
     return result
 
 

@@ -61,10 +61,13 @@ def test_each_size_is_reported_as_soon_as_it_is_measured(
         report=lambda so_far, figures: reports.append((len(so_far.figures), [figure.engine for figure in figures])),
     )
     together, one_lane, compiled = ["torch fp32", "torch eager fp32"], ["torch fp32"], ["torch.compile fp32"]
-    names = [*[together, one_lane] * 4, *[compiled] * 4, ["torch.compile max-autotune fp32"]]
+    names = [[], *[together, one_lane] * 4, *[compiled] * 4, ["torch.compile max-autotune fp32"], []]  # peaks: []
     assert [new for _, new in reports] == names
     assert [count for count, _ in reports] == [sum(map(len, names[: n + 1])) for n in range(len(names))]
     assert all(figure.floor_images_per_s for figure in result.figures)
+    for figure in result.figures:  # the same peak for all, whenever they were measured
+        flops = result.flops_per_image[f"{figure.operation} {figure.visible}"]
+        assert result.peak_flops_per_s and figure.floor_images_per_s <= result.peak_flops_per_s / flops * (1 + 1e-9)
     tuned = result.figures[-1]
     assert (tuned.operation, tuned.visible, tuned.batch, tuned.lanes) == ("embed", 196, 1, 1)
 
