@@ -52,7 +52,12 @@ def built(engine_cache: Path, probe: Path, on_gpu: bool) -> Callable[..., Engine
             lanes = None if on_gpu else 2
             found = build(
                 EngineSettings(
-                    engine_cache=engine_cache, weights=str(probe), backend=backend, precision=precision, lanes=lanes
+                    engine_cache=engine_cache,
+                    weights=str(probe),
+                    backend=backend,
+                    precision=precision,
+                    lanes=lanes,
+                    compile_timeout_s=0,  # test_torch_modes.py compiles, once
                 )  # type: ignore[arg-type]
             ).engine
             assert found.info.backend == backend, found.info.fallback

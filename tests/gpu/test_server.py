@@ -26,6 +26,7 @@ def settings(
 ) -> dict[str, Any]:
     """Of a server on the device under test, with an engine store of its own."""
     chosen: dict[str, Any] = {"weights": probe, "engine_cache": tmp_path_factory.mktemp("store")}
+    chosen["compile_timeout_s"] = 0  # test_torch_modes.py compiles, once
     if on_gpu:
         return {**chosen, "backend": backends[0], "precision": "fp16"}
     return {**chosen, "backend": backends[0], "lanes": 2}
