@@ -61,6 +61,10 @@ class Settings(EngineSettings, BaseSettings):
     """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
+    header_timeout_s: float = Field(default=10, gt=0)
+    """Seconds until the headers of a request must be complete; otherwise it is answered 408."""
+    body_stall_s: float = Field(default=10, gt=0)
+    """Longest pause within a request's body, in seconds; after it the request is answered 408."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)

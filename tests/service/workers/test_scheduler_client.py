@@ -9,7 +9,7 @@ import pytest
 
 from model.engines.base import FatalEngineError
 from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
-from service.inference.pipeline import PendingResults
+from service.inference.pending_results import PendingResults
 from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample
