@@ -31,7 +31,7 @@ def listen(host: str, port: int, first_only: bool = False) -> list[socket.socket
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise InvalidSettings(f"HOST: {host!r} is no address of this machine: {error}") from None
-    addresses = sorted({(family, address) for family, _, _, _, address in found}, key=lambda pair: pair[0])
+    addresses = sorted(dict.fromkeys((family, address) for family, *_, address in found), key=lambda pair: pair[0])
     sockets: list[socket.socket] = []
     try:
         for family, address in addresses[:1] if first_only else addresses:

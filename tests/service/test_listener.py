@@ -66,11 +66,11 @@ def name_with(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 def test_a_name_with_several_addresses_has_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     name_with(monkeypatch, "127.0.0.2", "127.0.0.1", "127.0.0.2")
     sockets = listen("service", 0)
-    assert [opened.getsockname()[0] for opened in sockets] == ["127.0.0.1", "127.0.0.2"]
+    assert [opened.getsockname()[0] for opened in sockets] == ["127.0.0.2", "127.0.0.1"]
     assert len({opened.getsockname()[1] for opened in sockets}) == 1
     close(sockets)
     [first] = listen("service", 0, first_only=True)
-    assert first.getsockname()[0] == "127.0.0.1"
+    assert first.getsockname()[0] == "127.0.0.2"
     first.close()
 
 
