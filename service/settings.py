@@ -40,7 +40,7 @@ class Settings(EngineSettings, BaseSettings):
     )
 
     host: str = "0.0.0.0"
-    """Address to listen on."""
+    """Address to listen on; `::` takes IPv6 and IPv4."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     http_workers: int = Field(default=0, ge=0, le=256)
@@ -50,7 +50,7 @@ class Settings(EngineSettings, BaseSettings):
     queue_images: int = Field(default=512, gt=0)
     """Images that may wait, those being decoded included; further requests are answered 429."""
     max_inflight_mb: float = Field(default=256, gt=0)
-    """Megabytes of request bodies held at once; further requests are answered 429 before they are read."""
+    """Megabytes of request bodies held at once; a body without room is answered 429."""
     decode_threads: int = Field(default_factory=available_cpus, gt=0)
     """Threads that decode images and write PNGs; by default one per CPU."""
     max_body_mb: float = Field(default=32, gt=0)

@@ -85,7 +85,7 @@ def test_of_several_addresses_none_is_kept_when_one_fails(monkeypatch: pytest.Mo
     name_with(monkeypatch, "127.0.0.1", "127.0.0.2")
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidSettings, match="^PORT: "):
+        with pytest.raises(InvalidSettings, match=r"^PORT: "):
             listen("service", port)
         socket.create_server(("127.0.0.1", port)).close()
 
@@ -97,5 +97,5 @@ def test_an_address_of_another_machine_is_named(host: str, monkeypatch: pytest.M
 
     if not host[:1].isdigit():
         monkeypatch.setattr(socket, "getaddrinfo", refuse)  # or a test would ask a name server
-    with pytest.raises(InvalidSettings, match="^HOST: "):
+    with pytest.raises(InvalidSettings, match=r"^HOST: "):
         listen(host, 0)
