@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, MemoryFull
+from service.errors import BodyTooLarge, MemoryFull, RequestStalled
 from service.inference.pipeline import Timings
 from service.service import Service
 
@@ -242,10 +242,13 @@ class BodyLimitMiddleware:
                 message = await receive()
                 complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
+        def may_finish(start: Message) -> bool:
+            """Whether the client may send the rest first, for it could lose the answer; one that has stalled may not."""
+            closes = Headers(raw=start["headers"]).get("connection") == "close"
+            return closes and start["status"] != RequestStalled.status
+
         async def send_after_body(message: Message) -> None:
-            # A client that is still sending when its connection is closed may lose the answer, so it may finish first.
-            starts = message["type"] == "http.response.start"
-            if starts and not complete and Headers(raw=message["headers"]).get("connection") == "close":
+            if not complete and message["type"] == "http.response.start" and may_finish(message):
                 await self._wait_at_most(DISCARD_S, discard_rest())
             await send(message)
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from service.api import middleware
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
-from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
+from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull, RequestStalled
 from service.service import LocalService, Service
 from service.settings import Settings
 from tests.support.metrics import sample
@@ -205,6 +205,17 @@ def test_a_client_that_never_finishes_is_not_waited_for(monkeypatch: pytest.Monk
     client = Client(BodyLimitMiddleware(app_of(leave), service()))
     run(client.run([b"x"], endless=True))
     assert client.status == 503
+
+
+def test_a_client_that_has_stalled_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "DISCARD_S", 3600.0)
+
+    async def stall(request: Request) -> Response:
+        return Response(status_code=408, headers=RequestStalled("").headers)
+
+    client = Client(BodyLimitMiddleware(app_of(stall), service()))
+    run(client.run([b"x"], endless=True))
+    assert client.status == 408 and client.sent == 0
 
 
 def test_at_the_end_of_the_process_a_client_that_sends_is_hardly_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
