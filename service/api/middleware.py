@@ -243,7 +243,7 @@ class BodyLimitMiddleware:
                 complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
         def may_finish(start: Message) -> bool:
-            """Whether the client may send the rest first, for it could lose the answer; one that has stalled may not."""
+            """Whether the client may send the rest first, or it could lose the answer; one that has stalled may not."""
             closes = Headers(raw=start["headers"]).get("connection") == "close"
             return closes and start["status"] != RequestStalled.status
 
