@@ -339,6 +339,7 @@ BASE64 = base64.b64encode(IMAGES[2]).decode()
         "  " + BASE64,
         BASE64[:8] + "\t" + BASE64[8:],
         BASE64.rstrip("="),
+        BASE64[:-1],
         base64.urlsafe_b64encode(IMAGES[2]).decode(),
         base64.urlsafe_b64encode(IMAGES[2]).decode().rstrip("="),
         quote(BASE64, safe=""),

@@ -1,6 +1,7 @@
 """An inference request while its body is read and while its answer is made: deadline, disconnect, cancellation."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from service.api import bodies
+from service.api.bodies import ImagesBody
 from service.api.middleware import RequestRecord
 from service.api.request import RequestContext
 from service.errors import (
@@ -228,6 +231,22 @@ def test_a_body_may_take_longer_than_a_stall() -> None:
     run(main())
 
 
+def test_a_body_that_has_arrived_may_take_its_time_to_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(text: bytes, *options: Any) -> ImagesBody:
+        time.sleep(0.1)  # in a thread
+        return ImagesBody([text])
+
+    monkeypatch.setattr(bodies, "_parse_json", parse)
+
+    async def main() -> None:
+        json = {"content-type": "application/json"}
+        receive = Connection({**PART, "more_body": False}).receive
+        of = RequestContext(request_of(service(body_stall_s=0.01), receive, json))
+        assert (await of.read_body()).images == [b"im"]
+
+    run(main())
+
+
 def test_the_deadline_may_come_before_the_stall() -> None:
     async def main() -> None:
         of = RequestContext(request_of(service(timeout_s=0.01, body_stall_s=10), Connection(PART).receive))
@@ -264,7 +283,7 @@ def test_a_body_that_says_it_is_not_compressed(encoding: str) -> None:
 @pytest.mark.parametrize(("state", "error"), [("draining", Draining), ("lost", EngineLost)])
 def test_the_end_of_the_process_interrupts_an_upload(state: Any, error: type[ServiceError]) -> None:
     async def main() -> None:
-        made = service()
+        made = service(body_stall_s=3600)
         reading = asyncio.create_task(RequestContext(request_of(made, Connection(PART).receive)).read_body())
         await asyncio.sleep(0)
         made._state.change(state, "why")
