@@ -27,7 +27,7 @@ def decode_base64(text: str) -> bytes:
         data = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
     except UnicodeEncodeError:
         raise ValueError("it has characters outside ASCII") from None
-    data = data.translate(URL_SAFE, delete=WHITE_SPACE).rstrip(b"=")
+    data = data.translate(URL_SAFE, delete=WHITE_SPACE)
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except binascii.Error as error:
