@@ -3,7 +3,8 @@
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400
       Unauthorized 401         NoDecoder 404            NoHead 404
-      NotAcceptable 406        UnsupportedType 415      InvalidParameter 422
+      NotAcceptable 406        RequestStalled 408
+      UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
       QueueFull 429            MemoryFull 429
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
@@ -14,7 +15,7 @@ Each is raised where its cause is known; `service.api.responses` writes `{"error
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class ServiceError(Exception):
@@ -27,7 +28,7 @@ class ServiceError(Exception):
     retry_after_s: ClassVar[int | None] = None
     """The value of the Retry-After header in seconds; None where trying again does not help."""
     close: ClassVar[bool] = False
-    """Whether to close the connection after the response, because the server is about to end."""
+    """Whether to close the connection after the response: the server is about to end, or the client does not go on."""
 
     def __init__(self, message: str, **details: Any) -> None:
         """`message` is for people, `details` for programs."""
@@ -97,6 +98,12 @@ class NotAcceptable(ServiceError):
     status, code = 406, "not_acceptable"
 
 
+class RequestStalled(ServiceError):
+    """The headers or the body of the request have stopped to arrive."""
+
+    status, code, close = 408, "request_stalled", True
+
+
 class BodyTooLarge(ServiceError):
     """The body has more bytes than MAX_BODY_MB allows."""
 
@@ -116,9 +123,14 @@ class TooManyImages(ServiceError):
 
 
 class UnsupportedType(ServiceError):
-    """The body or an image is of a type that is not served."""
+    """The body or an image is of a type that is not served, or the body is compressed."""
 
     status, code = 415, "unsupported_media_type"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Names the encoding that is served where the body's is not, as RFC 9110, section 15.5.16, asks for."""
+        return {"accept-encoding": "identity", **super().headers} if "encoding" in self.details else super().headers
 
 
 class InvalidParameter(ServiceError):
@@ -155,6 +167,11 @@ class Draining(ServiceError):
     """The server is shutting down and takes no new requests."""
 
     status, code, retry_after_s, close = 503, "draining", 1, True
+
+    @classmethod
+    def out_of_time(cls) -> Self:
+        """For a request that was accepted before the drain, and is not finished at its end."""
+        return cls("the server is shutting down, and the time to finish is over")
 
 
 class EngineLost(ServiceError):

@@ -49,6 +49,13 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.processing_duration = Histogram(
+            "mae_processing_duration_seconds",
+            "Time from the last byte of a request to the last byte of its response, in seconds.",
+            ["endpoint"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.stage_duration = Histogram(
             "mae_stage_duration_seconds",
             "Seconds an image spends in a stage: read (its whole body), decode, queue, infer (its batch), render.",

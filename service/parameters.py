@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from model.images.render import View
 from model.masking import MAX_SEED, Strategy
@@ -13,6 +14,11 @@ from service.errors import InvalidParameter
 
 Pool = Literal["mean", "cls", "tokens"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+PATCHES = re.compile("[0-9]{1,9}(,[0-9]{1,9})*")
+OnError = Annotated[
+    Literal["fail", "skip"],
+    Field(description="skip: an image that fails is null in the JSON answer, and `errors` says why"),
+]
 
 
 class EmbedParameters(BaseModel):
@@ -28,6 +34,7 @@ class EmbedParameters(BaseModel):
     keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
     seed: Seed | None = Field(None, description="seed by which the patches are drawn, for keep below 1")
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
+    on_error: OnError = "fail"
 
 
 class ClassifyParameters(BaseModel):
@@ -36,6 +43,7 @@ class ClassifyParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(5, ge=1, description="number of classes to return, the most probable first; at most all")
+    on_error: OnError = "fail"
 
 
 class ReconstructParameters(BaseModel):
@@ -47,13 +55,23 @@ class ReconstructParameters(BaseModel):
     strategy: Strategy = Field("random", description="how the removed patches are drawn")
     seed: Seed | None = Field(None, description="seed of the mask, which all images share")
     patches: str | None = Field(
-        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="row-major indices of the patches to remove, such as 3,17,42"
+        None,
+        json_schema_extra={"pattern": f"^{PATCHES.pattern}$"},
+        description="row-major indices of the patches to remove, such as 3,17,42",
     )
     view: View = Field("composite", description="what the PNG shows")
+    on_error: OnError = "fail"
+
+    @field_validator("patches")
+    @classmethod
+    def _require_numbers(cls, value: str | None) -> str | None:
+        if value is not None and not PATCHES.fullmatch(value):
+            raise ValueError("expected numbers of patches, separated by commas, such as 3,17,42")
+        return value
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:
     """The error that the client gets for `error`, one of those that pydantic finds in the parameters."""
     name = str(error["loc"][-1])
-    reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"]
+    reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
     return InvalidParameter(f"{name}: {reason}", parameter=name)

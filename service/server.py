@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
+from service.http_protocol import HttpProtocol
+from service.listener import listen
 from service.service import LocalService, Service
 
 if TYPE_CHECKING:
@@ -30,13 +34,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server(uvicorn.Server):
     """Serves one app until its service says that the process should end."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """`port` 0 takes a free port, which the log names."""
-        # The app logs requests and uvicorn logs where it listens, both by the handlers of service.logs.
-        config = uvicorn.Config(app, host, port, log_config=None, access_log=False, timeout_keep_alive=65)
+    def __init__(self, app: FastAPI) -> None:
+        """Listens nowhere yet."""
+        service: Service = app.state.service
+        settings = service.settings
+        protocol: Any = functools.partial(HttpProtocol, settings.header_timeout_s, settings.body_stall_s)
+        # The app logs requests, and uvicorn logs its own start and end, both by the handlers of service.logs.
+        config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=65)
         config.timeout_graceful_shutdown = 1  # the drain is over by then: the requests that are left are cut off
         super().__init__(config)
-        service: Service = app.state.service
         service.subscribe(lambda: self._exit_with(service))
 
     def _exit_with(self, service: Service) -> None:
@@ -47,9 +53,9 @@ class Server(uvicorn.Server):
 class LocalServer(Server):
     """Serves the app of a `LocalService`, and hands signals to it."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI) -> None:
         """See `Server`."""
-        super().__init__(app, host, port)
+        super().__init__(app)
         service = app.state.service
         assert isinstance(service, LocalService)
         self._service = service
@@ -71,20 +77,26 @@ class LocalServer(Server):
 
 
 def serve(app: FastAPI, host: str, port: int) -> int:
-    """Serves the app of a `LocalService` until the end; returns the exit code."""
+    """Serves the app of a `LocalService` until the end; returns the exit code.
+
+    Raises:
+        InvalidSettings: nobody can listen on `host` and `port`.
+    """
+    sockets = listen(host, port)
     gc.freeze()  # imported objects stay, so the collector need not visit them on the event loop
-    LocalServer(app, host, port).run()
+    LocalServer(app).run(sockets)
     service: Service = app.state.service
     return leave(service.exit_code or 0)
 
 
 def leave(code: int) -> int:
-    """Returns the exit code where the interpreter can end as usual, else ends the process with it at once.
+    """Returns the exit code where no other thread runs, else ends the process with it at once.
 
-    A build or a batch that does not end is deep inside a library: unwinding the interpreter beneath it can crash. A
-    library can also crash when it gives memory back to a lost device.
+    The interpreter would wait for a thread that decodes an image, for as long as that takes. A build or a batch that
+    does not end is deep inside a library: unwinding the interpreter beneath it can crash. A library can also crash when
+    it gives memory back to a lost device.
     """
-    if code or any(thread.daemon for thread in threading.enumerate()):
+    if code or len(threading.enumerate()) > 1:
         exit_now(code)
     return code
 
@@ -92,4 +104,7 @@ def leave(code: int) -> int:
 def exit_now(code: int) -> NoReturn:
     """Ends the process without unwinding the interpreter."""
     logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
     os._exit(code)

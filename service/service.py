@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from model.checkpoints.heads import Heads
 from model.engines.build import build
-from service.errors import Draining, EngineLost, NotReady
+from service.errors import Draining, EngineLost, NotReady, ServiceError
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
@@ -32,7 +32,11 @@ class Service(ABC):
         self.settings = settings
         self.budgets = budgets
         self.metrics = Metrics()
+        self.interrupts: set[Callable[[], object]] = set()
+        """Called once, when the process is to end: each wakes a request that still waits for something."""
+        self._interrupted = False
         self._state = ServiceState()
+        self._state.subscribe(self._interrupt_at_end)
         self._pipeline: Pipeline | None = None
 
     @property
@@ -42,13 +46,18 @@ class Service(ABC):
 
     @property
     def progress(self) -> str:
-        """The step of loading that runs, or the reason why the engine is lost; for probes."""
-        return self._state.progress
+        """The step of loading that runs, or the reason why the engine is lost, else empty; for probes."""
+        return self._state.progress if self._state.current in ("loading", "lost") else ""
 
     @property
     def exit_code(self) -> int | None:
         """The exit code of the process once it should end, else None."""
         return self._state.exit_code
+
+    @property
+    def end_error(self) -> ServiceError:
+        """The error of a request that an interrupt has woken."""
+        return EngineLost(self._state.progress) if self._state.current == "lost" else Draining.out_of_time()
 
     @property
     def pipeline(self) -> Pipeline:
@@ -68,6 +77,13 @@ class Service(ABC):
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every change of the state, in any thread."""
         self._state.subscribe(listener)
+
+    def _interrupt_at_end(self) -> None:
+        if self.exit_code is None or self._interrupted:
+            return
+        self._interrupted = True
+        for interrupt in list(self.interrupts):
+            interrupt()
 
     @abstractmethod
     def start(self) -> None:

@@ -9,7 +9,11 @@ from service.settings import Settings
 
 
 def run(settings: Settings, build_engine: BuildEngine = build) -> int:
-    """Serves, with or without HTTP_WORKERS, until the end; returns the exit code."""
+    """Serves, with or without HTTP_WORKERS, until the end; returns the exit code.
+
+    Raises:
+        InvalidSettings: nobody can listen on HOST and PORT.
+    """
     if settings.http_workers:
         from service.workers.engine_process import serve_with_workers  # lazily: only Linux has the shared memory
 

@@ -40,7 +40,7 @@ class Settings(EngineSettings, BaseSettings):
     )
 
     host: str = "0.0.0.0"
-    """Address to listen on."""
+    """Address to listen on; `::` takes IPv6 and IPv4."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     http_workers: int = Field(default=0, ge=0, le=256)
@@ -50,7 +50,7 @@ class Settings(EngineSettings, BaseSettings):
     queue_images: int = Field(default=512, gt=0)
     """Images that may wait, those being decoded included; further requests are answered 429."""
     max_inflight_mb: float = Field(default=256, gt=0)
-    """Megabytes of request bodies held at once; further requests are answered 429 before they are read."""
+    """Megabytes of request bodies held at once; a body without room is answered 429."""
     decode_threads: int = Field(default_factory=available_cpus, gt=0)
     """Threads that decode images and write PNGs; by default one per CPU."""
     max_body_mb: float = Field(default=32, gt=0)
@@ -61,6 +61,10 @@ class Settings(EngineSettings, BaseSettings):
     """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
+    header_timeout_s: float = Field(default=10, gt=0)
+    """Seconds until the headers of a request must be complete; otherwise it is answered 408."""
+    body_stall_s: float = Field(default=10, gt=0)
+    """Longest pause within a request's body, in seconds; after it the request is answered 408."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)

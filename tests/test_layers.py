@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.training", "model.evaluation", "model.benchmark"),  # what is done with networks and engines
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters",),  # the query parameters of routes, which are flags of commands too
-    ("service.metrics",),
+    ("service.metrics", "service.listener", "service.http_protocol"),  # also: where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.lifecycle",),  # loading, ready, draining, lost
     ("service.service",),  # what the routes see of all that

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import unicodedata
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from model.checkpoints.native import Pooled
 from model.config import Loss
 from model.masking import Strategy
 
+
+def require_no_control_characters(name: str) -> str:
+    """Returns the name of a model; answers of the service name it in a header.
+
+    Raises:
+        ValueError: it has a control character, such as a line break.
+    """
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise ValueError(f"the name {name!r} has a control character")
+    return name
+
+
+Name = Annotated[str, AfterValidator(require_no_control_characters)]
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 OptimiserName = Literal["adamw", "muon"]
 
@@ -80,7 +94,7 @@ class Recipe(TrainingConfig):
     init: str | None = None
     """Weights to start from: mae_tiny (the packaged ones) or any checkpoint that can be served; a missing
     decoder is made anew."""
-    name: str | None = None
+    name: Name | None = None
     """Name to serve the model under; by default that of the run's folder."""
     license: str | None = None
     """Licence of the weights, stored in their file."""
@@ -115,7 +129,7 @@ class FinetuningRecipe(TrainingConfig):
 
     weights: str | None = None
     """Weights to start from: any checkpoint that can be served; by default the packaged ones."""
-    name: str | None = None
+    name: Name | None = None
     """Name to serve the model under; by default that of the run's folder."""
     license: str | None = None
     """Licence of the weights, stored in their file; by default that of the weights to start from."""

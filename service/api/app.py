@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from model.engines.build import build
 from service.api.fast_path import FastPathMiddleware, inference_routes
-from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
+from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.responses import error_response, json_response
 from service.api.routes import classify, embed, ops, reconstruct
 from service.errors import ServiceError
@@ -58,6 +58,7 @@ def create_app(
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,
         title="mae-serve",
         version=version("mae-serve"),
         description=DESCRIPTION,
@@ -69,7 +70,8 @@ def create_app(
     routes = inference_routes(routers)
     app.add_middleware(FastPathMiddleware, routes=routes)
     app.add_middleware(BodyLimitMiddleware, service=service)
-    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes)  # the last one added is the outermost
+    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes)
+    app.add_middleware(RequestLineMiddleware)  # the last one added is the outermost
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

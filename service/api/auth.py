@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import hmac
+import re
 
 from starlette.requests import Request
 
 from service.api.request import service_of
 from service.errors import Unauthorized
 
-BEARER = "bearer "
-"""The scheme is case-insensitive (RFC 9110, section 11.1)."""
+BEARER = re.compile(r"[ \t]*bearer[ \t]+(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def check_key(request: Request) -> None:
     """Checks the key of a request; without API_KEYS every request passes.
 
     Inference routes call this function themselves; other routes name it as a dependency. The key comes as
-    `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, X-API-Key counts.
+    `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, one of them must be valid.
 
     Raises:
-        Unauthorized: the request has no key, or its key is not valid.
+        Unauthorized: the request has no key, or no valid one.
     """
     valid_keys = service_of(request).settings.api_keys
     if not valid_keys:
         return
-    authorization = request.headers.get("authorization", "")
-    if authorization[: len(BEARER)].lower() == BEARER:
-        authorization = authorization[len(BEARER) :]
-    key = (request.headers.get("x-api-key") or authorization).encode()
-    # A list on purpose: a generator would stop at the key that matches, and the time would tell which one it is.
-    if not any([hmac.compare_digest(key, valid_key.encode()) for valid_key in valid_keys]):
+    sent_keys = _sent_keys(request)
+    # Lists on purpose: a generator would stop at the key that matches, and the time would tell which one it is.
+    matches = [
+        [hmac.compare_digest(key, form) for key in sent_keys for form in _encoded_forms(valid_key)]
+        for valid_key in valid_keys
+    ]
+    if not any(map(any, matches)):
         raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+
+
+def _sent_keys(request: Request) -> list[bytes]:
+    """The keys of a request as bytes. The scheme's case does not matter, nor do blanks (RFC 9110, section 11)."""
+    keys = request.headers.getlist("x-api-key")
+    for credentials in request.headers.getlist("authorization"):
+        if bearer := BEARER.fullmatch(credentials):
+            keys.append(bearer[1])
+    # ASGI decodes headers as Latin-1, and not every blank of that is one of HTTP: 0xA0 ends "à" in UTF-8.
+    return [key.strip(" \t").encode("latin-1") for key in keys]
+
+
+def _encoded_forms(key: str) -> list[bytes]:
+    """The bytes by which clients send `key`: UTF-8, or Latin-1 where that has its characters."""
+    forms = [key.encode()]
+    if not key.isascii() and all(ord(character) < 256 for character in key):
+        forms.append(key.encode("latin-1"))
+    return forms

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import codecs
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import orjson
-from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
 
+from service.api.base64_text import decode_base64
 from service.errors import (
     InvalidParameter,
     MalformedBody,
     NoImages,
+    ServiceError,
     TooManyImages,
     UnsupportedType,
 )
 
 ACCEPTED = "multipart/form-data, application/json, image/* or application/octet-stream"
+JSON_BODY = 'the JSON body must be {"images": ["data:image/…;base64,…" or base64, …]}'
+# A boundary may stand without quotes although RFC 9110 asks for them, as in boundary==_Part_1=
+BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.IGNORECASE)
+ESCAPED = re.compile(r"\\(.)")
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+ENCODED_FILENAME = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
+FILE_DISPOSITION = re.compile(r"\s*(attachment|inline|file)\s*(?=;|$)", re.IGNORECASE)
+# The parts of a form beside its images: the mask, and empty ones.
+OTHER_PARTS = 32
 
 
 @dataclass
@@ -28,9 +39,13 @@ class ImagesBody:
 
     images: list[bytes] = field(default_factory=list)
     mask: bytes | None = None
+    errors: dict[int, ServiceError] = field(default_factory=dict)
+    """The errors of images that could not be read, by index, where the request skips such images; they are empty."""
 
 
-async def read_images(content_type: str, chunks: AsyncIterator[bytes], max_images: int, takes_mask: bool) -> ImagesBody:
+async def read_images(
+    content_type: str, chunks: AsyncIterator[bytes], max_images: int, takes_mask: bool, skips: bool = False
+) -> ImagesBody:
     """Reads a whole body.
 
     Args:
@@ -38,6 +53,7 @@ async def read_images(content_type: str, chunks: AsyncIterator[bytes], max_image
         chunks: the body as it arrives.
         max_images: how many images it may hold at most.
         takes_mask: whether the part (or JSON key) named `mask` is a mask and not an image.
+        skips: whether an image that cannot be read goes into the body's `errors` instead of being raised.
 
     Raises:
         UnsupportedType: no body of this content type holds images.
@@ -46,12 +62,12 @@ async def read_images(content_type: str, chunks: AsyncIterator[bytes], max_image
         TooManyImages: the body has more than `max_images`.
         InvalidParameter: the body has a form field that is no file, an unknown JSON key, or two masks.
     """
-    kind, options = parse_options_header(content_type)
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        body = await _read_multipart(options.get("boundary", ""), chunks, max_images, takes_mask)
+        body = await _read_multipart(content_type, chunks, max_images, takes_mask, skips)
     elif kind == "application/json":
         # In a thread: decoding tens of megabytes of base64 would block the event loop for a tenth of a second.
-        body = await asyncio.to_thread(_parse_json, await _join(chunks), max_images, takes_mask)
+        body = await asyncio.to_thread(_parse_json, await _join(chunks), max_images, takes_mask, skips)
     elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
         body = ImagesBody([image] if (image := await _join(chunks)) else [])
     else:
@@ -70,15 +86,49 @@ async def _join(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def _read_multipart(boundary: str, chunks: AsyncIterator[bytes], max_images: int, takes_mask: bool) -> ImagesBody:
+class _FormParser(PushMultipartParser):  # type: ignore[misc]  # the library has no types
+    """Also takes a part as a file whose Content-Disposition is `attachment`, or whose file name is only encoded."""
+
+    def _create_segment(self, headerlist: list[tuple[str, str]]) -> MultipartSegment:
+        headers = {name: _decode_header(value) for name, value in headerlist}
+        disposition = headers.get("Content-Disposition", "")
+        form_data = FILE_DISPOSITION.sub("form-data", disposition, count=1)
+        if disposition:
+            headers["Content-Disposition"] = form_data
+        segment = super()._create_segment(list(headers.items()))
+        if segment.filename is None and (
+            form_data != disposition or ENCODED_FILENAME.search(QUOTED.sub('""', disposition))
+        ):
+            segment.filename = "file"
+        return segment
+
+
+def _decode_header(value: str) -> str:
+    """A header of a part as UTF-8 if it is that; the parser has read it as Latin-1."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
+
+
+async def _read_multipart(
+    content_type: str, chunks: AsyncIterator[bytes], max_images: int, takes_mask: bool, skips: bool
+) -> ImagesBody:
+    found = BOUNDARY.search(content_type)
+    quoted, plain = found.groups() if found else (None, "")
+    boundary = plain.strip() if quoted is None else ESCAPED.sub(r"\1", quoted)
     if not boundary:
         raise MalformedBody("the multipart body's Content-Type names no boundary")
     body, content = ImagesBody(), bytearray()
     segment: MultipartSegment | None = None
-    # One part more than the images and the mask, so that too many images exceed our limit before the parser's.
-    parser = PushMultipartParser(boundary, max_segment_count=max_images + 2)
     try:
-        with parser:
+        with _FormParser(
+            boundary.encode("latin-1", "replace"),
+            max_segment_count=max_images + OTHER_PARTS,
+            header_charset="latin-1",
+        ) as parser:
             async for chunk in chunks:
                 if not chunk or parser.closed:  # the parser takes an empty chunk for the end; an epilogue is ignored
                     continue
@@ -88,7 +138,7 @@ async def _read_multipart(boundary: str, chunks: AsyncIterator[bytes], max_image
                     elif event:
                         content += event
                     elif segment is not None:
-                        _add_part(body, segment, bytes(content), max_images, takes_mask)
+                        _add_part(body, segment, bytes(content), max_images, takes_mask, skips)
     except ParserLimitReached as error:
         raise _too_many_images(max_images) if "segment count" in str(error) else MalformedBody(str(error)) from error
     except MultipartError as error:
@@ -96,8 +146,13 @@ async def _read_multipart(boundary: str, chunks: AsyncIterator[bytes], max_image
     return body
 
 
-def _add_part(body: ImagesBody, segment: MultipartSegment, content: bytes, max_images: int, takes_mask: bool) -> None:
-    if takes_mask and segment.name == "mask":
+def _add_part(
+    body: ImagesBody, segment: MultipartSegment, content: bytes, max_images: int, takes_mask: bool, skips: bool
+) -> None:
+    is_mask = takes_mask and segment.name == "mask"
+    if not content and (is_mask or not segment.filename):
+        return  # a field of a browser's form in which nothing was chosen
+    if is_mask:
         if body.mask is not None:
             raise InvalidParameter("there is more than one mask", parameter="mask")
         body.mask = content
@@ -107,21 +162,28 @@ def _add_part(body: ImagesBody, segment: MultipartSegment, content: bytes, max_i
         )
     elif len(body.images) == max_images:
         raise _too_many_images(max_images)
-    elif content:
-        body.images.append(content)
     else:
-        raise NoImages(f"the file part {segment.name!r} is empty", image=len(body.images))
+        index = len(body.images)
+        if not content:
+            error = NoImages(f"the file part {segment.name!r} is empty", image=index)
+            if not skips:
+                raise error
+            body.errors[index] = error
+        body.images.append(content)
 
 
-def _parse_json(text: bytes, max_images: int, takes_mask: bool) -> ImagesBody:
+def _parse_json(text: bytes, max_images: int, takes_mask: bool, skips: bool) -> ImagesBody:
     if not text:
         raise NoImages("the body is empty")
     try:
-        content = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        content = orjson.loads(_as_utf8(text))
+    except ValueError as error:  # orjson's is one
         raise MalformedBody(f"the body is no JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise MalformedBody('the JSON body must be {"images": ["data:image/…;base64,…" or base64, …]}')
+        hint = ""
+        if isinstance(content, dict) and "images" not in content and "image" in content:
+            hint = ": the key is 'images', not 'image', and holds a list also for one image"
+        raise MalformedBody(JSON_BODY + hint)
     known = ("images", "mask") if takes_mask else ("images",)
     unknown = [key for key in content if key not in known]  # in the body's order
     if unknown:
@@ -129,26 +191,40 @@ def _parse_json(text: bytes, max_images: int, takes_mask: bool) -> ImagesBody:
     images, mask = content["images"], content.get("mask")
     if len(images) > max_images:
         raise _too_many_images(max_images)
-    return ImagesBody(
-        [_decode_base64(image, f"image {index}", index) for index, image in enumerate(images)],
-        None if mask is None else _decode_base64(mask, "the mask", None),
-    )
+    body = ImagesBody(mask=None if mask is None else _read_text(mask, "the mask", None) or None)
+    for index, image in enumerate(images):
+        try:
+            body.images.append(_read_text(image, f"image {index}", index))
+        except MalformedBody as error:
+            if not skips:
+                raise
+            body.errors[index] = error
+            body.images.append(b"")
+    return body
 
 
-def _decode_base64(text: object, name: str, index: int | None) -> bytes:
+def _as_utf8(text: bytes) -> bytes:
+    """JSON without the byte order mark that some programs write; in UTF-8 if the mark says UTF-16."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return text.decode("utf-16").encode()
+    return text.removeprefix(codecs.BOM_UTF8)
+
+
+def _read_text(text: object, name: str, index: int | None) -> bytes:
     """The bytes of image `index`, or of the mask; `name` is the subject of the error's message."""
     details = {} if index is None else {"image": index}
     if not isinstance(text, str):
         raise MalformedBody(f"{name} must be a string of base64", **details)
+    text = text.lstrip()
     if "://" in text[:16]:
         raise MalformedBody(f"{name} is a URL, and URLs are never fetched: send the bytes in base64", **details)
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+        if not comma or not re.fullmatch(r".*;\s*base64\s*", head, re.IGNORECASE | re.DOTALL):
             raise MalformedBody(f"{name} is a data URI without base64", **details)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(text)
+    except ValueError as error:
         raise MalformedBody(f"{name} is no base64: {error}", **details) from error
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.auth import check_key
 from service.api.middleware import record_of
 from service.api.responses import error_response
-from service.errors import ServiceError
+from service.errors import InvalidParameter, ServiceError
 from service.parameters import invalid_parameter
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -55,7 +55,7 @@ class InferenceRoute(APIRoute):
         async def handle(request: Request) -> Response:
             check_key(request)
             try:
-                parameters = query.model_validate(dict(request.query_params))
+                parameters = query.model_validate(_read_query(request))
             except ValidationError as error:
                 raise invalid_parameter(error.errors()[0]) from error
             response: Response = await endpoint(
@@ -64,6 +64,21 @@ class InferenceRoute(APIRoute):
             return response
 
         return handle
+
+
+def _read_query(request: Request) -> dict[str, str]:
+    """The query of a request.
+
+    Raises:
+        InvalidParameter: a parameter stands in it twice, and nobody could say which one counts.
+    """
+    pairs = request.query_params.multi_items()
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidParameter(f"{repeated}: given more than once", parameter=repeated)
+    return parameters
 
 
 def inference_routes(routers: Iterable[APIRouter]) -> tuple[InferenceRoute, ...]:

@@ -25,6 +25,8 @@ def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
             "max_pixels": settings.max_pixels,
             "max_images": settings.max_images,
             "request_timeout_s": settings.request_timeout_s,
+            "header_timeout_s": settings.header_timeout_s,
+            "body_stall_s": settings.body_stall_s,
             "drain_timeout_s": settings.drain_timeout_s,
         },
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, MemoryFull
+from service.errors import BodyTooLarge, MemoryFull, RequestStalled
 from service.inference.pipeline import Timings
 from service.service import Service
 
@@ -24,6 +23,9 @@ log = logging.getLogger("service.access")
 REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # How long a client may go on sending a body that nobody reads before its connection is closed.
 DISCARD_S = 2.0
+LAST_DISCARD_S = 0.3
+"""The same when the process is to end; uvicorn cuts off after a second what is not answered then."""
+SLASHES = re.compile("/{2,}")
 
 
 @dataclass
@@ -134,6 +136,7 @@ class ObservabilityMiddleware:
         seconds, metrics = time.monotonic() - record.started, self._service.metrics
         metrics.requests.labels(record.endpoint, str(record.status)).inc()
         metrics.request_duration.labels(record.endpoint).observe(seconds)
+        metrics.processing_duration.labels(record.endpoint).observe(seconds - record.read)
         if record.read:
             metrics.stage_duration.labels("read").observe(record.read)
         if record.error:
@@ -158,18 +161,49 @@ class ObservabilityMiddleware:
             log.info("request", extra={"fields": present})
 
 
+class RequestLineMiddleware:
+    """Lets every path be written with slashes at its end or doubled, and every GET route answer HEAD.
+
+    The path is served as if it had been written without them. A redirect would be worse: many clients do not follow it,
+    or follow it without the body, and behind a proxy its address may be wrong.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wraps `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if "//" in path or (path[-1:] == "/" and len(path) > 1):
+                scope["path"] = SLASHES.sub("/", path).rstrip("/") or "/"
+            if scope["method"] == "HEAD":
+                await self._app({**scope, "method": "GET"}, receive, _without_body(send))
+                return
+        await self._app(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    async def send_headers(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_headers
+
+
 class BodyLimitMiddleware:
     """Limits each body to MAX_BODY_MB, and all bodies together to MAX_INFLIGHT_MB.
 
-    A body with a Content-Length is counted whole when the app asks for its first byte; a body without it is counted
-    chunk by chunk. So the length of a body that the app never reads does not matter, and a body that is too long is
-    never held in memory.
+    Bytes are counted as they arrive, so a length that is declared takes room from nobody. A body whose Content-Length
+    is too large is refused when the app asks for its first byte: the length of a body that the app never reads does not
+    matter, and a body that is too long is never held in memory.
     The bytes count until the request is answered.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         """Wraps `app`."""
         self._app = app
+        self._service = service
         self._max_body = service.settings.max_body_bytes
         self._budget = service.budgets.bodies
 
@@ -179,29 +213,27 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        reserved = received = 0
+        received = 0
         complete = False
 
-        def reserve(total: int) -> None:
-            nonlocal reserved
-            if total > self._max_body:
+        def require_allowed(length: int) -> None:
+            if length > self._max_body:
                 raise BodyTooLarge(f"the body has more than {self._max_body} bytes", limit=self._max_body)
-            if total > reserved:
-                if not self._budget.take(total - reserved):
-                    raise MemoryFull(
-                        "too many bytes of request bodies are being received at once", limit=self._budget.limit
-                    )
-                reserved = total
 
         async def receive_and_count() -> Message:
             nonlocal received, complete
             if not received and declared.isdecimal():
-                reserve(int(declared))
+                require_allowed(int(declared))
             message = await receive()
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
-                reserve(received)
+                size = len(message.get("body", b""))
+                require_allowed(received + size)
+                if not self._budget.take(size):
+                    raise MemoryFull(
+                        "too many bytes of request bodies are being received at once", limit=self._budget.limit
+                    )
+                received += size
             return message
 
         async def discard_rest() -> None:
@@ -210,15 +242,35 @@ class BodyLimitMiddleware:
                 message = await receive()
                 complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
+        def may_finish(start: Message) -> bool:
+            """Whether the client may send the rest first, or it could lose the answer; one that has stalled may not."""
+            closes = Headers(raw=start["headers"]).get("connection") == "close"
+            return closes and start["status"] != RequestStalled.status
+
         async def send_after_body(message: Message) -> None:
-            # A client that is still sending when its connection is closed may lose the answer, so it may finish first.
-            starts = message["type"] == "http.response.start"
-            if starts and not complete and Headers(raw=message["headers"]).get("connection") == "close":
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(discard_rest(), DISCARD_S)
+            if not complete and message["type"] == "http.response.start" and may_finish(message):
+                await self._wait_at_most(DISCARD_S, discard_rest())
             await send(message)
 
         try:
             await self._app(scope, receive_and_count, send_after_body)
         finally:
-            self._budget.give(reserved)
+            self._budget.give(received)
+
+    async def _wait_at_most(self, seconds: float, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for `work`, but only LAST_DISCARD_S from the moment when the process is to end."""
+        ending = self._service.exit_code is not None
+        loop = asyncio.get_running_loop()
+        timeout = asyncio.timeout(LAST_DISCARD_S if ending else seconds)
+
+        def interrupt() -> None:
+            timeout.reschedule(loop.time() + LAST_DISCARD_S)
+
+        self._service.interrupts.add(interrupt)
+        try:
+            async with timeout:
+                await work
+        except TimeoutError:
+            return
+        finally:
+            self._service.interrupts.discard(interrupt)

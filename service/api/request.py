@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Self, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.api.bodies import ImagesBody, read_images
 from service.api.middleware import RequestRecord, record_of
-from service.errors import ClientGone, DeadlinePassed
+from service.errors import ClientGone, DeadlinePassed, RequestStalled, UnsupportedType
 from service.inference.pipeline import Pipeline
 from service.service import Service
 
@@ -37,34 +37,50 @@ class RequestContext:
         Raises:
             NotReady, Draining, EngineLost: the service takes no new work.
         """
-        service = service_of(request)
+        self._service = service = service_of(request)
         self.pipeline: Pipeline = service.pipeline
         self.record: RequestRecord = record_of(request.scope)
         self.deadline = self.record.started + service.settings.request_timeout_s
         self._max_images = service.settings.max_images
         self._request = request
 
-    async def read_body(self, takes_mask: bool = False) -> ImagesBody:
-        """Reads the body; `takes_mask` is that of `read_images`.
+    async def read_body(self, takes_mask: bool = False, skips: bool = False) -> ImagesBody:
+        """Reads the body; `takes_mask` and `skips` are those of `read_images`.
 
         Raises:
             BodyTooLarge, MemoryFull: the body is too long, alone or with the others that are being received.
-            UnsupportedType, MalformedBody, NoImages, TooManyImages, InvalidParameter: as `read_images`.
+            UnsupportedType: the body is compressed, or as in `read_images`.
+            MalformedBody, NoImages, TooManyImages, InvalidParameter: as in `read_images`.
+            RequestStalled: the body has stopped to arrive.
             DeadlinePassed: the body has not arrived in time.
+            Draining, EngineLost: the process ends before the body has arrived.
             ClientGone: the client has closed the connection.
         """
-        content_type = self._request.headers.get("content-type", "")
-        start = time.monotonic()
-        try:
-            async with asyncio.timeout(self.deadline - start):
-                body = await read_images(content_type, self._request.stream(), self._max_images, takes_mask)
-        except TimeoutError:
-            raise DeadlinePassed("the body did not arrive in time") from None
-        except ClientDisconnect:
-            raise ClientGone("the client closed the connection while it was sending") from None
+        headers, start = self._request.headers, time.monotonic()
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise UnsupportedType(f"the body has the Content-Encoding {encoding}: send it as it is", encoding=encoding)
+        async with _BodyTimeout(self._service, self.deadline) as timeout:
+            chunks = self._receive_chunks(timeout)
+            body = await read_images(headers.get("content-type", ""), chunks, self._max_images, takes_mask, skips)
         self.record.read = time.monotonic() - start
         self.record.images = len(body.images)
         return body
+
+    async def _receive_chunks(self, timeout: _BodyTimeout) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        timeout.allow_stall()
+        while (message := await self._request.receive())["type"] != "http.disconnect":
+            more = message.get("more_body", False)
+            if more:
+                timeout.allow_stall()
+            else:
+                timeout.allow_until_deadline()
+            if chunk := message.get("body", b""):
+                yield chunk
+            if not more:
+                return
+        raise ClientGone("the client closed the connection while it was sending")
 
     async def run_while_client_waits(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` and returns its result; cancels it at the deadline, or when the client closes the connection.
@@ -74,18 +90,24 @@ class RequestContext:
         Raises:
             DeadlinePassed: the deadline came first.
             ClientGone: the client closed the connection first.
+            Draining, EngineLost: the process is to end first.
         """
         result, disconnect = asyncio.create_task(work), asyncio.create_task(self._wait_for_disconnect())
+        interrupt = disconnect.cancel
+        self._service.interrupts.add(interrupt)
         try:
             seconds_left = self.deadline - time.monotonic()
             await asyncio.wait({result, disconnect}, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if result.done():
                 return result.result()
+            if disconnect.cancelled():
+                raise self._service.end_error
             if disconnect.done():
                 disconnect.result()  # raises an error of the connection
                 raise ClientGone("the client closed the connection while it was waiting")
             raise DeadlinePassed("the answer was not ready in time")
         finally:
+            self._service.interrupts.discard(interrupt)
             disconnect.cancel()
             if result.cancel():
                 await asyncio.wait({result})  # until then it may hold a place in the queue
@@ -93,6 +115,50 @@ class RequestContext:
     async def _wait_for_disconnect(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+
+
+class _BodyTimeout:
+    """Ends the wait for a body: when it stalls, at the request's deadline, or when the process is to end."""
+
+    def __init__(self, service: Service, deadline: float) -> None:
+        """`deadline` is in seconds of time.monotonic()."""
+        self._service = service
+        self._deadline = deadline
+        self._stall_s = service.settings.body_stall_s
+        self._stalled = False
+        """Whether the end of the wait would mean that the body has stalled."""
+        self._timeout = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+
+    def allow_stall(self) -> None:
+        """The next piece of the body must arrive within BODY_STALL_S, and before the deadline."""
+        seconds_left = self._deadline - time.monotonic()
+        self._stalled = self._stall_s < seconds_left
+        self._timeout.reschedule(self._loop.time() + min(self._stall_s, seconds_left))
+
+    def allow_until_deadline(self) -> None:
+        """The body has arrived, and must be parsed before the deadline."""
+        self._stalled = False
+        self._timeout.reschedule(self._loop.time() + self._deadline - time.monotonic())
+
+    def _interrupt(self) -> None:
+        self._timeout.reschedule(self._loop.time())
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._service.interrupts.add(self._interrupt)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._service.interrupts.discard(self._interrupt)
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._service.exit_code is not None:
+                raise self._service.end_error from None
+            if self._stalled:
+                raise RequestStalled(f"no byte of the body has arrived for {self._stall_s:g} s") from None
+            raise DeadlinePassed("the body did not arrive in time") from None
 
 
 def service_of(request: Request) -> Service:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import string
+import unicodedata
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -14,7 +18,9 @@ from starlette.responses import Response
 from service.api.middleware import record_of
 from service.errors import NotAcceptable, ServiceError
 
+T = TypeVar("T")
 JSON = "application/json"
+SAFE_IN_HEADER = string.punctuation.replace("%", "") + " "
 QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
@@ -32,6 +38,28 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 def json_bytes(content: Any) -> bytes:
     """`content` as JSON by orjson; it may hold NumPy arrays, which must be contiguous."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def header_value(text: str) -> str:
+    """`text` as the value of a header: percent-encoded in UTF-8 if it has what a header cannot hold."""
+    if text.isascii() and text.isprintable():
+        return text
+    if any(ord(character) > 255 or unicodedata.category(character) == "Cc" for character in text):
+        return quote(text, safe=SAFE_IN_HEADER, errors="replace")
+    return text
+
+
+def describe_skipped(skipped: Mapping[int, ServiceError]) -> list[dict[str, Any]]:
+    """The errors of images that `on_error=skip` has left out, in the order of the images, for a response."""
+    return [{"image": index, "code": error.code, "message": error.message} for index, error in sorted(skipped.items())]
+
+
+def with_gaps(values: Iterable[T], skipped: Mapping[int, ServiceError]) -> list[T | None]:
+    """`values` of the images that are not left out, and None at the place of each that is."""
+    filled: list[T | None] = list(values)
+    for index in sorted(skipped):
+        filled.insert(index, None)
+    return filled
 
 
 @lru_cache(maxsize=32)  # clients send few different headers

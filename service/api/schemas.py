@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -21,6 +21,7 @@ from service.errors import (
     NotAcceptable,
     NotReady,
     QueueFull,
+    RequestStalled,
     ServiceError,
     TooManyImages,
     TooManyPixels,
@@ -37,6 +38,7 @@ INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
     NoImages,
     Unauthorized,
     NotAcceptable,
+    RequestStalled,
     BodyTooLarge,
     TooManyPixels,
     TooManyImages,
@@ -51,6 +53,19 @@ INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
 """The errors of every inference route. Nobody reads the answer of a ClientGone, so OpenAPI does not list it."""
 
 
+class SkippedImage(BaseModel):
+    """One image that `on_error=skip` has left out."""
+
+    image: int = Field(description="the index of the image")
+    code: str
+    message: str
+
+
+Skipped = Annotated[
+    list[SkippedImage] | None, Field(description="the images that were left out, for on_error=skip, otherwise absent")
+]
+
+
 class Embeddings(BaseModel):
     """The response of POST /embed."""
 
@@ -61,7 +76,8 @@ class Embeddings(BaseModel):
     dim: int
     count: int
     embeddings: list[Any] = Field(
-        description="one vector per image, as numbers or base64; for tokens a list of vectors per image"
+        description="one vector per image, as numbers or base64; for tokens a list of vectors per image; null for an"
+        " image that was left out"
     )
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches, for tokens")
     positions: list[int] | None = Field(
@@ -69,6 +85,7 @@ class Embeddings(BaseModel):
     )
     seed: int | None = Field(None, description="seed by which the encoded patches were drawn, for keep below 1")
     whitened: bool | None = Field(None, description="true for whiten=true, otherwise absent")
+    errors: Skipped = None
 
 
 class ClassProbability(BaseModel):
@@ -89,7 +106,10 @@ class Classifications(BaseModel):
 
     model: str = Field(description="name@weights-hash")
     count: int
-    classifications: list[Classified] = Field(description="one per image, in the order of the images")
+    classifications: list[Classified | None] = Field(
+        description="one per image, in the order of the images; null for an image that was left out"
+    )
+    errors: Skipped = None
 
 
 class Reconstructed(BaseModel):
@@ -110,7 +130,8 @@ class Reconstructions(BaseModel):
     mask_ratio: float = Field(description="share of the patches that was removed")
     grid: tuple[int, int]
     mask: list[int] = Field(description="1 = removed, 0 = kept, row-major")
-    reconstructions: list[Reconstructed]
+    reconstructions: list[Reconstructed | None] = Field(description="null for an image that was left out")
+    errors: Skipped = None
 
 
 class Info(BaseModel):

@@ -40,7 +40,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name != "encoding"}
+EMBED_OPTIONS = {
+    name: field for name, field in EmbedParameters.model_fields.items() if name not in ("encoding", "on_error")
+}
+RECONSTRUCT_OPTIONS = {name: field for name, field in ReconstructParameters.model_fields.items() if name != "on_error"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +79,7 @@ def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo], name: st
 
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
-_add(reconstruct, {**ReconstructParameters.model_fields, **ENGINE_OPTIONS})
+_add(reconstruct, {**RECONSTRUCT_OPTIONS, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
 _add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "model"})
 _add(compile_engine, ENGINE_OPTIONS, name="compile")

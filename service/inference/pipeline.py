@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,7 +16,8 @@ from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
 from service.inference.image_decoder import ImageDecoder
-from service.inference.queue import DecoderOutput, Operation, QueuedRequest, QueueEntry, Result
+from service.inference.pending_results import PendingResults
+from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
 from service.inference.reconstruction import ChooseVisible, Reconstruction
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
@@ -35,58 +36,6 @@ class Timings:
     queue: float = 0.0
     infer: float = 0.0
     render: float = 0.0
-
-
-class PendingResults:
-    """The `ResultSink` of a request in this process: a future of all its results."""
-
-    def __init__(self, count: int) -> None:
-        """Waits for `count` results."""
-        self.queue_s = 0.0
-        """Seconds in the queue, of the slowest image."""
-        self.infer_s = 0.0
-        """Seconds in a batch, of the slowest image."""
-        self._results: list[Result | None] = [None] * count
-        self._missing = count
-        self._future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-
-    async def wait(self) -> list[Result]:
-        """Returns the results in the order of the images. Does not enforce the deadline; the caller must.
-
-        Raises:
-            InferenceFailed: the engine failed on one of the images.
-            EngineLost: the engine has failed for good.
-        """
-        return await self._future
-
-    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
-        """Does nothing."""
-
-    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
-        """Does nothing: the request waits until its deadline, which its caller enforces."""
-
-    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
-        """Stores a result. The first failure of an image fails the request."""
-        self.queue_s, self.infer_s = max(self.queue_s, queue_s), max(self.infer_s, infer_s)
-        if self._future.done():
-            return
-        if isinstance(result, ServiceError):
-            self._future.set_exception(result)
-            return
-        self._results[index] = result
-        self._missing -= 1
-        if not self._missing:
-            self._future.set_result([result for result in self._results if result is not None])
-
-    def on_failed(self, error: ServiceError) -> None:
-        """Fails the request, unless it is done."""
-        if not self._future.done():
-            self._future.set_exception(error)
-
-    def close(self) -> None:
-        """Ends the wait; asyncio does not report an exception that nobody has asked for."""
-        if not self._future.cancel() and not self._future.cancelled():
-            self._future.exception()
 
 
 class Pipeline:
@@ -131,7 +80,13 @@ class Pipeline:
             raise NoDecoder(f"{self.info.model} has no decoder: its weights hold the encoder alone")
 
     async def embed(
-        self, images: list[bytes], pool: Pool, visible_indices: Indices, timings: Timings, deadline: float = math.inf
+        self,
+        images: list[bytes],
+        pool: Pool,
+        visible_indices: Indices,
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
     ) -> list[Floats]:
         """Embeds images.
 
@@ -141,9 +96,11 @@ class Pipeline:
             visible_indices: the patches that are encoded, int32 [K], the same in all images.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+            skipped: filled with the errors of images that are left out, by index; it may hold some already. If all
+                images are left out, the error of the first is raised. None: any error of an image is raised.
 
         Returns:
-            A vector per image, float32 [D]; float32 [K, D] for `tokens`.
+            A vector per image that is not left out, float32 [D]; float32 [K, D] for `tokens`.
 
         Raises:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
@@ -155,11 +112,17 @@ class Pipeline:
             return patches if whole else patches[visible_indices], visible_indices
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        results = await self._infer(operation, images, prepare, timings, deadline)
+        results = await self._infer(operation, images, prepare, timings, deadline, skipped)
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
         return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
-    async def classify(self, images: list[bytes], timings: Timings, deadline: float = math.inf) -> list[Floats]:
+    async def classify(
+        self,
+        images: list[bytes],
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
+    ) -> list[Floats]:
         """Classifies images by the model's head.
 
         Whole images are embedded, in batches with all other embeddings. The head runs here, image by image, so that an
@@ -169,9 +132,10 @@ class Pipeline:
             images: encoded images.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+            skipped: as in `embed`.
 
         Returns:
-            The classes' probabilities per image, float32 [C], in the order of the head's classes.
+            The classes' probabilities per image that is not left out, float32 [C], in the order of the head's classes.
 
         Raises:
             NoHead: the model has no classification head.
@@ -179,11 +143,16 @@ class Pipeline:
         """
         head = self.head
         visible_indices = all_indices(self.info.config.num_patches)
-        vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline)
+        vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline, skipped)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct(
-        self, images: list[bytes], choose_visible: ChooseVisible, timings: Timings, deadline: float = math.inf
+        self,
+        images: list[bytes],
+        choose_visible: ChooseVisible,
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
     ) -> list[Reconstruction]:
         """Reconstructs images from their visible patches.
 
@@ -192,6 +161,7 @@ class Pipeline:
             choose_visible: chooses the visible patches of an image; the same number for all images.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+            skipped: as in `embed`; the images that are left out have no reconstruction.
 
         Raises:
             NoDecoder: the model cannot reconstruct.
@@ -205,9 +175,10 @@ class Pipeline:
             prepared[index] = decoded.patches, choose_visible(decoded)
             return prepared[index]
 
-        results = await self._infer("reconstruct", images, prepare, timings, deadline)
+        results = await self._infer("reconstruct", images, prepare, timings, deadline, skipped)
         reconstructions = []
-        for index, result in enumerate(results):
+        indexes = [index for index in range(len(images)) if index not in (skipped or ())]
+        for index, result in zip(indexes, results, strict=True):
             assert isinstance(result, DecoderOutput)
             patches, visible_indices = prepared[index]
             reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
@@ -231,12 +202,18 @@ class Pipeline:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _infer(
-        self, operation: Operation, images: list[bytes], prepare: PrepareImage, timings: Timings, deadline: float
+        self,
+        operation: Operation,
+        images: list[bytes],
+        prepare: PrepareImage,
+        timings: Timings,
+        deadline: float,
+        skipped: dict[int, ServiceError] | None,
     ) -> list[Result]:
-        pending = PendingResults(len(images))
+        pending = PendingResults(len(images), skipped)
         request = self.scheduler.admit(operation, len(images), deadline, pending)
         try:
-            await self._queue_images(request, images, prepare, timings)
+            await self._queue_images(request, pending, images, prepare, timings)
             results = await pending.wait()
         finally:
             self.scheduler.release(request)
@@ -245,19 +222,24 @@ class Pipeline:
         return results
 
     async def _queue_images(
-        self, request: QueuedRequest, images: list[bytes], prepare: PrepareImage, timings: Timings
+        self,
+        request: QueuedRequest,
+        pending: PendingResults,
+        images: list[bytes],
+        prepare: PrepareImage,
+        timings: Timings,
     ) -> None:
         """Decodes and queues the images of a request, at most as many at once as the pool has threads.
 
         So the pool also decodes images of other requests in between.
         """
-        indexes = iter(range(len(images)))
+        indexes = iter([index for index in range(len(images)) if not pending.is_skipped(index)])
         if len(images) == 1:
-            await self._queue_next(indexes, request, images, prepare, timings)
+            await self._queue_next(indexes, request, pending, images, prepare, timings)
             return
         # The tasks share one iterator: each takes the next image when it has queued the one before.
         tasks = [
-            asyncio.ensure_future(self._queue_next(indexes, request, images, prepare, timings))
+            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, timings))
             for _ in range(min(len(images), self._threads))
         ]
         try:
@@ -270,13 +252,20 @@ class Pipeline:
         self,
         indexes: Iterator[int],
         request: QueuedRequest,
+        pending: PendingResults,
         images: list[bytes],
         prepare: PrepareImage,
         timings: Timings,
     ) -> None:
         for index in indexes:
             start = time.monotonic()
-            patches, visible_indices = await self.run_in_pool(prepare, images[index], index)
+            try:
+                patches, visible_indices = await self.run_in_pool(prepare, images[index], index)
+            except ServiceError as error:
+                if not pending.can_skip(error):
+                    raise
+                pending.on_failed(error)
+                continue
             seconds = time.monotonic() - start
             timings.decode = max(timings.decode, seconds)
             self._metrics.stage_duration.labels("decode").observe(seconds)

@@ -125,7 +125,7 @@ class EngineLifecycle:
         if unanswered := self._requests.used:
             log.error("DRAIN_TIMEOUT_S is over: %d requests are cut off", unanswered)
             if self.scheduler is not None:
-                self.scheduler.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+                self.scheduler.fail_all(Draining.out_of_time())
         self._state.exit(0)
 
 

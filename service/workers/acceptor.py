@@ -35,7 +35,7 @@ class FairAcceptor(Server):
 
     def __init__(self, app: FastAPI, listener: socket.socket, counters: SharedCounters, worker_index: int) -> None:
         """Accepts connections from `listener`."""
-        super().__init__(app, "", 0)
+        super().__init__(app)
         service = app.state.service
         assert isinstance(service, WorkerService)
         self._service = service

@@ -14,6 +14,7 @@ from service.inference.scheduler import BatchScheduler
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState
+from service.listener import listen
 from service.metrics import Metrics
 from service.server import SIGNALS, leave
 from service.settings import Settings
@@ -24,7 +25,6 @@ from service.workers.supervisor import WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
-BACKLOG = 2048
 # How long a scrape waits for the counters of a worker; after that it uses those that the worker sent last.
 PULL_TIMEOUT_S = 0.5
 # The largest number of slots for a worker's queued images; its other images wait in its own memory.
@@ -35,11 +35,12 @@ class EngineProcess:
     """The engine, the workers, and the connections between them."""
 
     def __init__(self, settings: Settings, build_engine: BuildEngine) -> None:
-        """Listens, but loads no engine and starts no worker yet. Call this on the event loop."""
-        config = uvicorn.Config("", settings.host, settings.port, log_config=None)
-        self._listener = config.bind_socket()  # which also logs where the service listens
-        self._listener.setblocking(False)
-        self._listener.listen(BACKLOG)
+        """Listens, but loads no engine and starts no worker yet. Call this on the event loop.
+
+        Raises:
+            InvalidSettings: nobody can listen on HOST and PORT.
+        """
+        [self._listener] = listen(settings.host, settings.port, first_only=True)
         self._settings = settings
         self._counters = SharedCounters.create(settings.http_workers)
         self._metrics = Metrics()
@@ -154,7 +155,11 @@ class EngineProcess:
 
 
 def serve_with_workers(settings: Settings, build_engine: BuildEngine) -> int:
-    """Serves until the end; returns the exit code."""
+    """Serves until the end; returns the exit code.
+
+    Raises:
+        InvalidSettings: nobody can listen on HOST and PORT.
+    """
 
     async def run() -> int:
         return await EngineProcess(settings, build_engine).run()

@@ -117,7 +117,7 @@ class WorkerService(Service):
                 future.set_result(bytes(content[NUMBER.size :]))
         elif kind is Kind.EXIT:
             if self._scheduler is not None:
-                self._scheduler.fail_all(Draining("the server is shutting down, and the time to finish is over"))
+                self._scheduler.fail_all(Draining.out_of_time())
             self._state.exit(0)
 
     async def close(self) -> None:

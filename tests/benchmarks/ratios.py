@@ -20,7 +20,7 @@ import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
 from service.inference.limits import LocalBudget
-from service.inference.pipeline import PendingResults
+from service.inference.pending_results import PendingResults
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 

@@ -36,8 +36,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[HTTPServer]:
         thread.join()
 
 
-def check(port: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MAE_PORT": str(port)}
+def check(port: int, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MAE_PORT": str(port), **variables}
     command = [sys.executable, "-I", str(SCRIPT)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
 
@@ -47,6 +47,24 @@ def test_healthy_is_ready(server: HTTPServer, code: int) -> None:
     answer = check(server.server_port)
     assert answer.returncode == code
     assert "said" in answer.stdout
+
+
+@pytest.mark.parametrize("server", [200], indirect=True)
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "localhost"])
+def test_the_address_that_was_set(server: HTTPServer, host: str) -> None:
+    assert check(server.server_port, MAE_HOST=host).returncode == 0
+
+
+@pytest.mark.parametrize("server", [200], indirect=True)
+def test_another_address_is_asked_and_no_other(server: HTTPServer) -> None:
+    """The server listens on 127.0.0.1 alone."""
+    answer = check(server.server_port, MAE_HOST="127.0.0.2")
+    assert answer.returncode == 1 and "ConnectionRefusedError" in answer.stdout
+
+
+def test_a_port_that_kubernetes_has_set_is_no_port() -> None:
+    answer = check(1, MAE_PORT="tcp://10.0.0.1:8000", MAE_HOST="127.0.0.3")
+    assert answer.returncode == 1 and not answer.stderr
 
 
 def test_nothing_listens() -> None:

@@ -19,6 +19,7 @@ def test_the_contracts_statuses() -> None:
         401: {"unauthorized"},
         404: {"no_decoder", "no_head"},
         406: {"not_acceptable"},
+        408: {"request_stalled"},
         413: {"body_too_large", "too_many_pixels", "too_many_images"},
         415: {"unsupported_media_type"},
         422: {"invalid_parameter"},
@@ -50,4 +51,9 @@ def test_headers_say_when_to_come_back_and_who_may(kind: type[ServiceError]) -> 
     assert ("retry-after" in headers) == overloaded
     assert not overloaded or int(headers["retry-after"]) > 0
     assert ("www-authenticate" in headers) == (kind.status == 401)
-    assert (headers.get("connection") == "close") == (kind.code in ("draining", "engine_lost"))
+    assert (headers.get("connection") == "close") == (kind.code in ("draining", "engine_lost", "request_stalled"))
+
+
+def test_a_compressed_body_is_told_what_is_served() -> None:
+    assert "accept-encoding" not in errors.UnsupportedType("a PDF", supported=["JPEG"]).headers
+    assert errors.UnsupportedType("gzip", encoding="gzip").headers == {"accept-encoding": "identity"}

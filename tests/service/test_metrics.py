@@ -23,6 +23,7 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
     kinds = {
         "mae_requests": "counter",
         "mae_request_duration_seconds": "histogram",
+        "mae_processing_duration_seconds": "histogram",
         "mae_stage_duration_seconds": "histogram",
         "mae_images": "counter",
         "mae_batch_size": "histogram",

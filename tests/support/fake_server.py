@@ -8,6 +8,7 @@ import numpy as np
 
 from model.config import PRESETS
 from model.engines.base import FatalEngineError, ServedModel
+from service.inference.image_decoder import ImageDecoder
 from service.serving import run
 from service.settings import load_settings
 from tests.support.engines import FakeEngine
@@ -51,6 +52,17 @@ class FailingEngine(FakeEngine):
         return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(visible_indices.shape[1])
 
 
+def hang_in_decoder(seconds):
+    """Makes every decode take `seconds`, as a hostile image could."""
+    decode = ImageDecoder.decode
+
+    def hang(self, data, index):
+        time.sleep(seconds)
+        return decode(self, data, index)
+
+    ImageDecoder.decode = hang
+
+
 def build(settings, progress):
     progress("pretending to build")
     time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
@@ -67,4 +79,6 @@ if __name__ == "__main__":
     import logging
 
     logging.basicConfig(level=logging.INFO)
+    if "FAKE_DECODE_S" in os.environ:
+        hang_in_decoder(float(os.environ["FAKE_DECODE_S"]))
     sys.exit(run(load_settings(), build))

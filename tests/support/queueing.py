@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from service.inference.limits import LocalBudget
-from service.inference.pipeline import PendingResults
+from service.inference.pending_results import PendingResults
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import BatchScheduler, Scheduler
 from service.metrics import Metrics

@@ -10,7 +10,14 @@ from fastapi import APIRouter, Query, Request, Response
 from model.arrays import Floats
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, json_response, preferred_type
+from service.api.responses import (
+    JSON,
+    describe_skipped,
+    header_value,
+    json_response,
+    preferred_type,
+    with_gaps,
+)
 from service.api.schemas import INFERENCE_ERRORS, Classifications, error_responses, request_body
 from service.errors import NoHead
 from service.parameters import ClassifyParameters
@@ -30,16 +37,22 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     pipeline = context.pipeline
     labels = pipeline.head.config.classes
     preferred_type(request.headers.get("accept", ""), (JSON,))
-    body = await context.read_body()
+    skips = parameters.on_error == "skip"
+    body = await context.read_body(skips=skips)
+    skipped = body.errors if skips else None
     probabilities = await context.run_while_client_waits(
-        pipeline.classify(body.images, context.record.timings, context.deadline)
+        pipeline.classify(body.images, context.record.timings, context.deadline, skipped)
     )
-    content = {
+    context.record.images = len(probabilities)
+    classified = [{"classes": most_probable(image, labels, parameters.top_k)} for image in probabilities]
+    content: dict[str, Any] = {
         "model": pipeline.info.model_id,
-        "count": len(probabilities),
-        "classifications": [{"classes": most_probable(image, labels, parameters.top_k)} for image in probabilities],
+        "count": len(body.images),
+        "classifications": with_gaps(classified, skipped or {}),
     }
-    return json_response(content, headers={"x-mae-model": pipeline.info.model_id})
+    if skipped is not None:
+        content["errors"] = describe_skipped(skipped)
+    return json_response(content, headers={"x-mae-model": header_value(pipeline.info.model_id)})
 
 
 def most_probable(probabilities: Floats, labels: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:

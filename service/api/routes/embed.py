@@ -14,8 +14,9 @@ from model.arrays import Floats
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, json_bytes, preferred_type
+from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
 from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.errors import ServiceError
 from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
 
@@ -39,21 +40,28 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     context = RequestContext(request)
     pipeline, timings = context.pipeline, context.record.timings
     plan = EmbeddingPlan.of(parameters, pipeline.info, pipeline.heads)
-    media_type = preferred_type(request.headers.get("accept", ""), (JSON, NPY))
-    body = await context.read_body()
-    vectors = await context.run_while_client_waits(
-        pipeline.embed(body.images, plan.pool, plan.visible_indices, timings, context.deadline)
+    skips = parameters.on_error == "skip"
+    media_type = preferred_type(request.headers.get("accept", ""), (JSON,) if skips else (JSON, NPY))
+    body = await context.read_body(skips=skips)
+    skipped = body.errors if skips else None
+
+    async def work() -> bytes:
+        vectors = await pipeline.embed(body.images, plan.pool, plan.visible_indices, timings, context.deadline, skipped)
+        context.record.images = len(vectors)
+
+        def write() -> bytes:
+            embeddings = plan.finish(vectors)
+            if media_type == NPY:
+                return npy_bytes(embeddings)
+            return json_bytes(_content(pipeline.info, parameters, embeddings, plan, skipped))
+
+        large = len(vectors) * vectors[0].size > LARGE
+        return await pipeline.render(write, timings) if large else write()
+
+    content = await context.run_while_client_waits(work())
+    headers = {"x-mae-model": header_value(pipeline.info.model_id)} | (
+        {} if plan.seed is None else {"x-mae-seed": str(plan.seed)}
     )
-
-    def write() -> bytes:
-        embeddings = plan.finish(vectors)
-        if media_type == NPY:
-            return npy_bytes(embeddings)
-        return json_bytes(_content(pipeline.info, parameters, embeddings, plan))
-
-    large = len(vectors) * vectors[0].size > LARGE
-    content = await pipeline.render(write, timings) if large else write()
-    headers = {"x-mae-model": pipeline.info.model_id} | ({} if plan.seed is None else {"x-mae-seed": str(plan.seed)})
     return Response(content, headers=headers, media_type=media_type)
 
 
@@ -64,14 +72,21 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _content(info: EngineInfo, parameters: EmbedParameters, embeddings: Floats, plan: EmbeddingPlan) -> dict[str, Any]:
+def _content(
+    info: EngineInfo,
+    parameters: EmbedParameters,
+    embeddings: Floats,
+    plan: EmbeddingPlan,
+    skipped: dict[int, ServiceError] | None,
+) -> dict[str, Any]:
     """The response as JSON: `Embeddings`."""
+    vectors = embeddings if parameters.encoding == "float" else [base64_floats(image) for image in embeddings]
     content: dict[str, Any] = {
         "model": info.model_id,
         "pool": parameters.pool,
         "dim": embeddings.shape[-1],
-        "count": len(embeddings),
-        "embeddings": embeddings if parameters.encoding == "float" else [base64_floats(image) for image in embeddings],
+        "count": len(embeddings) + len(skipped or ()),
+        "embeddings": with_gaps(vectors, skipped) if skipped else vectors,
     }
     if parameters.pool == "tokens":
         content["grid"] = (info.config.grid, info.config.grid)
@@ -81,6 +96,8 @@ def _content(info: EngineInfo, parameters: EmbedParameters, embeddings: Floats, 
         content["seed"] = plan.seed
     if parameters.whiten:
         content["whitened"] = True
+    if skipped is not None:
+        content["errors"] = describe_skipped(skipped)
     return content
 
 

@@ -15,9 +15,9 @@ from model.images.render import View, render
 from model.masking import removed_flags
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, json_bytes, preferred_type
+from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
 from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
-from service.errors import NoDecoder
+from service.errors import NoDecoder, ServiceError
 from service.inference.reconstruction import Reconstruction, choose_patches_by_picture, choose_patches_to_remove
 from service.parameters import ReconstructParameters
 
@@ -42,33 +42,41 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     config, view, accept = pipeline.info.config, parameters.view, request.headers.get("accept", "")
     pipeline.require_decoder()
     seed, choose_visible = choose_patches_to_remove(config, parameters)
-    preferred_type(accept, (PNG, JSON, ZIP))  # refuses early; the number of images, known later, decides between them
-    body = await context.read_body(takes_mask=True)
-    count = len(body.images)
-    media_type = preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
+    skips = parameters.on_error == "skip"
+    # Refuses early; the number of images, known later, decides between the types.
+    preferred_type(accept, (JSON,) if skips else (PNG, JSON, ZIP))
+    body = await context.read_body(takes_mask=True, skips=skips)
+    count, skipped = len(body.images), body.errors if skips else None
+    media_type = JSON if skips else preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
     if body.mask is not None:
         seed, choose_visible = (
             None,
             choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count),
         )
-    reconstructions = await context.run_while_client_waits(
-        pipeline.reconstruct(body.images, choose_visible, timings, context.deadline)
-    )
 
-    def write() -> bytes:
-        pictures = [
-            render(view, image.patches, image.pixels, image.error, image.visible_indices) for image in reconstructions
-        ]
-        if media_type == PNG:
-            return pictures[0]
-        content = _content(pipeline.info, view, reconstructions, pictures, seed)
-        return json_bytes(content) if media_type == JSON else _zip(content, pictures)
+    async def work() -> tuple[bytes, list[Reconstruction]]:
+        reconstructions = await pipeline.reconstruct(body.images, choose_visible, timings, context.deadline, skipped)
+        context.record.images = len(reconstructions)
 
-    content = await pipeline.render(write, timings)
+        def write() -> bytes:
+            pictures = [
+                render(view, image.patches, image.pixels, image.error, image.visible_indices)
+                for image in reconstructions
+            ]
+            if media_type == PNG:
+                return pictures[0]
+            content = _content(pipeline.info, view, reconstructions, pictures, seed, skipped)
+            return json_bytes(content) if media_type == JSON else _zip(content, pictures)
+
+        return await pipeline.render(write, timings), reconstructions
+
+    content, reconstructions = await context.run_while_client_waits(work())
     headers = {
-        "x-mae-model": pipeline.info.model_id,
+        "x-mae-model": header_value(pipeline.info.model_id),
         "x-mae-mask-ratio": f"{reconstructions[0].removed_share:.6g}",
-        "x-mae-loss": ",".join(f"{reconstruction.loss:.6f}" for reconstruction in reconstructions),
+        "x-mae-loss": ",".join(
+            "" if image is None else f"{image.loss:.6f}" for image in with_gaps(reconstructions, skipped or {})
+        ),
     }
     if seed is not None:
         headers["x-mae-seed"] = str(seed)
@@ -76,27 +84,34 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
 
 
 def _content(
-    info: EngineInfo, view: View, reconstructions: list[Reconstruction], pictures: list[bytes], seed: int | None
+    info: EngineInfo,
+    view: View,
+    reconstructions: list[Reconstruction],
+    pictures: list[bytes],
+    seed: int | None,
+    skipped: dict[int, ServiceError] | None,
 ) -> dict[str, Any]:
     """The response as JSON: `Reconstructions`."""
     first = reconstructions[0]  # all images have the same mask
-    return {
+    images = [
+        {
+            "loss": reconstruction.loss,
+            "error": np.ascontiguousarray(reconstruction.error),
+            "png": base64.b64encode(picture).decode("ascii"),
+        }
+        for reconstruction, picture in zip(reconstructions, pictures, strict=True)
+    ]
+    content = {
         "model": info.model_id,
         "view": view,
-        "count": len(reconstructions),
+        "count": len(reconstructions) + len(skipped or ()),
         "seed": seed,
         "mask_ratio": first.removed_share,
         "grid": (info.config.grid, info.config.grid),
         "mask": removed_flags(first.visible_indices, info.config.num_patches),
-        "reconstructions": [
-            {
-                "loss": reconstruction.loss,
-                "error": np.ascontiguousarray(reconstruction.error),
-                "png": base64.b64encode(picture).decode("ascii"),
-            }
-            for reconstruction, picture in zip(reconstructions, pictures, strict=True)
-        ],
+        "reconstructions": with_gaps(images, skipped or {}),
     }
+    return content if skipped is None else {**content, "errors": describe_skipped(skipped)}
 
 
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from model.training.config import require_no_control_characters
 from service.cli.errors import CommandError
 from service.cli.files import require_folder
 
@@ -49,6 +50,10 @@ def convert(
     require_folder(output)
     if name == "":
         raise CommandError("--name is empty")
+    try:
+        require_no_control_characters(name or "")
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     from dataclasses import replace
 
     from model.checkpoints.checkpoint import load, save

@@ -79,7 +79,8 @@ def test_a_templated_route_is_refused_in_the_shape_of_the_others(client: TestCli
 
 def test_openapi_describes_the_parameter_of_the_path(client: TestClient) -> None:
     described = client.get("/openapi.json").json()["paths"][TEMPLATE]["post"]["parameters"]
-    assert {(parameter["name"], parameter["in"]) for parameter in described} == {("name", "path"), ("top_k", "query")}
+    places = {(parameter["name"], parameter["in"]) for parameter in described}
+    assert places == {("name", "path"), ("top_k", "query"), ("on_error", "query")}
 
 
 def test_an_unexpected_error_tells_the_request_id_and_nothing_else(client: TestClient) -> None:

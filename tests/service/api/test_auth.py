@@ -10,14 +10,17 @@ from service.errors import Unauthorized
 from service.service import LocalService
 from service.settings import Settings
 
-KEYS = ("first", "second", "schlüssel")
+KEYS = ("first", "second", "schlüssel", "ключ", "voilà")
 
 
-def request(keys: tuple[str, ...], **headers: str) -> Request:
+def request(keys: tuple[str, ...], *more: tuple[bytes, bytes], **headers: str | bytes) -> Request:
     app = FastAPI()
     app.state.service = LocalService(Settings(api_keys=keys))
-    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "app": app, "headers": pairs})
+    pairs = [
+        (name.replace("_", "-").encode(), value if isinstance(value, bytes) else value.encode())
+        for name, value in headers.items()
+    ]
+    return Request({"type": "http", "app": app, "headers": [*pairs, *more]})
 
 
 @pytest.mark.parametrize(
@@ -31,10 +34,25 @@ def request(keys: tuple[str, ...], **headers: str) -> Request:
         {"x_api_key": "second"},
         {"x_api_key": "second", "authorization": "Bearer wrong"},
         {"x_api_key": "", "authorization": "Bearer second"},
+        {"x_api_key": "wrong", "authorization": "Bearer first"},
+        {"authorization": "bEaReR  first"},
+        {"authorization": "Bearer\tfirst"},
+        {"authorization": " Bearer first \t"},
+        {"x_api_key": " first\t"},
+        {"authorization": "Bearer schlüssel"},
+        {"authorization": "Bearer schlüssel".encode("latin-1")},
+        {"x_api_key": "ключ"},
+        {"x_api_key": "voilà"},  # its last byte in UTF-8 is a blank in Latin-1
     ],
 )
-def test_every_valid_key_passes(headers: dict[str, str]) -> None:
+def test_every_valid_key_passes(headers: dict[str, str | bytes]) -> None:
     check_key(request(KEYS, **headers))
+
+
+def test_a_header_may_come_twice() -> None:
+    basic, bearer = (b"authorization", b"Basic Zmlyc3Q6eA=="), (b"authorization", b"Bearer first")
+    check_key(request(KEYS, basic, bearer))
+    check_key(request(KEYS, bearer, basic))
 
 
 @pytest.mark.parametrize(
@@ -47,10 +65,14 @@ def test_every_valid_key_passes(headers: dict[str, str]) -> None:
         {"authorization": "Basic first"},
         {"authorization": "Bearer first,second"},
         {"x_api_key": "firs"},
-        {"x_api_key": "first "},
         {"x_api_key": "Bearer first"},
         {"x_api_key": "\x00ä"},
-        {"x_api_key": "wrong", "authorization": "Bearer first"},
+        {"x_api_key": "wrong", "authorization": "Bearer other"},
+        {"authorization": "Bearerfirst"},
+        {"authorization": "first"},
+        {"authorization": "Bearer"},
+        {"x_api_key": "клюс"},
+        {"x_api_key": "voil\u00c3"},
     ],
 )
 def test_no_other_key_passes(headers: dict[str, str]) -> None:
@@ -73,4 +95,8 @@ def test_all_keys_are_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(auth, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
     check_key(request(KEYS, x_api_key="first"))
-    assert compared == [key.encode() for key in KEYS]
+    assert compared == [
+        form
+        for key in KEYS
+        for form in ([key.encode(), key.encode("latin-1")] if key in ("schlüssel", "voilà") else [key.encode()])
+    ]

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -23,13 +24,15 @@ from service.errors import (
 IMAGES = [b"\x89PNG\r\n\x1a\n first", b"\r\n--second\r\n--\r\n", bytes(range(256)) * 40]
 
 
-def read(kind: str, body: bytes | Iterable[bytes], max_images: int = 8, takes_mask: bool = False) -> ImagesBody:
+def read(
+    kind: str, body: bytes | Iterable[bytes], max_images: int = 8, takes_mask: bool = False, skips: bool = False
+) -> ImagesBody:
     async def chunks() -> AsyncIterator[bytes]:
         for chunk in [body] if isinstance(body, bytes) else body:
             yield chunk
         yield b""  # as Starlette ends every stream
 
-    return asyncio.run(read_images(kind, chunks(), max_images, takes_mask))
+    return asyncio.run(read_images(kind, chunks(), max_images, takes_mask, skips))
 
 
 def form(files: list[tuple[str, Any]], data: dict[str, str] | None = None) -> tuple[str, bytes]:
@@ -174,6 +177,81 @@ def test_two_masks_are_one_too_many() -> None:
     assert refusal.value.details == {"parameter": "mask"}
 
 
+def raw_form(*heads: str | bytes, content: bytes = b"image") -> bytes:
+    """A form with the boundary x whose parts have these headers."""
+    lines = [head.encode() if isinstance(head, str) else head for head in heads]
+    return b"".join(b"--x\r\n" + head + b"\r\n\r\n" + content + b"\r\n" for head in lines) + b"--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Disposition: form-data; name=\"image\"; filename*=UTF-8''caf%C3%A9.jpg",
+        "Content-Disposition: form-data; name=image; filename* = UTF-8''x.jpg",
+        'Content-Disposition: attachment; filename="x.jpg"',
+        'content-disposition: Attachment; name="image"; filename="x.jpg"',
+        "Content-Disposition: attachment",
+        'Content-Disposition: inline; filename="x.jpg"',
+        'Content-Disposition: file; filename="x.jpg"',
+        'Content-Disposition: form-data; name="image"; filename="caf\u00e9.jpg"'.encode("latin-1"),
+        'Content-Disposition: form-data; name="\u00e9"; filename="caf\u00e9.jpg"'.encode("latin-1"),
+        'Content-Disposition: form-data; name="image"; filename="我.jpg"',
+    ],
+)
+def test_parts_that_are_files_all_the_same(head: str | bytes) -> None:
+    assert read("multipart/form-data; boundary=x", raw_form(head)).images == [b"image"]
+
+
+def test_a_name_that_only_looks_like_a_file_names_a_field() -> None:
+    body = raw_form('Content-Disposition: form-data; name="a; filename*=b"')
+    with pytest.raises(InvalidParameter) as refusal:
+        read("multipart/form-data; boundary=x", body)
+    assert refusal.value.details == {"parameter": "a; filename*=b"}
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+def test_a_name_outside_ascii_is_told_as_it_was_written(charset: str) -> None:
+    body = raw_form('Content-Disposition: form-data; name="größe"'.encode(charset))
+    with pytest.raises(InvalidParameter, match="'größe' is no file"):
+        read("multipart/form-data; boundary=x", body)
+
+
+@pytest.mark.parametrize("boundary", ["=_Part_1=:", "a/b", "a,b", "a?b", "(a)", "a@b", "[a]", "a b", "a<b>"])
+@pytest.mark.parametrize("ending", ["", "; charset=utf-8", " "])
+def test_a_boundary_may_stand_without_the_quotes_that_it_needs(boundary: str, ending: str) -> None:
+    body = raw_form('Content-Disposition: form-data; name="i"; filename="i"').replace(b"--x", b"--" + boundary.encode())
+    assert read(f"multipart/form-data; boundary={boundary}{ending}", body).images == [b"image"]
+
+
+def test_a_quoted_boundary_may_hold_anything() -> None:
+    body = raw_form('Content-Disposition: form-data; name="i"; filename="i"').replace(b"--x", b'--a;"b')
+    assert read('multipart/form-data; charset="a;b"; boundary="a;\\"b"', body).images == [b"image"]
+
+
+EMPTY_INPUT = b'--x\r\nContent-Disposition: form-data; name="other"; filename=""\r\n'
+EMPTY_INPUT += b"Content-Type: application/octet-stream\r\n\r\n\r\n"
+
+
+def test_a_file_input_in_which_nothing_was_chosen_is_no_image() -> None:
+    good = raw_form('Content-Disposition: form-data; name="i"; filename="i"')
+    assert read("multipart/form-data; boundary=x", EMPTY_INPUT * 3 + good).images == [b"image"]
+    with pytest.raises(NoImages, match="no image in the body"):
+        read("multipart/form-data; boundary=x", EMPTY_INPUT + b"--x--\r\n")
+
+
+@pytest.mark.parametrize("filename", ["", '; filename=""', '; filename="mask.png"'])
+def test_an_empty_mask_part_is_none(filename: str) -> None:
+    mask = f'--x\r\nContent-Disposition: form-data; name="mask"{filename}\r\n\r\n\r\n'.encode()
+    good = raw_form('Content-Disposition: form-data; name="i"; filename="i"')
+    assert read("multipart/form-data; boundary=x", mask + good, takes_mask=True) == ImagesBody([b"image"])
+
+
+def test_an_empty_file_is_skipped() -> None:
+    body = read(*form([("first", ("a", b"1")), ("second", ("b", b""))]), skips=True)
+    assert body.images == [b"1", b""]
+    assert body.errors[1].message == "the file part 'second' is empty" and list(body.errors) == [1]
+
+
 def test_a_mask_alone_is_no_image() -> None:
     with pytest.raises(NoImages):
         read(*form([("mask", ("a", b"1"))]), takes_mask=True)
@@ -249,6 +327,55 @@ def test_json_with_base64_and_data_uris() -> None:
     assert read_json(content) == ImagesBody(IMAGES)
 
 
+BASE64 = base64.b64encode(IMAGES[2]).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(IMAGES[2]).decode(),
+        base64.encodebytes(IMAGES[2]).decode().replace("\n", "\r\n"),
+        BASE64 + "\n",
+        "  " + BASE64,
+        BASE64[:8] + "\t" + BASE64[8:],
+        BASE64.rstrip("="),
+        BASE64[:-1],
+        base64.urlsafe_b64encode(IMAGES[2]).decode(),
+        base64.urlsafe_b64encode(IMAGES[2]).decode().rstrip("="),
+        quote(BASE64, safe=""),
+        "data:image/png;base64, " + BASE64,
+        "data:image/png; base64," + BASE64,
+        "data:image/png;base64 ,\n" + BASE64,
+        "\n data:image/png;charset=utf-8;base64," + quote(base64.encodebytes(IMAGES[2]).decode(), safe=""),
+        "Data:image/png;Base64," + base64.urlsafe_b64encode(IMAGES[2]).decode().rstrip("="),
+    ],
+)
+def test_base64_as_people_write_it(text: str) -> None:
+    assert len(BASE64.rstrip("=")) % 4 and {"+", "/"} <= set(BASE64), "this picture would not show everything"
+    assert read_json({"images": [text]}) == ImagesBody([IMAGES[2]])
+    assert read_json({"images": [BASE64], "mask": text}, takes_mask=True).mask == IMAGES[2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # "utf-16" writes its mark, as PowerShell does
+def test_json_with_a_byte_order_mark(encoding: str) -> None:
+    assert read_json(json.dumps({"images": [b64(b"x")]}).encode(encoding)) == ImagesBody([b"x"])
+
+
+def test_a_key_in_the_singular_is_told_the_plural() -> None:
+    with pytest.raises(MalformedBody, match="the key is 'images', not 'image'"):
+        read_json({"image": b64(b"x")})
+
+
+def test_an_empty_mask_is_none() -> None:
+    assert read_json({"images": [b64(b"x")], "mask": ""}, takes_mask=True) == ImagesBody([b"x"])
+
+
+def test_json_images_that_are_skipped() -> None:
+    body = read_json({"images": ["%%%%", b64(b"x"), 7, "https://example.org/a.png"]}, skips=True)
+    assert body.images == [b"", b"x", b"", b""]
+    assert {index: error.details for index, error in body.errors.items()} == {n: {"image": n} for n in (0, 2, 3)}
+
+
 def test_json_with_a_mask() -> None:
     content = {"images": [b64(b"image")], "mask": f"data:image/png;base64,{b64(b'mask')}"}
     assert read_json(content, takes_mask=True) == ImagesBody([b"image"], b"mask")
@@ -313,10 +440,12 @@ def test_malformed_json(body: bytes) -> None:
         ("data:image/png,raw", "data URI without base64"),
         ("data:image/png;base64", "data URI without base64"),
         ("%%%%", "no base64"),
-        ("eA", "no base64"),
         ("eA==garbage", "no base64"),
         ("eA\u00e9=", "no base64"),
-        ("-_-_", "no base64"),
+        ("eA=x=", "no base64"),
+        ("eA%3D%3Dgarbage", "no base64"),
+        ("eAAAA", "no base64"),
+        ("eA\u00a0==", "no base64"),
     ],
 )
 def test_an_image_that_is_no_base64_is_named(image: Any, why: str) -> None:

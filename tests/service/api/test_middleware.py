@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import middleware
-from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, record_of
-from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull
+from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
+from service.errors import BodyTooLarge, Draining, MemoryFull, QueueFull, RequestStalled
 from service.service import LocalService, Service
 from service.settings import Settings
 from tests.support.metrics import sample
@@ -138,7 +138,7 @@ def test_bodies_count_until_they_are_answered() -> None:
         late = Client(app, headers={"content-length": str(MB)})
         with pytest.raises(MemoryFull) as refusal:
             await late.run([bytes(MB)])
-        assert late.sent == 0
+        assert late.sent == 1
         assert (refusal.value.status, refusal.value.headers["retry-after"]) == (429, "1")
         grown = Client(app)
         with pytest.raises(MemoryFull):
@@ -148,20 +148,23 @@ def test_bodies_count_until_they_are_answered() -> None:
         gate.set()
         await asyncio.gather(*tasks)
         assert gauge(of, "mae_inflight_bytes") == 0
-        assert (await late.run([bytes(MB)])).status == 200
+        assert (await Client(app).run([bytes(MB)])).status == 200
 
     run(main())
 
 
-def test_what_is_declared_counts_before_it_arrives() -> None:
+def test_what_is_only_declared_takes_no_room() -> None:
     async def main() -> None:
         of = service()
         app = BodyLimitMiddleware(app_of(count_bytes), of)
-        slow = asyncio.create_task(Client(app, headers={"content-length": str(MB)}).run([b"x"], endless=True))
+        declared = {"content-length": str(MB)}
+        stalled = [asyncio.create_task(Client(app, headers=declared).run([b"x"], endless=True)) for _ in range(8)]
         await asyncio.sleep(0.01)
-        assert gauge(of, "mae_inflight_bytes") == MB
-        slow.cancel()
-        await asyncio.gather(slow, return_exceptions=True)
+        assert gauge(of, "mae_inflight_bytes") == 8
+        assert (await Client(app, headers=declared).run([bytes(MB)])).status == 200
+        for task in stalled:
+            task.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
         assert gauge(of, "mae_inflight_bytes") == 0
 
     run(main())
@@ -204,6 +207,35 @@ def test_a_client_that_never_finishes_is_not_waited_for(monkeypatch: pytest.Monk
     assert client.status == 503
 
 
+def test_a_client_that_has_stalled_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "DISCARD_S", 3600.0)
+
+    async def stall(request: Request) -> Response:
+        return Response(status_code=408, headers=RequestStalled("").headers)
+
+    client = Client(BodyLimitMiddleware(app_of(stall), service()))
+    run(client.run([b"x"], endless=True))
+    assert client.status == 408 and client.sent == 0
+
+
+def test_at_the_end_of_the_process_a_client_that_sends_is_hardly_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "DISCARD_S", 3600.0)
+    monkeypatch.setattr(middleware, "LAST_DISCARD_S", 0.01)
+
+    async def main() -> None:
+        of = service()
+        before = Client(BodyLimitMiddleware(app_of(leave), of))
+        waiting = asyncio.create_task(before.run([b"x"], endless=True))
+        while not of.interrupts:
+            await asyncio.sleep(0)
+        of._state.exit(0)
+        await waiting
+        after = await Client(BodyLimitMiddleware(app_of(leave), of)).run([b"x"], endless=True)
+        assert before.status == after.status == 503 and not of.interrupts
+
+    run(main())
+
+
 def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
     async def refuse(request: Request) -> Response:
         return Response(status_code=422)
@@ -211,6 +243,41 @@ def test_an_answer_on_an_open_connection_does_not_wait_for_the_body() -> None:
     client = Client(BodyLimitMiddleware(app_of(refuse), service()))
     run(client.run([b"x"] * 50))
     assert client.sent == 0
+
+
+# --- the request line
+
+
+@pytest.mark.parametrize(
+    ("path", "served"),
+    [
+        ("/embed/", "/embed"),
+        ("//embed", "/embed"),
+        ("/v1//models///a/", "/v1/models/a"),
+        ("/", "/"),
+        ("//", "/"),
+        ("", ""),
+        ("/embed", "/embed"),
+        ("/a b/", "/a b"),
+    ],
+)
+def test_slashes_too_many_are_as_if_they_were_not_there(path: str, served: str) -> None:
+    async def tell_path(request: Request) -> Response:
+        return Response(str(request.scope["path"]))
+
+    client = run(Client(RequestLineMiddleware(app_of(tell_path)), path=path).run())
+    assert client.messages[1]["body"] == served.encode()
+
+
+def test_head_is_get_without_the_body() -> None:
+    async def tell_method(request: Request) -> Response:
+        return Response(request.method, headers={"x-more": "yes"})
+
+    client = run(Client(RequestLineMiddleware(app_of(tell_method)), method="HEAD").run())
+    assert client.messages[1]["body"] == b""
+    assert (client.status, client.headers["content-length"], client.headers["x-more"]) == (200, "3", "yes")
+    client = run(Client(RequestLineMiddleware(app_of(tell_method)), method="DELETE").run())
+    assert client.messages[1]["body"] == b"DELETE"
 
 
 # --- identity, times, log, metrics
@@ -286,6 +353,20 @@ def test_reading_a_body_is_a_stage_and_what_was_refused_before_is_not() -> None:
     run(Client(observed(refuse, of)).run())
     assert gauge(of, "mae_stage_duration_seconds_count", stage="read") == 1
     assert gauge(of, "mae_stage_duration_seconds_sum", stage="read") == 0.0015
+
+
+def test_what_alerts_watch_is_the_time_without_the_clients_part() -> None:
+    async def slow_upload(request: Request) -> Response:
+        record_of(request.scope).started -= 60
+        record_of(request.scope).read = 59
+        return Response()
+
+    of = service()
+    run(Client(observed(slow_upload, of)).run())
+    whole = gauge(of, "mae_request_duration_seconds_sum", endpoint="/embed")
+    processing = gauge(of, "mae_processing_duration_seconds_sum", endpoint="/embed")
+    assert whole > 60 and processing == pytest.approx(whole - 59)
+    assert gauge(of, "mae_processing_duration_seconds_count", endpoint="/embed") == 1
 
 
 def test_a_path_below_a_prefix_is_the_same_endpoint() -> None:
@@ -404,6 +485,11 @@ def test_what_is_no_http_passes_by() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    for layer in (ObservabilityMiddleware(app, service(), ROUTES), BodyLimitMiddleware(app, service())):
+    layers = (
+        ObservabilityMiddleware(app, service(), ROUTES),
+        BodyLimitMiddleware(app, service()),
+        RequestLineMiddleware(app),
+    )
+    for layer in layers:
         run(Client(layer, type="lifespan").run())
-    assert seen == ["lifespan", "lifespan"]
+    assert seen == ["lifespan"] * 3

@@ -1,6 +1,7 @@
 """An inference request while its body is read and while its answer is made: deadline, disconnect, cancellation."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,9 +9,21 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from service.api import bodies
+from service.api.bodies import ImagesBody
 from service.api.middleware import RequestRecord
 from service.api.request import RequestContext
-from service.errors import ClientGone, DeadlinePassed, Draining, EngineLost, NotReady, QueueFull, ServiceError
+from service.errors import (
+    ClientGone,
+    DeadlinePassed,
+    Draining,
+    EngineLost,
+    NotReady,
+    QueueFull,
+    RequestStalled,
+    ServiceError,
+    UnsupportedType,
+)
 from service.service import LocalService, Service
 from service.settings import Settings
 
@@ -33,17 +46,20 @@ class Connection:
         return DISCONNECT
 
 
-def service(timeout_s: float = 60) -> Service:
-    made = LocalService(Settings(request_timeout_s=timeout_s))
+def service(timeout_s: float = 60, **settings: Any) -> Service:
+    made = LocalService(Settings(request_timeout_s=timeout_s, **settings))
     made._pipeline = object()  # type: ignore[assignment]
     return made
 
 
-def request_of(made: Service, receive: Callable[[], Coroutine[Any, Any, Message]]) -> Request:
+def request_of(
+    made: Service, receive: Callable[[], Coroutine[Any, Any, Message]], headers: dict[str, str] | None = None
+) -> Request:
     app = FastAPI()
     app.state.service = made
     state = {"record": RequestRecord("1", "/embed")}
-    return Request({"type": "http", "app": app, "headers": [], "state": state}, receive)
+    pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    return Request({"type": "http", "app": app, "headers": pairs, "state": state}, receive)
 
 
 def context(receive: Callable[[], Coroutine[Any, Any, Message]], timeout_s: float = 60) -> RequestContext:
@@ -184,11 +200,126 @@ def test_a_body_that_does_not_arrive_in_time() -> None:
     run(main())
 
 
+PART: Message = {"type": "http.request", "body": b"im", "more_body": True}
+
+
+@pytest.mark.parametrize("parts", [[], [PART], [PART] * 5])
+def test_a_body_that_stalls_is_cut_off(parts: list[Message]) -> None:
+    async def main() -> None:
+        of = RequestContext(request_of(service(body_stall_s=0.01), Connection(*parts).receive))
+        with pytest.raises(RequestStalled, match="no byte of the body has arrived for") as refusal:
+            await of.read_body()
+        assert refusal.value.headers["connection"] == "close"
+
+    run(main())
+
+
+def test_a_body_may_take_longer_than_a_stall() -> None:
+    async def main() -> None:
+        pieces = 40
+
+        async def receive() -> Message:
+            nonlocal pieces
+            await asyncio.sleep(0.005)
+            pieces -= 1
+            return {**PART, "more_body": pieces > 0}
+
+        of = RequestContext(request_of(service(body_stall_s=0.1), receive))
+        assert (await of.read_body()).images == [b"im" * 40]
+        assert of.record.read > 0.1
+
+    run(main())
+
+
+def test_a_body_that_has_arrived_may_take_its_time_to_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(text: bytes, *options: Any) -> ImagesBody:
+        time.sleep(0.1)  # in a thread
+        return ImagesBody([text])
+
+    monkeypatch.setattr(bodies, "_parse_json", parse)
+
+    async def main() -> None:
+        json = {"content-type": "application/json"}
+        receive = Connection({**PART, "more_body": False}).receive
+        of = RequestContext(request_of(service(body_stall_s=0.01), receive, json))
+        assert (await of.read_body()).images == [b"im"]
+
+    run(main())
+
+
+def test_the_deadline_may_come_before_the_stall() -> None:
+    async def main() -> None:
+        of = RequestContext(request_of(service(timeout_s=0.01, body_stall_s=10), Connection(PART).receive))
+        with pytest.raises(DeadlinePassed, match="the body did not arrive in time"):
+            await of.read_body()
+
+    run(main())
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "br", "identity, gzip", "GZIP"])
+def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
+    async def main() -> None:
+        async def receive() -> Message:
+            raise AssertionError("read")
+
+        headers = {"content-encoding": encoding, "content-type": "image/jpeg"}
+        with pytest.raises(UnsupportedType, match=f"Content-Encoding {encoding.lower()}") as refusal:
+            await RequestContext(request_of(service(), receive, headers)).read_body()
+        assert refusal.value.details == {"encoding": encoding.lower()}
+
+    run(main())
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+def test_a_body_that_says_it_is_not_compressed(encoding: str) -> None:
+    async def main() -> None:
+        receive = Connection({**PART, "more_body": False}).receive
+        of = RequestContext(request_of(service(), receive, {"content-encoding": encoding}))
+        assert (await of.read_body()).images == [b"im"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(("state", "error"), [("draining", Draining), ("lost", EngineLost)])
+def test_the_end_of_the_process_interrupts_an_upload(state: Any, error: type[ServiceError]) -> None:
+    async def main() -> None:
+        made = service(body_stall_s=3600)
+        reading = asyncio.create_task(RequestContext(request_of(made, Connection(PART).receive)).read_body())
+        await asyncio.sleep(0)
+        made._state.change(state, "why")
+        await asyncio.sleep(0)
+        assert not reading.done()
+        made._state.exit(0)
+        with pytest.raises(error) as refusal:
+            await reading
+        assert refusal.value.status == 503 and refusal.value.headers["connection"] == "close"
+        assert not made.interrupts
+
+    run(main())
+
+
+@pytest.mark.parametrize(("state", "error"), [("draining", Draining), ("lost", EngineLost)])
+def test_the_end_of_the_process_interrupts_work_that_hangs(state: Any, error: type[ServiceError]) -> None:
+    """A decode that takes minutes: nobody could wait for its thread."""
+
+    async def main() -> None:
+        made, work = service(), Work()
+        of = RequestContext(request_of(made, Connection().receive))
+        running = asyncio.create_task(of.run_while_client_waits(work.run()))
+        await work.started.wait()
+        made._state.change(state, "why")
+        made._state.exit(0)
+        with pytest.raises(error):
+            await running
+        assert work.ended == "cancelled" and not made.interrupts
+
+    run(main())
+
+
 def test_a_client_that_leaves_while_it_sends() -> None:
     async def main() -> None:
-        part = {"type": "http.request", "body": b"im", "more_body": True}
         with pytest.raises(ClientGone, match="while it was sending"):
-            await context(Connection(part, DISCONNECT).receive).read_body()
+            await context(Connection(PART, DISCONNECT).receive).read_body()
 
     run(main())
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from service.api.responses import json_bytes, json_response, preferred_type
+from service.api.responses import header_value, json_bytes, json_response, preferred_type
 from service.errors import NotAcceptable
 
 OFFERED = ("image/png", "application/json")
@@ -76,3 +76,19 @@ def test_a_json_response_has_its_type_its_status_and_its_headers() -> None:
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-a"] == "b"
     assert json.loads(response.body) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("mae_tiny@0123", "mae_tiny@0123"),
+        ("naïve 100 %", "naïve 100 %"),
+        ("50 % 我", "50 %25 %E6%88%91"),
+        ("a\r\nb", "a%0D%0Ab"),
+        ("a\x85b", "a%C2%85b"),
+        ("\udcff我", "?%E6%88%91"),
+    ],
+)
+def test_the_value_of_a_header(text: str, header: str) -> None:
+    assert header_value(text) == header
+    header.encode("latin-1")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from service.errors import QueueFull, TooManyImages
-from service.inference.pipeline import PendingResults
+from service.inference.pending_results import PendingResults
 from tests.support.engines import FakeEngine
 from tests.support.queueing import Gate, admit, ask, gauge, reserved_images, run, run_ready_tasks, run_scheduler
 

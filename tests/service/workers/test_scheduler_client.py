@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from model.engines.base import FatalEngineError
-from service.errors import EngineLost, InferenceFailed, QueueFull, TooManyImages
-from service.inference.pipeline import PendingResults
+from service.errors import EngineLost, InferenceFailed, QueueFull, ServiceError, TooManyImages
+from service.inference.pending_results import PendingResults
 from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample
-from tests.support.queueing import Gate, admit, run
+from tests.support.queueing import ALL_FOUR, Gate, admit, image, run
 
 
 async def all_slots_are_back(pair: Pair, count: int) -> None:
@@ -73,6 +73,28 @@ def test_a_failure_is_of_its_image_with_class_and_details() -> None:
             bad, good = await asyncio.gather(pair.ask(1, 13), pair.ask(2, 3), return_exceptions=True)
             assert isinstance(bad, InferenceFailed) and bad.details == {"image": 1}
             assert [row[0, 0] for row in good] == [2, 3]
+            await all_slots_are_back(pair, 4)
+
+    run(main())
+
+
+def test_an_image_that_fails_can_be_skipped() -> None:
+    """The engine process tells of a failed image as of a failed request, and goes on with the others."""
+
+    async def main() -> None:
+        async with connected(FakeEngine(8, not_a_number=13), slots=4) as pair:
+            skipped: dict[int, ServiceError] = {}
+            pending = PendingResults(4, skipped)
+            request = pair.client.admit("embed", 4, 1e9, pending)
+            try:
+                for index, number in enumerate((5, 13, 13, 6)):
+                    pair.client.put(request, index, image(number), ALL_FOUR)
+                results = await pending.wait()
+            finally:
+                pair.client.release(request)
+                pending.close()
+            assert [row[0, 0] for row in results] == [5, 6]
+            assert sorted(skipped) == [1, 2] and all(isinstance(error, InferenceFailed) for error in skipped.values())
             await all_slots_are_back(pair, 4)
 
     run(main())

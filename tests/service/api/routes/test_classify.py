@@ -157,7 +157,8 @@ def test_it_is_counted_and_described_like_the_other_routes(start: Start) -> None
     described = client.get("/openapi.json").json()["paths"]["/classify"]["post"]
     assert set(described["requestBody"]["content"]) >= {"multipart/form-data", "application/json", "image/jpeg"}
     assert {"200", "401", "404", "413", "422", "429"} <= set(described["responses"])
-    [top_k] = described["parameters"]
+    top_k, on_error = described["parameters"]
+    assert (on_error["name"], on_error["schema"]["default"]) == ("on_error", "fail")
     assert (top_k["name"], top_k["schema"]["default"], top_k["schema"]["minimum"]) == ("top_k", 5, 1)
 
 

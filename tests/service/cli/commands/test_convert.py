@@ -70,6 +70,7 @@ def test_an_encoder_alone_is_said_to_be_one(mae: Mae, upstream: dict[str, torch.
         (["upstream.pth", "-o", "ours.pth"], "ours.pth should end in .safetensors"),
         (["upstream.pth", "-o", "nowhere/ours.safetensors"], "there is no folder nowhere"),
         (["upstream.pth", "-o", "ours.safetensors", "--name", ""], "--name is empty"),
+        (["upstream.pth", "-o", "ours.safetensors", "--name", "a\r\nX: 1"], "has a control character"),
         (["upstream.pth", "-o", "ours.safetensors", "--model", "mae_giant"], "there is no preset 'mae_giant'"),
         (["nowhere.pth", "-o", "ours.safetensors"], "/nowhere.pth does not exist"),
         (["text.pth", "-o", "ours.safetensors"], "is neither a safetensors file nor a PyTorch checkpoint"),

@@ -1,0 +1,151 @@
+"""HTTP/1.1 connections: uvicorn's protocol, which ignores `Upgrade` and does not wait for clients without end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import RequestStalled
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    - An `Upgrade` is ignored, as RFC 9110, section 7.8, allows: the request is served over HTTP/1.1. The parser would
+      take everything behind the headers for another protocol and lose the body.
+    - Headers that are not complete in time are answered 408, and the connection is closed. A connection on which
+      nothing arrives is closed without an answer.
+    - After an answer that did not wait for the body, the rest of the body must go on arriving, or the connection is
+      closed. A body that somebody reads is the reader's concern.
+    """
+
+    def __init__(self, header_timeout_s: float, body_stall_s: float, **uvicorn: Any) -> None:
+        """Not connected yet.
+
+        Args:
+            header_timeout_s: time for the headers of a request, from the connection or from their first byte.
+            body_stall_s: longest pause within the rest of a body that nobody reads.
+            uvicorn: the arguments of uvicorn's protocol.
+        """
+        super().__init__(**uvicorn)
+        self._header_timeout_s = header_timeout_s
+        self._body_stall_s = body_stall_s
+        self._timer: asyncio.TimerHandle | None = None
+        """Ends the wait for headers, or for the rest of a body that nobody reads."""
+        self._in_headers = False
+        """Whether the headers of a request have begun and are not complete."""
+        self._in_body = False
+        """Whether the headers are complete and the body is not."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Waits for the headers of the first request."""
+        super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn declares it
+        self._timer = self.loop.call_later(self._header_timeout_s, self._on_headers_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Waits for nothing any more."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what has arrived; a request with an `Upgrade` is parsed again without it."""
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":  # names no resource of ours, and no header asks for it
+                    self._refuse()
+                    return
+                data = self._headers_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own parser
+            except httptools.HttpParserError:
+                self._refuse()
+                return
+            else:
+                break
+        if self._in_headers:
+            if self._timer is None:  # they may take so long in all, however many pieces they come in
+                self._timer = self.loop.call_later(self._header_timeout_s, self._on_headers_late)
+        elif self.cycle is not None and self.cycle.response_complete:
+            self._wait_after_answer()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request has arrived."""
+        self._in_headers, self._in_body = True, False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Starts the request, unless it is parsed again without its `Upgrade`."""
+        if self.parser.should_upgrade():
+            return
+        self._in_headers, self._in_body = False, True
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        if self.parser.should_upgrade():
+            return
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Goes on with the connection after an answer."""
+        super().on_response_complete()
+        if self._in_body:
+            self._wait_after_answer()
+
+    def _wait_after_answer(self) -> None:
+        """Waits for the next piece of a body that nobody reads, or for the next request."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        if self._in_body:
+            self._timer = self.loop.call_later(self._body_stall_s, self.transport.close)
+        elif self.timeout_keep_alive_task is None and not self.pipeline:  # uvicorn stops it at every byte
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _on_headers_late(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False  # the request before these headers is still being answered
+        elif self._in_headers:
+            late = RequestStalled(f"the headers did not arrive within {self._header_timeout_s:g} s")
+            content = orjson.dumps(late.body())
+            headers = {"content-type": "application/json", "content-length": str(len(content)), **late.headers}
+            lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+            self.transport.write(b"".join([STATUS_LINE[late.status], *lines, b"\r\n", content]))
+            self.transport.close()
+        else:
+            self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self) -> None:
+        self._stop_timer()
+        message = "Invalid HTTP request received."
+        self.logger.warning(message)
+        self.send_400_response(message)
+
+    def _headers_without_upgrade(self) -> bytes:
+        """The request line and the headers of the current request, without those that ask for another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() not in (b"upgrade", b"http2-settings"))
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])

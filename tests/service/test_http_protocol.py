@@ -1,0 +1,297 @@
+"""A connection of the real protocol class, over a transport that only records, with a clock that the test moves."""
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.http_protocol import HttpProtocol
+
+HEADER_TIMEOUT_S, BODY_STALL_S, KEEP_ALIVE_S = 10.0, 7.0, 65.0
+
+
+class Timer:
+    """A call that was asked for; cancelled or not."""
+
+    def __init__(self, when: float, call: Callable[[], object]) -> None:
+        self.when, self.call, self.cancelled = when, call, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """The event loop as the protocol uses it: real tasks, and timers of a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def call_later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> Timer:
+        self.timers.append(Timer(self.now + seconds, functools.partial(call, *arguments)))
+        return self.timers[-1]
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for timer in [timer for timer in self.timers if timer.when <= self.now]:
+            self.timers.remove(timer)
+            if not timer.cancelled:
+                timer.call()
+
+    @property
+    def armed(self) -> list[float]:
+        return sorted(timer.when for timer in self.timers if not timer.cancelled)
+
+
+class Transport:
+    """Records what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closed = False
+        self.paused = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5)}.get(name)
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+class Connection:
+    """One connection to an app that answers with the method, the path and the body, or refuses before the body."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, bytes, dict[str, str]]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.loop, self.transport, self.state = Loop(), Transport(), ServerState()
+        make = functools.partial(HttpProtocol, HEADER_TIMEOUT_S, BODY_STALL_S)
+        config = uvicorn.Config(
+            self.app,
+            http=make,
+            interface="asgi3",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            timeout_keep_alive=int(KEEP_ALIVE_S),
+        )
+        config.load()
+        self.protocol = make(config=config, server_state=self.state, app_state={}, _loop=self.loop)
+        self.protocol.connection_made(self.transport)
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", "refuse" not in scope["path"]
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        await self.gate.wait()
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        self.requests.append((scope["method"], scope["path"], body, headers))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.protocol.data_received(piece)
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    @property
+    def answers(self) -> int:
+        return self.transport.written.count(b"HTTP/1.1 200 OK")
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Callable[[Connection], Any]], None]]:
+    def run(play: Callable[[Connection], Any]) -> None:
+        async def main() -> None:
+            connection = Connection()
+            await play(connection)
+            assert connection.transport.closed or connection.loop.armed, "nothing would ever close the connection"
+            connection.protocol.connection_lost(None)
+            assert not connection.loop.armed, "a timer outlives its connection"
+            for task in list(connection.state.tasks):
+                await task
+
+        asyncio.run(asyncio.wait_for(main(), 20))
+
+    yield run
+
+
+def request(*headers: str, path: str = "/embed", body: bytes = b"image") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+UPGRADES = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"),
+    ("Connection: Upgrade", "Upgrade: websocket"),
+    ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZQ=="),
+    ("Connection: keep-alive, upgrade", "Upgrade: TLS/1.2"),
+    ("connection: UPGRADE", "upgrade: anything/1"),
+    ("Upgrade: h2c",),
+]
+
+
+@pytest.mark.parametrize("headers", UPGRADES)
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_an_upgrade_is_ignored_and_the_body_is_whole(run: Any, headers: tuple[str, ...], step: int) -> None:
+    async def play(connection: Connection) -> None:
+        sent = request(*headers, "X-Name: caf\xe9") * 2 + request()
+        await connection.send(*([sent[i : i + step] for i in range(0, len(sent), step)] if step else [sent]))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [seen[:3] for seen in connection.requests] == [("POST", "/embed", b"image")] * 3
+        assert connection.requests[0][3]["x-name"] == "caf\xe9"
+        assert connection.answers == 3 and not connection.transport.closed
+
+    run(play)
+
+
+def test_an_upgrade_with_a_chunked_body(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        head = "POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        await connection.send(head.encode() + b"2\r\nim\r\n3\r\nage\r\n", b"0\r\n\r\n")
+        assert [seen[:3] for seen in connection.requests] == [("POST", "/embed", b"image")]
+
+    run(play)
+
+
+def test_a_connection_that_also_asks_to_be_closed_is_closed(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request("Connection: close, Upgrade", "Upgrade: h2c"))
+        assert connection.answers == 1 and connection.transport.closed
+
+    run(play)
+
+
+@pytest.mark.parametrize("sent", [b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", b"nonsense\r\n\r\n"])
+def test_what_is_no_request_for_a_resource_is_refused(run: Any, sent: bytes) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(sent)
+        assert connection.transport.written.startswith(b"HTTP/1.1 400 ") and connection.transport.closed
+
+    run(play)
+
+
+def test_a_connection_that_says_nothing_is_closed(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.loop.pass_time(HEADER_TIMEOUT_S - 1)
+        assert not connection.transport.closed
+        connection.loop.pass_time(1)
+        assert connection.transport.closed and connection.transport.written == b""
+
+    run(play)
+
+
+@pytest.mark.parametrize("upgrade", [[], ["Connection: Upgrade", "Upgrade: h2c"]])
+def test_half_headers_are_answered_408_however_they_trickle(run: Any, upgrade: list[str]) -> None:
+    async def play(connection: Connection) -> None:
+        head = request(*upgrade).partition(b"\r\n\r\n")[0]
+        for i in range(9):
+            await connection.send(head[i : i + 1])
+            connection.loop.pass_time(1)
+        assert not connection.transport.closed
+        await connection.send(head[9:])
+        connection.loop.pass_time(1)
+        answer, _, body = connection.transport.written.partition(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n") and b"connection: close" in answer
+        assert f"content-length: {len(body)}".encode() in answer
+        assert json.loads(body)["error"]["code"] == "request_stalled"
+        assert connection.transport.closed and not connection.requests
+
+    run(play)
+
+
+def test_half_headers_of_a_later_request_are_cut_off_too(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request())
+        connection.loop.pass_time(60)
+        await connection.send(b"POST /em")
+        connection.loop.pass_time(HEADER_TIMEOUT_S - 1)
+        await connection.send(b"bed HTTP/1.1\r\n")
+        assert not connection.transport.closed
+        connection.loop.pass_time(1)
+        assert connection.transport.closed
+        assert connection.answers == 1 and b"HTTP/1.1 408" in connection.transport.written
+
+    run(play)
+
+
+def test_half_headers_behind_a_request_do_not_spoil_its_answer(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request() + b"POST /em")
+        connection.loop.pass_time(HEADER_TIMEOUT_S)
+        assert connection.transport.written == b""
+        connection.gate.set()
+        await connection.send(b"")
+        assert connection.answers == 1 and connection.transport.closed
+        assert b"408" not in connection.transport.written
+
+    run(play)
+
+
+def test_a_body_that_somebody_reads_is_not_the_connections_concern(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request(body=b"x" * 100)[:-50])
+        assert not connection.loop.armed
+        connection.loop.pass_time(3600)
+        await connection.send(b"x" * 50)
+        assert connection.answers == 1
+
+    run(play)
+
+
+def test_a_body_that_nobody_reads_must_go_on(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request(path="/refuse", body=b"x" * 100)[:-100])
+        assert connection.answers == 1
+        for _ in range(5):
+            connection.loop.pass_time(BODY_STALL_S - 1)
+            await connection.send(b"x")
+        assert not connection.transport.closed
+        connection.loop.pass_time(BODY_STALL_S)
+        assert connection.transport.closed
+
+    run(play)
+
+
+def test_after_a_body_that_nobody_reads_the_connection_goes_on(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request(path="/refuse", body=b"x" * 100)[:-100], b"x" * 50, b"x" * 50)
+        connection.loop.pass_time(BODY_STALL_S)
+        await connection.send(request())
+        assert connection.answers == 2 and not connection.transport.closed
+
+    run(play)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/refuse"])
+def test_line_breaks_between_requests_do_not_keep_a_connection(run: Any, path: str) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request(path=path), b"\r\n")
+        connection.loop.pass_time(KEEP_ALIVE_S)
+        assert connection.transport.closed
+
+    run(play)
