@@ -78,6 +78,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.ignored_profiles = Counter(
+            "mae_ignored_profiles",
+            "Images whose colour profile could not be used: it is damaged, too large or for other pixels.",
+            registry=registry,
+        )
         self.engine_failures = Counter(
             "mae_engine_failures",
             "Failures of the engine: calls that raised, and images whose output was not finite.",

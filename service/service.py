@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from model.checkpoints.heads import Heads
+from model.engines.base import EngineInfo
 from model.engines.build import build
 from service.errors import Draining, EngineLost, NotReady, ServiceError
+from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
@@ -85,6 +87,16 @@ class Service(ABC):
         for interrupt in list(self.interrupts):
             interrupt()
 
+    def _image_decoder(self, info: EngineInfo) -> ImageDecoder:
+        """The decoder of a pipeline, within the limits of the service."""
+        return ImageDecoder(
+            info.config,
+            info.preprocessing,
+            self.settings.max_pixels,
+            DecodeMemory(self.budgets.decodes),
+            self.metrics.ignored_profiles.inc,
+        )
+
     @abstractmethod
     def start(self) -> None:
         """Begins to load the engine or to wait for it; probes are answered meanwhile. Call this on the event loop."""
@@ -107,6 +119,7 @@ class LocalService(Service):
             bodies=LocalBudget(settings.max_inflight_bytes),
             requests=LocalBudget(),
             images=LocalBudget(settings.queue_images),
+            decodes=LocalBudget(settings.max_decode_bytes),
         )
         super().__init__(settings, budgets)
         self._lifecycle = EngineLifecycle(
@@ -134,5 +147,4 @@ class LocalService(Service):
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         info, s = scheduler.engine.info, self.settings
-        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
-        self._pipeline = Pipeline(info, heads, decoder, scheduler, self.metrics, s.decode_threads)
+        self._pipeline = Pipeline(info, heads, self._image_decoder(info), scheduler, self.metrics, s.decode_threads)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.engines.cpu import available_cpus
 from model.engines.settings import EngineSettings
+from model.images.open_image import MAX_PIXELS
 
 PREFIX = "MAE_"
 # For every service whose name begins with "mae", Kubernetes puts variables into the environment that are no settings.
@@ -55,8 +56,10 @@ class Settings(EngineSettings, BaseSettings):
     """Threads that decode images and write PNGs; by default one per CPU."""
     max_body_mb: float = Field(default=32, gt=0)
     """Largest size of a request's body, in megabytes."""
-    max_pixels: int = Field(default=50_000_000, gt=0)
-    """Largest number of pixels of an image."""
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    """Largest number of pixels that an image is decoded to; a JPEG is decoded at a part of its size."""
+    max_decode_mb: float = Field(default=1200, gt=0)
+    """Megabytes of memory that all decodes hold together; images wait until there is room."""
     max_images: int = Field(default=64, gt=0)
     """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
@@ -109,6 +112,11 @@ class Settings(EngineSettings, BaseSettings):
     def max_inflight_bytes(self) -> int:
         """MAX_INFLIGHT_MB in bytes."""
         return int(self.max_inflight_mb * 1e6)
+
+    @property
+    def max_decode_bytes(self) -> int:
+        """MAX_DECODE_MB in bytes."""
+        return int(self.max_decode_mb * 1e6)
 
     @property
     def engine(self) -> EngineSettings:

@@ -8,12 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model.images.open_image import readable_suffixes
 from model.images.packs import find_packed_images, is_pack
-
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".avif", ".gif", ".tif", ".tiff")
-)
-"""Suffixes of the formats in `model.images.preprocess.FORMATS`, in lower case."""
 
 
 def find_images(paths: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -98,10 +94,11 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         refused.append((str(error.filename), error.strerror or str(error)))
 
+    suffixes = readable_suffixes()
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
+            if os.path.splitext(name)[1].lower() in suffixes:
                 yield str(Path(parent, name))
 
 

@@ -13,8 +13,9 @@ from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from model.atomic_write import atomic_write
+from model.images.errors import ImageError
+from model.images.open_image import open_image
 from model.images.packs import PACK_SUFFIX, PackError, PackList, Part, part_path
-from model.images.preprocess import ImageError, open_image, read_orientation
 from model.images.shrink import load_small
 
 ENTRY_BYTES, END_BYTES = 30 + 46, 22 + 76
@@ -131,9 +132,9 @@ def encode_small(path: str, side: int, quality: int) -> tuple[bytes, bool]:
         ImageError: the image is damaged or cannot be read.
         OSError: the file cannot be read.
     """
-    with open_image(path) as image:
-        may_keep = image.format == "JPEG" and min(image.size) <= side and read_orientation(image) == 1
-        small, _ = load_small(image, side)
+    image = open_image(path)
+    may_keep = image.format == "JPEG" and min(image.size) <= side and image.orientation == 1
+    small, _ = load_small(image, side)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=quality, optimize=True)
     if may_keep and len(original := Path(path).read_bytes()) * (1 - WORTHWHILE) <= out.tell():

@@ -8,18 +8,16 @@ unzip can read a part by itself, and a CRC-32 guards each image.
 from __future__ import annotations
 
 import errno
-import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 from zipfile import BadZipFile, ZipFile
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.images.preprocess import LOCAL_MAX_PIXELS, ImageError, open_image
+from model.images.errors import ImageError
+from model.images.formats.base import StoredImage
+from model.images.open_image import MAX_PIXELS, open_image
 
 PACK_SUFFIX = ".pack"
 
@@ -126,18 +124,15 @@ def read_image_file(path: str) -> bytes:
     return path.read_bytes() if isinstance(path, PackedImage) else Path(path).read_bytes()
 
 
-@contextmanager
-def open_image_file(path: str, max_pixels: int = LOCAL_MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image_file(path: str, max_pixels: int = MAX_PIXELS) -> StoredImage:
     """Opens an image on the disk or in a pack, as `open_image` does.
 
     Raises:
         ImageError: as `open_image`.
     """
-    file: str | io.BytesIO = path
-    if isinstance(path, PackedImage):
-        try:
-            file = io.BytesIO(path.read_bytes())
-        except OSError as error:
-            raise ImageError(error.strerror or os.strerror(error.errno or 0)) from error
-    with open_image(file, max_pixels) as image:
-        yield image
+    if not isinstance(path, PackedImage):
+        return open_image(path, max_pixels)
+    try:
+        return open_image(path.read_bytes(), max_pixels)
+    except OSError as error:
+        raise ImageError(error.strerror or os.strerror(error.errno or 0)) from error

@@ -1,4 +1,4 @@
-"""Image files -> upright RGB pixels -> the model's square -> patches: the same for service, training and evaluation.
+"""Opened images -> upright sRGB pixels -> the model's square -> patches: the same for service, training and evaluation.
 
 The module needs no torch. One resize does both the scaling and the crop. Pillow's decoders and its resize release the
 GIL, so threads decode in parallel.
@@ -6,132 +6,97 @@ GIL, so threads decode in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.arrays import Bytes
 from model.config import MAEConfig, Preprocessing
+from model.images.colour import ToSRGB, UnusableProfile, conversion_to_srgb
+from model.images.errors import blame_image
+from model.images.formats.base import StoredImage
+from model.images.opaque import to_opaque
+from model.images.orientation import BOTTOM_UP, RIGHT_TO_LEFT, apply_orientation, upright_size
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "GIF", "TIFF")
-BITS_PER_SAMPLE, ORIENTATION = 0x0102, 0x0112
-"""Tags of TIFF; EXIF has the latter too."""
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""The transposition that makes an image of each EXIF orientation upright."""
-RIGHT_TO_LEFT, BOTTOM_UP = (2, 3, 6, 7), (3, 4, 7, 8)
-"""EXIF orientations in which the last stored column lies on the left, and the last stored row at the top."""
-DRAFT_FACTOR = 2
-"""A JPEG may be decoded at a half, a quarter or an eighth of its size as long as this many pixels are left for each
-pixel that the resize gives. With 1 the worst pixel of a photograph is 54 levels off, with 2 it is 6."""
-LOCAL_MAX_PIXELS = 178_956_970
-"""Pixels of one image among the user's own files, as for training and calibration: Pillow's own limit for an error."""
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message says why, without the image's name."""
-
-
-class UnknownFormatError(ImageError):
-    """The bytes are no image of one of `FORMATS`."""
-
-
-class PixelLimitError(ImageError):
-    """An image has more pixels than the limit.
-
-    Attributes:
-        size: its width and height.
-    """
-
-    def __init__(self, size: tuple[int, int], limit: int) -> None:
-        """An image of `size`, width and height, where `limit` pixels are allowed."""
-        super().__init__(f"it has {size[0]} x {size[1]} pixels; the limit is {limit} in all")
-        self.size = size
 
 
 class DecodedPixels(NamedTuple):
     """A decoded image that is upright, and the part of it that holds the picture."""
 
     image: Image.Image
-    """RGB, or one channel for a mask."""
+    """Of mode L, RGB or CMYK."""
     box: Box
     """The part of `image` that the picture fills. A JPEG that is decoded at a smaller scale may end in a column or row
     that is only partly filled: to count it as a whole one would shift the model's square by half a pixel."""
+    to_srgb: ToSRGB | None = None
+    """Converts the colours; None if they are sRGB already."""
+    profile_was_ignored: bool = False
+    """Whether the image has a profile that cannot be used."""
 
     @classmethod
     def whole(cls, image: Image.Image) -> DecodedPixels:
         """Wraps an image whose picture fills all of it."""
         return cls(image, (0, 0, *image.size))
 
+    def resize(self, size: tuple[int, int], resampling: Image.Resampling, box: Box) -> Image.Image:
+        """A part of the image, scaled to `size`, in sRGB.
 
-@contextmanager
-def open_image(file: str | IO[bytes], max_pixels: int = LOCAL_MAX_PIXELS) -> Iterator[Image.Image]:
-    """Opens an image of one of `FORMATS`, recognised by its bytes; its pixels are counted before any is decoded.
+        Colours are converted after the resize, for the few pixels that are left. That differs from converting them
+        before by the rounding of eight bits and by the averaging of two gamma curves that are much alike.
+        """
+        return self._colours_of(self.image.resize(size, resampling, box=box))
 
-    Until the context is left, every exception but MemoryError counts as the image's fault: Pillow's decoders raise all
-    kinds of exceptions when a file is damaged.
+    def in_srgb(self) -> Image.Image:
+        """The whole image in sRGB."""
+        return self._colours_of(self.image)
 
-    Raises:
-        UnknownFormatError: the bytes are no such image.
-        PixelLimitError: the image has more than `max_pixels`.
-        ImageError: the image is damaged or cannot be read.
-    """
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit holds for the whole process; the one below takes its place
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise PixelLimitError(image.size, max_pixels)
-            yield image
-    except (MemoryError, ImageError):
-        raise
-    except UnidentifiedImageError as error:
-        raise UnknownFormatError(str(error)) from error
-    except Exception as error:
-        raise ImageError(str(error)) from error
+    def _colours_of(self, image: Image.Image) -> Image.Image:
+        if self.to_srgb is not None:
+            return self.to_srgb(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def patches_of(image: Image.Image, config: MAEConfig, preprocessing: Preprocessing) -> Bytes:
+def patches_of(image: StoredImage, config: MAEConfig, preprocessing: Preprocessing) -> Bytes:
     """The model's square of an opened image, as patches uint8 [N, P].
 
     Raises:
-        Exception: as `load_upright`.
+        PixelLimitError, ImageError: as `load_upright`.
     """
     pixels = load_upright(image, preprocessing.resized_short_side(config.image_size))
     return patchify(np.asarray(resize_and_crop(pixels, config, preprocessing)), config.patch_size)
 
 
-def load_upright(image: Image.Image, least_side: int) -> DecodedPixels:
-    """Decodes an opened image: RGB, upright, and never scaled below about twice `least_side`.
+def load_upright(image: StoredImage, least_side: int | None) -> DecodedPixels:
+    """Decodes an opened image: opaque, upright, and never scaled below about twice `least_side`.
+
+    Args:
+        image: not decoded yet.
+        least_side: the side that the pixels are needed for; None for all of them.
 
     Raises:
-        ValueError: the pixels have no known range.
-        Exception: any that Pillow's decoders raise for a damaged file.
+        PixelLimitError: it has too many pixels.
+        ImageError: it is damaged, or its pixels have no known range.
     """
-    orientation = read_orientation(image)
-    drafted = image.draft(None, (DRAFT_FACTOR * least_side, DRAFT_FACTOR * least_side))
-    image.load()
-    if image.format == "TIFF":  # Pillow applies its orientation itself
-        return DecodedPixels.whole(to_rgb(image))
-    upright = apply_orientation(to_rgb(image), orientation)
-    if drafted is None:
-        return DecodedPixels.whole(upright)
-    width, height = drafted[1][2:][::-1] if orientation >= 5 else drafted[1][2:]
-    left = upright.width - width if orientation in RIGHT_TO_LEFT else 0
-    top = upright.height - height if orientation in BOTTOM_UP else 0
-    return DecodedPixels(upright, (left, top, left + width, top + height))
+    image.require_pixels(least_side)
+    with blame_image():
+        decoded, exact_size = image.decode(least_side)
+        opaque = to_opaque(decoded, image.white_level, image.alpha_may_be_unused)
+        del decoded  # its memory is needed
+    was_ignored, to_srgb = False, None
+    try:
+        to_srgb = conversion_to_srgb(image.profile, opaque.mode)
+    except UnusableProfile:
+        was_ignored = True
+    if opaque.mode == "CMYK" and to_srgb is None:
+        opaque = opaque.convert("RGB")
+    upright = apply_orientation(opaque, image.orientation)
+    width, height = upright_size(exact_size, image.orientation)
+    left = upright.width - width if image.orientation in RIGHT_TO_LEFT else 0
+    top = upright.height - height if image.orientation in BOTTOM_UP else 0
+    return DecodedPixels(upright, (left, top, left + width, top + height), to_srgb, was_ignored)
 
 
 def resize_and_crop(
@@ -143,16 +108,16 @@ def resize_and_crop(
     """The model's square of an image: scaled and cropped at once, with the same pixels as one after the other.
 
     Args:
-        pixels: an upright image of any mode.
+        pixels: an upright image.
         config: gives the side of the square.
         preprocessing: tells which part of the image is taken, and how it is scaled.
         resampling: a filter other than that of `preprocessing`.
     """
-    image, (start_x, start_y, end_x, end_y) = pixels
+    start_x, start_y, end_x, end_y = pixels.box
     side = config.image_size
     resampling = filter_of(preprocessing) if resampling is None else resampling
     if preprocessing.resize == "squash":
-        return image.resize((side, side), resampling, box=(start_x, start_y, end_x, end_y))
+        return pixels.resize((side, side), resampling, pixels.box)
     width, height = end_x - start_x, end_y - start_y
     short = preprocessing.resized_short_side(side)
     # Halves of odd numbers are exact in floating point, so these round down as those of the whole sizes do.
@@ -165,7 +130,7 @@ def resize_and_crop(
         min(end_x, start_x + (left + side) * x),
         min(end_y, start_y + (top + side) * y),
     )
-    return image.resize((side, side), resampling, box=box)
+    return pixels.resize((side, side), resampling, box)
 
 
 def patchify(pixels: Bytes, patch_size: int) -> Bytes:
@@ -180,42 +145,6 @@ def unpatchify(patches: Bytes) -> Bytes:
     return patches.reshape(grid, grid, p, p, 3).swapaxes(1, 2).reshape(grid * p, grid * p, 3)
 
 
-def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image; 1 (upright) where it is missing or cannot be read."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # the metadata is damaged, which every viewer ignores: the pixels may be fine
-        return 1
-    return orientation if orientation in TRANSPOSITIONS else 1
-
-
-def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """Turns an image that is stored in an EXIF orientation upright."""
-    return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
-
-
 def filter_of(preprocessing: Preprocessing) -> Image.Resampling:
     """Pillow's name of the filter that images are scaled with."""
     return Image.Resampling[preprocessing.filter.upper()]
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode that Pillow reads to RGB: alpha over white, 16 bits scaled and not clipped.
-
-    Raises:
-        ValueError: the pixels have no known range (32-bit floats and integers).
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF may have 12
-        white_level = 2**bits - 1
-        scaled = (np.asarray(image) * np.uint32(255) + white_level // 2) // white_level
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from model.checkpoints.native import Pooled
 from model.config import Loss
+from model.images.open_image import MAX_PIXELS
 from model.masking import Strategy
 
 
@@ -68,6 +69,8 @@ class TrainingConfig(BaseModel):
     """Short side in pixels of the images in memory; by default the image size. Smaller images are not enlarged."""
     memory_mb: float = Field(default=4096, gt=0)
     """Megabytes that the images in memory may take, in each process; a run that needs more does not start."""
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    """Largest number of pixels that an image is decoded to; larger ones are skipped."""
     log_steps: int = Field(default=10, gt=0)
     """Steps per line of metrics.csv."""
     save_minutes: float = Field(default=5, gt=0)

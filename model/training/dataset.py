@@ -20,8 +20,11 @@ from PIL import Image
 
 from model.arrays import Bytes, Indices
 from model.config import MAEConfig, Preprocessing
+from model.images.errors import ImageError
+from model.images.formats.base import StoredImage
+from model.images.open_image import MAX_PIXELS
 from model.images.packs import open_image_file
-from model.images.preprocess import Box, DecodedPixels, ImageError, filter_of, load_upright, patchify
+from model.images.preprocess import Box, DecodedPixels, filter_of, load_upright, patchify
 from model.masking import Strategy, all_indices, choose_visible
 from model.training.seeding import make_bit_generators
 
@@ -71,7 +74,7 @@ class Augmentation:
         start_x, start_y, end_x, end_y = pixels.box
         left, top, right, bottom = draw_crop((end_x - start_x, end_y - start_y), self.crop_scale, rng)
         box = (start_x + left, start_y + top, start_x + right, start_y + bottom)
-        square = pixels.image.resize((side, side), filter_of(self.preprocessing), box=box)
+        square = pixels.resize((side, side), filter_of(self.preprocessing), box)
         if rng.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return patchify(np.asarray(square), self.config.patch_size)
@@ -116,8 +119,8 @@ class ImageDataset:
         broken: files that cannot be used, with the reason.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int] | None = None) -> None:
-        """Takes the files and their classes.
+    def __init__(self, paths: Sequence[str], labels: Sequence[int] | None = None, max_pixels: int = MAX_PIXELS) -> None:
+        """Takes the files and their classes; files with more than `max_pixels` to decode count as broken.
 
         Raises:
             NoImages: there are none.
@@ -127,8 +130,9 @@ class ImageDataset:
         self.paths = paths
         self.labels = labels if labels is not None else [0] * len(paths)
         self.broken: dict[str, str] = {}
+        self._max_pixels = max_pixels
 
-    def load(self, index: int, decode: Callable[[Image.Image], T]) -> tuple[T, int]:
+    def load(self, index: int, decode: Callable[[StoredImage], T]) -> tuple[T, int]:
         """Decodes image `index`, or the next one that can be read.
 
         Args:
@@ -147,7 +151,7 @@ class ImageDataset:
                 return result, self.labels[number]
         raise NoImages(f"none of the {count} images can be read")
 
-    def try_load(self, index: int, decode: Callable[[Image.Image], T]) -> T | None:
+    def try_load(self, index: int, decode: Callable[[StoredImage], T]) -> T | None:
         """Decodes image `index`; None if it is broken, which is logged the first time.
 
         Args:
@@ -158,8 +162,7 @@ class ImageDataset:
         if path in self.broken:
             return None
         try:
-            with open_image_file(path) as image:
-                return decode(image)
+            return decode(open_image_file(path, self._max_pixels))
         except ImageError as error:
             self.broken[path] = str(error)
             log.warning("skipped: %s: %s", path, error)

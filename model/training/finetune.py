@@ -129,7 +129,7 @@ class FinetuningTask(Task):
             raise RunError(
                 f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean"
             )
-        self.dataset = ImageDataset(split.training.paths, split.training.labels)
+        self.dataset = ImageDataset(split.training.paths, split.training.labels, recipe.max_pixels)
         self.images = split.images | {"weights": source.digest}
         self.augmentation = Augmentation(start.config, start.preprocessing, recipe.crop_scale, 0, "random")
         model = without_decoder(start).build()
@@ -147,7 +147,9 @@ class FinetuningTask(Task):
         self._head_config = HeadConfig(pool=recipe.pool, classes=split.training.classes)
         self._device = context.device
         threads = recipe.workers or context.decode_threads
-        self._validation = split.validation and Validation(split.validation, start.config, start.preprocessing, threads)
+        self._validation = split.validation and Validation(
+            split.validation, start.config, start.preprocessing, threads, recipe.max_pixels
+        )
         self._validated_step = 0
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:

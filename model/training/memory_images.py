@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from model.images.formats.base import StoredImage
 from model.images.shrink import load_small, small_size
 from model.training.config import TrainingConfig
 from model.training.dataset import Augmentation, ImageDataset, NoImages
@@ -115,7 +116,7 @@ class MemoryPlan(NamedTuple):
                     yield oldest, decoded
 
 
-def _small_area(image: Image.Image, side: int) -> int:
+def _small_area(image: StoredImage, side: int) -> int:
     """Pixels that an opened image will have in memory; only its header is read."""
     width, height = small_size(image.size, side)
     return width * height

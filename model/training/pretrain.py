@@ -93,7 +93,7 @@ class PretrainingTask(Task):
         paths, refused = find_images(folders)
         for path, reason in refused:
             log.warning("skipped: %s: %s", path, reason)
-        self.dataset = ImageDataset(paths)
+        self.dataset = ImageDataset(paths, max_pixels=recipe.max_pixels)
         self.images = record_images(paths, folders)
         self._start = start = starting_point(recipe, name)
         self.augmentation = Augmentation(

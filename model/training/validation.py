@@ -14,6 +14,7 @@ from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.heads import POOL_INDEX, Head
 from model.config import MAEConfig, Preprocessing
 from model.images.folders import LabelledImages
+from model.images.open_image import MAX_PIXELS
 from model.images.preprocess import patches_of
 from model.masking import all_indices
 from model.nn.serving import EncoderGraph
@@ -38,9 +39,16 @@ class ValidationResult(NamedTuple):
 class Validation:
     """Held-out images; each measurement decodes and classifies them anew."""
 
-    def __init__(self, labelled: LabelledImages, config: MAEConfig, preprocessing: Preprocessing, threads: int) -> None:
-        """Takes the images, which `threads` threads decode."""
-        self._dataset = ImageDataset(labelled.paths, labelled.labels)
+    def __init__(
+        self,
+        labelled: LabelledImages,
+        config: MAEConfig,
+        preprocessing: Preprocessing,
+        threads: int,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Takes the images, which `threads` threads decode, each to at most `max_pixels`."""
+        self._dataset = ImageDataset(labelled.paths, labelled.labels, max_pixels)
         self._decode = partial(patches_of, config=config, preprocessing=preprocessing)
         self._num_patches = config.num_patches
         self._threads = threads

@@ -23,6 +23,7 @@ def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
             "decode_threads": settings.decode_threads,
             "max_body_mb": settings.max_body_mb,
             "max_pixels": settings.max_pixels,
+            "max_decode_mb": settings.max_decode_mb,
             "max_images": settings.max_images,
             "request_timeout_s": settings.request_timeout_s,
             "header_timeout_s": settings.header_timeout_s,

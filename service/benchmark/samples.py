@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.config import PRESETS
 from model.engines.fixed_images import fixed_patches
-from model.images.preprocess import FORMATS, unpatchify
+from model.images.errors import ImageError
+from model.images.open_image import open_image
+from model.images.preprocess import unpatchify
 
 MAX_FILES = 64
 NOISE_LEVELS = 5.0
@@ -95,7 +97,7 @@ def read_sample(folder: Path, max_bytes: int) -> Sample:
 
 def _is_image(path: Path) -> bool:
     try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        open_image(str(path))
+    except ImageError:
         return False
+    return True

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from model.engines.base import ServedModel
+from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import LocalBudget
 from service.inference.pipeline import Pipeline
@@ -40,7 +41,13 @@ async def open_pipeline(served: ServedModel, settings: Settings, max_images: int
     """The service's pipeline around `served`, for at most `max_images` images at the same time."""
     metrics = Metrics()
     info = served.info
-    decoder = ImageDecoder(info.config, info.preprocessing, settings.max_pixels)
+    decoder = ImageDecoder(
+        info.config,
+        info.preprocessing,
+        settings.max_pixels,
+        DecodeMemory(LocalBudget(settings.max_decode_bytes)),
+        metrics.ignored_profiles.inc,
+    )
     scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images))
     scheduler.start()
     pipeline = Pipeline(info, served.heads, decoder, scheduler, metrics, settings.decode_threads)

@@ -18,7 +18,8 @@ from service.settings import Settings, load_settings
 
 M = TypeVar("M", bound=BaseModel)
 ENGINE_OPTIONS: Mapping[str, FieldInfo] = {
-    name: Settings.model_fields[name] for name in (*EngineSettings.model_fields, "decode_threads", "max_pixels")
+    name: Settings.model_fields[name]
+    for name in (*EngineSettings.model_fields, "decode_threads", "max_pixels", "max_decode_mb")
 }
 """The settings that commands without a server take too."""
 

@@ -1,16 +1,15 @@
 """Decodes uploaded images: bytes -> the model's square of pixels -> patches.
 
-The bytes decide the format, the pixels are counted before they are loaded, and one resize both scales and crops.
-Pillow's decoders and its resize release the GIL, so a pool of threads uses all CPUs.
+The bytes decide the format, pixels and memory are counted before anything is decoded, and one resize both scales and
+crops. Pillow's decoders and its resize release the GIL, so a pool of threads uses all CPUs.
 """
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +17,23 @@ from PIL import Image
 
 from model.arrays import Bytes
 from model.config import MAEConfig, Preprocessing
-from model.images.preprocess import (
-    FORMATS,
-    DecodedPixels,
-    ImageError,
-    PixelLimitError,
-    UnknownFormatError,
-    apply_orientation,
-    open_image,
-    patches_of,
-    patchify,
-    read_orientation,
-    resize_and_crop,
-    to_rgb,
-)
+from model.images.errors import ImageError, PixelLimitError, UnknownFormatError, blame_image
+from model.images.formats.base import StoredImage
+from model.images.opaque import to_opaque
+from model.images.open_image import open_image, readable_formats
+from model.images.orientation import apply_orientation
+from model.images.preprocess import DecodedPixels, load_upright, patchify, resize_and_crop
 from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
+from service.inference.decode_memory import DecodeMemory, return_large_blocks
 
-T = TypeVar("T")
+HALF = 127.5
+RESIZE_BYTES = 4
+"""Bytes of a pixel between the two passes of a resize."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """The patches of an image, and the size and orientation that a mask drawn over the stored image needs."""
+    """The patches of an image, and the size and orientation that a mask drawn over the image needs."""
 
     patches: Bytes
     """uint8 [N, P], each patch in the order row, column, channel."""
@@ -47,94 +41,168 @@ class DecodedImage:
     """Width and height as stored, before the EXIF orientation is applied."""
     orientation: int
     """The EXIF orientation; 1 for upright."""
+    upright_size: tuple[int, int]
+    """Width and height as people see the image."""
 
 
 class ImageDecoder:
     """Decodes images for one model. Its methods may run in several threads at once."""
 
-    def __init__(self, config: MAEConfig, preprocessing: Preprocessing, max_pixels: int) -> None:
-        """For the image size and patches of `config`; images of more than `max_pixels` are refused."""
+    def __init__(
+        self,
+        config: MAEConfig,
+        preprocessing: Preprocessing,
+        max_pixels: int,
+        memory: DecodeMemory | None = None,
+        on_ignored_profile: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Decodes for the image size and patches of `config`.
+
+        Args:
+            config: of the model.
+            preprocessing: of the model.
+            max_pixels: images of which more pixels would be decoded are refused.
+            memory: the memory that all decodes together may hold; by default it is only counted.
+            on_ignored_profile: called for each image with a colour profile that cannot be used.
+        """
         self._config = config
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
+        self._least_side = preprocessing.resized_short_side(config.image_size)
+        self.memory = memory or DecodeMemory()
+        """The memory that decodes hold."""
+        self._on_ignored_profile = on_ignored_profile
+        return_large_blocks()
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Operators need not hear of damaged metadata in uploads.
 
-    def decode(self, data: bytes, index: int) -> DecodedImage:
+    def decode(self, data: bytes, index: int, reserved: int = 0) -> DecodedImage:
         """Decodes image `index` of a request.
+
+        Args:
+            data: the file.
+            index: for error messages.
+            reserved: bytes of `memory` that the caller has reserved for this image.
 
         Raises:
             UndecodableImage: the image is damaged, or the bytes are no image.
             UnsupportedType: the format is not served.
-            TooManyPixels: the image has more pixels than the limit.
+            TooManyPixels: the image has more pixels than the limit, or would take more memory than all decodes may.
+            MemoryShortage: there is not enough memory now, and more than `reserved` is needed.
         """
-        return self._open(data, f"image {index}", self._decode, image=index)
+        with _errors_of_service(f"image {index}", image=index):
+            image = open_image(data, self._max_pixels)
+            image.require_pixels(self._least_side)
+            needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
+            with self.memory.hold(needed, reserved):
+                return self._decode(image)
+
+    def decode_when_free(self, data: bytes, index: int) -> DecodedImage:
+        """Decodes image `index` as `decode` does; the thread waits until there is enough memory.
+
+        Raises:
+            UndecodableImage, UnsupportedType, TooManyPixels: as `decode`.
+        """
+        with _errors_of_service(f"image {index}", image=index):
+            image = open_image(data, self._max_pixels)
+            image.require_pixels(self._least_side)
+            needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
+            with self.memory.hold_when_free(needed):
+                return self._decode(image)
 
     def read_mask(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
         """Row-major indices of the patches that a mask removes: those that are more than half white in it.
 
+        A mask is drawn over the image as people see it. One of another size may be drawn over the image as stored.
+
         Args:
-            mask: an encoded image, drawn over the stored image.
+            mask: an encoded image.
             decoded: the image that the mask belongs to.
 
         Raises:
-            InvalidParameter: the mask and the image as stored have different sizes.
+            InvalidParameter: the mask has another size than the image.
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
-        size, removed = self._open(mask, "the mask", lambda image: (image.size, self._removed_patches(image, decoded)))
-        if removed is None:
-            raise InvalidParameter(
-                f"the mask is {size[0]} x {size[1]} pixels, its image as stored {decoded.size[0]} x {decoded.size[1]}",
-                parameter="mask",
-            )
-        return removed
+        with _errors_of_service("the mask"):
+            image = open_image(mask, self._max_pixels)
+            if image.upright_size == decoded.upright_size:
+                turned = 1
+            elif image.upright_size == decoded.size:
+                turned = decoded.orientation
+            else:
+                raise InvalidParameter(
+                    f"the mask is {_describe_size(image.upright_size)} pixels,"
+                    f" its image {_describe_size(decoded.upright_size)}",
+                    parameter="mask",
+                )
+            image.require_pixels(None)
+            needed = self._needed_bytes(image, None, "the mask")
+            with self.memory.hold_when_free(needed):
+                white = apply_orientation(_white_parts(image), turned)
+                flags = resize_and_crop(
+                    DecodedPixels.whole(white), self._config, self._preprocessing, Image.Resampling.BOX
+                )
+        shares = patchify(np.asarray(flags)[..., :1], self._config.patch_size).mean(axis=1)
+        return np.flatnonzero(shares > HALF)
 
-    def _open(self, data: bytes, name: str, read: Callable[[Image.Image], T], **details: int) -> T:
-        """Opens `data` and calls `read` with the image; `name` is the subject of error messages."""
-        try:
-            with open_image(io.BytesIO(data), self._max_pixels) as image:
-                return read(image)
-        except PixelLimitError as error:
+    def _decode(self, image: StoredImage) -> DecodedImage:
+        pixels = load_upright(image, self._least_side)
+        square = resize_and_crop(pixels, self._config, self._preprocessing)
+        if pixels.profile_was_ignored:
+            self._on_ignored_profile()
+        patches = patchify(np.asarray(square), self._config.patch_size)
+        return DecodedImage(patches, image.size, image.orientation, image.upright_size)
+
+    def _needed_bytes(self, image: StoredImage, least_side: int | None, name: str, index: int | None = None) -> int:
+        """The most bytes that decoding and resizing hold.
+
+        Raises:
+            TooManyPixels: all decodes together may not hold as much.
+        """
+        width, height = image.upright_size
+        rows = height if self._preprocessing.resize == "squash" else min(width, height)
+        needed = image.decode_bytes(least_side) + RESIZE_BYTES * self._config.image_size * rows
+        limit = self.memory.limit
+        if limit is not None and needed > limit:
             raise TooManyPixels(
-                f"{name} has {error.size[0]} x {error.size[1]} pixels; the limit is {self._max_pixels} in all",
-                limit=self._max_pixels,
-                **details,
-            ) from None
-        except UnknownFormatError:
-            if kind := recognise_unserved(data[:1024]):
-                raise UnsupportedType(
-                    f"{name} is {kind}; served are {', '.join(FORMATS)}", supported=FORMATS, **details
-                ) from None
-            raise UndecodableImage(f"{name} is no image that can be read ({', '.join(FORMATS)})", **details) from None
-        except ImageError as error:
-            raise UndecodableImage(f"{name} cannot be decoded: {error}", **details) from error
-
-    def _decode(self, image: Image.Image) -> DecodedImage:
-        size, orientation = image.size, read_orientation(image)
-        if image.format == "TIFF" and orientation >= 5:  # Pillow gives its size after the orientation is applied.
-            size = size[::-1]
-        return DecodedImage(patches_of(image, self._config, self._preprocessing), size, orientation)
-
-    def _removed_patches(self, mask: Image.Image, decoded: DecodedImage) -> NDArray[np.intp] | None:
-        if mask.size != decoded.size:
-            return None
-        white = to_rgb(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-        upright = DecodedPixels.whole(apply_orientation(white, decoded.orientation))  # The mask covers the stored image
-        flags = resize_and_crop(upright, self._config, self._preprocessing, Image.Resampling.BOX)
-        shares = patchify(np.asarray(flags)[..., None], self._config.patch_size).mean(axis=1)
-        return np.flatnonzero(shares > 127.5)
+                f"{name} would take {needed / 1e6:.0f} MB of memory to decode; MAX_DECODE_MB allows {limit / 1e6:.0f}",
+                limit=limit,
+                **({} if index is None else {"image": index}),
+            )
+        return needed
 
 
-def recognise_unserved(head: bytes) -> str | None:
-    """The name of a format that is not served, by the first bytes of a file, for the error; None if it is unknown."""
-    if b"<svg" in head:
-        return "SVG"
-    if head.startswith(b"%PDF"):
-        return "PDF"
-    if head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
-        return "JPEG XL"
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        if brand in (b"avif", b"avis"):
-            return None  # The format is served, so the file is damaged.
-        return "HEIC" if brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") else "a video"
-    return None
+@contextmanager
+def _errors_of_service(name: str, **details: int) -> Iterator[None]:
+    """Turns the errors of an image into those of the service; `name` is the subject of their messages."""
+    try:
+        yield
+    except PixelLimitError as error:
+        raise TooManyPixels(f"{name} {str(error).removeprefix('it ')}", limit=error.limit, **details) from None
+    except UnknownFormatError as error:
+        served = ", ".join(readable_formats())
+        if error.kind is None:
+            raise UndecodableImage(f"{name} is no image that can be read ({served})", **details) from None
+        raise UnsupportedType(
+            f"{name} is {error.kind}{error.hint}; served are {served}", supported=readable_formats(), **details
+        ) from None
+    except ImageError as error:
+        raise UndecodableImage(f"{name} cannot be decoded: {error}", **details) from error
+
+
+def _white_parts(image: StoredImage) -> Image.Image:
+    """The upright mask in black and white, mode L.
+
+    What is transparent counts as white, unless all else is white too: then somebody has painted white on a
+    transparent ground, and only what is painted counts.
+    """
+    with blame_image():
+        decoded, _ = image.decode(None)
+        grey = to_opaque(decoded, image.white_level, image.alpha_may_be_unused).convert("L")
+        if decoded.has_transparency_data and np.asarray(grey).min() > HALF:
+            grey = decoded.convert("RGBA").getchannel("A")
+    white = grey.point(lambda value: 255 if value > HALF else 0)
+    return apply_orientation(white, image.orientation)
+
+
+def _describe_size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -56,6 +56,8 @@ class Budgets:
     """Inference requests that have begun and are not answered; unbounded."""
     images: Budget
     """Images that were admitted and are not in a batch yet, up to QUEUE_IMAGES."""
+    decodes: Budget
+    """Bytes of memory that decodes hold, up to MAX_DECODE_MB. Threads of the pool take from it, under a lock."""
 
 
 def require_possible(budget: Budget, count: int) -> None:

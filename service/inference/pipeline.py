@@ -15,6 +15,7 @@ from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
+from service.inference.decode_memory import MemoryShortage
 from service.inference.image_decoder import ImageDecoder
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
@@ -24,8 +25,9 @@ from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
-PrepareImage = Callable[[bytes, int], tuple[Bytes, Indices]]
-"""Decodes image `index` for the engine, in the pool: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
+PrepareImage = Callable[[bytes, int, int], tuple[Bytes, Indices]]
+"""Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it: patches uint8
+[K, P] or [N, P], visible indices int32 [K]."""
 
 
 @dataclass
@@ -106,8 +108,8 @@ class Pipeline:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
 
-        def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
-            patches = self.image_decoder.decode(data, index).patches
+        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
+            patches = self.image_decoder.decode(data, index, reserved).patches
             whole = len(visible_indices) == len(patches)
             return patches if whole else patches[visible_indices], visible_indices
 
@@ -170,8 +172,8 @@ class Pipeline:
         self.require_decoder()
         prepared: dict[int, tuple[Bytes, Indices]] = {}
 
-        def prepare(data: bytes, index: int) -> tuple[Bytes, Indices]:
-            decoded = self.image_decoder.decode(data, index)
+        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
+            decoded = self.image_decoder.decode(data, index, reserved)
             prepared[index] = decoded.patches, choose_visible(decoded)
             return prepared[index]
 
@@ -260,7 +262,7 @@ class Pipeline:
         for index in indexes:
             start = time.monotonic()
             try:
-                patches, visible_indices = await self.run_in_pool(prepare, images[index], index)
+                patches, visible_indices = await self._prepare(prepare, images[index], index)
             except ServiceError as error:
                 if not pending.can_skip(error):
                     raise
@@ -270,3 +272,18 @@ class Pipeline:
             timings.decode = max(timings.decode, seconds)
             self._metrics.stage_duration.labels("decode").observe(seconds)
             self.scheduler.put(request, index, patches, visible_indices)
+
+    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> tuple[Bytes, Indices]:
+        """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
+
+        So an image that waits for memory takes no thread from the others.
+        """
+        try:
+            return await self.run_in_pool(prepare, data, index, 0)
+        except MemoryShortage as shortage:
+            needed = shortage.needed
+        reservation = await self.image_decoder.memory.reserve(needed)
+        future = self._pool.submit(prepare, data, index, needed)
+        # Released when the thread has ended, or when the future is cancelled before a thread took it.
+        future.add_done_callback(lambda _: reservation.release())
+        return await asyncio.wrap_future(future)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -37,6 +38,8 @@ class Column(IntEnum):
     """Connections that the worker has open."""
     ACCEPTING = 5
     """1 while the worker accepts connections."""
+    DECODES = 6
+    """Bytes of memory that the worker's decodes hold."""
 
 
 class SharedCounters:
@@ -46,6 +49,7 @@ class SharedCounters:
         """Maps the memory of `fd`, and takes ownership of `fd`."""
         self.fd = fd
         self.workers = workers
+        self._lock = threading.Lock()
         self._cells = memoryview(mmap.mmap(fd, workers * CELLS * 8)).cast("q")  # a store of 8 bytes is atomic
 
     @classmethod
@@ -79,11 +83,12 @@ class SharedCounters:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the lock of the page, for the microseconds that it takes to check a limit and to add."""
-        fcntl.lockf(self.fd, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+        with self._lock:  # the lock of the page is the process's, so threads need one of their own
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Unmaps the page and closes its file descriptor."""
@@ -147,4 +152,5 @@ def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: i
         bodies=SharedBudget(counters, worker_index, Column.BYTES, settings.max_inflight_bytes),
         requests=SharedBudget(counters, worker_index, Column.REQUESTS),
         images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images, Column.RELEASED),
+        decodes=SharedBudget(counters, worker_index, Column.DECODES, settings.max_decode_bytes),
     )

@@ -9,7 +9,6 @@ import socket
 from concurrent.futures import Future
 
 from service.errors import Draining, ServiceError
-from service.inference.image_decoder import ImageDecoder
 from service.inference.pipeline import Pipeline
 from service.lifecycle.background import BackgroundTasks
 from service.server import exit_now
@@ -136,9 +135,8 @@ class WorkerService(Service):
         info, heads, slot_count = unpack_engine(data)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
-        decoder = ImageDecoder(info.config, info.preprocessing, s.max_pixels)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
-        self._pipeline = Pipeline(info, heads, decoder, self._scheduler, self.metrics, threads)
+        self._pipeline = Pipeline(info, heads, self._image_decoder(info), self._scheduler, self.metrics, threads)
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from model.config import PRESETS, Preprocessing
-from model.images.preprocess import load_upright, open_image, patches_of, patchify, resize_and_crop
+from model.images.open_image import open_image
+from model.images.preprocess import load_upright, patches_of, patchify, resize_and_crop
 from service.benchmark import load
 from service.benchmark.processes import MAE_SERVE, environment_of, serve_null_engine
 from service.benchmark.samples import Sample, standard_samples
@@ -52,8 +53,7 @@ def decoding_steps(file: bytes, turns: int) -> dict[str, float]:
     least_side = preprocessing.resized_short_side(config.image_size)
 
     def read_header() -> None:
-        with open_image(io.BytesIO(file)):
-            pass
+        open_image(file)
 
     def decode_entropy() -> None:
         image = Image.open(io.BytesIO(file))
@@ -61,15 +61,12 @@ def decoding_steps(file: bytes, turns: int) -> dict[str, float]:
         image.load()
 
     def decode() -> object:
-        with open_image(io.BytesIO(file)) as image:
-            return load_upright(image, least_side)
+        return load_upright(open_image(file), least_side)
 
     def all_steps() -> None:
-        with open_image(io.BytesIO(file)) as image:
-            patches_of(image, config, preprocessing)
+        patches_of(open_image(file), config, preprocessing)
 
-    with open_image(io.BytesIO(file)) as image:
-        pixels = load_upright(image, least_side)
+    pixels = load_upright(open_image(file), least_side)
     square = np.asarray(resize_and_crop(pixels, config, preprocessing))
     return {
         "header": core_ms(read_header, turns),

@@ -20,7 +20,8 @@ from PIL import Image
 
 from model.engines.base import Engine
 from model.engines.build import build
-from model.images.preprocess import patchify, to_rgb
+from model.images.opaque import to_rgb
+from model.images.preprocess import patchify
 from model.masking import all_indices
 from service.inference.image_decoder import ImageDecoder
 from service.settings import load_settings

@@ -30,7 +30,9 @@ from model.engines.openvino.graphs import DECODER_FILE, ENCODER_FILE
 from model.engines.openvino.runtime import import_openvino
 from model.engines.outputs import collect_outputs
 from model.engines.parity import measure_parity
-from model.images.preprocess import ImageError, open_image, patches_of
+from model.images.errors import ImageError
+from model.images.open_image import open_image
+from model.images.preprocess import patches_of
 from model.masking import all_indices, restore_indices_for
 
 log = logging.getLogger(__name__)
@@ -105,8 +107,7 @@ def read_photographs(paths: Sequence[str], config: MAEConfig, preprocessing: Pre
     patches = []
     for path in paths:
         try:
-            with open_image(path) as image:
-                patches.append(patches_of(image, config, preprocessing))
+            patches.append(patches_of(open_image(path), config, preprocessing))
         except ImageError as error:
             log.warning("not calibrated on: %s: %s", path, error)
     if len(patches) < MIN_PHOTOGRAPHS:

@@ -39,7 +39,8 @@ def embed(
 ) -> None:
     r"""Turn images into a file of vectors.
 
-    A file may have any name. A folder is searched at any depth for JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF.
+    A file may have any name. A folder is searched at any depth for JPEG, PNG, WebP, BMP, AVIF, GIF and TIFF,
+    and for HEIC if the extra heif is installed.
 
     The output's suffix decides its format. Here n is the number of images, D the length of a vector and K the number of
     visible patches.

@@ -26,7 +26,9 @@ from service.cli.local_pipeline import build_engine
 from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
 from service.errors import ServiceError
+from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
+from service.inference.limits import LocalBudget
 from service.settings import Settings
 
 ENOUGH_IMAGES = 5
@@ -189,11 +191,12 @@ def _require_images(folder: Path | None, option: str) -> Path:
 
 def _image_reader(engine: Engine, settings: Settings) -> Reader:
     """A function that reads an image file as the service does, uint8 patches [N, P]."""
-    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels)
+    memory = DecodeMemory(LocalBudget(settings.max_decode_bytes))
+    decoder = ImageDecoder(engine.info.config, engine.info.preprocessing, settings.max_pixels, memory)
 
     def read(path: str) -> Bytes:
         try:
-            return decoder.decode(read_image_file(path), 0).patches
+            return decoder.decode_when_free(read_image_file(path), 0).patches
         except (OSError, ServiceError) as error:
             raise UnreadableImage(describe_file_error(path, error)) from error
 

@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from model.engines.base import EngineInfo
-from model.images.folders import SUFFIXES
+from model.images.open_image import HEIF_SUFFIXES, SUFFIXES
 from model.images.render import render
 from model.masking import removed_flags
 from service.cli.errors import CommandError, describe_file_error
@@ -50,7 +50,7 @@ def reconstruct(
     parameters, settings = parameters_of(ReconstructParameters, options), settings_of(options)
     if as_json and str(output) == "-":
         raise CommandError("--json and the picture cannot both go to standard output")
-    if output.suffix.lower() in SUFFIXES - {".png"}:
+    if output.suffix.lower() in (SUFFIXES | HEIF_SUFFIXES) - {".png"}:
         raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
     require_folder(output)
     image_file, mask_file = image.read_bytes(), mask.read_bytes() if mask else None

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.images.errors import ImageError
 from model.images.folders import find_images, labelled_images
 from model.images.pack_writer import PackSummary, encode_small, write_pack
 from model.images.packs import PackedImage, PackError, open_image_file, read_image_file
-from model.images.preprocess import ImageError
 
 
 class Progress:
@@ -79,7 +79,8 @@ def test_a_pack_is_read_as_its_folder(folder: Path, tmp_path: Path) -> None:
 def test_images_are_upright_and_no_larger_than_asked(folder: Path, packed: Path) -> None:
     sizes = {}
     for path in find_images([packed])[0]:
-        with open_image_file(path) as image:
+        assert open_image_file(path).format == "JPEG"
+        with Image.open(io.BytesIO(read_image_file(path))) as image:
             assert image.format == "JPEG" and image.mode == "RGB" and not image.getexif()
             sizes[Path(path).name] = image.size
             shown = np.asarray(image, dtype=float)
@@ -170,8 +171,8 @@ def test_a_damaged_image_is_named_and_the_others_can_be_read(packed: Path) -> No
     data[600] ^= 1  # in the middle of the first image
     part.write_bytes(data)
     first, *others = find_images([packed])[0]
-    with pytest.raises(ImageError, match=r"damaged in .*zoo\.pack\.000: Bad CRC-32"), open_image_file(first):
-        pass
+    with pytest.raises(ImageError, match=r"damaged in .*zoo\.pack\.000: Bad CRC-32"):
+        open_image_file(first)
     with pytest.raises(OSError, match="damaged") as raised:
         read_image_file(first)
     assert raised.value.filename == first == f"{packed}/cats/fine.JPG"

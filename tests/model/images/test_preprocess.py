@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 
 from model.config import PRESETS, Preprocessing
+from model.images.errors import ImageError, PixelLimitError, UnknownFormatError
+from model.images.open_image import open_image
 from model.images.preprocess import (
     DecodedPixels,
-    ImageError,
-    PixelLimitError,
-    UnknownFormatError,
     load_upright,
-    open_image,
     patches_of,
     patchify,
     resize_and_crop,
@@ -28,9 +26,9 @@ from model.nn import vit
 CONFIG = PRESETS["mae_tiny"].model_copy(update={"image_size": 64})
 
 
-def encode(image: Image.Image, form: str = "PNG") -> io.BytesIO:
+def encode(image: Image.Image, form: str = "PNG") -> bytes:
     image.save(out := io.BytesIO(), form)
-    return out
+    return out.getvalue()
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -49,8 +47,7 @@ def test_patches_are_those_of_the_model() -> None:
 def test_an_image_becomes_the_patches_of_its_square(resize: str) -> None:
     preprocessing = Preprocessing(resize=resize)  # type: ignore[arg-type]
     image = noise(100, 80)
-    with open_image(encode(image)) as opened:
-        patches = patches_of(opened, CONFIG, preprocessing)
+    patches = patches_of(open_image(encode(image)), CONFIG, preprocessing)
     assert (patches.shape, patches.dtype) == ((16, 768), np.uint8)
     square = resize_and_crop(DecodedPixels.whole(image), CONFIG, preprocessing)
     assert np.array_equal(unpatchify(patches), np.asarray(square))
@@ -69,33 +66,42 @@ def test_the_limit_of_pixels_is_the_callers_whatever_pillows_is(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     data = encode(noise(40, 30))
-    with open_image(data, max_pixels=1200) as image:
-        assert load_upright(image, 64).image.size == (40, 30)
-    with (
-        pytest.raises(PixelLimitError, match="it has 40 x 30 pixels; the limit is 1199 in all") as error,
-        open_image(data, max_pixels=1199),
-    ):
-        raise AssertionError("an image beyond the limit was opened")
+    assert load_upright(open_image(data, max_pixels=1200), 64).image.size == (40, 30)
+    with pytest.raises(PixelLimitError, match="it has 40 x 30 pixels; the limit is 1199 in all") as error:
+        load_upright(open_image(data, max_pixels=1199), 64)
     assert error.value.size == (40, 30)
 
 
 def test_a_damaged_image_and_no_image_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UnknownFormatError), open_image(str(tmp_path / "text.png")):
-        pass
-    (tmp_path / "torn.png").write_bytes(encode(noise(40, 30)).getvalue()[:1000])
-    with pytest.raises(ImageError) as error, open_image(str(tmp_path / "torn.png")) as image:
-        image.load()
+    with pytest.raises(UnknownFormatError):
+        open_image(str(tmp_path / "text.png"))
+    (tmp_path / "torn.png").write_bytes(encode(noise(40, 30))[:1000])
+    with pytest.raises(ImageError) as error:
+        load_upright(open_image(str(tmp_path / "torn.png")), 64)
     assert not isinstance(error.value, UnknownFormatError)
-    with pytest.raises(UnknownFormatError), open_image(encode(noise(4, 3), "PPM")):
-        pass
+    with pytest.raises(UnknownFormatError, match="Netpbm"):
+        open_image(encode(noise(4, 3), "PPM"))
 
 
-def test_a_lack_of_memory_is_not_the_images_fault() -> None:
-    with pytest.raises(MemoryError), open_image(encode(noise(4, 3))):
+def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
         raise MemoryError
+
+    image = open_image(encode(noise(4, 3)))
+    monkeypatch.setattr(image, "decode", fail)
+    with pytest.raises(MemoryError):
+        load_upright(image, 64)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ImageError, match=r"No such file or directory: 'nowhere\.png'"), open_image("nowhere.png"):
-        pass
+    with pytest.raises(ImageError, match=r"No such file or directory: 'nowhere\.png'"):
+        open_image("nowhere.png")
+
+
+def test_a_jpeg_counts_the_pixels_that_it_is_decoded_to() -> None:
+    """8160 x 6144 as a telephone writes it: at an eighth, 1020 x 768."""
+    data = encode(Image.new("RGB", (8160, 6144), "teal"), "JPEG")
+    assert load_upright(open_image(data, max_pixels=1020 * 768), 224).image.size == (1020, 768)
+    with pytest.raises(PixelLimitError, match="8160 x 6144 pixels, decoded at 1020 x 768; the limit is 783359 in all"):
+        load_upright(open_image(data, max_pixels=1020 * 768 - 1), 224)

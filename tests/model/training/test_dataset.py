@@ -12,9 +12,12 @@ from PIL import Image
 from scipy.stats import binomtest, ks_2samp
 
 from model.config import PRESETS, Preprocessing
+from model.images.formats.base import StoredImage
+from model.images.open_image import open_image
 from model.images.preprocess import DecodedPixels, load_upright, patches_of, patchify, resize_and_crop, unpatchify
 from model.masking import visible_count
 from model.training.dataset import Augmentation, Batch, DataLoader, ImageDataset, NoImages, draw_crop
+from tests.support.image_files import jpeg_file, noise, png_file
 
 CONFIG = PRESETS["mae_tiny"].model_copy(update={"image_size": 64})
 decode = partial(load_upright, least_side=64)
@@ -80,7 +83,22 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(paths: list[str], capl
     assert dataset.load(2, decode)[1] == 3
     assert dataset.load(2, decode)[1] == 3
     assert list(dataset.broken) == [paths[2]]
-    assert caplog.text.count(paths[2]) == 2  # in one line: as the file, and in Pillow's own words
+    assert caplog.text.count(paths[2]) == 1
+
+
+def test_images_are_read_as_the_service_reads_them(tmp_path: Path) -> None:
+    """Damaged pixels are no black picture, a JPEG may lack its end, and a limit holds for what is decoded."""
+    whole = jpeg_file(Image.fromarray(noise(8, 8)).resize((1000, 900), Image.Resampling.BICUBIC))
+    damaged = bytearray(png_file(noise(500, 400)))
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 64] = b"\xff" * 64
+    files = {"a.png": bytes(damaged), "b.png": png_file(noise(500, 401)), "c.jpg": whole[:-2], "d.jpg": whole}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    dataset = ImageDataset([str(tmp_path / name) for name in files], range(4), max_pixels=200_000)
+    patches, label = dataset.load(0, decode)
+    assert label == 2 and list(dataset.broken) == dataset.paths[:2]
+    assert "500 x 401 pixels; the limit is 200000" in dataset.broken[dataset.paths[1]]
+    assert np.array_equal(patches.image, dataset.load(3, decode)[0].image)
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
@@ -92,7 +110,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 
 def test_a_lack_of_memory_is_not_the_images_fault(paths: list[str]) -> None:
-    def fail(image: Image.Image) -> None:
+    def fail(image: StoredImage) -> None:
         raise MemoryError
 
     dataset = ImageDataset(paths)
@@ -201,12 +219,11 @@ def test_a_jpeg_read_at_a_part_of_its_size_is_cropped_where_its_picture_is(orien
     Image.fromarray(np.stack([red, green, 0 * red], axis=2).astype(np.uint8)).save(
         out := io.BytesIO(), "JPEG", quality=95, subsampling=0, exif=exif
     )
-    with Image.open(out) as image:
-        pixels = load_upright(image, 64)
+    pixels = load_upright(open_image(out.getvalue()), 64)
     assert pixels.image.size == (129, 129)
     assert (pixels.box[2] - pixels.box[0], pixels.box[3] - pixels.box[1]) == (1025 / 8, 1025 / 8)
     rng = np.random.default_rng(4)
     square = unpatchify(augmentation(crop_scale=1).crop(pixels, rng)).astype(float)
-    evaluated = unpatchify(patches_of(Image.open(out), CONFIG, Preprocessing())).astype(float)
+    evaluated = unpatchify(patches_of(open_image(out.getvalue()), CONFIG, Preprocessing())).astype(float)
     mirrored = evaluated[:, ::-1]
     assert min(np.abs(square - evaluated).max(), np.abs(square - mirrored).max()) == 0

@@ -186,6 +186,7 @@ def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(folder: Pat
         (["--model", "resnet_tiny", "--optimiser", "muon", "--steps", "1"], "the model has no matrices"),
         (["--resume"], "holds no run to resume"),
         ([], "the length of the training is not given"),
+        (["--steps", "1", "--max-pixels", "0"], "--max-pixels: Input should be greater than 0"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:

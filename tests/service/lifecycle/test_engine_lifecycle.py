@@ -43,7 +43,7 @@ class Process:
 
     def __init__(self, build: Any = lambda settings, report: ServedModel(FakeEngine()), **settings: Any) -> None:
         self.state, self.metrics = ServiceState(), Metrics()
-        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9))
+        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9), LocalBudget())
         self.opened: list[tuple[Any, str]] = []
         self.lifecycle = EngineLifecycle(
             Settings(**settings),

@@ -15,8 +15,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from model.images.open_image import readable_formats
 from model.masking import random_visible
 from tests.service.cli.conftest import SCRIPT, Mae
+from tests.support.image_files import jpeg_file, noise, png_file
+from tests.support.images import encoded
 
 NAMES = [f"squares/{index}.png" for index in range(8)]
 
@@ -113,7 +116,7 @@ def test_folders_are_searched_and_bad_files_skipped(
     assert result.code == 1
     assert result.err.splitlines() == [
         "mae: b/\ufffd.png: its name is not UTF-8",
-        "mae: b/text.jpg is no image that can be read (JPEG, PNG, WEBP, BMP, AVIF, GIF, TIFF)",
+        f"mae: b/text.jpg is no image that can be read ({', '.join(readable_formats())})",
         "mae: 4 embedded, 0 already stored, 2 skipped: out.npz",
     ]
     with np.load("out.npz") as out:
@@ -252,3 +255,23 @@ def test_parquet_names_the_package_it_needs(mae: Mae, squares: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = mae("embed", squares, "-o", "out.parquet")
     assert result == (2, "", "mae: writing .parquet needs the package pyarrow: pip install pyarrow\n")
+
+
+def test_images_are_read_as_the_service_reads_them(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged pixels are no black picture, a JPEG may lack its end, and a limit holds for what is decoded."""
+    monkeypatch.chdir(tmp_path)
+    Path("sent").mkdir()
+    image = Image.fromarray(noise(8, 8)).resize((1000, 900), Image.Resampling.BICUBIC)
+    whole = jpeg_file(image)
+    for name, data in {"a.jpg": whole, "b.jpg": whole[:-2]}.items():
+        Path("sent", name).write_bytes(data)
+    png = bytearray(png_file(noise(500, 400)))
+    png[len(png) // 2 : len(png) // 2 + 64] = b"\xff" * 64
+    Path("sent", "damaged.png").write_bytes(png)
+    Path("sent", "large.png").write_bytes(encoded(image))
+    code, _, err = mae("embed", "sent", "-o", "sent.npz", "--max-pixels", "899999")
+    assert code == 1
+    assert "sent/damaged.png" in err and "sent/large.png has 1000 x 900 pixels; the limit is 899999" in err
+    with np.load("sent.npz") as out:
+        assert out["paths"].tolist() == ["sent/a.jpg", "sent/b.jpg"]
+        assert np.array_equal(*out["vectors"])

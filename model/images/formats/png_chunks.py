@@ -1,0 +1,144 @@
+"""The chunks of a PNG: those that pixels need, and what is asked of the others.
+
+Decoders fail on damaged, short or large ancillary chunks, though the pixels are whole. So they get a file without them.
+
+Source: Portable Network Graphics (PNG) Specification, Third Edition (W3C, 2025), 5.3 (chunks), 11.2 and 11.3.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from model.images.colour import MAX_PROFILE_BYTES, UNUSABLE
+from model.images.errors import ImageError
+from model.images.formats.base import require_parts
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEAD = struct.Struct(">I4s")
+HEADER = struct.Struct(">IIBBBBB")
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SMALL_CHUNK = 1024
+"""Encoders write image data in chunks of 8 kB or more; smaller ones count among the parts that are limited."""
+ANCILLARY = (b"tRNS", b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"zTXt")
+"""Chunks that are asked for something."""
+END_CHUNK = b"\0\0\0\0IEND\xae\x42\x60\x82"
+MAX_TEXT_BYTES = 1_000_000
+XMP_KEYWORD, RAW_EXIF_KEYWORDS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
+NOT_HEXADECIMAL = re.compile(rb"[^0-9a-fA-F]")
+
+
+@dataclass
+class PngHeader:
+    """What the chunks say; `data` is the file without those that pixels do not need."""
+
+    size: tuple[int, int]
+    depth: int
+    colour_type: int
+    interlaced: bool
+    data: bytes = b""
+    exif: bytes = b""
+    xmp: bytes = b""
+    profile: bytes | None = None
+    transparent: tuple[int, ...] | None = None
+    """The value of the transparent grey, or of the three channels of the transparent colour, in the file's depth."""
+
+
+def read_header(data: bytes) -> PngHeader:
+    """Reads all chunks of a file that begins with `SIGNATURE`.
+
+    Raises:
+        ImageError: the header is damaged, or there are too many chunks.
+    """
+    start = len(SIGNATURE)
+    if data[start + 4 : start + 8] == b"CgBI":
+        raise ImageError("it is a PNG that Xcode has changed (CgBI), which is not read")
+    if data[start + 4 : start + 8] != b"IHDR" or len(data) < start + 25:
+        raise ImageError("its header is damaged or cut short")
+    width, height, depth, colour_type, _, _, interlace = HEADER.unpack_from(data, start + 8)
+    header = PngHeader((width, height), depth, colour_type, bool(interlace))
+    kept: list[tuple[int, int]] = [(0, start + 25)]
+    position, count, is_clean, has_pixels = start + 25, 0, True, False
+    while position + 8 <= len(data):
+        length, kind = HEAD.unpack_from(data, position)
+        end = position + 12 + length
+        if kind == b"IEND" or (has_pixels and not kind.isalpha()):
+            break
+        if kind == b"IDAT":
+            has_pixels = True
+            count += length < SMALL_CHUNK
+        else:
+            count += 1
+        require_parts(count, "chunks beside its pixels")
+        is_alpha_of_palette = kind == b"tRNS" and colour_type == PALETTE
+        if kind in (b"IDAT", b"PLTE") or (is_alpha_of_palette and _is_intact(data, position, end)):
+            _keep(kept, position, min(end, len(data)))
+        else:
+            is_clean = False
+            _read_ancillary(header, kind, data, position, end)
+        position = end
+    if not has_pixels:
+        raise ImageError("it has no pixels: it is damaged or cut short")
+    header.data = data if is_clean else b"".join([*(data[first:last] for first, last in kept), END_CHUNK])
+    return header
+
+
+def _keep(kept: list[tuple[int, int]], first: int, last: int) -> None:
+    """Adds a chunk to those that are kept; neighbours become one."""
+    if kept[-1][1] == first:
+        kept[-1] = (kept[-1][0], last)
+    else:
+        kept.append((first, last))
+
+
+def _is_intact(data: bytes, position: int, end: int) -> bool:
+    """Whether a chunk is whole and its checksum right."""
+    view = memoryview(data)
+    return end <= len(data) and zlib.crc32(view[position + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
+
+
+def _transparent_value(colour_type: int, content: bytes) -> tuple[int, ...] | None:
+    channels = {GREY: 1, RGB: 3}.get(colour_type, 0)
+    if not channels or len(content) < 2 * channels:
+        return None
+    return struct.unpack_from(f">{channels}H", content)
+
+
+def _read_ancillary(header: PngHeader, kind: bytes, data: bytes, position: int, end: int) -> None:
+    """Keeps what is asked of a chunk that decoders do not get: transparency, orientation and profile."""
+    if kind not in ANCILLARY:
+        return
+    if not _is_intact(data, position, end):
+        if kind == b"iCCP":
+            header.profile = UNUSABLE
+        return
+    content = data[position + 8 : end - 4]
+    if kind == b"tRNS":
+        header.transparent = _transparent_value(header.colour_type, content)
+        return
+    if kind == b"eXIf":
+        header.exif = content
+        return
+    keyword, _, rest = content.partition(b"\0")
+    if kind == b"iCCP":
+        compressed = rest[1:] if rest[:1] == b"\0" else b""
+        header.profile = _decompress(compressed, MAX_PROFILE_BYTES) or UNUSABLE
+    elif kind == b"iTXt" and keyword == XMP_KEYWORD and len(rest) > 2:
+        text = rest[2:].split(b"\0", 2)[-1]  # after language and translated keyword
+        header.xmp = _decompress(text, MAX_TEXT_BYTES) if rest[0] else text[:MAX_TEXT_BYTES]
+    elif keyword in RAW_EXIF_KEYWORDS and not header.exif:  # as ImageMagick writes it: name, length, hexadecimal
+        text = _decompress(rest[1:], MAX_TEXT_BYTES) if kind == b"zTXt" else rest[:MAX_TEXT_BYTES]
+        digits = NOT_HEXADECIMAL.sub(b"", b"".join(text.split(b"\n")[3:]))
+        header.exif = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+
+
+def _decompress(compressed: bytes, limit: int) -> bytes:
+    """At most `limit` bytes; empty if there are more, or if the stream is damaged."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(compressed, limit)
+    except zlib.error:
+        return b""
+    return content if unpacker.eof else b""
