@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Loss = Literal["mse", "cosine"]
 Family = Literal["vit", "resnet"]
 Positive = Annotated[int, Field(gt=0)]
 Colour = tuple[float, float, float]
+
+
+def split_heads(value: object) -> object:
+    """The numbers in a text such as `12` or `12,16`; anything else as it is.
+
+    Raises:
+        ValueError: the text holds something other than one or two positive numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r" *[1-9][0-9]*( *, *[1-9][0-9]*)? *", value):
+        raise ValueError("expected the encoder's number of attention heads, such as 12, or the decoder's too: 12,16")
+    return tuple(map(int, value.split(",")))
+
+
+AttentionHeads = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=2), BeforeValidator(split_heads)]
+"""The numbers of attention heads that the operator states: of the encoder, or of encoder and decoder."""
 STEM_STRIDE = 4
 """Stride of the first layer of a residual encoder, in pixels."""
 

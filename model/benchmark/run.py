@@ -90,7 +90,8 @@ def benchmark(
     info = engine.info
     measured.count_work(sizes)
     measured.measure_peak()
-    checkpoint = load(weights, preset, norm_pix_loss=info.config.norm_pix_loss)
+    heads = (info.config.num_heads, info.config.decoder_num_heads) if info.config.family == "vit" else None
+    checkpoint = load(weights, preset, info.config.norm_pix_loss, heads)
     one_lane = [size for size in sizes if size.lanes == 1]
     eager = Baseline(checkpoint, info, compiled=False)
     contenders = [own, Contender(f"torch eager {eager.info.precision}", eager, one_lane)]

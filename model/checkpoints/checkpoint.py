@@ -1,15 +1,13 @@
 """Checkpoints: reading those of any known program, and writing our own file format.
 
-A file's content tells its kind. Only tensors and the plain `argparse.Namespace` of upstream's training script
-are ever unpickled.
+A file's content tells its kind.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +19,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.atomic_write import atomic_write
-from model.checkpoints import foreign, preprocessors
-from model.checkpoints.errors import WeightsError, wrap_read_errors
+from model.checkpoints import foreign, huggingface, names, preprocessors
+from model.checkpoints.attention_heads import HeadCounts
+from model.checkpoints.errors import WeightsError, summarise, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
-from model.checkpoints.locate import card_license, readable_name, weight_files
+from model.checkpoints.locate import license_of, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
+from model.checkpoints.torch_files import TorchFile, read_torch_file
 from model.config import PRESETS, MAEConfig, Preprocessing
 from model.nn import build_model
 from model.nn.base import Autoencoder
 from model.nn.vit import sincos_positions
 
-Layout = Literal["mae-serve", "facebookresearch", "huggingface", "timm"]
+Layout = Literal["mae-serve", "facebookresearch", "huggingface", "timm", "mmpretrain"]
+TARGETS = ("norm_pix_loss", "norm_pix")
+"""Names of the argument that tells whether the decoder predicts normalised pixels."""
+IMAGENET = (
+    "it does not tell how its images were prepared, so ImageNet's mean and deviation and the resize of upstream's MAE "
+    "are used: PREPROCESS (--preprocess) replaces any of it"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,9 @@ class Checkpoint:
         tensors: weights under upstream's key names, exactly those that `config` asks for; float32 and finite.
         license: licence of the weights, if the file or its model card names one.
         heads: classification head and whitening, which only our own format has.
+        notes: sentences about what the file did not tell and what was taken instead, and about names that were changed
+            or left out; each goes on after the file's name and a colon.
+        target_is_known: whether file or operator told what the decoder predicts.
     """
 
     config: MAEConfig
@@ -55,6 +64,13 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     license: str | None = None
     heads: Heads = field(default_factory=Heads)
+    notes: tuple[str, ...] = ()
+    target_is_known: bool = True
+
+    def log_notes(self, name: str) -> None:
+        """Writes the notes to the log, as warnings about the weights `name`."""
+        for note in self.notes:
+            logger.warning("%s: %s", name, note)
 
     def build(self, image_size: int | None = None) -> Autoencoder:
         """Builds the model in eval mode, without gradients; where possible it shares this checkpoint's memory.
@@ -80,31 +96,37 @@ class Checkpoint:
         return model.requires_grad_(False).eval()
 
 
-def load(path: Path, model: str | None = None, norm_pix_loss: bool | None = None) -> Checkpoint:
+def load(
+    path: Path, model: str | None = None, norm_pix_loss: bool | None = None, heads: Sequence[int] | None = None
+) -> Checkpoint:
     """Reads any checkpoint of a masked autoencoder, with a decoder or without.
 
-    The known kinds are our own safetensors; facebookresearch/mae `.pth`, released or written in training; folders of
-    Hugging Face's ViTMAE, with the key names of every generation of transformers; and timm's encoders, as a folder or a
-    bare file.
+    The known kinds are our own safetensors; facebookresearch/mae `.pth`, released or written in training, and what
+    other programs write under its names (Lightning, DistributedDataParallel, lightly, solo-learn, timm); mmpretrain's;
+    folders of Hugging Face's ViTMAE, with the key names of every generation of transformers; and timm's encoders, as a
+    folder or a bare file.
 
     Args:
         path: a file or a folder.
-        model: a preset that the sizes must agree with. It gives the number of heads where the file does not;
-            otherwise that number is guessed from the width, since tensors do not tell it.
+        model: a preset that the sizes must agree with, and which gives the numbers of attention heads.
         norm_pix_loss: whether the decoder predicts normalised pixels; None takes the file's word, or no.
+        heads: the number of the encoder's attention heads, or those of encoder and decoder. They replace what the file
+            tells. Where neither tells, the numbers are guessed from the widths, since tensors do not tell them.
 
     Raises:
         WeightsError: the file is missing, foreign or damaged, or is not the preset `model`.
     """
-    preset = _preset(model)
+    preset, counts = _preset(model), HeadCounts.of(heads)
     with wrap_read_errors(path):
-        checkpoint = _load_folder(path, preset) if path.is_dir() else _load_file(path, preset)
+        read = _load_folder if path.is_dir() else _load_file
+        checkpoint = _with_heads(path, read(path, preset, counts), counts)
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
     _require_exact(path, checkpoint.tensors, checkpoint.config)
     config = checkpoint.config
     if norm_pix_loss is not None:
         config = config.model_copy(update={"norm_pix_loss": norm_pix_loss})
+        checkpoint = replace(checkpoint, target_is_known=True)
     logger.info("%s: layout %s, decoder %s", path, checkpoint.layout, "present" if config.has_decoder else "absent")
     return replace(checkpoint, config=config)
 
@@ -124,7 +146,7 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}
     if not_finite := _not_finite(tensors):
-        raise WeightsError(f"{path} would hold infinities or NaN in {_summarise(not_finite)}: it was not written")
+        raise WeightsError(f"{path} would hold infinities or NaN in {summarise(not_finite)}: it was not written")
     tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.heads.arrays().items()}
     metadata = Metadata(
         config=checkpoint.config,
@@ -136,7 +158,7 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     atomic_write(path, safetensors.torch.save(tensors, {METADATA_KEY: metadata.model_dump_json()}), durable=True)
 
 
-def _load_file(path: Path, preset: MAEConfig | None) -> Checkpoint:
+def _load_file(path: Path, preset: MAEConfig | None, counts: HeadCounts) -> Checkpoint:
     if metadata := read_metadata(path):
         stored = _to_float32(path, load_file(path))
         head_arrays = {name: x.numpy() for name, x in stored.items() if is_head_tensor(name)}
@@ -145,47 +167,91 @@ def _load_file(path: Path, preset: MAEConfig | None) -> Checkpoint:
         if metadata.config.positions == "sincos" and foreign.kind_of_positions(tensors) != "sincos":
             raise WeightsError(f"{path} declares sine-cosine positions but holds other ones")
         return Checkpoint(metadata.config, metadata.preprocessing, "mae-serve", tensors, metadata.license, heads)
-    tensors, arguments = (_to_float32(path, load_file(path)), {}) if is_safetensors(path) else _read_pickle(path, path)
-    config = foreign.infer_config(path, tensors, preset, readable_name(path))
-    config = config.model_copy(update={"norm_pix_loss": bool(arguments.get("norm_pix_loss", False))})
-    layout: Layout = "timm" if is_safetensors(path) and not config.has_decoder else "facebookresearch"
-    return Checkpoint(config, Preprocessing(), layout, tensors)
+    file = TorchFile(load_file(path), {}, "") if is_safetensors(path) else read_torch_file(path, path)
+    checkpoint = _foreign(path, file, preset, counts, readable_name(path))
+    return replace(checkpoint, license=license_of(path), notes=(*checkpoint.notes, IMAGENET))
 
 
-def _load_folder(folder: Path, preset: MAEConfig | None) -> Checkpoint:
+def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> Checkpoint:
     settings = _read_json(folder, "config.json")
-    kind = settings.get("model_type")
-    if kind != "vit_mae" and "architecture" not in settings:
+    kind, architecture = settings.get("model_type"), settings.get("architecture")
+    foreign.require_vit(folder, str(architecture or kind))
+    if kind != "vit_mae" and architecture is None:
         raise WeightsError(
             f"{folder} has the model_type {kind!r} in its config.json: expected vit_mae, or a config of timm's"
         )
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        tensors |= _to_float32(folder, load_file(file)) if is_safetensors(file) else _read_pickle(file, folder)[0]
+        tensors |= load_file(file) if is_safetensors(file) else read_torch_file(file, folder).tensors
     name = readable_name(folder)
     if kind != "vit_mae":
-        timm = preprocessors.TimmConfig.model_validate(settings).pretrained_cfg
-        config = foreign.infer_config(folder, tensors, preset, name)
-        preprocessing = timm.to_preprocessing(config.image_size, folder)
-        return Checkpoint(config, preprocessing, "timm", tensors, timm.license or card_license(folder))
-    tensors = foreign.to_upstream_names(folder, tensors)
-    config = foreign.HuggingFaceConfig.model_validate(settings).to_config(tensors, name)
+        timm = preprocessors.TimmConfig.model_validate(settings)
+        timm.require_known_arguments(folder)
+        checkpoint = _foreign(folder, TorchFile(tensors, timm.arguments, ""), preset, counts, name)
+        preparation = timm.pretrained_cfg
+        return replace(
+            checkpoint,
+            preprocessing=preparation.to_preprocessing(checkpoint.config.image_size, folder),
+            layout="timm",
+            license=preparation.license or license_of(folder),
+        )
+    tensors = huggingface.to_upstream_names(folder, _to_float32(folder, tensors))
+    config = huggingface.HuggingFaceConfig.model_validate(settings).to_config(tensors, name)
+    preprocessing, notes = Preprocessing(), []
     if (folder / "preprocessor_config.json").is_file():
         settings = _read_json(folder, "preprocessor_config.json")
         preprocessor = preprocessors.HuggingFacePreprocessor.model_validate(settings)
         preprocessing = preprocessor.to_preprocessing(config.image_size, folder)
     else:
         # transformers' own default standardises with 0.5, which no published masked autoencoder was trained with
-        logger.warning("%s has no preprocessor_config.json: images are prepared as upstream's MAE does", folder)
-        preprocessing = Preprocessing()
-    return Checkpoint(config, preprocessing, "huggingface", tensors, card_license(folder))
+        notes.append(IMAGENET)
+    return Checkpoint(config, preprocessing, "huggingface", tensors, license_of(folder), notes=tuple(notes))
+
+
+def _foreign(path: Path, file: TorchFile, preset: MAEConfig | None, counts: HeadCounts, name: str) -> Checkpoint:
+    """The checkpoint of a state dict that comes without a config of its own; images are prepared by our defaults."""
+    notes = [f"its tensors were found under {file.container!r}"] if file.container not in ("", "model") else []
+    named = names.to_upstream_names(path, file.tensors)
+    tensors = _to_float32(path, named.tensors)
+    notes += named.notes + names.complete_decoder(tensors)
+    config, guesses = foreign.infer_config(path, tensors, preset, name, counts, file.arguments)
+    notes += guesses
+    target = next((bool(file.arguments[key]) for key in TARGETS if key in file.arguments), None)
+    if target is None and named.mmpretrain and config.has_decoder:
+        notes.append("its decoder is taken to predict normalised pixels, as mmpretrain's recipes train it")
+    config = config.model_copy(update={"norm_pix_loss": named.mmpretrain if target is None else target})
+    layout: Layout = "mmpretrain" if named.mmpretrain else "facebookresearch"
+    if path.is_file() and is_safetensors(path) and not config.has_decoder and not named.mmpretrain:
+        layout = "timm"
+    return Checkpoint(config, Preprocessing(), layout, tensors, notes=tuple(notes), target_is_known=target is not None)
+
+
+def _with_heads(path: Path, checkpoint: Checkpoint, counts: HeadCounts) -> Checkpoint:
+    """The checkpoint with the numbers of attention heads that the operator states."""
+    config = checkpoint.config
+    if counts.encoder is None:
+        return checkpoint
+    if config.family != "vit":
+        raise WeightsError(f"{path} is convolutional and has no attention heads: HEADS means nothing to it")
+    changes = {"num_heads": counts.encoder}
+    if counts.decoder is not None and config.has_decoder:
+        changes["decoder_num_heads"] = counts.decoder
+    told = [f"{getattr(config, field)} ({field})" for field in changes if getattr(config, field) != changes[field]]
+    if not told:
+        return checkpoint
+    note = f"HEADS replaces the numbers of attention heads that it tells: {' and '.join(told)}"
+    changed = MAEConfig(**{**config.model_dump(), **changes})
+    return replace(checkpoint, config=changed, notes=(*checkpoint.notes, note))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     """The JSON object in the file `name` of a folder of weights."""
     path = folder / name
     if not path.is_file():
-        raise WeightsError(f"{folder} holds no {name}: expected a folder of Hugging Face's ViTMAE or of timm")
+        raise WeightsError(
+            f"{folder} holds no {name}: expected a folder of Hugging Face's ViTMAE or of timm; "
+            "if it holds a .pth, .pt or .ckpt file, name that file"
+        )
     try:
         settings = json.loads(path.read_bytes())
     except ValueError as error:
@@ -193,29 +259,6 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise WeightsError(f"{folder} has a {name} that is not a JSON object")
     return settings
-
-
-def _read_pickle(file: Path, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a torch file, and the arguments that the training script kept beside it.
-
-    Messages name `path`, which is the file or its folder.
-    """
-    with file.open("rb") as opened:
-        magic = opened.read(2)
-    if magic not in (b"PK", b"\x80\x02"):  # torch's zip archives, and its pickles before version 1.6
-        raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # untrusted bytes can make an unpickler raise anything
-        raise WeightsError(
-            f"{path} is refused by PyTorch's safe loader: it is damaged, or holds more than tensors"
-        ) from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    arguments = content.get("args") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} holds no state dict: expected names and tensors, at the top or under 'model'")
-    return _to_float32(path, state), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
 
 def _to_float32(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,24 +273,19 @@ def _require_exact(path: Path, tensors: dict[str, Tensor], config: MAEConfig) ->
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
     if missing := expected.keys() - tensors.keys():
-        raise WeightsError(f"{path} lacks {_summarise(missing)}, which a masked autoencoder of its size has")
+        raise WeightsError(f"{path} lacks {summarise(missing)}, which a masked autoencoder of its size has")
     if unexpected := tensors.keys() - expected.keys():
-        raise WeightsError(f"{path} holds {_summarise(unexpected)}, which no masked autoencoder of its size has")
+        raise WeightsError(f"{path} holds {summarise(unexpected)}, which no masked autoencoder of its size has")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise WeightsError(f"{path} holds {name} as {list(tensors[name].shape)}: expected {list(shape)}")
     if not_finite := _not_finite(tensors):
-        raise WeightsError(f"{path} holds infinities or NaN in {_summarise(not_finite)}: expected finite weights")
+        raise WeightsError(f"{path} holds infinities or NaN in {summarise(not_finite)}: expected finite weights")
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors that hold infinities or NaN."""
     return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-
-
-def _summarise(names: Iterable[str]) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first
 
 
 def _preset(model: str | None) -> MAEConfig | None:

@@ -1,8 +1,8 @@
-"""The error for weights that cannot be used."""
+"""The error for weights that cannot be used, and words for its messages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,12 @@ class WeightsError(ValueError):
 
     It tells the content of the file and the content that was expected.
     """
+
+
+def summarise(names: Iterable[str]) -> str:
+    """Names of tensors in a few words: the first, and the number of the others."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
 
 
 @contextmanager

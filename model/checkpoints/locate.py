@@ -16,6 +16,11 @@ from model.config import PRESETS, MAEConfig
 DEFAULT_MODEL = "mae_tiny"
 HUB_PREFIX = "hf:"
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
+HUB_FILE = r"(?:[\w.-]+/)*[\w.-]+\.(?:pth|pt|bin|ckpt|tar|safetensors)"
+HUB_NAME = re.compile(rf"hf:([\w.-]+/[\w.-]+)(?:/({HUB_FILE}))?(?:@(.+))?")
+HUB_FORMS = "hf:ORG/NAME, or hf:ORG/NAME/FILE.pth for one file of it, with @revision after either"
+LICENSE_OF_ORIGIN = {f"facebook/vit-mae-{size}": "CC-BY-NC 4.0" for size in ("base", "large", "huge")}
+"""Licences of the files that repositories were converted from, where the card names another one."""
 PACKAGED = Path(__file__).parents[1] / "weights"
 """Folder of the weights that come with the package."""
 
@@ -46,10 +51,10 @@ class Source:
 
 
 def locate(weights: str | None, model: str | None) -> Source:
-    """Finds the weights, downloading them only for `hf:ORG/NAME`.
+    """Finds the weights, downloading them only for `hf:ORG/NAME` and `hf:ORG/NAME/FILE`.
 
     Args:
-        weights: a path, or `hf:ORG/NAME` with an optional `@revision`; None for the packaged weights of `model`.
+        weights: a path, or one of `HUB_FORMS`; None for the packaged weights of `model`.
         model: a preset's name; None for the default one.
 
     Raises:
@@ -68,7 +73,7 @@ def locate(weights: str | None, model: str | None) -> Source:
             path=path,
             digest=_folder_digest(path) if path.is_dir() else _file_digest(path),
             name=metadata.config.name if metadata else readable_name(path),
-            license=metadata.license if metadata else card_license(path),
+            license=metadata.license if metadata else license_of(path),
             config=metadata.config if metadata else None,
         )
     if weights is not None and weights.startswith(HUB_PREFIX):
@@ -110,9 +115,27 @@ def readable_name(path: Path) -> str:
     return path.stem
 
 
-def card_license(path: Path) -> str | None:
-    """The licence in the front matter of a folder's README.md; None for a file, or without such a card."""
-    card = path / "README.md"
+def license_of(path: Path) -> str | None:
+    """The licence that the model card names; of converted weights also that of the files they were converted from.
+
+    The card is the README.md in a folder, or beside a file in the hub's cache. None if there is no such card, or it
+    names no licence.
+    """
+    folder = path if path.is_dir() else _snapshot_of(path)
+    card = None if folder is None else _card_license(folder)
+    origin = LICENSE_OF_ORIGIN.get(readable_name(path))
+    if origin is None:
+        return card
+    return f"{card or 'none named'} by its card; converted from files that facebookresearch/mae has under {origin}"
+
+
+def _snapshot_of(path: Path) -> Path | None:
+    """The folder of the hub's cache that holds the files of one revision, if `path` lies in one."""
+    return next((folder for folder in path.parents if folder.parent.name == "snapshots"), None)
+
+
+def _card_license(folder: Path) -> str | None:
+    card = folder / "README.md"
     if not card.is_file():
         return None
     front_matter = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
@@ -137,25 +160,30 @@ def _packaged(model: str) -> Path:
 
 
 def _download(weights: str) -> Path:
-    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(.+))?", weights)
-    if match is None:
-        raise WeightsError(f"{weights!r} names no repository of the hub: expected hf:ORG/NAME or hf:ORG/NAME@revision")
+    match = HUB_NAME.fullmatch(weights)
+    if match is None or ".." in (match[2] or "").split("/"):
+        raise WeightsError(f"{weights!r} names no repository of the hub: expected {HUB_FORMS}")
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
         raise WeightsError(f"{weights} needs the hub's client: pip install huggingface_hub") from error
 
-    repository, revision = match.groups()
+    repository, file, revision = match.groups()
     # The second round is for repositories from before safetensors. Pickles are large, so they come only if needed.
-    for kind in ("*.safetensors*", "pytorch_model.bin"):
+    for kind in (file,) if file else ("*.safetensors*", "pytorch_model.bin"):
         try:
             snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*HUB_SETTINGS, kind])
         except (OSError, ValueError) as error:  # the roots of the client's errors, of the network and of bad names
             first_line = str(error).strip().partition("\n")[0]
             raise WeightsError(f"{weights} cannot be downloaded: {first_line}") from error
         if any(Path(snapshot).glob(kind)):
-            return Path(snapshot)
-    raise WeightsError(f"{weights} holds neither safetensors nor pytorch_model.bin")
+            return Path(snapshot, file) if file else Path(snapshot)
+    if file:
+        raise WeightsError(f"{weights}: the repository holds no {file}")
+    raise WeightsError(
+        f"{weights} holds neither safetensors nor pytorch_model.bin: if it holds another file of weights, name that "
+        f"as {HUB_PREFIX}{repository}/FILE.pth"
+    )
 
 
 def _shards(index: Path) -> list[str]:

@@ -11,6 +11,13 @@ from model.checkpoints.errors import WeightsError
 from model.config import Colour, Filter, Positive, Preprocessing
 
 PIL_FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+TIMM_ARGUMENTS = (
+    "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias qk_norm "
+    "proj_bias init_values class_token no_embed_class reg_tokens pre_norm final_norm fc_norm dynamic_img_size "
+    "dynamic_img_pad drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate weight_init"
+)
+"""Arguments of timm's VisionTransformer that show in the shapes of tensors, that only training uses, or that are read.
+Others, such as `act_layer`, may change the numbers without a trace in the tensors."""
 
 
 class Edges(BaseModel):
@@ -93,8 +100,24 @@ class TimmConfig(BaseModel):
 
     architecture: str
     pretrained_cfg: TimmPreprocessing = Field(default_factory=TimmPreprocessing)
+    model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _nested(cls, value: dict[str, Any]) -> dict[str, Any]:
         return value if "pretrained_cfg" in value else value | {"pretrained_cfg": value}  # flat before timm 0.9
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that the model was made with; `arch` is the name that gives the others their defaults."""
+        return {"arch": self.architecture} | self.model_args
+
+    def require_known_arguments(self, path: Path) -> None:
+        """Raises WeightsError if the model was made with an argument that may change what its tensors compute."""
+        known = TIMM_ARGUMENTS.split()
+        unknown = [name for name, value in self.model_args.items() if value is not None and name not in known]
+        if unknown:
+            raise WeightsError(
+                f"{path} was made with {unknown[0]}={self.model_args[unknown[0]]!r} (model_args in its config.json), "
+                "which mae-serve does not know"
+            )

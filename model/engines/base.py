@@ -167,6 +167,8 @@ class EngineInfo(BaseModel):
     versions: dict[str, str]
     head: HeadConfig | None = None
     """The classification head, if there is one."""
+    notes: tuple[str, ...] = ()
+    """What the checkpoint did not tell and what was taken instead, and what else was changed on reading it."""
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
     parity: Parity | None = None

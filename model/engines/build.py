@@ -41,7 +41,9 @@ def build(
     source = locate(settings.weights, settings.model)
     heads = read_heads(source.path)
     preset = None if source.is_preset(settings.model) else settings.model
-    model = ModelSpec(str(source.path), preset, settings.norm_pix_loss, settings.image_size, settings.preprocess)
+    model = ModelSpec(
+        str(source.path), preset, settings.norm_pix_loss, settings.image_size, settings.heads, settings.preprocess
+    )
 
     def build_by(choice: BackendChoice) -> Engine:
         if choice.fallback:
@@ -54,6 +56,8 @@ def build(
         if settings.backend != "auto":
             raise
         engine = build_by(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
+    for note in engine.info.notes:
+        log.warning("%s: %s", source.name, note)
     return ServedModel(engine, heads)
 
 

@@ -94,6 +94,7 @@ class BuildContext:
             threads_per_lane=threads_per_lane,
             preferred_batch=max_batch_size,
             versions=installed_versions() | (libraries or {}),
+            notes=model.notes,
             head=self.heads.head and self.heads.head.config,
             whitening=tuple(self.heads.whitening),
             fallback=self.choice.fallback,

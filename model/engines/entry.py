@@ -23,6 +23,7 @@ def read_model(folder: Path) -> LoadedModel:
         Preprocessing(**content["preprocessing"]),
         content["layout"],
         content["license"],
+        tuple(content["notes"]),
     )
 
 
@@ -33,6 +34,7 @@ def write_model(folder: Path, model: LoadedModel) -> None:
         "preprocessing": model.preprocessing.model_dump(),
         "layout": model.layout,
         "license": model.license,
+        "notes": model.notes,
     }
     (folder / MODEL).write_text(json.dumps(content, indent=1))
 

@@ -32,6 +32,8 @@ class ModelSpec:
     preset: str | None = None
     norm_pix_loss: bool | None = None
     image_size: int | None = None
+    heads: tuple[int, ...] | None = None
+    """Attention heads, as for `model.checkpoints.checkpoint.load`."""
     preprocess: dict[str, Any] | None = None
     """Fields of `Preprocessing` that replace the checkpoint's own."""
 
@@ -44,6 +46,8 @@ class LoadedModel:
     preprocessing: Preprocessing
     layout: str
     license: str | None
+    notes: tuple[str, ...] = ()
+    """See `Checkpoint.notes`."""
 
 
 @dataclass(frozen=True)

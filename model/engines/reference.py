@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from model.checkpoints.checkpoint import Checkpoint, load
+from model.checkpoints.checkpoint import IMAGENET, Checkpoint, load
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineBuildError, EngineInfo, Precision
 from model.engines.eager import EagerEngine
 from model.engines.job import LoadedModel, ModelSpec
+from model.engines.pixel_target import doubt_target
 
 EAGER_BATCH = 8
 
@@ -24,7 +26,7 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
         WeightsError: the weights are missing, foreign or damaged, or are not the preset.
         EngineBuildError: the model cannot have this image size or this preprocessing.
     """
-    checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss)
+    checkpoint = load(Path(spec.path), spec.preset, spec.norm_pix_loss, spec.heads)
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if spec.image_size is not None:
         with _name_setting("IMAGE_SIZE"):
@@ -32,7 +34,11 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
     if spec.preprocess is not None:
         with _name_setting("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
-    return checkpoint, LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license)
+    notes = [note for note in checkpoint.notes if not (spec.preprocess and note.endswith(IMAGENET))]
+    loaded = LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license, tuple(notes))
+    if doubt := doubt_target(checkpoint, reference_engine(checkpoint, loaded)):
+        loaded = replace(loaded, notes=(*loaded.notes, doubt))
+    return checkpoint, loaded
 
 
 def reference_engine(checkpoint: Checkpoint, model: LoadedModel) -> EagerEngine:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from model.config import AttentionHeads
 from model.engines.base import Backend, Precision
 
 
@@ -23,7 +24,9 @@ class EngineSettings(BaseModel):
     model: str | None = None
     """Preset (mae_tiny … mae_huge, resnet_tiny): which packaged weights to serve, or what a foreign checkpoint is."""
     weights: str | None = None
-    """Checkpoint file or folder, or hf:ORG/NAME; the packaged model if none."""
+    """Checkpoint file or folder, hf:ORG/NAME, or hf:ORG/NAME/FILE.pth; the packaged model if none."""
+    heads: AttentionHeads | None = None
+    """Attention heads of the encoder, or of encoder and decoder (12,16), for a checkpoint that does not say."""
     norm_pix_loss: bool | None = None
     """Whether the decoder predicts pixels normalised within each patch, for a checkpoint that does not say."""
     image_size: int | None = Field(default=None, gt=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ def store_whitening(
     whitening: Mapping[Pooled, Whitening],
     model: str | None = None,
     norm_pix_loss: bool | None = None,
+    heads: Sequence[int] | None = None,
 ) -> None:
     """Writes weights in our own format with whitening beside them; a classification head is kept.
 
@@ -29,11 +30,12 @@ def store_whitening(
         whitening: replaces the whitening in the file.
         model: as for `model.checkpoints.checkpoint.load`.
         norm_pix_loss: as for `model.checkpoints.checkpoint.load`.
+        heads: as for `model.checkpoints.checkpoint.load`.
 
     Raises:
         WeightsError: the weights cannot be read.
     """
-    checkpoint = load(source.path, model, norm_pix_loss)
+    checkpoint = load(source.path, model, norm_pix_loss, heads)
     checkpoint = replace(
         checkpoint,
         heads=replace(checkpoint.heads, whitening=dict(whitening)),

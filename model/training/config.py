@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from model.checkpoints.native import Pooled
-from model.config import Loss
+from model.config import AttentionHeads, Loss
 from model.images.open_image import MAX_PIXELS
 from model.masking import Strategy
 
@@ -97,6 +97,8 @@ class Recipe(TrainingConfig):
     init: str | None = None
     """Weights to start from: mae_tiny (the packaged ones) or any checkpoint that can be served; a missing
     decoder is made anew."""
+    heads: AttentionHeads | None = None
+    """Attention heads of the weights to start from, as 12, or 12,16 for encoder and decoder, if they do not say."""
     name: Name | None = None
     """Name to serve the model under; by default that of the run's folder."""
     license: str | None = None
@@ -126,12 +128,20 @@ class Recipe(TrainingConfig):
     preview_images: int = Field(default=6, ge=0)
     """Images on the sheet."""
 
+    @model_validator(mode="after")
+    def _require_weights_for_heads(self) -> Self:
+        if self.heads is not None and self.init is None:
+            raise ValueError("heads belong to the weights that init names, and there are none")
+        return self
+
 
 class FinetuningRecipe(TrainingConfig):
     """Options of a fine-tuning run or a linear probe (He et al. 2021, appendix A.1 and A.2)."""
 
     weights: str | None = None
     """Weights to start from: any checkpoint that can be served; by default the packaged ones."""
+    heads: AttentionHeads | None = None
+    """Attention heads of the weights to start from, as 12, or 12,16 for encoder and decoder, if they do not say."""
     name: Name | None = None
     """Name to serve the model under; by default that of the run's folder."""
     license: str | None = None

@@ -124,7 +124,9 @@ class FinetuningTask(Task):
             raise RunError("--batch-size leaves a process one image, of which --frozen cannot take mean and variance")
         split = split_images(folder, validation, recipe.validation_share, recipe.seed)
         source = locate_named(recipe.weights)
-        self._start = start = starting_point(load(source.path), recipe, name)
+        weights = load(source.path, heads=recipe.heads)
+        weights.log_notes(source.name)
+        self._start = start = starting_point(weights, recipe, name)
         if recipe.pool not in pools_of(start.config):
             raise RunError(
                 f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean"

@@ -149,7 +149,9 @@ def starting_point(recipe: Recipe, name: str) -> Checkpoint:
     if recipe.init is None:
         model = build_model(config.model_copy(update={"name": name}))
         return Checkpoint(model.config, Preprocessing(), "mae-serve", dict(model.state_dict()), recipe.license)
-    return warm_start(load(locate_named(recipe.init).path), config, recipe, name)
+    weights = load(locate_named(recipe.init).path, heads=recipe.heads)
+    weights.log_notes(recipe.init)
+    return warm_start(weights, config, recipe, name)
 
 
 def model_config(recipe: Recipe) -> MAEConfig:

@@ -31,8 +31,8 @@ def test_every_setting_is_described() -> None:
 def test_the_contract_names_them_all() -> None:
     names = """HOST PORT MODEL WEIGHTS IMAGE_SIZE PREPROCESS BACKEND PRECISION LANES MAX_BATCH MAX_DELAY_MS QUEUE_IMAGES
         MAX_INFLIGHT_MB DECODE_THREADS MAX_BODY_MB MAX_PIXELS MAX_DECODE_MB MAX_IMAGES REQUEST_TIMEOUT_S DRAIN_TIMEOUT_S
-        ENGINE_CACHE API_KEYS LOG_FORMAT NORM_PIX_LOSS CUDA_GRAPHS COMPILE_TIMEOUT_S PARITY_COSINE PARITY_PSNR_DB
-        PARITY_LOSS HTTP_WORKERS HEADER_TIMEOUT_S BODY_STALL_S"""
+        ENGINE_CACHE API_KEYS LOG_FORMAT HEADS NORM_PIX_LOSS CUDA_GRAPHS COMPILE_TIMEOUT_S PARITY_COSINE
+        PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS HEADER_TIMEOUT_S BODY_STALL_S"""
     assert {name.upper() for name in Settings.model_fields} == set(names.split())
 
 
@@ -42,6 +42,7 @@ VALUES = {
     "HTTP_WORKERS": ("2", 2),
     "MODEL": ("mae_base", "mae_base"),
     "WEIGHTS": ("hf:facebook/vit-mae-base", "hf:facebook/vit-mae-base"),
+    "HEADS": ("12,16", (12, 16)),
     "NORM_PIX_LOSS": ("true", True),
     "IMAGE_SIZE": ("448", 448),
     "PREPROCESS": ('{"resize": "squash"}', {"resize": "squash"}),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from model.engines.settings import EngineSettings
 from model.training.config import require_no_control_characters
 from service.cli.errors import CommandError
 from service.cli.files import require_folder
+from service.cli.options import parameters_of
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint file or folder, or hf:ORG/NAME.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Checkpoint file or folder, hf:ORG/NAME, or hf:ORG/NAME/FILE.pth."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="<path>", help="Safetensors file to write.")],
     half: Annotated[bool, typer.Option("--half", help="Store 16 bits per number, which halves the size.")] = False,
     model: Annotated[
@@ -28,11 +34,27 @@ def convert(
             help="Preset (mae_tiny … mae_huge) of a checkpoint that does not record its number of heads.",
         ),
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads",
+            metavar="<text>",
+            help="Attention heads of the encoder, or of encoder and decoder (12,16), if the checkpoint does not tell.",
+        ),
+    ] = None,
     norm_pix_loss: Annotated[
         bool | None,
         typer.Option(
             "--norm-pix-loss/--no-norm-pix-loss",
             help="Whether the decoder predicts pixels normalised within each patch, if the checkpoint does not tell.",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            "--preprocess",
+            metavar="<json>",
+            help="JSON that replaces parts of the preprocessing: resize, crop_fraction, filter, mean, std.",
         ),
     ] = None,
     name: Annotated[
@@ -41,9 +63,10 @@ def convert(
 ) -> None:
     """Convert a checkpoint to the format of mae-serve.
 
-    SOURCE may be a .pth file of facebookresearch/mae, a folder of Hugging Face's ViTMAE, an encoder of timm, or a file
-    of mae-serve. The output is one .safetensors file, which holds sizes, preprocessing, licence and name, and which
-    `--weights` accepts.
+    SOURCE may be a .pth file of facebookresearch/mae or of a program that uses its names (Lightning, lightly,
+    solo-learn, timm), a file of mmpretrain, a folder of Hugging Face's ViTMAE, an encoder of timm, or a file of
+    mae-serve. The output is one .safetensors file, which holds sizes, preprocessing, licence and name, and which
+    `--weights` accepts. Standard error names what SOURCE does not tell and what was taken instead.
     """
     if output.suffix != ".safetensors":
         raise CommandError(f"{output} should end in .safetensors")
@@ -56,16 +79,23 @@ def convert(
         raise CommandError(str(error)) from None
     from dataclasses import replace
 
-    from model.checkpoints.checkpoint import load, save
+    from model.checkpoints.checkpoint import save
     from model.checkpoints.locate import locate
+    from model.engines.job import ModelSpec
+    from model.engines.reference import load_model
 
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     location = locate(source, None)
-    checkpoint = load(location.path, model, norm_pix_loss)
+    settings = parameters_of(EngineSettings, {"heads": heads, "preprocess": preprocess})
+    spec = ModelSpec(str(location.path), model, norm_pix_loss, heads=settings.heads, preprocess=settings.preprocess)
+    checkpoint, loaded = load_model(spec)
     print(f"{source}: {_describe(checkpoint)}")
+    for note in loaded.notes:
+        print(f"mae: {source}: {note}", file=sys.stderr)
     checkpoint = replace(
         checkpoint,
         config=checkpoint.config.model_copy(update={"name": name or checkpoint.config.name}),
+        preprocessing=loaded.preprocessing,
         license=checkpoint.license or location.license,
     )
     save(output.resolve(), checkpoint, half)

@@ -146,7 +146,8 @@ def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | No
         whitening, count = fit_pools(engine, read, paths, numbers, progress)
     from model.evaluation.store import store_whitening
 
-    store_whitening(locate(settings.weights, settings.model), target, whitening, settings.model, settings.norm_pix_loss)
+    source = locate(settings.weights, settings.model)
+    store_whitening(source, target, whitening, settings.model, settings.norm_pix_loss, settings.heads)
     sizes = ", ".join(f"{pool} to {fitted.matrix.shape[1]} numbers" for pool, fitted in whitening.items())
     print(f"{target}: whitening of {sizes}, fitted on {count} images")
     if progress.skipped:

@@ -169,14 +169,6 @@ class TestFacebookresearch:
         state = {name: tensor for name, tensor in weights.items() if not name.endswith("qkv.bias")}
         assert load(torch_file(tmp_path / "bird.pth", state)).config == config.model_copy(update={"qkv_bias": False})
 
-    def test_a_preset_gives_the_heads(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Tensor], config: MAEConfig
-    ) -> None:
-        monkeypatch.setitem(PRESETS, "odd", config.model_copy(update={"name": "odd", "num_heads": 6}))
-        path = torch_file(tmp_path / "bird.pth", weights)
-        assert load(path, model="odd").config.num_heads == 6
-        assert load(path).config.num_heads == 3
-
 
 class TestBuild:
     def test_a_built_model_is_for_inference(self, bird: Checkpoint, weights: dict[str, Tensor]) -> None:

@@ -169,11 +169,12 @@ class TestHuggingFace:
         assert load(tmp_path).preprocessing == expected
 
     def test_without_a_preprocessor_images_are_prepared_as_upstream_does(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, hugging_face: Save
+        self, tmp_path: Path, hugging_face: Save
     ) -> None:
         hugging_face(tmp_path)
-        assert load(tmp_path).preprocessing == Preprocessing()
-        assert "no preprocessor_config.json" in caplog.text
+        loaded = load(tmp_path)
+        assert loaded.preprocessing == Preprocessing()
+        assert "so ImageNet's mean and deviation and the resize of upstream's MAE are used" in loaded.notes[0]
 
     @pytest.mark.parametrize(
         "written",

@@ -171,10 +171,10 @@ def hub() -> Iterator[Hub]:
                 self.answer(200, json.dumps(tree).encode())
             elif api and rest in ([], ["revision", "main"], ["revision", "v2"]):
                 self.answer(200, json.dumps({"id": f"{owner}/{name}", "sha": COMMIT}).encode())
-            elif not api and rest[:1] == ["resolve"] and rest[2] in files:
-                hub.asked.append(rest[2])
-                etag = hashlib.sha1(files[rest[2]]).hexdigest()
-                self.answer(200, files[rest[2]], {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
+            elif not api and rest[:1] == ["resolve"] and (file := "/".join(rest[2:])) in files:
+                hub.asked.append(file)
+                etag = hashlib.sha1(files[file]).hexdigest()
+                self.answer(200, files[file], {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
 
@@ -262,6 +262,26 @@ print(json.dumps([str(source.path), source.name, source.license]))
         assert run.returncode == 0, run.stderr
         assert set(hub.asked) == {"config.json", "pytorch_model.bin"}
 
+    @pytest.mark.parametrize("name", ["bird_mae.pth", "weights/bird_mae.pt"])
+    def test_one_file_of_a_repository(self, hub: Hub, tmp_path: Path, name: str) -> None:
+        hub.repositories["aviary/bird"] = {name: b"weights", "other.pth": b"large", "README.md": CARD}
+        run = self.locate(hub, tmp_path, f"hf:aviary/bird/{name}@v2")
+        assert run.returncode == 0, run.stderr
+        path, model, licence = json.loads(run.stdout)
+        assert (Path(path).read_bytes(), model, licence) == (b"weights", "bird_mae", "cc-by-nc-4.0")
+        assert set(hub.asked) == {name, "README.md"}, "nothing else is downloaded"
+        missing = self.locate(hub, tmp_path, "hf:aviary/bird/mine.pth")
+        assert "WeightsError: hf:aviary/bird/mine.pth: the repository holds no mine.pth" in missing.stderr
+        whole = self.locate(hub, tmp_path, "hf:aviary/bird")
+        assert "if it holds another file of weights, name that as hf:aviary/bird/FILE.pth" in whole.stderr
+
+    def test_converted_weights_are_also_under_the_licence_of_their_origin(self, hub: Hub, tmp_path: Path) -> None:
+        hub.repositories["facebook/vit-mae-base"] = SNAPSHOT | {"README.md": b"---\nlicense: apache-2.0\n---\n"}
+        run = self.locate(hub, tmp_path, "hf:facebook/vit-mae-base")
+        assert json.loads(run.stdout)[2] == (
+            "apache-2.0 by its card; converted from files that facebookresearch/mae has under CC-BY-NC 4.0"
+        )
+
     def test_the_cache_serves_without_the_hub(self, hub: Hub, tmp_path: Path) -> None:
         hub.repositories["aviary/bird"] = SNAPSHOT
         online = self.locate(hub, tmp_path, "hf:aviary/bird")
@@ -276,7 +296,10 @@ print(json.dumps([str(source.path), source.name, source.license]))
         empty = self.locate(hub, tmp_path, "hf:aviary/empty")
         assert "WeightsError: hf:aviary/empty holds neither safetensors nor pytorch_model.bin" in empty.stderr
 
-    @pytest.mark.parametrize("weights", ["hf:bird", "hf:", "hf:a/b/c", "hf:a/b@", "hf:https://example.org/a/b"])
+    @pytest.mark.parametrize(
+        "weights",
+        ["hf:bird", "hf:", "hf:a/b/c", "hf:a/b@", "hf:https://example.org/a/b", "hf:a/b/../c.pth", "hf:a/b//c.pth"],
+    )
     def test_what_names_no_repository_is_refused(self, weights: str) -> None:
         with pytest.raises(WeightsError, match="names no repository of the hub: expected hf:ORG/NAME"):
             locate(weights, None)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from model.checkpoints import foreign
+from model.checkpoints import foreign, huggingface
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
 from model.checkpoints.heads import Heads, read_heads
@@ -71,7 +71,10 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
-    "a list": (lambda weights: [1, 2], "holds no state dict: expected names and tensors, at the top or under 'model'"),
+    "a list": (
+        lambda weights: [1, 2],
+        "holds no state dict: expected names and tensors, at the top or under one of 'model', 'state_dict', ",
+    ),
     "numbers": (lambda weights: {"accuracy": 0.9}, "holds no state dict"),
     "nothing": (lambda weights: {"model": {}}, "holds no tensors: expected those of a masked autoencoder"),
     "a ResNet": (
@@ -108,7 +111,7 @@ CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
     ),
     "grey images": (
         lambda weights: weights | {"patch_embed.proj.weight": torch.ones(192, 1, 8, 8)},
-        "holds patch_embed.proj.weight as [192, 1, 8, 8]: expected [192, 3, 8, 8]",
+        "takes images of 1 channel: mae-serve serves models of 3 channels, RGB",
     ),
     "a flat patch embedding": (
         lambda weights: weights | {"patch_embed.proj.weight": torch.ones(192, 192)},
@@ -123,7 +126,7 @@ CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
             {name: tensor[..., :96] for name, tensor in weights.items()}
             | {"patch_embed.proj.weight": torch.ones(96, 3, 8, 8)}
         ),
-        "is of an unusual width, and tensors do not tell the number of heads: say which with MODEL",
+        "does not tell the number of attention heads, and its encoder is of an unusual width, 96: say HEADS=12 ",
     ),
     "not a number": (
         lambda weights: weights | {"norm.bias": torch.full((192,), torch.nan)},
@@ -172,7 +175,11 @@ def test_our_format_with_other_positions(tmp_path: Path, config: MAEConfig, weig
 
 
 FOLDERS: dict[str, tuple[dict[str, str], str]] = {
-    "empty": ({}, "holds no config.json: expected a folder of Hugging Face's ViTMAE or of timm"),
+    "empty": (
+        {},
+        "holds no config.json: expected a folder of Hugging Face's ViTMAE or of timm; if it holds a .pth, .pt or .ckpt "
+        "file, name that file",
+    ),
     "another model": (
         {"config.json": '{"model_type": "resnet"}'},
         "has the model_type 'resnet' in its config.json: expected vit_mae, or a config of timm's",
@@ -267,7 +274,7 @@ def test_a_sentence_names_its_path_wherever_it_is_raised(tmp_path: Path, config:
         lambda: foreign.infer_config(path, {}, None, "bird"),
         lambda: foreign.infer_config(path, {"head.bias": torch.ones(1)}, None, "bird"),
         lambda: foreign.require_agreement(path, config, PRESETS["mae_base"]),
-        lambda: foreign.to_upstream_names(path, doubled),
+        lambda: huggingface.to_upstream_names(path, doubled),
         lambda: crops.to_preprocessing(32, path),
         lambda: TimmPreprocessing().to_preprocessing(32, path),
         lambda: Heads.from_arrays(path, {}, metadata),

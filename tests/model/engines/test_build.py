@@ -110,6 +110,17 @@ def test_preprocessing_is_replaced_in_parts(tmp_path: Path, narrow: str) -> None
     assert engine.info.preprocessing == Preprocessing(resize="squash", mean=(0, 0, 0))
 
 
+def test_heads_are_the_operators_and_assumptions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    lite = NARROW.model_copy(update={"embed_dim": 192})
+    torch.save(MaskedAutoencoder(lite).state_dict(), tmp_path / "lite.pth")
+    settings = EngineSettings(engine_cache=tmp_path, weights=str(tmp_path / "lite.pth"), backend="torch", heads="12,4")  # type: ignore[arg-type]
+    info = build(settings).info
+    assert (info.config.num_heads, info.config.decoder_num_heads) == (12, 4)
+    assert [note[:50] for note in info.notes] == ["it does not tell how its images were prepared, so "]
+    assert f"lite: {info.notes[0]}" in caplog.text
+
+
 def test_lanes_share_the_cpus(tmp_path: Path, narrow: str) -> None:
     before = torch.get_num_threads()
     try:
@@ -270,6 +281,8 @@ def test_whatever_changes_the_graphs_makes_another_entry(
         entry_of(weights=narrow, preprocess={"mean": [0, 0, 0]}),
         entry_of(weights=narrow, norm_pix_loss=True),
         entry_of(weights=narrow, norm_pix_loss=False),
+        entry_of(weights=narrow, heads=(4,)),
+        entry_of(weights=narrow, heads=(4, 4)),
         entry_of(weights=narrow, model="mae_tiny"),
     ]
     for what in ("version", "code_digest"):

@@ -45,6 +45,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_the_heads_of_the_weights_to_start_from_can_be_said(
+    tmp_path: Path, probe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "lite.pth"
+    torch.save({"model": load(probe).tensors}, weights)
+    config = starting_point(Recipe(init=str(weights), heads=(12, 16)), "mine").config
+    assert (config.num_heads, config.decoder_num_heads) == (12, 16)
+    assert "guessed" not in caplog.text
+    config = starting_point(Recipe(init=str(weights)), "mine").config
+    assert (config.num_heads, config.decoder_num_heads) == (3, 4)
+    assert "the number of attention heads, so 3 (the encoder is 192 wide)" in caplog.text
+    with pytest.raises(ValueError, match="heads belong to the weights that init names"):
+        Recipe(heads=(12,))
+
+
 def losses(run: Path) -> list[float]:
     lines = read_metrics(run)
     assert [int(line["step"]) for line in lines] == list(range(1, len(lines) + 1))

@@ -34,7 +34,10 @@ def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch
 
 def test_any_layout_becomes_ours(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
     result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--name", "mine")
-    assert result.code == 0 and result.err == ""
+    assert result.code == 0
+    heads, statistics = result.err.splitlines()
+    assert heads.startswith("mae: upstream.pth: it does not tell the number of attention heads, so 3 (the encoder is ")
+    assert statistics.startswith("mae: upstream.pth: it does not tell how its images were prepared, so ImageNet's mean")
     first, second = result.out.splitlines()
     assert first.startswith(
         "upstream.pth: layout facebookresearch, 32 x 32 pixels in patches of 16 x 16, encoder of 2 blocks 192 wide"
@@ -56,6 +59,17 @@ def test_what_the_checkpoint_does_not_say_can_be_said(mae: Mae, upstream: dict[s
     assert all(torch.equal(stored[name], upstream[name].half()) for name in upstream)
 
 
+def test_heads_and_preprocessing_can_be_said(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
+    mean = '{"mean": [0.418, 0.421, 0.399]}'
+    result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--heads", "12,16", "--preprocess", mean)
+    assert result.code == 0 and result.err == ""
+    assert "192 wide with 12 heads" in result.out and "128 wide with 16 heads" in result.out
+    ours = load(Path("ours.safetensors"))
+    assert (ours.config.num_heads, ours.config.decoder_num_heads) == (12, 16)
+    assert ours.preprocessing.mean == (0.418, 0.421, 0.399)
+    assert ours.notes == (), "the file tells it from now on"
+
+
 def test_an_encoder_alone_is_said_to_be_one(mae: Mae, upstream: dict[str, torch.Tensor]) -> None:
     encoder = {name: tensor for name, tensor in upstream.items() if not name.startswith(("decoder", "mask_token"))}
     torch.save({"model": encoder}, "encoder.pth")
@@ -73,6 +87,9 @@ def test_an_encoder_alone_is_said_to_be_one(mae: Mae, upstream: dict[str, torch.
         (["upstream.pth", "-o", "ours.safetensors", "--name", "a\r\nX: 1"], "has a control character"),
         (["upstream.pth", "-o", "ours.safetensors", "--model", "mae_giant"], "there is no preset 'mae_giant'"),
         (["nowhere.pth", "-o", "ours.safetensors"], "/nowhere.pth does not exist"),
+        (["upstream.pth", "-o", "ours.safetensors", "--heads", "12,"], "heads: expected the encoder's number of "),
+        (["upstream.pth", "-o", "ours.safetensors", "--heads", "5"], "192 is not a multiple of its 5 heads"),
+        (["upstream.pth", "-o", "ours.safetensors", "--preprocess", '{"std": [0, 1, 1]}'], "std positive"),
         (["text.pth", "-o", "ours.safetensors"], "is neither a safetensors file nor a PyTorch checkpoint"),
     ],
 )

@@ -1,0 +1,166 @@
+"""Files that `torch.save` wrote: their tensors, and what a training script kept beside them.
+
+Only tensors and plain values are unpickled: torch's safe loader refuses every type that it does not know. Training
+scripts also keep their arguments, paths and NumPy numbers, which are read as inert stand-ins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoints.errors import WeightsError
+
+CONTAINERS = (
+    "model",  # facebookresearch/mae
+    "state_dict",  # Lightning, mmpretrain, timm's train.py
+    "model_state_dict",
+    "model_state",
+    "module",  # DeepSpeed
+    "net",
+    "network",
+    "teacher",
+    "model_ema",
+    "state_dict_ema",
+)
+"""Names that training scripts keep a state dict under; of several, the first is taken."""
+ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
+"""Names that training scripts keep their arguments under."""
+HOW_TO_SAVE = "torch.save({'model': model.state_dict()}, 'weights.pth')"
+
+
+class TorchFile(NamedTuple):
+    """The content of a file, as far as it matters to a model."""
+
+    tensors: dict[str, Tensor]
+    arguments: dict[str, Any]
+    """Arguments of the training script and other plain values beside the tensors, by name."""
+    container: str
+    """The names that lead to the tensors, such as `state_dict`; empty if they lie at the top."""
+
+
+def read_torch_file(file: Path, path: Path) -> TorchFile:
+    """Reads a file without executing anything in it.
+
+    Args:
+        file: the file.
+        path: the file or its folder, which messages name.
+
+    Raises:
+        WeightsError: the file is damaged, is no torch file, or holds something other than plain values and tensors.
+    """
+    with file.open("rb") as opened:
+        magic = opened.read(2)
+    if magic not in (b"PK", b"\x80\x02"):  # torch's zip archives, and its pickles before version 1.6
+        raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # untrusted bytes can make an unpickler raise anything
+        raise WeightsError(f"{path} is refused by PyTorch's safe loader: {_reason(str(error))}") from error
+    names, state = _find_state_dict(content)
+    if state is None:
+        raise WeightsError(
+            f"{path} holds no state dict: expected names and tensors, at the top or under one of "
+            f"{', '.join(map(repr, CONTAINERS))}"
+        )
+    tensors = {str(name): tensor for name, tensor in state.items()}
+    return TorchFile(tensors, _arguments(content) if names else {}, ".".join(names))
+
+
+def _find_state_dict(content: Any) -> tuple[list[str], Mapping[Any, Tensor] | None]:
+    """The state dict inside the content of a file, and the names that lead to it."""
+    names: list[str] = []
+    while isinstance(content, Mapping):
+        if all(isinstance(value, Tensor) for value in content.values()):
+            return names, content
+        inside = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        if inside is None:
+            break
+        names.append(inside)
+        content = content[inside]
+    return names, None
+
+
+def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Plain values of the file, and over them the arguments of its training script, at most one level deep."""
+    found = {str(name): value for name, value in content.items() if isinstance(value, str | int | float)}
+    for name in ARGUMENTS:
+        values = content.get(name)
+        values = vars(values) if isinstance(values, argparse.Namespace) else values
+        if isinstance(values, Mapping):
+            inner_values = [vars(v) if isinstance(v, argparse.Namespace) else v for v in values.values()]
+            for inner in (*(value for value in inner_values if isinstance(value, Mapping)), values):
+                found |= {str(key): value for key, value in inner.items()}
+    return found
+
+
+def _reason(message: str) -> str:
+    """Why the safe loader refused a file, in our words."""
+    if "TorchScript" in message:
+        return f"it is a TorchScript program; save its weights instead, by {HOW_TO_SAVE}"
+    kind = re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", message)
+    if kind is None:
+        return "it is damaged"
+    return (
+        f"it holds a {kind[1] or kind[2]}, and to read that could run code; "
+        f"where the file was made, save the weights alone: {HOW_TO_SAVE}"
+    )
+
+
+class _Inert:
+    """Stands in for an object whose content does not matter."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Forgets the arguments."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forgets the state."""
+
+
+class _Dtype:
+    """Stands in for numpy.dtype."""
+
+    def __init__(self, code: str, *arguments: object) -> None:
+        self.code = code
+        self.order = "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _number(dtype: _Dtype, data: object) -> object:
+    """A NumPy number as Python's, or None if it is of no plain type."""
+    code = getattr(dtype, "code", "")
+    if not isinstance(data, bytes) or not re.fullmatch(r"[biuf][1248]", str(code)):
+        return None
+    kind = np.dtype(f"{dtype.order}{code}")
+    return np.frombuffer(data, kind)[0].item() if len(data) == kind.itemsize else None
+
+
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    *(
+        (pure, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for pure, names in (
+            (PurePosixPath, ("PosixPath", "PurePosixPath")),
+            (PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
+        )
+        for name in names
+    ),
+    (_Dtype, "numpy.dtype"),
+    (_Inert, "numpy.ndarray"),
+    *(
+        (stand_in, f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")  # the former before NumPy 2
+        for stand_in, name in ((_number, "scalar"), (_Inert, "_reconstruct"))
+    ),
+]
