@@ -44,6 +44,9 @@ class MAEConfig(BaseModel):
     resolution. Its `depth` counts the blocks of all stages, its `embed_dim` is the width of the last stage, and its
     `decoder_depth` counts the blocks before the upsampling. The ratios of perceptrons, `qkv_bias` and `positions` mean
     nothing to it.
+
+    A `final_norm` of "pooled" is that of classifiers that upstream and timm fine-tune with average pooling: the tokens
+    are not normed, but their mean is. Such a model has no decoder, and its cls token stands for nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,12 +67,17 @@ class MAEConfig(BaseModel):
     qkv_bias: bool = True
     layer_norm_eps: float = Field(default=1e-6, gt=0)
     positions: Literal["sincos", "learned"] = "sincos"
+    final_norm: Literal["tokens", "pooled"] = Field(
+        default="tokens", description="Whether the encoder's last norm is over its tokens, or over their mean (fc_norm)"
+    )
     norm_pix_loss: bool = Field(default=False, description="The decoder predicts pixels normalised within each patch")
 
     @model_validator(mode="after")
     def _require_consistent(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.final_norm == "pooled" and (self.has_decoder or self.family != "vit"):
+            raise ValueError("a norm after the pooling is for vits without a decoder")
         if self.family == "vit":
             self._require_heads()
         else:
@@ -113,8 +121,8 @@ class MAEConfig(BaseModel):
 
     @property
     def has_cls(self) -> bool:
-        """Whether the encoder has a cls token; a residual encoder gives the mean of its features instead."""
-        return self.family == "vit"
+        """Whether a vector of a cls token stands for the image; otherwise the mean takes its place."""
+        return self.family == "vit" and self.final_norm == "tokens"
 
     @property
     def grid(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +16,19 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.atomic_write import atomic_write
-from model.checkpoints import foreign, huggingface, names, preprocessors
+from model.checkpoints import classifiers, foreign, huggingface, names, preprocessors
 from model.checkpoints.attention_heads import HeadCounts
 from model.checkpoints.errors import WeightsError, summarise, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.locate import license_of, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
+from model.checkpoints.tensors import names_not_finite, regrid, require_exact, to_float32
 from model.checkpoints.torch_files import TorchFile, read_torch_file
 from model.config import PRESETS, MAEConfig, Preprocessing
 from model.nn import build_model
 from model.nn.base import Autoencoder
-from model.nn.vit import sincos_positions
 
 Layout = Literal["mae-serve", "facebookresearch", "huggingface", "timm", "mmpretrain"]
 TARGETS = ("norm_pix_loss", "norm_pix")
@@ -52,7 +51,7 @@ class Checkpoint:
         layout: the program whose format the file has.
         tensors: weights under upstream's key names, exactly those that `config` asks for; float32 and finite.
         license: licence of the weights, if the file or its model card names one.
-        heads: classification head and whitening, which only our own format has.
+        heads: classification head, and whitening, which only our own format has.
         notes: sentences about what the file did not tell and what was taken instead, and about names that were changed
             or left out; each goes on after the file's name and a colon.
         target_is_known: whether file or operator told what the decoder predicts.
@@ -88,7 +87,7 @@ class Checkpoint:
             if image_size <= 0 or image_size % config.patch_size:
                 raise ValueError(f"image_size {image_size} is not a multiple of the patch size, {config.patch_size}")
             config = config.model_copy(update={"image_size": image_size})
-            tables = {name: _regrid(tensors[name], config) for name in foreign.POSITION_TABLES if name in tensors}
+            tables = {name: regrid(tensors[name], config) for name in foreign.POSITION_TABLES if name in tensors}
             tensors = tensors | tables
         with torch.device("meta"):  # the weights are assigned below: to initialise them would be wasted
             model = build_model(config)
@@ -122,7 +121,7 @@ def load(
         checkpoint = _with_heads(path, read(path, preset, counts), counts)
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
-    _require_exact(path, checkpoint.tensors, checkpoint.config)
+    require_exact(path, checkpoint.tensors, checkpoint.config)
     config = checkpoint.config
     if norm_pix_loss is not None:
         config = config.model_copy(update={"norm_pix_loss": norm_pix_loss})
@@ -145,7 +144,7 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     """
     dtype = torch.float16 if half else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.tensors.items()}
-    if not_finite := _not_finite(tensors):
+    if not_finite := names_not_finite(tensors):
         raise WeightsError(f"{path} would hold infinities or NaN in {summarise(not_finite)}: it was not written")
     tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.heads.arrays().items()}
     metadata = Metadata(
@@ -155,12 +154,15 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
         head=checkpoint.heads.head and checkpoint.heads.head.config,
     )
     # Not safetensors' save_file, which leaves the file unreadable to everyone else.
-    atomic_write(path, safetensors.torch.save(tensors, {METADATA_KEY: metadata.model_dump_json()}), durable=True)
+    # Earlier releases do not know `final_norm`, and read every file that needs it not.
+    unused = {"config": {"final_norm"}} if checkpoint.config.final_norm == "tokens" else None
+    text = metadata.model_dump_json(exclude=unused)
+    atomic_write(path, safetensors.torch.save(tensors, {METADATA_KEY: text}), durable=True)
 
 
 def _load_file(path: Path, preset: MAEConfig | None, counts: HeadCounts) -> Checkpoint:
     if metadata := read_metadata(path):
-        stored = _to_float32(path, load_file(path))
+        stored = to_float32(path, load_file(path))
         head_arrays = {name: x.numpy() for name, x in stored.items() if is_head_tensor(name)}
         heads = Heads.from_arrays(path, head_arrays, metadata)
         tensors = {name: x for name, x in stored.items() if not is_head_tensor(name)}
@@ -176,18 +178,19 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
     settings = _read_json(folder, "config.json")
     kind, architecture = settings.get("model_type"), settings.get("architecture")
     foreign.require_vit(folder, str(architecture or kind))
-    if kind != "vit_mae" and architecture is None:
+    if kind not in huggingface.MODEL_TYPES and architecture is None:
         raise WeightsError(
-            f"{folder} has the model_type {kind!r} in its config.json: expected vit_mae, or a config of timm's"
+            f"{folder} has the model_type {kind!r} in its config.json: expected vit_mae or vit, or a config of timm's"
         )
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
         tensors |= load_file(file) if is_safetensors(file) else read_torch_file(file, folder).tensors
     name = readable_name(folder)
-    if kind != "vit_mae":
+    if kind not in huggingface.MODEL_TYPES:
         timm = preprocessors.TimmConfig.model_validate(settings)
         timm.require_known_arguments(folder)
-        checkpoint = _foreign(folder, TorchFile(tensors, timm.arguments, ""), preset, counts, name)
+        file = TorchFile(tensors, timm.arguments, "")
+        checkpoint = _foreign(folder, file, preset, counts, name, classifiers.labels_of(timm.labels))
         preparation = timm.pretrained_cfg
         return replace(
             checkpoint,
@@ -195,9 +198,12 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
             layout="timm",
             license=preparation.license or license_of(folder),
         )
-    tensors = huggingface.to_upstream_names(folder, _to_float32(folder, tensors))
-    config = huggingface.HuggingFaceConfig.model_validate(settings).to_config(tensors, name)
-    preprocessing, notes = Preprocessing(), []
+    hugging_face = huggingface.HuggingFaceConfig.model_validate(settings)
+    tensors = huggingface.to_upstream_names(folder, to_float32(folder, tensors))
+    notes = huggingface.drop_pooler(tensors)
+    heads, _ = _take_head(folder, tensors, "token", hugging_face.labels(folder))
+    config = hugging_face.to_config(tensors, name)
+    preprocessing = Preprocessing()
     if (folder / "preprocessor_config.json").is_file():
         settings = _read_json(folder, "preprocessor_config.json")
         preprocessor = preprocessors.HuggingFacePreprocessor.model_validate(settings)
@@ -205,17 +211,25 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
     else:
         # transformers' own default standardises with 0.5, which no published masked autoencoder was trained with
         notes.append(IMAGENET)
-    return Checkpoint(config, preprocessing, "huggingface", tensors, license_of(folder), notes=tuple(notes))
+    return Checkpoint(config, preprocessing, "huggingface", tensors, license_of(folder), heads, tuple(notes))
 
 
-def _foreign(path: Path, file: TorchFile, preset: MAEConfig | None, counts: HeadCounts, name: str) -> Checkpoint:
+def _foreign(
+    path: Path,
+    file: TorchFile,
+    preset: MAEConfig | None,
+    counts: HeadCounts,
+    name: str,
+    labels: Sequence[str] | None = None,
+) -> Checkpoint:
     """The checkpoint of a state dict that comes without a config of its own; images are prepared by our defaults."""
     notes = [f"its tensors were found under {file.container!r}"] if file.container not in ("", "model") else []
     named = names.to_upstream_names(path, file.tensors)
-    tensors = _to_float32(path, named.tensors)
+    heads, head_notes = _take_head(path, named.tensors, file.arguments.get("global_pool"), labels)
+    tensors = to_float32(path, named.tensors)
     notes += named.notes + names.complete_decoder(tensors)
     config, guesses = foreign.infer_config(path, tensors, preset, name, counts, file.arguments)
-    notes += guesses
+    notes += guesses + head_notes
     target = next((bool(file.arguments[key]) for key in TARGETS if key in file.arguments), None)
     if target is None and named.mmpretrain and config.has_decoder:
         notes.append("its decoder is taken to predict normalised pixels, as mmpretrain's recipes train it")
@@ -223,7 +237,26 @@ def _foreign(path: Path, file: TorchFile, preset: MAEConfig | None, counts: Head
     layout: Layout = "mmpretrain" if named.mmpretrain else "facebookresearch"
     if path.is_file() and is_safetensors(path) and not config.has_decoder and not named.mmpretrain:
         layout = "timm"
-    return Checkpoint(config, Preprocessing(), layout, tensors, notes=tuple(notes), target_is_known=target is not None)
+    return Checkpoint(
+        config,
+        Preprocessing(),
+        layout,
+        tensors,
+        heads=heads,
+        notes=tuple(notes),
+        target_is_known=target is not None,
+    )
+
+
+def _take_head(
+    path: Path, tensors: dict[str, Tensor], global_pool: object, labels: Sequence[str] | None
+) -> tuple[Heads, list[str]]:
+    """Takes the classification head, if any, out of `tensors` under upstream's names; with notes about assumptions."""
+    taken = to_float32(path, classifiers.take_head_tensors(tensors))
+    if not taken:
+        return Heads(), []
+    pool = classifiers.pool_of(path, global_pool, "fc_norm.weight" in tensors)
+    return Heads(classifiers.to_head(path, taken, pool, labels)), classifiers.assumptions(global_pool, pool, labels)
 
 
 def _with_heads(path: Path, checkpoint: Checkpoint, counts: HeadCounts) -> Checkpoint:
@@ -261,45 +294,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return settings
 
 
-def _to_float32(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise WeightsError(f"{path} holds {name} as {tensor.dtype}: expected floating-point weights")
-    return {str(name): tensor.detach().float() for name, tensor in tensors.items()}
-
-
-def _require_exact(path: Path, tensors: dict[str, Tensor], config: MAEConfig) -> None:
-    """Raises unless the names and shapes are those of the model, and every number is finite."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
-    if missing := expected.keys() - tensors.keys():
-        raise WeightsError(f"{path} lacks {summarise(missing)}, which a masked autoencoder of its size has")
-    if unexpected := tensors.keys() - expected.keys():
-        raise WeightsError(f"{path} holds {summarise(unexpected)}, which no masked autoencoder of its size has")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise WeightsError(f"{path} holds {name} as {list(tensors[name].shape)}: expected {list(shape)}")
-    if not_finite := _not_finite(tensors):
-        raise WeightsError(f"{path} holds infinities or NaN in {summarise(not_finite)}: expected finite weights")
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that hold infinities or NaN."""
-    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-
-
 def _preset(model: str | None) -> MAEConfig | None:
     if model is not None and model not in PRESETS:
         raise WeightsError(f"there is no preset {model!r}: the presets are {', '.join(PRESETS)}")
     return None if model is None else PRESETS[model]
-
-
-def _regrid(table: Tensor, config: MAEConfig) -> Tensor:
-    """Position table [1, 1 + N, D] for the config's grid; the vector of cls stays."""
-    width = table.shape[-1]
-    if config.positions == "sincos":
-        return sincos_positions(width, config.grid)
-    trained = round((table.shape[1] - 1) ** 0.5)
-    square = table[:, 1:].reshape(1, trained, trained, width).permute(0, 3, 1, 2)
-    square = F.interpolate(square, size=(config.grid, config.grid), mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], square.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -41,9 +41,8 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
 def _explain(error: ValidationError) -> str:
     """Puts pydantic's errors into one line: each field, its value, and the rule that it breaks."""
     details = error.errors(include_url=False, include_context=False)
+    rules = [detail["msg"].removeprefix("Value error, ") for detail in details]
     return "; ".join(
-        f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r} ({detail['msg']})"
-        if detail["loc"]
-        else detail["msg"]
-        for detail in details
+        f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r} ({rule})" if detail["loc"] else rule
+        for detail, rule in zip(details, rules, strict=True)
     )

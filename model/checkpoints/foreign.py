@@ -65,6 +65,7 @@ def infer_config(
         "mlp_ratio": _shape(path, tensors, "blocks.0.mlp.fc1.weight", 2)[0] / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "decoder_depth": 0,
+        "final_norm": "pooled" if "fc_norm.weight" in tensors else "tokens",
     }
     if "decoder_embed.weight" in tensors:
         inner = _shape(path, tensors, "decoder_embed.weight", 2)[0]
@@ -111,10 +112,6 @@ def _require_autoencoder(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for pattern, network in OTHER_NETWORKS.items():
         if name := next(filter(pattern.search, tensors), None):
             raise WeightsError(f"{path} is {network} (it holds {name}): {SERVED}")
-    if classifier := [name for name in tensors if name.startswith(("head.", "fc_norm."))]:
-        raise WeightsError(
-            f"{path} is a fine-tuned classifier (it holds {classifier[0]}): expected a pre-trained autoencoder"
-        )
     if "patch_embed.proj.weight" not in tensors:
         content = f"{len(tensors)} tensors such as {next(iter(tensors))}" if tensors else "no tensors"
         hint = "; pass its folder, config.json included" if any("patch_embeddings" in name for name in tensors) else ""

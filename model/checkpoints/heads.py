@@ -116,9 +116,31 @@ class Heads:
         return cls(head, whitening)
 
 
+def fold_batch_norm(weight: Floats, bias: Floats, mean: Floats, variance: Floats, eps: float) -> tuple[Floats, Floats]:
+    """Folds a BatchNorm without affine, in eval mode, into the linear layer after it: weight [C, D] and bias [C].
+
+    Args:
+        weight: of the linear layer, [C, D].
+        bias: of the linear layer, [C].
+        mean: the BatchNorm's running mean [D].
+        variance: its running variance [D].
+        eps: what it adds to the variance.
+    """
+    folded = weight.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
+    shifted = bias.astype(np.float64) - folded @ mean.astype(np.float64)
+    return folded.astype(np.float32), shifted.astype(np.float32)
+
+
 def pools_of(config: MAEConfig) -> tuple[Pooled, ...]:
-    """The pooled vectors of a model: a convolutional one has no cls token."""
+    """The pooled vectors of a model; not every one has a vector of the cls token."""
     return tuple(pool for pool in POOL_INDEX if pool != "cls" or config.has_cls)
+
+
+def why_no_cls(config: MAEConfig) -> str:
+    """Why a model has no vector of a cls token, to go on after its name."""
+    if config.family == "vit":
+        return "was fine-tuned on the mean of its tokens, and its cls token stands for nothing"
+    return "is convolutional and has no cls token"
 
 
 def read_heads(path: Path) -> Heads:

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ViTMAE: config.json and the names of every generation of transformers."""
+"""Folders of Hugging Face's ViTMAE and ViT: config.json and the names of every generation of transformers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from pydantic import BaseModel, BeforeValidator
 from torch import Tensor
 
-from model.checkpoints.errors import WeightsError
+from model.checkpoints import classifiers
+from model.checkpoints.errors import WeightsError, summarise
 from model.checkpoints.foreign import kind_of_positions
 from model.config import MAEConfig, Positive
 
+MODEL_TYPES = ("vit_mae", "vit")
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +58,7 @@ Side = Annotated[Positive, BeforeValidator(_one_side)]
 
 
 class HuggingFaceConfig(BaseModel):
-    """config.json of a ViTMAE; omitted fields have the defaults of transformers' `ViTMAEConfig`."""
+    """config.json of a ViTMAE or ViT; omitted fields have the defaults of transformers' `ViTMAEConfig`, `ViTConfig`."""
 
     hidden_size: Positive = 768
     num_hidden_layers: Positive = 12
@@ -73,6 +75,21 @@ class HuggingFaceConfig(BaseModel):
     decoder_num_hidden_layers: Positive = 8
     decoder_intermediate_size: Positive = 2048
     norm_pix_loss: bool = False
+    id2label: dict[str, str] | None = None
+    problem_type: str | None = None
+
+    def labels(self, path: Path) -> list[str] | None:
+        """The names of the classes in their order; `path` is the folder, for messages.
+
+        Raises:
+            WeightsError: the head does not choose one of its classes.
+        """
+        if self.problem_type not in (None, "single_label_classification"):
+            raise WeightsError(
+                f"{path} has the problem_type {self.problem_type!r} in its config.json: "
+                "expected single_label_classification"
+            )
+        return classifiers.labels_of(self.id2label)
 
     def to_config(self, tensors: Mapping[str, Tensor], name: str) -> MAEConfig:
         """Translates the config to our names; there is no decoder if `tensors`, under upstream's names, has none."""
@@ -100,7 +117,16 @@ class HuggingFaceConfig(BaseModel):
         )
 
 
+def drop_pooler(tensors: dict[str, Tensor]) -> list[str]:
+    """Drops the layer that a ViTModel has after its cls token, from tensors under upstream's names; a note tells it."""
+    pooler = [name for name in tensors if name.removeprefix("vit.").startswith("pooler.")]
+    for name in pooler:
+        del tensors[name]
+    return [f"left out, as vectors are taken before the pooler: {summarise(pooler)}"] if pooler else []
+
+
 _PARTS = {
+    "classifier": "head",
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",

@@ -81,6 +81,7 @@ class TimmPreprocessing(BaseModel):
     mean: Colour = (0.485, 0.456, 0.406)
     std: Colour = (0.229, 0.224, 0.225)
     license: str | None = None
+    label_names: Any = None
 
     def to_preprocessing(self, image_size: int, path: Path) -> Preprocessing:
         """Translates the config to our names; `path` is the model's folder, for messages.
@@ -101,6 +102,8 @@ class TimmConfig(BaseModel):
     architecture: str
     pretrained_cfg: TimmPreprocessing = Field(default_factory=TimmPreprocessing)
     model_args: dict[str, Any] = Field(default_factory=dict)
+    global_pool: str | None = None
+    label_names: Any = None
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +113,12 @@ class TimmConfig(BaseModel):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that the model was made with; `arch` is the name that gives the others their defaults."""
-        return {"arch": self.architecture} | self.model_args
+        return {"arch": self.architecture, "global_pool": self.global_pool} | self.model_args
+
+    @property
+    def labels(self) -> Any:
+        """Names of the classes: a list, or a mapping from their numbers."""
+        return self.label_names or self.pretrained_cfg.label_names
 
     def require_known_arguments(self, path: Path) -> None:
         """Raises WeightsError if the model was made with an argument that may change what its tensors compute."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from model.checkpoints.heads import read_heads
+from model.checkpoints.heads import Head, read_heads
 from model.checkpoints.locate import locate
 from model.engines.backend import choose_backend
 from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError
 from model.engines.context import BuildContext
 from model.engines.cuda import identity
+from model.engines.entry import read_head
 from model.engines.job import ModelSpec
 from model.engines.openvino.build import build_openvino
 from model.engines.settings import EngineSettings
@@ -58,7 +60,21 @@ def build(
         engine = build_by(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
     for note in engine.info.notes:
         log.warning("%s: %s", source.name, note)
+    if heads.head is None and engine.info.head is not None:
+        heads = replace(heads, head=_foreign_head(settings, model, engine))
     return ServedModel(engine, heads)
+
+
+def _foreign_head(settings: EngineSettings, model: ModelSpec, engine: Engine) -> Head | None:
+    """The classification head of a checkpoint that is not in our own format, which only torch reads.
+
+    Whoever made the engine's entry has kept the head there. Without an entry torch is loaded anyway.
+    """
+    if engine.info.entry is not None:
+        return read_head(settings.engine_cache / engine.info.entry)
+    from model.engines.reference import load_model
+
+    return load_model(model)[0].heads.head
 
 
 def _build(context: BuildContext) -> Engine:

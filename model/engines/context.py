@@ -79,6 +79,7 @@ class BuildContext:
             libraries: versions to add to those that every engine has.
             more: further fields of `EngineInfo`.
         """
+        head = self.heads.head or model.head
         return EngineInfo(
             backend=self.choice.backend,
             precision=precision,
@@ -95,7 +96,7 @@ class BuildContext:
             preferred_batch=max_batch_size,
             versions=installed_versions() | (libraries or {}),
             notes=model.notes,
-            head=self.heads.head and self.heads.head.config,
+            head=head and head.config,
             whitening=tuple(self.heads.whitening),
             fallback=self.choice.fallback,
             **more,

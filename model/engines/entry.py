@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from model.checkpoints.heads import Head
+from model.checkpoints.native import HeadConfig
 from model.config import MAEConfig, Preprocessing
 from model.engines.job import LoadedModel
 from model.engines.outputs import EngineOutputs
 
-MODEL, REFERENCE = "model.json", "reference.npz"
+MODEL, HEAD, REFERENCE = "model.json", "head.npz", "reference.npz"
 
 
 def read_model(folder: Path) -> LoadedModel:
@@ -24,19 +26,33 @@ def read_model(folder: Path) -> LoadedModel:
         content["layout"],
         content["license"],
         tuple(content["notes"]),
+        read_head(folder),
     )
 
 
+def read_head(folder: Path) -> Head | None:
+    """Reads the classification head, which `write_model` wrote if there is one."""
+    config = json.loads((folder / MODEL).read_text())["head"]
+    if config is None:
+        return None
+    with np.load(folder / HEAD) as arrays:
+        return Head(HeadConfig(**config), arrays["weight"], arrays["bias"])
+
+
 def write_model(folder: Path, model: LoadedModel) -> None:
-    """Writes the model's sizes, preprocessing, checkpoint format and licence."""
+    """Writes the model's sizes, preprocessing, checkpoint format, licence, notes and classification head."""
+    head = model.head
     content = {
         "config": model.config.model_dump(),
         "preprocessing": model.preprocessing.model_dump(),
         "layout": model.layout,
         "license": model.license,
         "notes": model.notes,
+        "head": head and head.config.model_dump(),
     }
     (folder / MODEL).write_text(json.dumps(content, indent=1))
+    if head is not None:
+        np.savez(folder / HEAD, weight=head.weight, bias=head.bias)
 
 
 def read_reference(folder: Path) -> EngineOutputs:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.checkpoints.errors import WeightsError
+from model.checkpoints.heads import Head
 from model.config import MAEConfig, Preprocessing
 from model.engines.base import EngineBuildError, Precision, TensorRTError
 
@@ -48,6 +49,8 @@ class LoadedModel:
     license: str | None
     notes: tuple[str, ...] = ()
     """See `Checkpoint.notes`."""
+    head: Head | None = None
+    """The classification head."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
         with _name_setting("PREPROCESS"):
             preprocessing = Preprocessing(**{**preprocessing.model_dump(), **spec.preprocess})
     notes = [note for note in checkpoint.notes if not (spec.preprocess and note.endswith(IMAGENET))]
-    loaded = LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license, tuple(notes))
+    head = checkpoint.heads.head
+    loaded = LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license, tuple(notes), head)
     if doubt := doubt_target(checkpoint, reference_engine(checkpoint, loaded)):
         loaded = replace(loaded, notes=(*loaded.notes, doubt))
     return checkpoint, loaded

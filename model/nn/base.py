@@ -42,6 +42,10 @@ class Autoencoder(nn.Module, ABC):
         `restore_indices` point into `[mask token, latent…]`: 0 is the mask token, 2 + k the k-th visible patch.
         """
 
+    def pool(self, cls: Tensor, mean: Tensor) -> Tensor:
+        """The latent's first vector [B, D] and the mean of the others [B, D] -> pooled vectors [B, 2, D]."""
+        return torch.stack([cls, mean], dim=1)
+
     def forward(self, patches: Tensor, visible_indices: Tensor, loss: Loss = "mse") -> tuple[Tensor, Tensor, Tensor]:
         """Masks, encodes, decodes, and compares the prediction with the image.
 

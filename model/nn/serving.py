@@ -42,7 +42,7 @@ class Standardise(nn.Module):
 class EncoderGraph(nn.Module):
     """Uint8 [B, K, P], int32 [B, K] -> pooled [B, 2, D] (cls, mean of the patch tokens), latent [B, 1 + K, D].
 
-    A model without a cls token has the mean twice.
+    A model without a vector of a cls token has the mean twice.
     """
 
     def __init__(self, model: Autoencoder, preprocessing: Preprocessing) -> None:
@@ -54,7 +54,7 @@ class EncoderGraph(nn.Module):
     def forward(self, patches: Tensor, visible_indices: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes the visible patches and pools them."""
         latent = self.model.forward_encoder(self.standardise(patches), visible_indices)
-        return torch.stack([latent[:, 0], latent[:, 1:].mean(dim=1)], dim=1), latent
+        return self.model.pool(latent[:, 0], latent[:, 1:].mean(dim=1)), latent
 
 
 class PaddedEncoderGraph(nn.Module):
@@ -75,7 +75,7 @@ class PaddedEncoderGraph(nn.Module):
         latent = self.model.forward_encoder(self.standardise(patches), visible_indices.clamp(min=0), present)
         weight = present.to(latent.dtype)[..., None]
         mean = (latent[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)  # [B, D]
-        return torch.stack([latent[:, 0], mean], dim=1), latent
+        return self.model.pool(latent[:, 0], mean), latent
 
 
 class DecoderGraph(nn.Module):

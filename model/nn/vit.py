@@ -30,7 +30,8 @@ class MaskedAutoencoder(Autoencoder):
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_norm_eps) for _ in range(c.depth)
         )
-        self.norm = nn.LayerNorm(c.embed_dim, eps=c.layer_norm_eps)
+        last_norm = "norm" if c.final_norm == "tokens" else "fc_norm"  # upstream's names, models_vit.py
+        self.add_module(last_norm, nn.LayerNorm(c.embed_dim, eps=c.layer_norm_eps))
         if c.has_decoder:
             width = c.decoder_embed_dim
             self.decoder_embed = nn.Linear(c.embed_dim, width)
@@ -45,7 +46,9 @@ class MaskedAutoencoder(Autoencoder):
         self._initialize_weights()
 
     def forward_encoder(self, visible: Tensor, visible_indices: Tensor, present: Tensor | None = None) -> Tensor:
-        """Visible patches [B, K, P] and their indices, int [B, K] -> latent [B, 1 + K, D]: normed, cls first.
+        """Visible patches [B, K, P] and their indices, int [B, K] -> latent [B, 1 + K, D]: cls first.
+
+        The latent is normed, unless the config says that the norm comes after the pooling.
 
         `present`, bool [B, K], is False for padding, where an image has fewer visible patches than others of its
         batch. Nothing attends to padding.
@@ -56,8 +59,15 @@ class MaskedAutoencoder(Autoencoder):
         attn_mask = None if present is None else F.pad(present, (1, 0), value=True)[:, None, None]  # [B, 1, 1, 1 + K]
         for block in self.blocks:
             x = block(x, attn_mask)
-        latent: Tensor = self.norm(x)
+        latent: Tensor = self.norm(x) if self.config.final_norm == "tokens" else x
         return latent
+
+    def pool(self, cls: Tensor, mean: Tensor) -> Tensor:
+        """See `Autoencoder.pool`: with `fc_norm`, which norms the mean, the mean also takes the place of cls."""
+        if self.config.final_norm == "pooled":
+            mean = self.fc_norm(mean)
+            cls = mean
+        return super().pool(cls, mean)
 
     def forward_decoder(self, latent: Tensor, restore_indices: Tensor) -> Tensor:
         """Latent [B, 1 + K, D], restore indices int [B, N] -> pixels of every patch [B, N, P]."""

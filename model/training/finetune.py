@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.checkpoints.checkpoint import Checkpoint, load
-from model.checkpoints.heads import POOL_INDEX, Head, Heads, pools_of
+from model.checkpoints.heads import POOL_INDEX, Head, Heads, pools_of, why_no_cls
 from model.checkpoints.locate import locate_named
 from model.checkpoints.native import HeadConfig
 from model.config import Preprocessing
@@ -128,9 +128,7 @@ class FinetuningTask(Task):
         weights.log_notes(source.name)
         self._start = start = starting_point(weights, recipe, name)
         if recipe.pool not in pools_of(start.config):
-            raise RunError(
-                f"--pool {recipe.pool}: {start.config.name} is convolutional and has no cls token: take mean"
-            )
+            raise RunError(f"--pool {recipe.pool}: {start.config.name} {why_no_cls(start.config)}: take mean")
         self.dataset = ImageDataset(split.training.paths, split.training.labels, recipe.max_pixels)
         self.images = split.images | {"weights": source.digest}
         self.augmentation = Augmentation(start.config, start.preprocessing, recipe.crop_scale, 0, "random")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from model.arrays import Floats
+from model.checkpoints import heads
 
 EPS = 1e-6  # facebookresearch/mae, main_linprobe.py
 
@@ -38,9 +38,8 @@ class LinearHead(nn.Module):
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
     """Folds the BatchNorm of a `LinearHead` in eval mode into its linear layer: weight [C, D] and bias [C]."""
-    weight, bias = (state[name].double().cpu() for name in ("linear.weight", "linear.bias"))
-    if "norm.running_mean" in state:
-        mean, variance = (state[name].double().cpu() for name in ("norm.running_mean", "norm.running_var"))
-        weight = weight / torch.sqrt(variance + EPS)
-        bias = bias - weight @ mean
-    return weight.float().numpy().copy(), bias.float().numpy().copy()
+    arrays = {name: tensor.float().cpu().numpy().copy() for name, tensor in state.items()}
+    weight, bias = arrays["linear.weight"], arrays["linear.bias"]
+    if "norm.running_mean" not in arrays:
+        return weight, bias
+    return heads.fold_batch_norm(weight, bias, arrays["norm.running_mean"], arrays["norm.running_var"], EPS)

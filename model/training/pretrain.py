@@ -185,6 +185,11 @@ def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str
     Raises:
         RunError: the model cannot have the recipe's image size or decoder.
     """
+    if weights.config.final_norm == "pooled":
+        raise RunError(
+            f"{recipe.init} is a classifier that norms no tokens, so no decoder can read them: start from the weights "
+            "that it was fine-tuned from"
+        )
     size = recipe.image_size or weights.config.image_size
     merged = weights.config.model_dump() | {"name": name, "image_size": size, "norm_pix_loss": recipe.norm_pix_loss}
     new_decoder = not weights.config.has_decoder or (

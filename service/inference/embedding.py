@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from model.arrays import Floats, Indices
-from model.checkpoints.heads import Heads, Whitening
+from model.checkpoints.heads import Heads, Whitening, why_no_cls
 from model.config import MAEConfig
 from model.engines.base import EngineInfo
 from model.masking import MaskError, all_indices, new_seed, random_visible
@@ -39,7 +39,7 @@ class EmbeddingPlan:
         """
         if parameters.pool == "cls" and not info.config.has_cls:
             raise InvalidParameter(
-                f"pool: {info.model} is convolutional and has no cls token: take mean or tokens", parameter="pool"
+                f"pool: {info.model} {why_no_cls(info.config)}: take mean or tokens", parameter="pool"
             )
         whitening = _whitening_for(parameters, heads) if parameters.whiten else None
         if parameters.keep == 1:

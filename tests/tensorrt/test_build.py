@@ -247,3 +247,22 @@ def test_the_real_runtime_is_spoken_to_in_its_own_words(tmp_path: Path, caplog: 
         trt.ExecutionContextAllocationStrategy: ("USER_MANAGED",),
     }.items():
         assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_a_norm_after_the_pooling_is_built_too(networks: list[Network], tmp_path: Path) -> None:
+    """Of a classifier that was fine-tuned on the mean of its tokens: it has no decoder, and as many norms as others."""
+    sizes = {"embed_dim": 192, "depth": 2, "num_heads": 3, "decoder_depth": 0}
+    norms = []
+    for final_norm in ("tokens", "pooled"):
+        config = MAEConfig.model_validate(sizes | {"name": final_norm, "final_norm": final_norm})
+        networks.clear()
+        folder = tmp_path / final_norm
+        folder.mkdir()
+        said = build(config, "fp16", folder)
+        assert [line.partition(" (")[0] for line in said] == [
+            f"building the TensorRT engine of {final_norm}'s {name}" for name in ("encoder", "encoder_padded")
+        ]
+        assert [network.outputs["pooled"] for network in networks] == [(trt.DataType.FLOAT, (-1, 2, 192))] * 2
+        norms.append([of_kind(network, trt.LayerType.NORMALIZATION) for network in networks])
+    assert norms[0] == norms[1]
+    assert sum(norms[1][0].values()) == 2 * config.depth + 1

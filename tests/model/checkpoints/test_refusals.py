@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from model.checkpoints import foreign, huggingface
+from model.checkpoints import classifiers, foreign, huggingface
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
 from model.checkpoints.heads import Heads, read_heads
@@ -83,11 +83,11 @@ CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
     ),
     "a classifier": (
         lambda weights: {"model": weights | {"head.weight": torch.ones(10, 192)}},
-        "is a fine-tuned classifier (it holds head.weight): expected a pre-trained autoencoder",
+        "holds no more than head.weight: expected a linear head, head.weight and head.bias",
     ),
     "a pooling classifier": (
         lambda weights: {"model": weights | {"fc_norm.weight": torch.ones(192)}},
-        "is a fine-tuned classifier (it holds fc_norm.weight): expected a pre-trained autoencoder",
+        "describes a model that cannot be: a norm after the pooling is for vits without a decoder",
     ),
     "a missing bias": (
         lambda weights: {name: weights[name] for name in weights if name != "blocks.1.mlp.fc2.bias"},
@@ -182,7 +182,7 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "another model": (
         {"config.json": '{"model_type": "resnet"}'},
-        "has the model_type 'resnet' in its config.json: expected vit_mae, or a config of timm's",
+        "has the model_type 'resnet' in its config.json: expected vit_mae or vit, or a config of timm's",
     ),
     "no JSON": ({"config.json": "hidden_size: 3"}, "has a config.json that is not JSON"),
     "a list": ({"config.json": "[]"}, "has a config.json that is not a JSON object"),
@@ -272,7 +272,8 @@ def test_a_sentence_names_its_path_wherever_it_is_raised(tmp_path: Path, config:
     refusals: list[Callable[[], object]] = [
         lambda: weight_files(path),
         lambda: foreign.infer_config(path, {}, None, "bird"),
-        lambda: foreign.infer_config(path, {"head.bias": torch.ones(1)}, None, "bird"),
+        lambda: classifiers.to_head(path, {"head.bias": torch.ones(1)}, "cls", None),
+        lambda: classifiers.pool_of(path, "map", False),
         lambda: foreign.require_agreement(path, config, PRESETS["mae_base"]),
         lambda: huggingface.to_upstream_names(path, doubled),
         lambda: crops.to_preprocessing(32, path),

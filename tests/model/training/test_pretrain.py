@@ -21,6 +21,7 @@ from model.checkpoints.locate import locate
 from model.evaluation.store import store_whitening
 from model.training.config import Recipe
 from model.training.pretrain import starting_point
+from model.training.run import RunError
 from tests.support import training
 from tests.support.training import read_metrics
 
@@ -58,6 +59,15 @@ def test_the_heads_of_the_weights_to_start_from_can_be_said(
     assert "the number of attention heads, so 3 (the encoder is 192 wide)" in caplog.text
     with pytest.raises(ValueError, match="heads belong to the weights that init names"):
         Recipe(heads=(12,))
+
+
+def test_a_classifier_without_normed_tokens_is_no_start(tmp_path: Path, probe: Path) -> None:
+    state = {name: tensor for name, tensor in load(probe).tensors.items() if "decoder" not in name}
+    state |= {f"fc_{name}": state.pop(name) for name in ("norm.weight", "norm.bias")}
+    torch.save({"model": state}, tmp_path / "mae_finetuned.pth")
+    message = "is a classifier that norms no tokens, so no decoder can read them: start from the weights that it was"
+    with pytest.raises(RunError, match=message):
+        starting_point(Recipe(init=str(tmp_path / "mae_finetuned.pth")), "mine")
 
 
 def losses(run: Path) -> list[float]:

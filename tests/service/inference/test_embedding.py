@@ -34,6 +34,14 @@ def test_whitening_comes_before_length_1(heads: Heads) -> None:
     np.testing.assert_allclose(short, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
+def test_a_cls_token_that_stands_for_nothing_is_refused() -> None:
+    config = SMALL.model_copy(update={"decoder_depth": 0, "final_norm": "pooled"})
+    message = "pool: fake was fine-tuned on the mean of its tokens, and its cls token stands for nothing: take mean or "
+    with pytest.raises(InvalidParameter, match=message):
+        EmbeddingPlan.of(EmbedParameters(pool="cls"), fake_info(config), Heads())
+    assert EmbeddingPlan.of(EmbedParameters(pool="tokens"), fake_info(config), Heads()).pool == "tokens"
+
+
 def test_a_vectors_bits_do_not_depend_on_its_company(heads: Heads) -> None:
     rows = list(np.random.default_rng(2).normal(size=(64, 192)).astype(np.float32))
     plan = plan_of(heads, EmbedParameters(whiten=True, normalize=True))

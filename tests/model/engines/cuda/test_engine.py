@@ -282,3 +282,21 @@ def test_what_the_device_survives_is_told_from_what_it_does_not(
         engine.embed(0, images(1), places(16, 1))
     assert type(error.value) is becomes
     assert str(raised) in str(error.value)
+
+
+def test_a_norm_after_the_pooling_is_in_every_graph_and_under_the_parity_check(cuda: None) -> None:
+    config = NARROW.model_copy(update={"decoder_depth": 0, "final_norm": "pooled"})
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in MaskedAutoencoder(config).state_dict().items()}
+    checkpoint = Checkpoint(config, Preprocessing(), "facebookresearch", tensors)
+    info = fake_info(config, lanes=2, preferred_batch=MOST).model_copy(update={"mixes": True})
+    expected = collect_outputs(reference_engine(checkpoint, LoadedModel(config, Preprocessing(), "", None)))
+    with torch.inference_mode():
+        parity = check_parity(
+            DeviceEngine(TorchGraphs(checkpoint, info), info), expected, tolerance_for("fp32"), (1, MOST)
+        )
+        assert parity.cosine > 0.999999
+        shifted = tensors | {"fc_norm.weight": tensors["fc_norm.weight"].flip(0)}
+        wrong = Checkpoint(config, Preprocessing(), "facebookresearch", shifted)
+        with pytest.raises(ParityError, match="embeddings differ from eager float32"):
+            check_parity(DeviceEngine(TorchGraphs(wrong, info), info), expected, tolerance_for("fp32"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +181,35 @@ def test_it_shares_batches_with_embed(start: Start) -> None:
         gate.set()
         assert [request.result().status_code for request in (first, *waiting)] == [200, 200, 200]
     assert engine.batches == [("embed", 4, [1]), ("embed", 4, [2, 2])]
+
+
+def test_a_classifier_of_hugging_face_answers_as_transformers_does(tmp_path: Path) -> None:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 60}
+    names = dict(enumerate(CLASSES))
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, id2label=names)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = io.BytesIO()
+    Image.fromarray(pixels).save(image, "PNG")
+
+    settings = Settings(weights=str(tmp_path), backend="torch", precision="fp32", engine_cache=tmp_path / "cache")
+    with TestClient(create_app(settings)) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        answer = client.post("/classify?top_k=4", content=image.getvalue(), headers={"content-type": "image/png"})
+        vector = client.post("/embed?pool=cls", content=image.getvalue(), headers={"content-type": "image/png"})
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    standardised = torch.from_numpy(((pixels / 255 - mean) / std).transpose(2, 0, 1)[None]).float()
+    with torch.no_grad():
+        logits = model(pixel_values=standardised).logits[0].numpy()
+        hidden = model.vit(pixel_values=standardised).last_hidden_state[0, 0].numpy()
+    found = {entry["label"]: entry["probability"] for entry in answer.json()["classifications"][0]["classes"]}
+    np.testing.assert_allclose([found[name] for name in CLASSES], softmax(logits), atol=1e-4)
+    np.testing.assert_allclose(vector.json()["embeddings"][0], hidden, atol=1e-4)
