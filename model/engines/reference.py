@@ -37,7 +37,7 @@ def load_model(spec: ModelSpec) -> tuple[Checkpoint, LoadedModel]:
     notes = [note for note in checkpoint.notes if not (spec.preprocess and note.endswith(IMAGENET))]
     head = checkpoint.heads.head
     loaded = LoadedModel(config, preprocessing, checkpoint.layout, checkpoint.license, tuple(notes), head)
-    if doubt := doubt_target(checkpoint, reference_engine(checkpoint, loaded)):
+    if not checkpoint.target_is_known and (doubt := doubt_target(reference_engine(checkpoint, loaded))):
         loaded = replace(loaded, notes=(*loaded.notes, doubt))
     return checkpoint, loaded
 

@@ -34,6 +34,8 @@ class VectorSpace(BaseModel):
     """The precision that was asked for, or that PRECISION=auto chose."""
     computes: ComputedPrecision | None = None
     """The precision that the engine computed in; None in a file of an earlier version, which does not say."""
+    heads: int | None = None
+    """The encoder's attention heads, which HEADS may change; None in a file of an earlier version, or without any."""
     image_size: int
     preprocessing: Preprocessing
     pool: Pool
@@ -64,6 +66,7 @@ class VectorSpace(BaseModel):
             model=info.model_id,
             precision=info.precision,
             computes=info.computes,
+            heads=info.config.num_heads or None,
             image_size=info.config.image_size,
             preprocessing=info.preprocessing,
             pool=parameters.pool,
@@ -91,7 +94,7 @@ class VectorSpace(BaseModel):
         """
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            is_unknown = name == "computes" and mine is None
+            is_unknown = name in ("computes", "heads") and mine is None
             if mine != theirs and not is_unknown:
                 raise VectorFileError(
                     f"{where} was made with {name}={mine}, and this run would make {name}={theirs}: "

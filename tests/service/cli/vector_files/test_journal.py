@@ -14,6 +14,7 @@ SPACE = VectorSpace(
     model="mae_tiny@0123456789ab",
     precision="fp32",
     computes="fp32",
+    heads=3,
     image_size=224,
     preprocessing=Preprocessing(),
     pool="mean",
@@ -95,8 +96,8 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_say_what_was_computed_is_added_to() -> None:
     """Files of earlier versions know the precision that was asked for alone."""
-    old = VectorSpace.model_validate(SPACE.model_dump(exclude={"computes"}))
-    assert old.computes is None
+    old = VectorSpace.model_validate(SPACE.model_dump(exclude={"computes", "heads"}))
+    assert (old.computes, old.heads) == (None, None)
     old.require(SPACE, Path("out.npz"))
     with pytest.raises(VectorFileError, match=r"out\.npz was made with precision="):
         old.require(SPACE.model_copy(update={"precision": "bf16"}), Path("out.npz"))
@@ -108,6 +109,7 @@ def test_a_file_that_does_not_say_what_was_computed_is_added_to() -> None:
         {"model": "mae_tiny@ba9876543210"},
         {"precision": "bf16"},
         {"computes": "emulated bf16"},
+        {"heads": 12},
         {"image_size": 448},
         {"preprocessing": Preprocessing(filter="box")},
         {"pool": "cls"},
