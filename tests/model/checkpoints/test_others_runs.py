@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
+from model.checkpoints.torch_files import read_torch_file
 from model.config import MAEConfig, Preprocessing
 from model.nn.vit import MaskedAutoencoder, patchify
 from tests.support.vit_formula import decode, encode
@@ -301,6 +302,17 @@ class TestBesideTheTensors:
         assert loaded.config.norm_pix_loss
         require_formula(loaded, weights, 3, 4)
 
+    def test_numpys_numbers_keep_their_values(self, tmp_path: Path, weights: State) -> None:
+        numbers = {
+            "a": np.float64(0.8),
+            "b": np.int32(-7),
+            "c": np.float32(1.5),
+            "d": np.uint8(200),
+            "e": np.bool_(False),
+        }
+        path = torch_file(tmp_path / "bird.pth", {"model": weights, "args": argparse.Namespace(**numbers)})
+        assert read_torch_file(path, path).arguments == {"a": 0.8, "b": -7, "c": 1.5, "d": 200, "e": False}
+
     @pytest.mark.parametrize("name", ["hyper_parameters", "hparams", "config", "cfg", "opt"])
     def test_under_other_names_too(self, tmp_path: Path, weights: State, name: str) -> None:
         path = torch_file(tmp_path / "bird.ckpt", {"state_dict": weights, name: {"norm_pix_loss": True}})
@@ -333,8 +345,6 @@ class TestBesideTheTensors:
         assert load(tmp_path / "weights.pth").config.has_decoder
 
     def test_a_paths_stand_in_touches_no_disk(self, tmp_path: Path, weights: State) -> None:
-        from model.checkpoints.torch_files import read_torch_file
-
         path = torch_file(tmp_path / "bird.pth", {"model": weights, "args": argparse.Namespace(log=tmp_path)})
         log = read_torch_file(path, path).arguments["log"]
         assert str(log) == str(tmp_path) and not hasattr(log, "exists")
