@@ -81,11 +81,11 @@ def complete_heads(
             )
         fields[field] = count or usual[part_width]
         if count is None:
-            guesses.append(f"{fields[field]} (the {part} is {part_width} wide)")
+            guesses.append(f"{fields[field]} in the {part} ({part_width} wide)")
     if not guesses:
         return fields, []
     return fields, [
-        f"it does not tell the number of attention heads, so {' and '.join(guesses)} was guessed: "
+        f"the number of attention heads is guessed from the width: {', '.join(guesses)}; "
         "if it was trained with another number, vectors are wrong without HEADS (--heads)"
     ]
 

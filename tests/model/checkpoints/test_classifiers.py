@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
@@ -20,6 +19,9 @@ from model.config import Preprocessing
 from model.nn.serving import EncoderGraph
 from model.nn.vit import patchify
 from tests.support.vit_formula import encode, layer_norm
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import ViTConfig
 
 State = dict[str, Tensor]
 PIXELS = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
@@ -80,7 +82,9 @@ def timm_folder(folder: Path, state: State, **settings: Any) -> Path:
 
 
 class TestHuggingFace:
-    def config(self, **changes: object) -> ViTConfig:
+    def config(self, **changes: object) -> "ViTConfig":
+        from transformers import ViTConfig
+
         torch.manual_seed(0)
         sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 60}
         return ViTConfig(**sizes | {"image_size": 32, "patch_size": 8} | changes)
@@ -92,6 +96,8 @@ class TestHuggingFace:
 
     @torch.no_grad()
     def test_a_classifier(self, tmp_path: Path) -> None:
+        from transformers import ViTForImageClassification
+
         names = dict(enumerate(CLASSES))
         model = ViTForImageClassification(self.config(id2label=names, label2id={v: k for k, v in names.items()})).eval()
         self.randomise(model)
@@ -104,6 +110,8 @@ class TestHuggingFace:
     @pytest.mark.parametrize("pooler", [True, False])
     @torch.no_grad()
     def test_an_encoder(self, tmp_path: Path, pooler: bool) -> None:
+        from transformers import ViTModel
+
         model = ViTModel(self.config(), add_pooling_layer=pooler).eval()
         self.randomise(model)
         model.save_pretrained(tmp_path)
@@ -114,6 +122,8 @@ class TestHuggingFace:
         assert any("before the pooler: pooler.dense.bias and 1 more" in note for note in loaded.notes) == pooler
 
     def test_other_problems_than_the_choice_of_one_class_are_refused(self, tmp_path: Path) -> None:
+        from transformers import ViTForImageClassification
+
         ViTForImageClassification(self.config(problem_type="multi_label_classification")).save_pretrained(tmp_path)
         message = "has the problem_type 'multi_label_classification' in its config.json: expected single_label_"
         with pytest.raises(WeightsError, match=message):

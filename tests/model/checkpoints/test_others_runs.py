@@ -65,7 +65,7 @@ class TestAttentionHeads:
     def test_without_a_word_they_are_guessed_and_the_guess_is_named(self, tmp_path: Path, weights: State) -> None:
         loaded = load(torch_file(tmp_path / "bird.pth", weights))
         require_formula(loaded, weights, heads=3, decoder_heads=4)
-        assert noted(loaded, "3 (the encoder is 192 wide) and 4 (the decoder is 128 wide) was guessed")
+        assert noted(loaded, "is guessed from the width: 3 in the encoder (192 wide), 4 in the decoder (128 wide);")
         assert noted(loaded, "HEADS (--heads)")
 
     def test_the_operator_states_them(self, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ class TestAttentionHeads:
         assert not noted(loaded, "guessed")
         alone = load(path, heads=(12,))
         require_formula(alone, state, heads=12, decoder_heads=8)
-        assert noted(alone, "8 (the decoder is 256 wide) was guessed") and not noted(alone, "encoder is")
+        assert noted(alone, "guessed from the width: 8 in the decoder (256 wide);")
 
     def test_an_unusual_width_asks_for_them_and_then_loads(self, tmp_path: Path) -> None:
         state = random_weights(decoder_embed_dim=96, decoder_depth=1, decoder_num_heads=3)

@@ -56,7 +56,7 @@ def test_the_heads_of_the_weights_to_start_from_can_be_said(
     assert "guessed" not in caplog.text
     config = starting_point(Recipe(init=str(weights)), "mine").config
     assert (config.num_heads, config.decoder_num_heads) == (3, 4)
-    assert "the number of attention heads, so 3 (the encoder is 192 wide)" in caplog.text
+    assert "the number of attention heads is guessed from the width: 3 in the encoder (192 wide)" in caplog.text
     with pytest.raises(ValueError, match="heads belong to the weights that init names"):
         Recipe(heads=(12,))
 

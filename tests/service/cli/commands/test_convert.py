@@ -36,7 +36,9 @@ def test_any_layout_becomes_ours(mae: Mae, upstream: dict[str, torch.Tensor]) ->
     result = mae("convert", "upstream.pth", "-o", "ours.safetensors", "--name", "mine")
     assert result.code == 0
     heads, statistics = result.err.splitlines()
-    assert heads.startswith("mae: upstream.pth: it does not tell the number of attention heads, so 3 (the encoder is ")
+    assert heads.startswith(
+        "mae: upstream.pth: the number of attention heads is guessed from the width: 3 in the encoder"
+    )
     assert statistics.startswith("mae: upstream.pth: it does not tell how its images were prepared, so ImageNet's mean")
     first, second = result.out.splitlines()
     assert first.startswith(
