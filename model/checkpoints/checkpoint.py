@@ -35,7 +35,7 @@ TARGETS = ("norm_pix_loss", "norm_pix")
 """Names of the argument that tells whether the decoder predicts normalised pixels."""
 IMAGENET = (
     "it does not tell how its images were prepared, so ImageNet's mean and deviation and the resize of upstream's MAE "
-    "are used: PREPROCESS (--preprocess) replaces any of it"
+    "are used: PREPROCESS, or mae convert --preprocess, replaces any of it"
 )
 
 logger = logging.getLogger(__name__)
@@ -201,9 +201,10 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
     hugging_face = huggingface.HuggingFaceConfig.model_validate(settings)
     tensors = huggingface.to_upstream_names(folder, to_float32(folder, tensors))
     notes = huggingface.drop_pooler(tensors)
-    heads, _ = _take_head(folder, tensors, "token", hugging_face.labels(folder))
-    config = hugging_face.to_config(tensors, name)
-    preprocessing = Preprocessing()
+    labels = hugging_face.labels(folder) if "head.weight" in tensors else None
+    heads, head_notes = _take_head(folder, tensors, "token", labels)
+    config, preprocessing = hugging_face.to_config(tensors, name), Preprocessing()
+    notes += head_notes
     if (folder / "preprocessor_config.json").is_file():
         settings = _read_json(folder, "preprocessor_config.json")
         preprocessor = preprocessors.HuggingFacePreprocessor.model_validate(settings)

@@ -31,6 +31,8 @@ CONTAINERS = (
     "state_dict_ema",
 )
 """Names that training scripts keep a state dict under; of several, the first is taken."""
+MAX_DEPTH = 4
+"""State dicts that lie deeper inside containers are not looked for."""
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
 """Names that training scripts keep their arguments under."""
 HOW_TO_SAVE = "torch.save({'model': model.state_dict()}, 'weights.pth')"
@@ -78,7 +80,7 @@ def read_torch_file(file: Path, path: Path) -> TorchFile:
 def _find_state_dict(content: Any) -> tuple[list[str], Mapping[Any, Tensor] | None]:
     """The state dict inside the content of a file, and the names that lead to it."""
     names: list[str] = []
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(names) < MAX_DEPTH:  # a pickle may hold itself
         if all(isinstance(value, Tensor) for value in content.values()):
             return names, content
         inside = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)

@@ -182,6 +182,12 @@ class TestContainersAndPrefixes:
         require_formula(loaded, weights, 3, 4)
         assert f"its tensors were found under {name!r}" in loaded.notes
 
+    def test_a_container_that_holds_itself_has_an_end(self, tmp_path: Path) -> None:
+        content: dict[str, object] = {"epoch": 1}
+        content["model"] = content
+        with pytest.raises(WeightsError, match="holds no state dict"):
+            load(torch_file(tmp_path / "bird.pth", content))
+
     def test_one_inside_another(self, tmp_path: Path, weights: State) -> None:
         loaded = load(torch_file(tmp_path / "bird.pth", {"model": {"state_dict": weights, "step": 3}}))
         require_formula(loaded, weights, 3, 4)
@@ -399,4 +405,4 @@ class TestOtherNetworks:
 def test_assumed_statistics_are_a_note(tmp_path: Path, encoder: State) -> None:
     assert noted(load(torch_file(tmp_path / "bird.pth", encoder)), "ImageNet's mean and deviation")
     save_file(encoder, tmp_path / "bird.safetensors")
-    assert noted(load(tmp_path / "bird.safetensors"), "PREPROCESS (--preprocess) replaces any of it")
+    assert noted(load(tmp_path / "bird.safetensors"), "PREPROCESS, or mae convert --preprocess, replaces any of it")
