@@ -189,8 +189,8 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
     if kind not in huggingface.MODEL_TYPES:
         timm = preprocessors.TimmConfig.model_validate(settings)
         timm.require_known_arguments(folder)
-        file = TorchFile(tensors, timm.arguments, "")
-        checkpoint = _foreign(folder, file, preset, counts, name, classifiers.labels_of(timm.labels))
+        content = TorchFile(tensors, timm.arguments, "")
+        checkpoint = _foreign(folder, content, preset, counts, name, classifiers.labels_of(timm.labels))
         preparation = timm.pretrained_cfg
         return replace(
             checkpoint,

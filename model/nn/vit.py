@@ -19,6 +19,8 @@ class MaskedAutoencoder(Autoencoder):
 
     pos_embed: Tensor
     decoder_pos_embed: Tensor
+    norm: nn.LayerNorm
+    fc_norm: nn.LayerNorm
 
     def __init__(self, config: MAEConfig) -> None:
         """Builds the model with upstream's initialisation, and the decoder only if the config has one."""
