@@ -16,6 +16,8 @@ from model.engines.settings import EngineSettings
 from tests.docker.gpu_check.conftest import planned, rows
 from tests.support.engines import FakeEngine
 
+pytestmark = pytest.mark.slow
+
 PEAK = Peak(device="cuda", precision="fp16", flops_per_s=8e14, bytes_per_s=3e12)
 
 

@@ -115,6 +115,7 @@ def test_coefficients_of_a_progressive_jpeg_are_weighed_at_its_whole_size() -> N
     assert more == pytest.approx(2 * 1600 * 1600 * 1.5, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_worst_pictures_of_every_format_fit_into_the_default() -> None:
     """So MAX_DECODE_MB refuses no picture that MAX_PIXELS allows, turned and with alpha, up to 32 MB of file."""
     limit = Settings().max_decode_bytes
@@ -132,6 +133,7 @@ def test_an_image_that_would_never_fit_is_refused() -> None:
     assert decoder(2 * needed).decode(data, 3).size == (2000, 2000)
 
 
+@pytest.mark.slow
 def test_a_line_of_pixels_that_would_be_squashed_is_weighed_by_its_resize() -> None:
     """Between its two passes a resize holds the square's width for every row."""
     data = flat_png(1, 5_000_000, 0, 1)

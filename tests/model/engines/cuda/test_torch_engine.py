@@ -19,6 +19,8 @@ from tests.model.engines.cuda.conftest import Machine
 from tests.support.engines import with_changes
 from tests.support.pretend_cuda import Graph
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compiler(machine: Machine) -> Machine:
