@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -15,12 +16,25 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import Metric
 
 from model.engines.base import EngineInfo
 from service.gpu_metrics import GPUCollector
 
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
+CREATED = "_created"
+"""The ending of the samples by which prometheus-client tells when a counter began."""
 POWERS_OF_TWO = tuple(2**n for n in range(11))
+
+
+class _Registry(CollectorRegistry):
+    """A registry without the times of creation, of which nobody makes use: they would double the series."""
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith(CREATED)]
+            yield family
 
 
 class Metrics:
@@ -30,7 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Registers all metrics: of the service, of the process, and of the GPUs if there are any."""
-        registry = self.registry = CollectorRegistry()
+        registry = self.registry = _Registry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -38,7 +52,7 @@ class Metrics:
         registry.register(self._gpus)
         self.requests = Counter(
             "mae_requests",
-            "Requests answered, by endpoint and HTTP status; 499 means that the client closed the connection.",
+            "Number of requests answered, by endpoint and HTTP status; 499: the client closed the connection.",
             ["endpoint", "code"],
             registry=registry,
         )
@@ -58,23 +72,26 @@ class Metrics:
         )
         self.stage_duration = Histogram(
             "mae_stage_duration_seconds",
-            "Seconds an image spends in a stage: read (its whole body), decode, queue, infer (its batch), render.",
+            "Time of an image in a stage, in seconds; read (its whole body), decode, queue, infer (its batch), render.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
         self.images = Counter(
-            "mae_images", "Images in requests that were answered with status 200.", ["endpoint"], registry=registry
+            "mae_images",
+            "Number of images in requests that were answered with status 200.",
+            ["endpoint"],
+            registry=registry,
         )
         self.batch_size = Histogram(
             "mae_batch_size", "Number of images in a batch.", ["operation"], buckets=POWERS_OF_TWO, registry=registry
         )
         self.rejected = Counter(
-            "mae_rejected", "Requests answered with an error, by its code.", ["reason"], registry=registry
+            "mae_rejected", "Number of requests answered with an error, by its code.", ["reason"], registry=registry
         )
         self.dropped = Counter(
             "mae_dropped_images",
-            "Images that were admitted but dropped before they entered a batch, by reason.",
+            "Number of images that were admitted but dropped before they entered a batch, by reason.",
             ["reason"],
             registry=registry,
         )
@@ -85,42 +102,55 @@ class Metrics:
         )
         self.engine_failures = Counter(
             "mae_engine_failures",
-            "Failures of the engine: calls that raised, and images whose output was not finite.",
+            "Number of failures of the engine: calls that raised, and images whose output was not finite.",
             ["kind"],
             registry=registry,
         )
         # Exported from 0 on: increase() misses the first failure of a counter that starts at 1.
         for kind in ("raised", "not_finite"):
             self.engine_failures.labels(kind)
-        self.queue_images = Gauge("mae_queue_images", "Images that wait in the queue for a batch.", registry=registry)
+        self.queue_images = Gauge(
+            "mae_queue_images", "Number of images that wait in the queue for a batch.", registry=registry
+        )
         self.admitted_images = Gauge(
             "mae_admitted_images",
-            "Images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them.",
+            "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them.",
             registry=registry,
         )
-        self.lanes_busy = Gauge("mae_lanes_busy", "Lanes that run a batch now.", registry=registry)
+        self.lanes_busy = Gauge("mae_lanes_busy", "Number of lanes that run a batch now.", registry=registry)
         self.inflight_bytes = Gauge(
-            "mae_inflight_bytes", "Bytes of request bodies in memory; MAX_INFLIGHT_MB limits them.", registry=registry
+            "mae_inflight_bytes",
+            "Size of request bodies in memory, in bytes; MAX_INFLIGHT_MB limits it.",
+            registry=registry,
         )
         self.inflight_requests = Gauge(
-            "mae_inflight_requests", "Inference requests that are being answered.", registry=registry
+            "mae_inflight_requests", "Number of inference requests that are being answered.", registry=registry
         )
-        self.ready = Gauge("mae_ready", "1 while the service accepts requests, else 0.", registry=registry)
+        self.ready = Gauge(
+            "mae_ready", "1 while the service accepts requests, else 0; without a unit.", registry=registry
+        )
         self.engine_info = Gauge(
             "mae_engine_info",
-            "Always 1; the labels describe the engine that serves.",
+            "Always 1, without a unit; the labels describe the engine that serves.",
             ["backend", "precision", "device", "model", "weights", "fallback"],
             registry=registry,
         )
+        build_info = Gauge(
+            "mae_build_info", "Always 1, without a unit; the label is the version.", ["version"], registry=registry
+        )
+        build_info.labels(version("mae-serve")).set(1)
+        self.build_info = build_info
         self.lanes = Gauge(
-            "mae_lanes", "Lanes of the engine: batches that can run at the same time.", registry=registry
+            "mae_lanes", "Number of lanes of the engine: batches that can run at the same time.", registry=registry
         )
         self.queue_limit = Gauge(
-            "mae_queue_limit_images", "Limit of mae_admitted_images: the setting QUEUE_IMAGES.", registry=registry
+            "mae_queue_limit_images",
+            "Limit of mae_admitted_images, as a number of images: the setting QUEUE_IMAGES.",
+            registry=registry,
         )
         self.inflight_limit = Gauge(
             "mae_inflight_limit_bytes",
-            "Limit of mae_inflight_bytes: the setting MAX_INFLIGHT_MB, in bytes.",
+            "Limit of mae_inflight_bytes, in bytes: the setting MAX_INFLIGHT_MB.",
             registry=registry,
         )
 

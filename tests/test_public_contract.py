@@ -34,7 +34,7 @@ def test_nothing_public_has_changed(computed: str) -> None:
         "mae embed exits with 0, 1, 2, 130",
         "POST /embed ?pool mean|cls|tokens = 'mean'",
         "POST /embed takes multipart/form-data",
-        "POST /reconstruct answers 200 application/json, image/png, application/zip",
+        "POST /reconstruct answers 200 image/png, application/json, application/zip",
         "POST /reconstruct: reconstructions[].png",
         "GET /info: engine.config.image_size",
         "GET /readyz: state",

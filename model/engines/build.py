@@ -11,6 +11,7 @@ from model.checkpoints.heads import Head, read_heads
 from model.checkpoints.locate import locate
 from model.engines.backend import choose_backend
 from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError
+from model.engines.check import require_precision
 from model.engines.context import BuildContext
 from model.engines.cuda import identity
 from model.engines.entry import read_head
@@ -89,11 +90,7 @@ def _build(context: BuildContext) -> Engine:
         raise EngineBuildError("photographs to calibrate on are for PRECISION=int8 or auto")
     if choice.backend == "openvino":
         return build_openvino(context)
-    if precision == "int8" or context.calibrate is not None:
-        wanted = "PRECISION=int8" if precision == "int8" else "calibration for int8"
-        raise EngineBuildError(
-            f"{wanted} is for BACKEND=openvino; {choice.backend} on {choice.device} has fp32, bf16 and fp16"
-        )
+    require_precision(choice, precision, calibrates=context.calibrate is not None)
     # Imported here, since both import torch, which no OpenVINO server needs.
     if choice.backend == "tensorrt":
         from model.engines.cuda.build import build_tensorrt

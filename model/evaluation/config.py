@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.evaluation.probe import PROBE_ITERATIONS
+
 
 class EvalConfig(BaseModel):
     """Options that shape the figures of an evaluation."""
@@ -18,7 +20,7 @@ class EvalConfig(BaseModel):
     """Share of each class to measure on if there is no folder to train on."""
     neighbours: int = Field(default=20, gt=0)
     """Number of nearest neighbours that vote."""
-    probe_iterations: int = Field(default=200, gt=0)
+    probe_iterations: int = Field(default=PROBE_ITERATIONS, gt=0)
     """Largest number of iterations of a linear probe's solver."""
     sheet_images: int = Field(default=6, gt=0)
     """Images on the sheet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,8 @@ class EvaluationError(ValueError):
 class EvalSplit:
     """The images to fit on and the images to measure on.
 
+    Where there are no classes, nothing is fitted: `train_numbers` are empty and `has_classes` is false.
+
     Attributes:
         train: images, of which some are fitted on.
         train_numbers: indices of those in `train`.
@@ -53,17 +55,24 @@ class EvalSplit:
         """Draws images if `config` limits them, and splits each class where there is no `train`.
 
         Raises:
-            EvaluationError: there are fewer than two classes.
+            EvaluationError: `train` has fewer than two classes.
         """
-        if len((train or data).classes) < 2:
-            raise EvaluationError(f"there is one class alone, {data.classes[0]}: telling classes apart needs two")
         numbers = choose_images(len(data.paths), config)
+        if train is None and len(data.classes) < 2:
+            return cls(data, numbers[:0], data, numbers, "there are no classes to tell apart")
         if train is not None:
+            if len(train.classes) < 2:
+                raise EvaluationError(f"there is one class alone, {train.classes[0]}: telling classes apart needs two")
             train_numbers = choose_images(len(train.paths), config)
             return cls(train, train_numbers, data, numbers, "classifiers are fitted on the folder of --train")
         measured = _stratify(np.array(data.labels)[numbers], config)
         share = f"{config.test_share:.0%} of each class, drawn with seed {config.seed}, are measured on"
         return cls(data, numbers[~measured], data, numbers[measured], share + ", the rest is fitted on")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether there are classes to tell apart."""
+        return len(self.train.classes) > 1
 
     @property
     def images(self) -> int:
@@ -104,19 +113,26 @@ def evaluate(
     recorder = _SkipRecorder(progress)
     for path, reason in split.refused:
         recorder.skip(f"{path}: {reason}")
-    stage("embedding the images to fit on")
-    spec = EvalSpec.for_model(model, config.seed, reconstruct=False)
-    train = extract(engine, read, split.train.paths, split.train_numbers.tolist(), spec, recorder)
-    stage("embedding and reconstructing")
+    if not (split.has_classes or model.has_decoder):
+        raise EvaluationError(
+            f"there are no classes, and {engine.info.model} has no decoder: there is nothing to measure"
+        )
     spec = EvalSpec.for_model(model, config.seed, reconstruct=model.has_decoder)
+    train: Features | None = None
+    if split.has_classes:
+        stage("embedding the images to fit on")
+        fit_spec = EvalSpec.for_model(model, config.seed, reconstruct=False)
+        train = extract(engine, read, split.train.paths, split.train_numbers.tolist(), fit_spec, recorder)
+        if train is None:
+            raise EvaluationError("none of the images to fit on can be used")
+        stage("embedding and reconstructing")
+    else:
+        spec = replace(spec, keeps=())
+        stage("reconstructing")
     data = extract(engine, read, split.data.paths, split.numbers.tolist(), spec, recorder)
-    if train is None or data is None:
-        raise EvaluationError(f"none of the images to {'fit' if train is None else 'measure'} on can be used")
-    train_labels, labels = np.array(split.train.labels)[train.numbers], np.array(split.data.labels)[data.numbers]
-    classes, counts = np.unique(train_labels, return_counts=True)
-    if len(classes) < 2:
-        raise EvaluationError("the images to fit on that can be used are all of one class")
-    scorer = _Scorer(train_labels, labels, config, stage)
+    if data is None:
+        raise EvaluationError("none of the images to measure on can be used")
+    classification, largest_class = _classify(spec, split, train, data, config, stage) if train else ((), None)
     return Evaluation(
         model=engine.info.model_id,
         backend=engine.info.backend,
@@ -125,19 +141,40 @@ def evaluate(
         seed=config.seed,
         norm_pix_loss=model.norm_pix_loss,
         images=Counts(
-            train=len(train_labels),
-            measured=len(labels),
-            classes=len(split.train.classes),
+            train=len(train.numbers) if train else 0,
+            measured=len(data.numbers),
+            classes=len(split.train.classes) if split.has_classes else 0,
             split=split.description,
             broken=tuple(recorder.reasons),
         ),
-        largest_class=float(np.mean(labels == classes[counts.argmax()])),
-        classification=scorer.score_all(spec, train, data),
+        largest_class=largest_class,
+        classification=classification,
         reconstruction=tuple(
             Reconstruction(strategy=mask.strategy, mask_ratio=mask.ratio, loss=loss, psnr_db=psnr, ssim=ssim)
             for mask, (loss, psnr, ssim) in zip(spec.masks, data.reconstruction.mean(axis=0), strict=True)
         ),
     )
+
+
+def _classify(
+    spec: EvalSpec,
+    split: EvalSplit,
+    train: Features,
+    data: Features,
+    config: EvalConfig,
+    stage: Callable[[str], None],
+) -> tuple[tuple[Classification, ...], float]:
+    """The accuracies by kind of vectors, and that of always naming the largest class.
+
+    Raises:
+        EvaluationError: the images to fit on are all of one class.
+    """
+    train_labels, labels = np.array(split.train.labels)[train.numbers], np.array(split.data.labels)[data.numbers]
+    classes, counts = np.unique(train_labels, return_counts=True)
+    if len(classes) < 2:
+        raise EvaluationError("the images to fit on that can be used are all of one class")
+    scores = _Scorer(train_labels, labels, config, stage).score_all(spec, train, data)
+    return scores, float(np.mean(labels == classes[counts.argmax()]))
 
 
 def render_sheet(engine: Engine, read: Reader, split: EvalSplit, config: EvalConfig) -> Bytes:
@@ -196,9 +233,9 @@ class _Scorer:
             centred=self._knn(train - whitening.centre, vectors - whitening.centre),
             whitened=self._knn(whitening.apply(train), whitening.apply(vectors)),
         )
-        probe = fit_probe(train, self._train_labels, vectors, self._config.probe_iterations)
+        probe = fit_probe(train, self._train_labels, self._config.probe_iterations)
         linear = LinearProbe(
-            accuracy=self._accuracy(probe.classes), iterations=probe.iterations, converged=probe.converged
+            accuracy=self._accuracy(probe.classify(vectors)), iterations=probe.iterations, converged=probe.converged
         )
         return Classification(features=features, keep=keep, dim=train.shape[1], knn=knn, linear=linear)
 

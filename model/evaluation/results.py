@@ -21,7 +21,7 @@ class Counts(_Result):
     measured: int
     """Images to measure on."""
     classes: int
-    """Number of classes."""
+    """Number of classes; 0 if there are none to tell apart."""
     split: str
     """How the images to fit on and to measure on were chosen."""
     broken: tuple[str, ...]
@@ -90,9 +90,9 @@ class Evaluation(_Result):
     norm_pix_loss: bool
     """Whether losses are in pixels normalised within each patch."""
     images: Counts
-    largest_class: float
-    """Accuracy of always naming the largest training class."""
+    largest_class: float | None
+    """Accuracy of always naming the largest training class; null without classes."""
     classification: tuple[Classification, ...]
-    """The model's vectors, and last the thumbnails that they are compared with."""
+    """The model's vectors, and last the thumbnails that they are compared with; empty without classes."""
     reconstruction: tuple[Reconstruction, ...]
     """Empty without a decoder."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from model.checkpoints.native import Pooled
 from model.config import AttentionHeads, Loss
+from model.evaluation.probe import PROBE_ITERATIONS
 from model.images.open_image import MAX_PIXELS
 from model.masking import Strategy
 
@@ -25,6 +26,8 @@ def require_no_control_characters(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(require_no_control_characters)]
+INIT_LR = 1e-4
+"""Learning rate of pretraining that starts from trained weights."""
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 OptimiserName = Literal["adamw", "muon"]
 
@@ -76,6 +79,11 @@ class TrainingConfig(BaseModel):
     save_minutes: float = Field(default=5, gt=0)
     """Minutes from one checkpoint to the next."""
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether epochs, steps or minutes bound the run."""
+        return (self.epochs, self.steps, self.minutes) != (None, None, None)
+
     @model_validator(mode="after")
     def _require_one_bound(self) -> Self:
         if sum(bound is not None for bound in (self.epochs, self.steps, self.minutes)) > 1:
@@ -92,6 +100,8 @@ class TrainingConfig(BaseModel):
 class Recipe(TrainingConfig):
     """Options of a pretraining run (He et al. 2021, section 3 and appendix A.1)."""
 
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate; by default 1e-3, or 1e-4 with --init."""
     model: str = "mae_tiny"
     """Preset of the model to train."""
     init: str | None = None
@@ -127,6 +137,16 @@ class Recipe(TrainingConfig):
     """Minutes from one sheet of reconstructions to the next."""
     preview_images: int = Field(default=6, ge=0)
     """Images on the sheet."""
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the images that is held out to measure the loss on, at most 1024 images; 0 for none. The loss is
+    measured before the first step, with every sheet, and at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lower_rate_of_trained_weights(cls, options: Any) -> Any:
+        if isinstance(options, dict) and options.get("init") is not None:
+            return {"lr": INIT_LR, **options}
+        return options
 
     @model_validator(mode="after")
     def _require_weights_for_heads(self) -> Self:
@@ -149,7 +169,10 @@ class FinetuningRecipe(TrainingConfig):
     image_size: int | None = Field(default=None, gt=0)
     """Side of the square in pixels; by default that of the weights."""
     frozen: bool = False
-    """Whether only the head learns (linear probing); encoder and decoder then stay as they are."""
+    """Whether only the head learns (linear probing): it is fitted by LBFGS on one vector per image, and takes none of
+    the options of training by steps. Encoder and decoder stay as they are."""
+    probe_iterations: int = Field(default=PROBE_ITERATIONS, gt=0)
+    """With --frozen: largest number of iterations of the solver."""
     pool: Pooled = "mean"
     """Input of the head: the mean of the patch tokens, or the cls token."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
@@ -164,3 +187,29 @@ class FinetuningRecipe(TrainingConfig):
     """Share of each class that is held out to measure accuracy on, if no folder is given for that; 0 for none."""
     validation_minutes: float = Field(default=5, gt=0)
     """Minutes from one measurement of accuracy to the next; there is one at the end too."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the head is fitted on vectors: a frozen run with a bound was begun by earlier versions, by steps."""
+        return self.frozen and not self.has_bound
+
+
+PROBE_OPTIONS = frozenset(
+    (
+        "weights",
+        "name",
+        "license",
+        "heads",
+        "image_size",
+        "max_pixels",
+        "frozen",
+        "pool",
+        "probe_iterations",
+        "validation_share",
+        "seed",
+        "threads",
+        "workers",
+        "save_minutes",
+    )
+)
+"""The options that linear probing takes; all others belong to training by steps."""

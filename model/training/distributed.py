@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
 from model.engines.cpu import available_cpus
 from model.training.run import RunError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class DistributedContext:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return [float(value) for value in tensor.tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank, in every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
 
     def mean(self, value: torch.Tensor) -> float:
         """The mean of a scalar over all processes."""

@@ -1,8 +1,12 @@
-"""Fine-tuning and linear probing of a pretrained encoder on folders of classes (He et al. 2021, A.1 and A.2)."""
+"""Fine-tuning of a pretrained encoder on folders of classes (He et al. 2021, A.1).
+
+It also goes on with runs of linear probing by gradients, which earlier versions began; new ones are those of
+`model.training.linear_probing`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,8 @@ from torch.nn import functional as F
 from model.checkpoints.checkpoint import Checkpoint, load
 from model.checkpoints.heads import POOL_INDEX, Head, Heads, pools_of, why_no_cls
 from model.checkpoints.locate import locate_named
-from model.checkpoints.native import HeadConfig
-from model.config import Preprocessing
+from model.checkpoints.native import HeadConfig, Pooled
+from model.config import MAEConfig, Preprocessing
 from model.nn.base import DECODER_PREFIXES, Autoencoder, unfreeze
 from model.nn.serving import EncoderGraph
 from model.training.config import FinetuningRecipe
@@ -25,9 +29,9 @@ from model.training.distributed import DistributedContext
 from model.training.head import LinearHead, fold_batch_norm
 from model.training.optimiser import FINETUNING_BETAS, adamw, layer_decay_groups
 from model.training.progress import TrainingProgress
-from model.training.run import Run, RunError, require_same_images, restore_recipe
+from model.training.run import Run, RunError, first_sentence, require_same_images, restore_recipe
 from model.training.session import run_session
-from model.training.split import split_images
+from model.training.split import require_readable_classes, split_images
 from model.training.trainer import Task
 from model.training.validation import MEASURES, Validation
 
@@ -123,14 +127,15 @@ class FinetuningTask(Task):
         if recipe.frozen and recipe.batch_size // context.world_size < 2:
             raise RunError("--batch-size leaves a process one image, of which --frozen cannot take mean and variance")
         split = split_images(folder, validation, recipe.validation_share, recipe.seed)
+        require_readable_classes(split.training)
         source = locate_named(recipe.weights)
         weights = load(source.path, heads=recipe.heads)
         weights.log_notes(source.name)
         self._start = start = starting_point(weights, recipe, name)
-        if recipe.pool not in pools_of(start.config):
-            raise RunError(f"--pool {recipe.pool}: {start.config.name} {why_no_cls(start.config)}: take mean")
+        require_pool(start.config, recipe.pool)
         self.dataset = ImageDataset(split.training.paths, split.training.labels, recipe.max_pixels)
         self.images = split.images | {"weights": source.digest}
+        self.description = split.description
         self.augmentation = Augmentation(start.config, start.preprocessing, recipe.crop_scale, 0, "random")
         model = without_decoder(start).build()
         if not recipe.frozen:
@@ -147,10 +152,9 @@ class FinetuningTask(Task):
         self._head_config = HeadConfig(pool=recipe.pool, classes=split.training.classes)
         self._device = context.device
         threads = recipe.workers or context.decode_threads
-        self._validation = split.validation and Validation(
-            split.validation, start.config, start.preprocessing, threads, recipe.max_pixels
-        )
+        self._validation = split.validation and Validation(split.validation, threads, recipe.max_pixels)
         self._validated_step = 0
+        self._measurement = ""
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
         """The encoder with its trained head; a frozen encoder is that of the start, decoder included."""
@@ -160,18 +164,17 @@ class FinetuningTask(Task):
         tensors = {name: tensor.float().cpu() for name, tensor in _strip_prefix(state, MODEL).items()}
         return replace(self._start, tensors=tensors, heads=Heads(head))
 
-    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> None:
+    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> str:
         """Measures loss and accuracy, once for each step."""
         if not self._validation or step == self._validated_step:
-            return
+            return self._measurement
         self._validated_step = step
         assert checkpoint.heads.head is not None
         result = self._validation.measure(checkpoint, checkpoint.heads.head, self._device)
         run.log({"step": step, **dict(zip(MEASURES, (result.loss, result.accuracy), strict=True))})
-        progress.measurement = f"val_accuracy {result.accuracy:.4f}"
-        progress.say(
-            f"step {step}: {result.accuracy:.2%} of {result.images} held-out images right, loss {result.loss:.4f}"
-        )
+        self._measurement = f"val_accuracy {result.accuracy:.4f}"
+        progress.say(f"step {step}: {result.sentence}")
+        return self._measurement
 
 
 def starting_point(weights: Checkpoint, recipe: FinetuningRecipe, name: str) -> Checkpoint:
@@ -183,7 +186,7 @@ def starting_point(weights: Checkpoint, recipe: FinetuningRecipe, name: str) -> 
     try:
         model = weights.build(recipe.image_size)
     except ValueError as error:
-        raise RunError(f"--image-size does not fit the weights: {error}") from error
+        raise RunError(f"--image-size does not fit the weights: {first_sentence(error)}") from error
     # Whitening describes the vectors of one encoder at one image size.
     keeps_vectors = recipe.frozen and model.config.image_size == weights.config.image_size
     start = Checkpoint(
@@ -195,6 +198,12 @@ def starting_point(weights: Checkpoint, recipe: FinetuningRecipe, name: str) -> 
         Heads(whitening=weights.heads.whitening if keeps_vectors else {}),
     )
     return start if recipe.frozen else without_decoder(start)
+
+
+def require_pool(config: MAEConfig, pool: Pooled) -> None:
+    """Raises RunError unless a model gives this pooled vector."""
+    if pool not in pools_of(config):
+        raise RunError(f"--pool {pool}: {config.name} {why_no_cls(config)}: take mean")
 
 
 def without_decoder(checkpoint: Checkpoint) -> Checkpoint:
@@ -223,8 +232,11 @@ def restore_finetuning(
     held_out: Mapping[str, Any] | None = images["validation"]
     if validation is None and held_out is not None:
         validation = Path(held_out["folders"][0])
-    now = split_images(folder, validation, restored.validation_share, restored.seed).images
+    split = split_images(folder, validation, restored.validation_share, restored.seed)
+    now = split.images
     require_same_images(output, images, now)
+    if "classes" not in images and folder_names(folder, split.training.paths) != split.training.classes:
+        raise RunError(f"{output} was begun by a version that took folders inside a class for classes: begin it anew")
     if (held_out is None) != (now["validation"] is None):
         raise RunError(f"{output} was begun with other images held out")
     if held_out is not None:
@@ -232,6 +244,11 @@ def restore_finetuning(
     if locate_named(restored.weights).digest != images["weights"]:
         raise RunError(f"{output} was begun with other weights than those that are now at {restored.weights}")
     return restored, folder, validation
+
+
+def folder_names(folder: Path, paths: Iterable[str]) -> tuple[str, ...]:
+    """The names of the innermost folders of images, relative to `folder`, sorted: the classes of earlier versions."""
+    return tuple(sorted({Path(path).parent.relative_to(folder).as_posix() for path in paths}))
 
 
 def _strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

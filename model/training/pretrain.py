@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,17 +15,20 @@ from model.checkpoints.checkpoint import Checkpoint, load
 from model.checkpoints.locate import locate_named
 from model.config import PRESETS, Loss, MAEConfig, Preprocessing
 from model.images.folders import find_images
+from model.masking import MaskError
 from model.nn import build_model
 from model.nn.base import DECODER_PREFIXES, Autoencoder, unfreeze
 from model.nn.serving import Standardise
 from model.training.config import Recipe
 from model.training.dataset import Augmentation, ImageDataset
 from model.training.distributed import DistributedContext
+from model.training.held_out_loss import MEASURE, HeldOutLoss, choose_held_out_images
 from model.training.optimiser import PRETRAINING_BETAS, adamw, muon, parameter_groups
 from model.training.preview import Preview
 from model.training.progress import TrainingProgress
-from model.training.run import Run, RunError, record_images, require_same_images, restore_recipe
+from model.training.run import Run, RunError, first_sentence, record_images, require_same_images, restore_recipe
 from model.training.session import run_session
+from model.training.split import warn_of_skipped
 from model.training.trainer import Task
 
 MODEL = "model."
@@ -82,7 +86,7 @@ def pretrain(
 
 
 class PretrainingTask(Task):
-    """An autoencoder that learns to reconstruct images; the reports are sheets of reconstructions."""
+    """An autoencoder that learns to reconstruct images; the reports are sheets of reconstructions and held-out loss."""
 
     def __init__(self, folders: Sequence[Path], name: str, recipe: Recipe, context: DistributedContext) -> None:
         """Finds the images and makes the model, which is to be served under `name`.
@@ -90,21 +94,36 @@ class PretrainingTask(Task):
         Raises:
             RunError, NoImages, WeightsError: as `pretrain`.
         """
-        paths, refused = find_images(folders)
-        for path, reason in refused:
-            log.warning("skipped: %s: %s", path, reason)
-        self.dataset = ImageDataset(paths, max_pixels=recipe.max_pixels)
+        paths, refused, left_out = find_images(folders)
+        warn_of_skipped(refused, left_out)
+        held_out = choose_held_out_images(len(paths), recipe.validation_share, recipe.seed)
+        training = [path for number, path in enumerate(paths) if number not in held_out]
+        self.dataset = ImageDataset(training, max_pixels=recipe.max_pixels)
         self.images = record_images(paths, folders)
+        self.description = f"{len(self.dataset.paths)} images, {len(held_out)} held out"
         self._start = start = starting_point(recipe, name)
         self.augmentation = Augmentation(
             start.config, start.preprocessing, recipe.crop_scale, recipe.mask_ratio, recipe.strategy
         )
+        require_mask(self.augmentation)
         model = start.build()
         unfreeze(model)
         self.objective = Pretraining(model, start.preprocessing, recipe.loss).to(context.device).train()
         self.optimiser = make_optimiser(recipe, self.objective)
         self.ema = recipe.ema
         self.report_minutes = recipe.preview_minutes
+        self._held_out_loss: HeldOutLoss | None = None
+        if held_out:
+            threads = recipe.workers or context.decode_threads
+            self._held_out_loss = HeldOutLoss(
+                ImageDataset([paths[number] for number in sorted(held_out)], max_pixels=recipe.max_pixels),
+                self.augmentation,
+                recipe.loss,
+                threads,
+            )
+            self.measures, self.reports_start = (MEASURE,), True
+        self._num_held_out = len(held_out)
+        self._device = context.device
         self._preview_images = recipe.preview_images
         self._preview: Preview | None = None
 
@@ -115,13 +134,26 @@ class PretrainingTask(Task):
         }
         return Checkpoint(self._start.config, self._start.preprocessing, "mae-serve", tensors, self._start.license)
 
-    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> None:
-        """Saves a sheet of reconstructions."""
-        if self._preview_images == 0:
-            return
-        if self._preview is None:
-            self._preview = Preview(self.dataset, self.augmentation, self._preview_images)
-        run.save_preview(step, self._preview.render(checkpoint))
+    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> str:
+        """Measures the loss on held-out images, and saves a sheet of reconstructions."""
+        if self._preview_images:
+            if self._preview is None:
+                self._preview = Preview(self.dataset, self.augmentation, self._preview_images)
+            run.save_preview(step, self._preview.render(checkpoint))
+        if self._held_out_loss is None:
+            return ""
+        loss = self._held_out_loss.measure(checkpoint, self._device)
+        run.log({"step": step, MEASURE: loss})
+        progress.say(f"step {step}: loss {loss:.4f} on {self._num_held_out} held-out images")
+        return f"{MEASURE} {loss:.4f}"
+
+
+def require_mask(augmentation: Augmentation) -> None:
+    """Raises RunError unless the mask ratio leaves a patch visible and removes one."""
+    try:
+        augmentation.mask(np.random.default_rng(0))
+    except MaskError as error:
+        raise RunError(f"--mask-ratio {augmentation.mask_ratio:g} does not fit: {error}") from error
 
 
 def make_optimiser(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
@@ -170,7 +202,7 @@ def model_config(recipe: Recipe) -> MAEConfig:
     try:
         return MAEConfig(**(PRESETS[recipe.model].model_dump() | changes))
     except ValueError as error:
-        raise RunError(f"{recipe.model} cannot be like this: {error}") from error
+        raise RunError(f"{recipe.model} cannot be like this: {first_sentence(error)}") from error
 
 
 def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
@@ -202,7 +234,7 @@ def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str
     try:
         model = build_model(MAEConfig(**merged))
     except ValueError as error:
-        raise RunError(f"{recipe.init} cannot be like this: {error}") from error
+        raise RunError(f"{recipe.init} cannot be like this: {first_sentence(error)}") from error
     tensors = dict(model.state_dict())
     for key, tensor in weights.build(size).state_dict().items():
         if not (new_decoder and key.startswith(DECODER_PREFIXES)):
@@ -224,7 +256,7 @@ def restore_pretraining(
     Raises:
         RunError: there is no run, an option would change it, or the images are not those of before.
     """
-    restored, images = restore_recipe(output, recipe, explicit)
+    restored, images = restore_recipe(output, recipe, explicit, {"validation_share": 0})
     folders = [Path(path) for path in images["folders"]] if not folders else list(folders)
-    require_same_images(output, images, record_images(find_images(folders)[0], folders))
+    require_same_images(output, images, record_images(find_images(folders).images, folders))
     return restored, folders

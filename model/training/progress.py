@@ -10,16 +10,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-LINE_SECONDS = 60
+FIRST_LINE_SECONDS, LINE_SECONDS = 5, 60
 
 
 class TrainingProgress:
-    """A bar with loss, images per second and time left on a terminal; elsewhere one line per minute."""
+    """A bar on a terminal; elsewhere a line after five seconds, then one per minute."""
 
     def __init__(self, quiet: bool) -> None:
         """Shows nothing if `quiet`, as all processes but one should be."""
-        self.measurement = ""
-        """The latest measurement, shown beside the loss."""
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._terminal = sys.stderr.isatty() and not quiet
@@ -30,28 +28,23 @@ class TrainingProgress:
             TimeElapsedColumn(),
         )
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._terminal)
-        self._task = self._bar.add_task("", total=1.0, status="")
-        self._last_line = time.monotonic()
+        self._task = self._bar.add_task("", total=1.0, status="starting")
+        self._next_line = time.monotonic() + FIRST_LINE_SECONDS
 
-    def show(self, done: float, step: int, loss: float, rate: float, seconds_left: float) -> None:
-        """Shows how far the run is.
+    def show(self, done: float, status: str) -> None:
+        """Shows how far the run is; call it at every step.
 
         Args:
-            done: the part of the schedule that is done, 0 to 1.
-            step: steps that are done.
-            loss: mean loss since the last call.
-            rate: images per second.
-            seconds_left: time to the end of the schedule.
+            done: the part of the run that is done, 0 to 1.
+            status: the step and its figures in a few words.
         """
-        measurement = f"  {self.measurement}" if self.measurement else ""
-        status = f"step {step}  loss {loss:.4f}{measurement}  {rate:.1f} images/s  {format_duration(seconds_left)} left"
         self._bar.update(self._task, completed=done, status=status)
-        if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
+        if not self._terminal and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
             self.say(f"{done:.0%}  {status}")
 
     def say(self, sentence: str) -> None:
-        """Writes one line."""
+        """Writes one line, above the bar."""
         if not self._quiet:
             self._console.print(f"mae: {sentence}", markup=False, highlight=False, soft_wrap=True)
 

@@ -6,8 +6,10 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,7 @@ from model.training.config import TrainingConfig
 C = TypeVar("C", bound=TrainingConfig)
 
 RECIPE, STATE, WEIGHTS, METRICS, PREVIEWS = "recipe.json", "state.pt", "model.safetensors", "metrics.csv", "previews"
+EVENTS = "events.out.tfevents.*"
 CHANGEABLE = frozenset(
     (
         "threads",
@@ -41,6 +44,11 @@ class RunError(ValueError):
     """A run that cannot be started or resumed; the message is one sentence."""
 
 
+def first_sentence(error: ValueError) -> str:
+    """The sentence of an error; of one by pydantic, that of its first part."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else str(error)
+
+
 class Run:
     """The files of one run. Each is replaced whole or not at all, but for metrics.csv, which grows."""
 
@@ -49,6 +57,9 @@ class Run:
         self.folder = folder
         self._measures = measures
         self._columns: Sequence[str] = ()
+        self._begun = False
+        self._made: list[Path] = []
+        self._others: set[Path] = set()
         self._board: SummaryWriter | None = None
         self._metrics: Any = None
 
@@ -64,9 +75,36 @@ class Run:
         """
         if (self.folder / RECIPE).exists():
             raise RunError(f"{self.folder} holds a run already: --resume goes on with it")
+        self._begun = True
+        self._made = [path for path in (self.folder, *self.folder.absolute().parents) if not path.exists()]
+        self._others = set(self.folder.iterdir()) if self.folder.is_dir() else set()
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"recipe": recipe.model_dump(), "data": dict(data)}
         atomic_write(self.folder / RECIPE, json.dumps(record, indent=1).encode(), durable=True)
+
+    @contextmanager
+    def discard_if_never_saved(self) -> Iterator[None]:
+        """Removes a run that `begin` began and that an error ends before anything was saved, with its folder.
+
+        So the same command can be given again once the mistake is corrected.
+        """
+        try:
+            yield
+        except Exception:
+            if self._begun and not self.is_saved:
+                self._discard()
+            raise
+
+    def _discard(self) -> None:
+        """Removes the files of the run, and the folders that `begin` made; what others put there stays."""
+        self.close()
+        for pattern in (RECIPE, METRICS, WEIGHTS, EVENTS, f"{PREVIEWS}/*", PREVIEWS):
+            for path in self.folder.glob(pattern):
+                if path not in self._others and path.parent not in self._others:
+                    path.rmdir() if path.is_dir() else path.unlink()
+        for folder in self._made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     def save(self, state: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Saves the state that the run can be resumed from, and the weights as they are served.
@@ -74,24 +112,36 @@ class Run:
         Raises:
             OSError: they cannot be written; the files saved before are whole.
         """
+        self.save_state(state)
+        save(self.folder / WEIGHTS, checkpoint)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a state to resume from."""
+        return (self.folder / STATE).is_file()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Saves the state alone, for a run that has no weights yet.
+
+        Raises:
+            OSError: as `save`.
+        """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         atomic_write(self.folder / STATE, buffer.getbuffer(), durable=True)
-        save(self.folder / WEIGHTS, checkpoint)
 
     def load_state(self) -> dict[str, Any] | None:
         """The state that was saved last; None if the run was ended before that."""
-        path = self.folder / STATE
-        if not path.is_file():
+        if not self.is_saved:
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         return state
 
     def open_metrics(self, columns: Sequence[str], step: int) -> None:
         """Opens metrics.csv and the TensorBoard events, and drops the lines after `step` of an earlier process."""
         path = self.folder / METRICS
         kept = []
-        if path.is_file():
+        if step and path.is_file():
             with path.open(newline="") as file:
                 kept = [line for line in csv.DictReader(file) if int(line["step"]) <= step]
         text = io.StringIO(newline="")
@@ -126,13 +176,16 @@ class Run:
             self._board.close()
 
 
-def restore_recipe(folder: Path, recipe: C, explicit: set[str]) -> tuple[C, dict[str, Any]]:
+def restore_recipe(
+    folder: Path, recipe: C, explicit: set[str], unrecorded: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[C, dict[str, Any]]:
     """Reads the recipe of the run in `folder`, for resuming it.
 
     Args:
         folder: the run's folder.
         recipe: the options of the command that resumes it.
         explicit: names of the options in `recipe` that the user gave. They replace those of the run if `CHANGEABLE`.
+        unrecorded: options as they were before versions that record them.
 
     Returns:
         The recipe, and the record of the images that the run was begun with.
@@ -145,7 +198,7 @@ def restore_recipe(folder: Path, recipe: C, explicit: set[str]) -> tuple[C, dict
         raise RunError(f"{folder} holds no run to resume: it has no {RECIPE}")
     record = json.loads(path.read_bytes())
     try:
-        original = type(recipe)(**record["recipe"])
+        original = type(recipe)(**{**unrecorded, **record["recipe"]})
     except ValidationError as error:
         raise RunError(f"{folder} holds a run of another command") from error
     for name in sorted(explicit - CHANGEABLE):

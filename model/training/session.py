@@ -52,16 +52,18 @@ def run_session(
     memory = MemoryPlan.of(task.dataset, task.augmentation, recipe, context) if recipe.in_memory else None
     if context.is_main and not resume:  # after everything that may be refused, so that a refusal leaves no run behind
         run.begin(recipe, task.images)
-    trainer = Trainer(task, recipe, context, run, progress)
-    if resume:
-        trainer.resume()
-    loader = make_loader(task, memory, recipe, context, progress)
-    try:
-        trainer.fit(loader)
-    finally:
-        loader.close()
-        if broken := task.dataset.broken:
-            progress.say(f"{len(broken)} of {len(task.dataset.paths)} images could not be read and were skipped")
+    with run.discard_if_never_saved():
+        trainer = Trainer(task, recipe, context, run, progress)
+        if resume:
+            trainer.resume()
+        progress.say(trainer.describe())
+        loader = make_loader(task, memory, recipe, context, progress)
+        try:
+            trainer.fit(loader)
+        finally:
+            loader.close()
+            if broken := task.dataset.broken:
+                progress.say(f"{len(broken)} of {len(task.dataset.paths)} images could not be read and were skipped")
     return run.folder / WEIGHTS
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.images.folders import LabelledImages, labelled_images
+from model.images.errors import ImageError
+from model.images.folders import ClassFolderError, LabelledImages, LeftOut, labelled_images
+from model.images.packs import open_image_file
 from model.training.run import RunError, record_images
+
+MAX_NAMES = 20
+"""Names of classes that are shown."""
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +29,14 @@ class LabelledSplit(NamedTuple):
     validation: LabelledImages | None
     images: dict[str, Any]
     """The record of both parts' images, for the run's recipe.json."""
+
+    @property
+    def description(self) -> str:
+        """Numbers and names for the user."""
+        classes, held_out = self.training.classes, self.validation
+        names = ", ".join(classes[:MAX_NAMES]) + (", …" if len(classes) > MAX_NAMES else "")
+        measured = f", {len(held_out.paths)} held out" if held_out else ""
+        return f"{len(self.training.paths)} images to learn from{measured}, of {len(classes)} classes: {names}"
 
 
 def split_images(folder: Path, validation: Path | None, share: float, seed: int) -> LabelledSplit:
@@ -40,11 +55,12 @@ def split_images(folder: Path, validation: Path | None, share: float, seed: int)
     labelled = labelled_images(folder)
     if len(labelled.classes) < 2:
         raise RunError(f"{folder} holds one class, {labelled.classes[0]!r}: there is nothing to tell apart")
-    images: dict[str, Any] = record_images(labelled.paths, [folder]) | {"validation": None}
-    _warn(labelled)
+    images: dict[str, Any] = record_images(labelled.paths, [folder])
+    images |= {"validation": None, "classes": labelled.classes}
+    warn_of_skipped(labelled.refused, labelled.left_out)
     if validation is not None:
         held_out = labelled_images(validation, labelled.classes)
-        _warn(held_out)
+        warn_of_skipped(held_out.refused, held_out.left_out)
         return LabelledSplit(labelled, held_out, images | {"validation": record_images(held_out.paths, [validation])})
     if share == 0:
         return LabelledSplit(labelled, None, images)
@@ -72,6 +88,29 @@ def select(labelled: LabelledImages, indices: Iterable[int]) -> LabelledImages:
     return labelled._replace(paths=[labelled.paths[i] for i in ordered], labels=[labelled.labels[i] for i in ordered])
 
 
-def _warn(labelled: LabelledImages) -> None:
-    for path, reason in labelled.refused:
+def require_readable_classes(labelled: LabelledImages) -> None:
+    """Checks that each class has an image that can be opened.
+
+    Raises:
+        ClassFolderError: one has none; the message names it.
+    """
+    images = zip(labelled.paths, labelled.labels, strict=True)
+    for label, members in groupby(sorted(images, key=itemgetter(1)), key=itemgetter(1)):
+        if not any(_can_be_opened(path) for path, _ in members):
+            raise ClassFolderError(f"the class {labelled.classes[label]!r} has no image to learn from that can be read")
+
+
+def warn_of_skipped(refused: Iterable[tuple[str, str]], left_out: LeftOut) -> None:
+    """Logs the paths that cannot be tried, and in one line what else was left out."""
+    for path, reason in refused:
         log.warning("skipped: %s: %s", path, reason)
+    if left_out.sentence:
+        log.warning("%s", left_out.sentence)
+
+
+def _can_be_opened(path: str) -> bool:
+    try:
+        open_image_file(path)
+    except ImageError:
+        return False
+    return True

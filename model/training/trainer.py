@@ -1,14 +1,13 @@
-"""The training loop of pretraining and fine-tuning: steps, clock, checkpoints and signals."""
+"""The training loop of pretraining and fine-tuning: steps, clock and checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
+import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -21,31 +20,18 @@ from model.training.dataset import Augmentation, Batch, DataLoader, ImageDataset
 from model.training.distributed import DistributedContext
 from model.training.memory_loader import DeviceBatch, MemoryLoader
 from model.training.optimiser import WeightAverage, learning_rate, set_learning_rate
-from model.training.progress import TrainingProgress
+from model.training.progress import TrainingProgress, format_duration
 from model.training.run import Run, RunError
+from model.training.signals import Interrupted, catch_signals
 
 COLUMNS = ("step", "epoch", "images", "loss", "lr", "grad_norm", "images_per_s", "seconds")
 HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
 
 
 class DivergedError(RunError):
-    """The loss is not a number (NaN) any more."""
-
-
-class Interrupted(Exception):
-    """A signal ended the run, after its state was saved.
-
-    Attributes:
-        number: the signal's number.
-    """
-
-    def __init__(self, number: int, step: int) -> None:
-        """Signal `number` came after `step` steps."""
-        super().__init__(f"ended by {signal.Signals(number).name} after {step} steps: --resume goes on from there")
-        self.number = number
+    """The loss is not a finite number any more."""
 
 
 class Task(ABC):
@@ -57,8 +43,10 @@ class Task(ABC):
         dataset: the images.
         augmentation: makes a training sample of an image.
         images: the record of the images for the run's recipe.json.
+        description: the images in a few words.
         measures: names of the columns that `report` adds to metrics.csv.
         report_minutes: minutes from one report to the next.
+        reports_start: whether there is a report before the first step, too.
         ema: decay per step of the weights' moving average, which is then served in their place; 0 for none.
     """
 
@@ -67,8 +55,10 @@ class Task(ABC):
     dataset: ImageDataset
     augmentation: Augmentation
     images: Mapping[str, Any]
+    description: str
     measures: Sequence[str] = ()
     report_minutes: float
+    reports_start: bool = False
     ema: float = 0
 
     @abstractmethod
@@ -76,8 +66,12 @@ class Task(ABC):
         """The checkpoint to serve, of the objective's state."""
 
     @abstractmethod
-    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> None:
-        """Shows or measures the model's quality after `step` steps; the main process alone calls it."""
+    def report(self, step: int, checkpoint: Checkpoint, run: Run, progress: TrainingProgress) -> str:
+        """Shows or measures the model's quality after `step` steps; the main process alone calls it.
+
+        Returns:
+            The measurement in a few words, to be shown beside the loss; nothing if there is none.
+        """
 
 
 class Trainer:
@@ -103,8 +97,9 @@ class Trainer:
         self._run = run
         self._progress = progress
         self._average = WeightAverage(task.objective, task.ema) if task.ema else None
-        self._signal = 0
         self._window = _Window()
+        self._measurement = ""
+        self._recent_losses: deque[float] = deque(maxlen=config.log_steps)
         half = HALF_PRECISION.get(resolve_precision(config, context.device))
         self._autocast = torch.autocast(context.device.type, half or torch.bfloat16, enabled=half is not None)
         # The range of float16 is too small for gradients.
@@ -116,21 +111,23 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; the state was saved.
-            DivergedError: the loss is not a number; the last checkpoint is whole.
+            DivergedError: the loss is not finite; the last checkpoint is whole.
             OSError: a file cannot be written, as when the disk is full; the last checkpoint is whole.
         """
         context, config = self._context, self._config
         if context.is_main:
             self._run.open_metrics(COLUMNS, self.step)
+            if self._task.reports_start and self.step == 0:
+                self._report()
         first_step = self.step
         batches: Iterator[Batch | DeviceBatch] = loader.batches(first_step)
         saved = reported = start = time.monotonic()
         seconds_before = self.seconds
-        with self._catch_signals():
+        with catch_signals() as signal:
             while True:
                 elapsed = seconds_before + time.monotonic() - start
                 # All processes must agree when to stop: the main process has the clock, any of them may get a signal.
-                self.seconds, stop = context.all_max(elapsed if context.is_main else 0, self._signal)
+                self.seconds, stop = context.all_max(elapsed if context.is_main else 0, signal.number)
                 done = self._share_done()
                 if stop or done >= 1:
                     break
@@ -140,6 +137,7 @@ class Trainer:
                 now = time.monotonic()
                 if self.step % config.log_steps == 0:
                     self._log(seconds_before + now - start)
+                self._show(seconds_before + now - start, (self.step - first_step) / (now - start))
                 if now - reported >= 60 * self._task.report_minutes:
                     self._report()
                     reported = now
@@ -147,13 +145,28 @@ class Trainer:
                     self._save()
                     saved = now
         if context.is_main:
+            if self._window.steps and not stop:  # the last steps of the schedule, fewer than a line of metrics has
+                self._log(self.seconds)
             # A finished run that is resumed keeps its file of weights, which may hold a whitening by now.
             if self.step > first_step or first_step == 0:
                 self._save()
             self._report()
             self._run.close()
         if stop:
-            raise Interrupted(int(stop), self.step)
+            raise Interrupted(int(stop), f"{self.step} steps")
+
+    def describe(self) -> str:
+        """What the run will do, in one sentence."""
+        c, context = self._config, self._context
+        number = self._total_steps() if c.minutes is None else 0
+        steps = f"{number} step{'' if number == 1 else 's'}" if number else f"{c.minutes:g} minutes of steps"
+        passes = f" ({c.epochs:g} epochs)" if c.epochs is not None else ""
+        processes = f", {context.world_size} processes" if context.world_size > 1 else ""
+        return (
+            f"{self._task.description}; {steps} of {c.batch_size} images{passes}, learning rate {c.lr:g}, "
+            f"{resolve_precision(c, context.device)} on {context.device.type}{processes}; "
+            f"the run is in {self._run.folder}"
+        )
 
     def resume(self) -> None:
         """Goes on from the state that the run saved last, or begins anew if it was ended before that."""
@@ -187,7 +200,7 @@ class Trainer:
         self._run.save(state, self.checkpoint())
 
     def _report(self) -> None:
-        self._task.report(self.step, self.checkpoint(), self._run, self._progress)
+        self._measurement = self._task.report(self.step, self.checkpoint(), self._run, self._progress)
 
     def _wrap(self, objective: nn.Module) -> Callable[..., Tensor]:
         """Distributes the objective over the processes, and compiles it if the config says so, by default on CUDA."""
@@ -229,10 +242,12 @@ class Trainer:
         if self._average:
             self._average.update()
         self.step += 1
-        self._window.add(self._context.mean(loss.detach()), float(norm))
-        if self._window.loss != self._window.loss:
+        self._recent_losses.append(self._context.mean(loss.detach()))
+        self._window.add(self._recent_losses[-1], float(norm))
+        if not math.isfinite(self._window.loss):
+            resume = "--resume goes on from the last checkpoint; " if self._run.is_saved else ""
             raise DivergedError(
-                f"the loss is not a number any more (step {self.step}): --resume goes on from the last checkpoint; "
+                f"the loss is not a finite number any more (step {self.step}): {resume}"
                 "a lower --lr or a longer --warmup may help"
             )
 
@@ -252,28 +267,17 @@ class Trainer:
                 "seconds": seconds,
             }
         )
-        if self._config.minutes is not None:
-            seconds_left = 60 * self._config.minutes - seconds
-        else:
-            seconds_left = (self._total_steps() - self.step) * batch_size / rate
-        self._progress.show(self._share_done(), self.step, loss, rate, seconds_left)
         self._window = _Window(since=seconds)
 
-    @contextlib.contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        """Remembers the first signal, which ends the loop after its step; the second one ends it at once."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        handlers = {number: signal.signal(number, remember) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def _show(self, seconds: float, steps_per_s: float) -> None:
+        """Shows the mean loss of the last steps, the speed and the time left."""
+        c, done = self._config, self._share_done()
+        left = 60 * c.minutes - seconds if c.minutes is not None else (self._total_steps() - self.step) / steps_per_s
+        loss = sum(self._recent_losses) / len(self._recent_losses)
+        figures = [f"step {self.step}{'' if c.minutes is not None else f' of {self._total_steps()}'}"]
+        figures += [f"loss {loss:.4f}", *([self._measurement] if self._measurement else ())]
+        figures += [f"{steps_per_s * c.batch_size:.1f} images/s", f"{format_duration(left)} left"]
+        self._progress.show(done, "  ".join(figures))
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> str:

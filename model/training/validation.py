@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from model.arrays import Bytes
 from model.checkpoints.checkpoint import Checkpoint
-from model.checkpoints.heads import POOL_INDEX, Head
-from model.config import MAEConfig, Preprocessing
+from model.checkpoints.heads import Head
 from model.images.folders import LabelledImages
 from model.images.open_image import MAX_PIXELS
-from model.images.preprocess import patches_of
-from model.masking import all_indices
-from model.nn.serving import EncoderGraph
 from model.training.dataset import ImageDataset
+from model.training.vectors import LabelledVectors, VectorEncoder
 
 MEASURES = ("val_loss", "val_accuracy")
 """Names in metrics.csv and TensorBoard."""
-BATCH = 32
 
 
 class ValidationResult(NamedTuple):
@@ -35,22 +29,18 @@ class ValidationResult(NamedTuple):
     images: int
     """Number of the images."""
 
+    @property
+    def sentence(self) -> str:
+        """Accuracy and loss for the user."""
+        return f"{self.accuracy:.2%} of {self.images} held-out images right, loss {self.loss:.4f}"
+
 
 class Validation:
     """Held-out images; each measurement decodes and classifies them anew."""
 
-    def __init__(
-        self,
-        labelled: LabelledImages,
-        config: MAEConfig,
-        preprocessing: Preprocessing,
-        threads: int,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
+    def __init__(self, labelled: LabelledImages, threads: int, max_pixels: int = MAX_PIXELS) -> None:
         """Takes the images, which `threads` threads decode, each to at most `max_pixels`."""
         self._dataset = ImageDataset(labelled.paths, labelled.labels, max_pixels)
-        self._decode = partial(patches_of, config=config, preprocessing=preprocessing)
-        self._num_patches = config.num_patches
         self._threads = threads
 
     def measure(self, checkpoint: Checkpoint, head: Head, device: torch.device) -> ValidationResult:
@@ -59,29 +49,17 @@ class Validation:
         Raises:
             NoImages: none can be read.
         """
-        model = checkpoint.build().to(device)
-        graph = EncoderGraph(model, checkpoint.preprocessing).to(device)
-        visible_indices = torch.from_numpy(all_indices(self._num_patches)).to(device)
-        losses: list[float] = []
-        correct = 0
-        count = len(self._dataset.paths)
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="validate") as pool, torch.inference_mode():
-            for start in range(0, count, BATCH):
-                samples = [pair for pair in pool.map(self._read, range(start, min(start + BATCH, count))) if pair]
-                if not samples:
-                    continue
-                patches, labels = zip(*samples, strict=True)
-                batch = torch.from_numpy(np.stack(patches)).to(device)  # [B, N, P]
-                pooled, _ = graph(batch, visible_indices.expand(len(samples), -1))
-                probabilities = head.probabilities(pooled[:, POOL_INDEX[head.config.pool]].cpu().numpy())
-                correct += int((probabilities.argmax(axis=1) == np.array(labels)).sum())
-                of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-                losses += (-np.log(np.maximum(of_label, np.finfo(np.float32).tiny))).tolist()
-        return ValidationResult(float(np.mean(losses)), correct / len(losses), len(losses))
+        encoder = VectorEncoder(checkpoint, head.config.pool, device, self._threads)
+        return measure_head(head, encoder.batches(self._dataset, range(len(self._dataset.paths))))
 
-    def _read(self, index: int) -> tuple[Bytes, int] | None:
-        """Patches uint8 [N, P] of an image and its class; None if the image is broken."""
-        patches, label = self._dataset.load(index, self._decode)
-        if self._dataset.paths[index] in self._dataset.broken:
-            return None  # the patches are those of the next image, which has a turn of its own
-        return patches, label
+
+def measure_head(head: Head, batches: Iterable[LabelledVectors]) -> ValidationResult:
+    """Loss and accuracy of a head on vectors, at least one."""
+    losses: list[float] = []
+    correct = 0
+    for _, vectors, labels in batches:
+        probabilities = head.probabilities(vectors)
+        correct += int((probabilities.argmax(axis=1) == labels).sum())
+        of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        losses += (-np.log(np.maximum(of_label, np.finfo(np.float32).tiny))).tolist()
+    return ValidationResult(float(np.mean(losses)), correct / len(losses), len(losses))

@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from model.engines.build import build
 from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
+from service.api.openapi import DescribedAPI
 from service.api.responses import error_response, json_response
 from service.api.routes import classify, embed, ops, reconstruct
 from service.errors import ServiceError
@@ -65,6 +66,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
+    app.openapi = DescribedAPI(app, bool(service.settings.api_keys))  # type: ignore[method-assign]
     for router in routers:
         app.include_router(router)
     routes = inference_routes(routers)

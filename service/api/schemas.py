@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from model.engines.base import EngineInfo
+from model.engines.base import ComputedPrecision, EngineInfo
 from model.images.render import View
 from service.errors import (
     BodyTooLarge,
@@ -64,14 +64,18 @@ class SkippedImage(BaseModel):
 Skipped = Annotated[
     list[SkippedImage] | None, Field(description="the images that were left out, for on_error=skip, otherwise absent")
 ]
+ERROR_ANSWER = "Error"
+"""The name of the answer of all errors among OpenAPI's components."""
 
 
 class Embeddings(BaseModel):
     """The response of POST /embed."""
 
-    model: str = Field(
-        description="name@weights-hash; with precision and preprocessing (/info) it identifies a vector space"
-    )
+    model: str = Field(description="name@weights-hash")
+    space: str = Field(description="the vector space in one word: vectors may be compared where it is the same")
+    precision: ComputedPrecision = Field(description="the precision that the engine computes in")
+    normalized: bool = Field(description="whether each vector was scaled to length 1")
+    keep: float = Field(description="share of the patches that was encoded")
     pool: Pool
     dim: int
     count: int
@@ -143,6 +147,13 @@ class Info(BaseModel):
     limits: dict[str, float | int]
 
 
+class ServiceState(BaseModel):
+    """The response of the probes."""
+
+    state: str = Field(description="loading, ready, draining or lost")
+    reason: str = Field(description="the step that runs, or why the service is lost")
+
+
 class ErrorDetail(BaseModel):
     """The error itself: a code for programs, a message for people."""
 
@@ -185,6 +196,5 @@ def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, An
     codes: dict[int, list[str]] = {}
     for error in errors:
         codes.setdefault(error.status, []).append(f"`{error.code}`")
-    return {
-        status: {"model": ErrorAnswer, "description": " or ".join(names)} for status, names in sorted(codes.items())
-    }
+    answer = f"#/components/responses/{ERROR_ANSWER}"
+    return {status: {"$ref": answer, "description": " or ".join(names)} for status, names in sorted(codes.items())}

@@ -15,15 +15,17 @@ from service.cli.tables import TABLE_STYLE, add_number_columns
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     """The text and tables to print, in order."""
     images = evaluation.images
+    fitted = f"{images.train} fitted on, {images.classes} classes, " if images.classes else ""
     yield Text(
         f"{evaluation.model}, {evaluation.backend} {evaluation.precision}\n"
-        f"{images.measured} images measured, {images.train} fitted on, {images.classes} classes, "
-        f"{len(images.broken)} broken; {images.split}\n"
-        f"Always naming the largest class would score {evaluation.largest_class:.3f}.\n"
+        f"{images.measured} images measured, {fitted}{len(images.broken)} broken; {images.split}\n"
     )
-    yield _classification_table(evaluation)
+    if evaluation.largest_class is not None:
+        yield Text(f"Always naming the largest class would score {evaluation.largest_class:.3f}.\n")
+        yield _classification_table(evaluation)
     if evaluation.reconstruction:
-        yield Text()
+        if evaluation.classification:
+            yield Text()
         yield _reconstruction_table(evaluation)
 
 

@@ -17,6 +17,7 @@ from model.evaluation.config import EvalConfig
 from model.images.packs import PackError
 from model.training.config import FinetuningRecipe, Recipe
 from service.cli.commands.bench import bench
+from service.cli.commands.classify import classify
 from service.cli.commands.compile import compile_engine
 from service.cli.commands.convert import convert
 from service.cli.commands.embed import embed
@@ -28,14 +29,15 @@ from service.cli.commands.pretrain import pretrain
 from service.cli.commands.reconstruct import reconstruct
 from service.cli.commands.serve import serve
 from service.cli.errors import CommandError, describe_error
+from service.cli.examples import format_examples
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
-from service.parameters import EmbedParameters, ReconstructParameters
+from service.parameters import ClassifyParameters, EmbedParameters, ReconstructParameters
 from service.settings import InvalidSettings, Settings
 
 app = typer.Typer(
     name="mae",
-    help="Masked autoencoders: serve, train and evaluate them; embed and reconstruct images.",
+    help="Masked autoencoders: serve, train and evaluate them; embed, classify and reconstruct images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,18 +69,20 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Masked autoencoders: serve, train and evaluate them; embed and reconstruct images."""
+    """Masked autoencoders: serve, train and evaluate them; embed, classify and reconstruct images."""
 
 
 def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo], name: str | None = None) -> None:
-    """Adds a command with one option per field; its help is the docstring without the line breaks of the source."""
+    """Adds a command with one option per field; its help is the docstring, unwrapped, and examples."""
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, help=unwrapped)(with_options(command, fields))
+    epilog = format_examples(name or command.__name__)
+    app.command(name, help=unwrapped, epilog=epilog)(with_options(command, fields))
 
 
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
+_add(classify, {"top_k": ClassifyParameters.model_fields["top_k"], **ENGINE_OPTIONS})
 _add(reconstruct, {**RECONSTRUCT_OPTIONS, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
 _add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "model"})

@@ -32,7 +32,13 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         # Environment variables would affect rich's own test for a terminal.
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
+        self._bar = Progress(
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+            redirect_stdout=sys.stdout.isatty(),  # else results for a file or a pipe would go to the terminal
+        )
         self._task = self._bar.add_task(stage, total=total, completed=completed)
 
     def stage(self, name: str) -> None:

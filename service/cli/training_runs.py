@@ -38,7 +38,7 @@ def require_bound(config: TrainingConfig) -> None:
     Raises:
         CommandError: neither epochs nor steps nor minutes are given.
     """
-    if (config.epochs, config.steps, config.minutes) == (None, None, None):
+    if not config.has_bound:
         raise CommandError("the length of the training is not given: add --epochs, --steps or --minutes")
 
 
@@ -60,7 +60,7 @@ def translate_errors() -> Iterator[None]:
     from model.images.folders import ClassFolderError
     from model.training.dataset import NoImages
     from model.training.run import RunError
-    from model.training.trainer import Interrupted
+    from model.training.signals import Interrupted
 
     try:
         yield

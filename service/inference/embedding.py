@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
+from urllib.parse import quote
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from model.engines.base import EngineInfo
 from model.masking import MaskError, all_indices, new_seed, random_visible
 from service.errors import InvalidParameter
 from service.parameters import EmbedParameters, Pool
+
+COLOUR_SPACE = "srgb"
+"""The colours that the model sees: colour profiles are converted to sRGB."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,31 @@ class EmbeddingPlan:
             lengths = np.linalg.norm(finished, axis=-1, keepdims=True)
             finished = finished / np.maximum(lengths, np.finfo(np.float32).tiny)
         return finished
+
+
+def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
+    """The vector space of a request in one word: vectors may be compared where these words are equal.
+
+    In order, separated by colons: the model and the hash of its weights; the precision that matrix products are
+    computed in; side, resize, share of the crop, filter, colour space, mean and deviation; the number of attention
+    heads of a ViT; the pool; and where they are
+    asked for, `whitened`, `unit` (vectors of length 1) and `keep=` with the share of the patches. The word is ASCII
+    without blanks: other characters of a model's name are percent-encoded.
+    """
+    preprocessing, side = info.preprocessing, info.config.image_size
+    pixels = f"{side}-{preprocessing.resize}-{preprocessing.crop_fraction}-{preprocessing.filter}-{COLOUR_SPACE}"
+    mean, std = (",".join(map(str, colour)) for colour in (preprocessing.mean, preprocessing.std))
+    words = [
+        f"{quote(info.model, safe='/')}@{info.weights[:12]}",
+        info.computes.replace(" ", "-"),
+        f"{pixels}-{mean}-{std}",
+        *([f"{info.config.num_heads}-heads"] if info.config.family == "vit" else ()),
+        parameters.pool,
+        *(["whitened"] if parameters.whiten else ()),
+        *(["unit"] if parameters.normalize else ()),
+        *([f"keep={parameters.keep}"] if parameters.keep < 1 else ()),
+    ]
+    return ":".join(words)
 
 
 @lru_cache

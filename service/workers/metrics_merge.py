@@ -14,13 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.metrics import Metrics
+from service.metrics import CREATED, Metrics
 
 SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 """The name and the labels of a sample."""
 Counts = dict[SampleKey, float]
 """The values of samples."""
-CREATED = "_created"
 
 
 def pack_counters(metrics: Metrics) -> bytes:
@@ -32,6 +31,7 @@ def pack_counters(metrics: Metrics) -> bytes:
             if isinstance(metric, (Counter, Histogram))
             for family in metric.collect()
             for sample in family.samples
+            if not sample.name.endswith(CREATED)
         ]
     )
 
@@ -90,7 +90,7 @@ class _MergedCollector(Collector):
 def _add(family: Metric, unmerged: Counts) -> None:
     """Moves the values of `family` from `unmerged` into `family`."""
     own = {_key(sample.name, sample.labels): sample.value for sample in family.samples}
-    endings = ("_total", CREATED) if family.type == "counter" else ("_bucket", "_sum", "_count", CREATED)
+    endings = ("_total",) if family.type == "counter" else ("_bucket", "_sum", "_count")
     names = {family.name + ending for ending in endings}
     workers = {key: unmerged.pop(key) for key in list(unmerged) if key[0] in names}
     family.samples = []
@@ -99,14 +99,11 @@ def _add(family: Metric, unmerged: Counts) -> None:
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
-    """The sum of the counts; the time of creation is that of the oldest part."""
+    """The sum of the counts."""
     total: Counts = {}
     for part in parts:
         for key, value in part.items():
-            if key not in total:
-                total[key] = value
-            else:
-                total[key] = min(total[key], value) if key[0].endswith(CREATED) else total[key] + value
+            total[key] = total.get(key, 0) + value
     return total
 
 

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="measurements; all are printed")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    paths, _ = find_images([options.folder])
+    paths = find_images([options.folder]).images
     paths = np.random.default_rng(0).permutation(np.array(paths, dtype=object))[: options.images].tolist()
     config = PRESETS["mae_tiny"]
     augmentation = Augmentation(config, Preprocessing(), 0.2, 0.75, "random")

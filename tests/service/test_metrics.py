@@ -1,5 +1,8 @@
 """What Prometheus reads, by prometheus-client's own parser."""
 
+import re
+from importlib.metadata import version
+
 import pytest
 
 from service.metrics import Metrics
@@ -38,11 +41,12 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_inflight_requests": "gauge",
         "mae_ready": "gauge",
         "mae_engine_info": "gauge",
+        "mae_build_info": "gauge",
         "mae_lanes": "gauge",
         "mae_queue_limit_images": "gauge",
         "mae_inflight_limit_bytes": "gauge",
     }
-    ours = {name for name in exported if name.startswith("mae_") and not name.endswith("_created")}
+    ours = {name for name in exported if name.startswith("mae_")}
     assert {name: exported[name].type for name in ours} == kinds  # type: ignore[attr-defined]
     assert all(family.documentation for family in exported.values())  # type: ignore[attr-defined]
     assert "process_resident_memory_bytes" in exported
@@ -55,6 +59,16 @@ def test_alerts_can_see_the_first_failure_and_how_near_a_bound_is() -> None:
     assert value(metrics, "mae_engine_failures_total", kind="not_finite") == 0
     assert value(metrics, "mae_queue_limit_images") == 7
     assert value(metrics, "mae_inflight_limit_bytes") == 64e6
+
+
+def test_every_help_text_names_the_unit() -> None:
+    for name, family in families(Metrics().render()).items():
+        if name.startswith("mae_") and not name.startswith("mae_gpu_"):
+            assert re.search(r"(?i)\bnumber of\b|, in (seconds|bytes)\b|without a unit", family.documentation), name  # type: ignore[attr-defined]
+
+
+def test_the_version_is_exported() -> None:
+    assert value(Metrics(), "mae_build_info", version=version("mae-serve")) == 1
 
 
 def test_two_services_in_one_process_do_not_mix() -> None:

@@ -88,7 +88,17 @@ def routes(api: FastAPI) -> Iterator[str]:
         for media_type in operation.get("requestBody", {}).get("content", ()):
             yield f"{method} {path} takes {media_type}"
         for status, answer in operation["responses"].items():
-            yield f"{method} {path} answers {status} {', '.join(answer.get('content', ()))}".rstrip()
+            content = resolve(answer, api.openapi()).get("content", ())
+            yield f"{method} {path} answers {status} {', '.join(content)}".rstrip()
+
+
+def resolve(part: Mapping[str, Any], openapi: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of OpenAPI, or what it refers to."""
+    if "$ref" not in part:
+        return part
+    for name in part["$ref"].split("/")[1:]:
+        openapi = openapi[name]
+    return openapi
 
 
 def kind_of(schema: Mapping[str, Any]) -> str:

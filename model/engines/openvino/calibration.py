@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from model.images.folders import find_images
 
 MAX_PHOTOGRAPHS = 192
 
+log = logging.getLogger(__name__)
+
 
 def choose_photographs(folder: Path) -> Calibration:
     """Chooses at most MAX_PHOTOGRAPHS of the images in `folder`, at any depth, always the same ones.
@@ -20,7 +23,9 @@ def choose_photographs(folder: Path) -> Calibration:
         EngineBuildError: there is no such folder, or there are too few images in it.
     """
     try:
-        paths, _ = find_images([folder])
+        paths, _, left_out = find_images([folder])
+        if left_out.sentence:
+            log.warning("%s", left_out.sentence)
         random.Random(0).shuffle(paths)
         chosen = paths[:MAX_PHOTOGRAPHS]
         digest = hashlib.sha256()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from model.arrays import Floats
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import (
@@ -20,6 +18,7 @@ from service.api.responses import (
 )
 from service.api.schemas import INFERENCE_ERRORS, Classifications, error_responses, request_body
 from service.errors import NoHead
+from service.inference.classification import most_probable
 from service.parameters import ClassifyParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -27,6 +26,8 @@ router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 
 @router.post(
     "/classify",
+    summary="Name the most probable classes of images",
+    response_description="The most probable classes of each image, in the order of the images.",
     response_model=Classifications,
     responses=error_responses(*INFERENCE_ERRORS, NoHead),
     openapi_extra=request_body(with_mask=False),
@@ -53,9 +54,3 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     if skipped is not None:
         content["errors"] = describe_skipped(skipped)
     return json_response(content, headers={"x-mae-model": header_value(pipeline.info.model_id)})
-
-
-def most_probable(probabilities: Floats, labels: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    """The `top_k` classes with the largest of `probabilities`, float32 [C], in descending order; ties by index."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [{"label": labels[index], "probability": probabilities[index]} for index in order]

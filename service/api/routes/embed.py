@@ -17,7 +17,7 @@ from service.api.request import RequestContext
 from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
 from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.errors import ServiceError
-from service.inference.embedding import EmbeddingPlan
+from service.inference.embedding import EmbeddingPlan, space_of
 from service.parameters import EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -28,6 +28,8 @@ LARGE = 50_000
 
 @router.post(
     "/embed",
+    summary="Turn images into vectors",
+    response_description="One vector per image, in the order of the images; or with `pool=tokens` one per patch.",
     response_model=Embeddings,
     responses={
         200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
@@ -40,6 +42,7 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
     context = RequestContext(request)
     pipeline, timings = context.pipeline, context.record.timings
     plan = EmbeddingPlan.of(parameters, pipeline.info, pipeline.heads)
+    space = space_of(pipeline.info, parameters)
     skips = parameters.on_error == "skip"
     media_type = preferred_type(request.headers.get("accept", ""), (JSON,) if skips else (JSON, NPY))
     body = await context.read_body(skips=skips)
@@ -53,15 +56,15 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
             embeddings = plan.finish(vectors)
             if media_type == NPY:
                 return npy_bytes(embeddings)
-            return json_bytes(_content(pipeline.info, parameters, embeddings, plan, skipped))
+            return json_bytes(_content(pipeline.info, parameters, embeddings, plan, space, skipped))
 
         large = len(vectors) * vectors[0].size > LARGE
         return await pipeline.render(write, timings) if large else write()
 
     content = await context.run_while_client_waits(work())
-    headers = {"x-mae-model": header_value(pipeline.info.model_id)} | (
-        {} if plan.seed is None else {"x-mae-seed": str(plan.seed)}
-    )
+    headers = {"x-mae-model": header_value(pipeline.info.model_id), "x-mae-space": space}
+    if plan.seed is not None:
+        headers["x-mae-seed"] = str(plan.seed)
     return Response(content, headers=headers, media_type=media_type)
 
 
@@ -77,12 +80,17 @@ def _content(
     parameters: EmbedParameters,
     embeddings: Floats,
     plan: EmbeddingPlan,
+    space: str,
     skipped: dict[int, ServiceError] | None,
 ) -> dict[str, Any]:
     """The response as JSON: `Embeddings`."""
     vectors = embeddings if parameters.encoding == "float" else [base64_floats(image) for image in embeddings]
     content: dict[str, Any] = {
         "model": info.model_id,
+        "space": space,
+        "precision": info.computes,
+        "normalized": parameters.normalize,
+        "keep": parameters.keep,
         "pool": parameters.pool,
         "dim": embeddings.shape[-1],
         "count": len(embeddings) + len(skipped or ()),

@@ -8,13 +8,19 @@ from service.api.auth import check_key
 from service.api.info import describe
 from service.api.request import service_of
 from service.api.responses import json_response
-from service.api.schemas import NOT_SERVING, Info, error_responses
+from service.api.schemas import NOT_SERVING, Info, ServiceState, error_responses
 from service.errors import Unauthorized
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/livez", responses={503: {}})
+@router.get(
+    "/livez",
+    summary="Tell whether the process should go on",
+    response_model=ServiceState,
+    response_description="It loads, serves or drains.",
+    responses={503: {"model": ServiceState, "description": "The engine is lost: the process should be restarted."}},
+)
 @router.get("/v2/health/live", include_in_schema=False)
 async def livez(request: Request) -> Response:
     """200 while the process loads, serves or drains; 503 once its engine is lost and it should be restarted."""
@@ -22,7 +28,13 @@ async def livez(request: Request) -> Response:
     return json_response({"state": service.state, "reason": service.progress}, 503 if service.state == "lost" else 200)
 
 
-@router.get("/readyz", responses={503: {}})
+@router.get(
+    "/readyz",
+    summary="Tell whether requests are accepted",
+    response_model=ServiceState,
+    response_description="Requests are accepted.",
+    responses={503: {"model": ServiceState, "description": "The service loads or drains, or the engine is lost."}},
+)
 @router.get("/v2/health/ready", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """200 while the service accepts requests: after loading and the parity check, and before the drain."""
@@ -33,6 +45,8 @@ async def readyz(request: Request) -> Response:
 
 @router.get(
     "/info",
+    summary="Describe model, engine and limits",
+    response_description="The model, the engine, the versions, and every limit in force.",
     response_model=Info,
     responses=error_responses(Unauthorized, *NOT_SERVING),
     dependencies=[Depends(check_key)],
@@ -43,7 +57,13 @@ async def info(request: Request) -> Response:
     return json_response(describe(service.pipeline.info, service.settings))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Export all metrics for Prometheus",
+    response_class=Response,
+    response_description="Prometheus' text format.",
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     service = service_of(request)  # FastAPI runs a function that is not async in a thread: a GPU's driver may be slow

@@ -28,6 +28,8 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 @router.post(
     "/reconstruct",
+    summary="Reconstruct removed patches of images",
+    response_description="One picture as PNG; or pictures and figures as JSON or zip.",
     response_model=Reconstructions,
     responses={
         200: {"content": {PNG: BINARY, ZIP: BINARY}},

@@ -16,7 +16,12 @@ from model.evaluation.evaluate import EvalSplit, EvaluationError, choose_images,
 from model.evaluation.evaluate import evaluate as measure
 from model.evaluation.extract import Reader, UnreadableImage
 from model.evaluation.whitening import WhiteningError, fit_pools
-from model.images.folders import ClassFolderError, find_images, labelled_images
+from model.images.folders import (
+    ClassFolderError,
+    find_images,
+    images_with_or_without_classes,
+    labelled_images,
+)
 from model.images.packs import read_image_file
 from model.images.png import encode_png
 from service.cli.errors import CommandError, describe_file_error
@@ -38,7 +43,9 @@ ENOUGH_IMAGES = 5
 def evaluate(
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="<path>", help="Folder of images to measure on, with one folder per class."),
+        typer.Option(
+            "--data", metavar="<path>", help="Folder of images to measure on, with or without one folder per class."
+        ),
     ] = None,
     train: Annotated[
         Path | None,
@@ -67,14 +74,16 @@ def evaluate(
     ] = None,
     **options: Any,
 ) -> None:
-    """Measure a model on images that are sorted into folders, one folder per class.
+    """Measure a model on images, which may be sorted into folders, one folder per class.
 
-    The vectors are judged by two classifiers: the vote of the nearest neighbours (cosine; the plain majority, the
-    nearest decides a tie) and a linear probe (logistic regression on standardised vectors). Both are measured for both
-    pooled vectors and several shares of visible patches, beside thumbnails of 16 x 16 pixels as a baseline. Neighbours
-    are found among raw, centred and PCA-whitened vectors; the training images fix the mean and the whitening. The
-    decoder is judged by reconstructing removed patches, for several mask ratios and strategies: the loss, and PSNR and
-    SSIM of the composite. The same seed gives the same figures.
+    Without classes, reconstruction alone is measured: the decoder reconstructs removed patches, for several mask ratios
+    and strategies. The figures are the loss, and PSNR and SSIM of the composite.
+
+    With classes, the vectors are judged by two classifiers as well: the vote of the nearest neighbours (cosine; the
+    plain majority, the nearest decides a tie) and a linear probe (logistic regression on standardised vectors). Both
+    are measured for both pooled vectors and several shares of visible patches, beside thumbnails of 16 x 16 pixels as a
+    baseline. Neighbours are found among raw, centred and PCA-whitened vectors; the training images fix the mean and the
+    whitening. The same seed gives the same figures.
 
     --fit searches for images at any depth and needs no classes. It writes PCA whitening of both pooled vectors into the
     file of the weights, or into OUTPUT, for `mae embed --whiten` and POST /embed?whiten=true. This changes the hash of
@@ -109,13 +118,19 @@ def _evaluate(
     if outputs == ["-", "-"]:
         raise CommandError("--json and --sheet cannot both go to standard output")
     training_images = None if train is None else labelled_images(train)
-    classes = training_images and training_images.classes
-    task = EvalSplit.choose(labelled_images(data, classes), training_images, config)
+    if training_images is None:
+        images = images_with_or_without_classes(data)
+    else:
+        images = labelled_images(data, training_images.classes)
+    task = EvalSplit.choose(images, training_images, config)
     engine = build_engine(settings).engine
     if sheet is not None and not engine.info.config.has_decoder:
         raise CommandError(f"{engine.info.model} has no decoder, which --sheet needs")
     read = _image_reader(engine, settings)
     with ProgressBar(task.images) as progress:
+        for part in {id(part): part for part in (task.train, task.data)}.values():
+            if part.left_out.sentence:
+                progress.write_line(part.left_out.sentence)
         evaluation = measure(engine, read, task, config, progress, progress.stage)
         picture = None if sheet is None else render_sheet(engine, read, task, config)
     if json is not None:
@@ -133,16 +148,19 @@ def _evaluate(
 def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | None) -> None:
     if output is not None and output.suffix != ".safetensors":
         raise CommandError(f"{output} should end in .safetensors")
-    paths, refused = find_images([folder])
+    found = find_images([folder])
+    paths, refused = found.images, found.refused
     if not paths:
-        raise CommandError(f"there are no images in {folder}")
+        raise CommandError("; ".join(filter(None, [f"there are no images in {folder}", found.left_out.sentence])))
+    target = _whitening_target(settings, output)
     engine = build_engine(settings).engine
-    target = _whitening_target(engine, settings, output)
     numbers = choose_images(len(paths), config).tolist()
     read = _image_reader(engine, settings)
     with ProgressBar(len(numbers) + len(refused)) as progress:
         for path, reason in refused:
             progress.skip(f"{path}: {reason}")
+        if found.left_out.sentence:
+            progress.write_line(found.left_out.sentence)
         whitening, count = fit_pools(engine, read, paths, numbers, progress)
     from model.evaluation.store import store_whitening
 
@@ -158,7 +176,7 @@ def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | No
         )
 
 
-def _whitening_target(engine: Engine, settings: Settings, output: Path | None) -> Path:
+def _whitening_target(settings: Settings, output: Path | None) -> Path:
     """The file that the whitening is written to.
 
     Raises:
@@ -176,9 +194,9 @@ def _whitening_target(engine: Engine, settings: Settings, output: Path | None) -
         raise CommandError(f"the packaged weights of {source.name} are never changed: pass -o OUT.safetensors")
     if settings.weights.startswith(HUB_PREFIX):
         raise CommandError(f"{settings.weights} is on the hub, where it cannot be changed: pass -o OUT.safetensors")
-    if engine.info.layout != "mae-serve":
+    if source.config is None:
         raise CommandError(
-            f"{source.path} has the layout {engine.info.layout}, which cannot hold whitening: "
+            f"{source.path} is not in mae-serve's own layout, and no other one can hold whitening: "
             "pass -o OUT.safetensors, or convert it first with mae convert"
         )
     return source.path.resolve()

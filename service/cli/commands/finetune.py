@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from model.training.config import FinetuningRecipe
+from model.training.config import PROBE_OPTIONS, FinetuningRecipe
 from service.cli.errors import CommandError
 from service.cli.training_runs import absolute_weights, recipe_of, require_bound, translate_errors
 
@@ -53,18 +54,45 @@ def finetune(
     from model.training.distributed import join_processes
     from model.training.finetune import finetune as train
     from model.training.finetune import restore_finetuning
+    from model.training.linear_probing import fit_linear_probe
     from model.training.progress import TrainingProgress
 
     with translate_errors():
         recipe = recipe_of(FinetuningRecipe, chosen)
         if resume:
             recipe, folder, validation = restore_finetuning(output, recipe, set(chosen), folder, validation)
+        elif recipe.frozen:
+            require_probe_options(chosen)
         else:
-            require_bound(recipe)
+            require_step_options(recipe, chosen)
         if folder is None:
             raise CommandError("no images are given: name a folder of classes")
         if validation is not None and "validation_share" in chosen:
             raise CommandError("--validation and --validation-share exclude each other")
         with join_processes() as context, TrainingProgress(quiet=not context.is_main) as progress:
-            weights = train(folder, validation, output, recipe, context, progress, resume)
+            run = fit_linear_probe if recipe.is_fitted else train
+            weights = run(folder, validation, output, recipe, context, progress, resume)
             progress.say(f"done: {weights}")
+
+
+def require_probe_options(given: Iterable[str]) -> None:
+    """Checks that no option of training by steps stands beside --frozen.
+
+    Raises:
+        CommandError: one does; the message names it.
+    """
+    for name in given:
+        if name not in PROBE_OPTIONS:
+            flag = name.replace("_", "-")
+            raise CommandError(f"--frozen fits the head by LBFGS and makes no steps: leave --{flag} out")
+
+
+def require_step_options(recipe: FinetuningRecipe, given: Container[str]) -> None:
+    """Checks that training by steps has a bound, and no option of linear probing alone.
+
+    Raises:
+        CommandError: it has none, or such an option was given.
+    """
+    if "probe_iterations" in given:
+        raise CommandError("--probe-iterations belongs to --frozen")
+    require_bound(recipe)

@@ -46,10 +46,12 @@ def pack(
     require_folder(output)
     if not folder.is_dir():
         raise CommandError(f"{folder} is no folder")
-    paths, refused = find_images([folder])
+    paths, refused, left_out = find_images([folder])
     with ProgressBar(len(paths) + len(refused), stage="packing") as progress:
         for path, reason in refused:
             progress.skip(f"{path}: {reason}")
+        if left_out.sentence:
+            progress.write_line(left_out.sentence)
         try:
             summary = write_pack(
                 folder,

@@ -10,10 +10,18 @@ from service.cli.options import settings_of
 
 
 def serve(**options: Any) -> None:
-    """Serve a model over HTTP. Every flag is also an environment variable: --max-batch is MAE_MAX_BATCH."""
+    """Serve a model over HTTP.
+
+    Every flag is also an environment variable: --max-batch is MAE_MAX_BATCH.
+
+    Exit code: 0 after SIGTERM or Ctrl-C, when accepted requests are finished; 1 if the engine cannot be loaded, or is
+    lost; 2 if an option or a setting is wrong, which is told before the server starts.
+    """
+    from model.engines.check import check_settings
     from service.logs import configure_logging
     from service.serving import run
 
     settings = settings_of(options)
+    check_settings(settings.engine)
     configure_logging(settings.log_format)
     raise typer.Exit(run(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ ROW_GROUP_BYTES = 4_000_000
 
 
 class Npz:
-    """Arrays `paths` [n] and `vectors`, float32 [n, D] or [n, K, D]; each property of the space is an array too."""
+    """Arrays `paths` [n], `files` [n] and `vectors`, float32 [n, D] or [n, K, D]; so is each property of the space."""
 
     def read(self, path: Path) -> StoredVectors:
         """See `Format.read`."""
@@ -38,6 +38,7 @@ class Npz:
                 properties = {name: arrays[name].tolist() for name in VectorSpace.model_fields if name in arrays}
                 properties["preprocessing"] = json.loads(properties["preprocessing"])
                 paths = arrays["paths"].tolist()
+                files = arrays["files"].tolist() if "files" in arrays else [""] * len(paths)
             with zipfile.ZipFile(path) as archive, archive.open("vectors.npy") as member:
                 shape, _, dtype = _read_header(member)
         except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
@@ -45,17 +46,20 @@ class Npz:
         space = parse_space(path, properties)
         if (shape, dtype) != ((len(paths), *space.shape), np.dtype("<f4")):
             raise foreign_file_error(path)
-        return StoredVectors(space, paths, self._read_records(path, space, paths))
+        if len(files) != len(paths):
+            raise foreign_file_error(path)
+        return StoredVectors(space, paths, files, self._read_records(path, space, paths, files))
 
-    def write(self, path: Path, space: VectorSpace, paths: Collection[str], records: Iterable[VectorRecord]) -> None:
+    def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
         """See `Format.write`."""
         properties = space.model_dump(exclude_none=True) | {"preprocessing": space.preprocessing.model_dump_json()}
-        width = max(map(len, paths))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            with _member(archive, "paths", np.dtype(f"<U{width}"), (len(paths),)) as member:
-                for path_text in paths:
-                    member.write(path_text.encode("utf-32-le").ljust(4 * width, b"\0"))
-            with _member(archive, "vectors", np.dtype("<f4"), (len(paths), *space.shape)) as member:
+            for name, texts in (("paths", files.values()), ("files", files.keys())):
+                width = max(map(len, texts))
+                with _member(archive, name, np.dtype(f"<U{width}"), (len(texts),)) as member:
+                    for text in texts:
+                        member.write(text.encode("utf-32-le").ljust(4 * width, b"\0"))
+            with _member(archive, "vectors", np.dtype("<f4"), (len(files), *space.shape)) as member:
                 for record in records:
                     member.write(record.vector.astype("<f4").tobytes())
             for name, value in properties.items():
@@ -63,16 +67,18 @@ class Npz:
                 with _member(archive, name, array.dtype, array.shape) as member:
                     member.write(array.tobytes())
 
-    def _read_records(self, path: Path, space: VectorSpace, paths: list[str]) -> Iterator[VectorRecord]:
+    def _read_records(
+        self, path: Path, space: VectorSpace, paths: list[str], files: list[str]
+    ) -> Iterator[VectorRecord]:
         size = 4 * math.prod(space.shape)
         with zipfile.ZipFile(path) as archive, archive.open("vectors.npy") as member:
             _read_header(member)
-            for path_text in paths:
-                yield VectorRecord(path_text, np.frombuffer(member.read(size), "<f4").reshape(space.shape))
+            for path_text, file in zip(paths, files, strict=True):
+                yield VectorRecord(path_text, np.frombuffer(member.read(size), "<f4").reshape(space.shape), file)
 
 
 class Parquet:
-    """Columns `path` and `vector`, a fixed-size list; the schema's metadata holds the vector space as JSON."""
+    """Columns `path`, `file` and `vector`, a fixed-size list; the schema's metadata holds the vector space as JSON."""
 
     def __init__(self) -> None:
         """Imports pyarrow.
@@ -92,20 +98,19 @@ class Parquet:
         try:
             file = self._arrow.parquet.ParquetFile(path)
             space = parse_space(path, json.loads(file.schema_arrow.metadata[SPACE_KEY.encode()]))
-            paths = [
-                path_text for batch in file.iter_batches(columns=["path"]) for path_text in batch.column(0).to_pylist()
-            ]
+            paths = self._read_texts(file, "path")
+            files = self._read_texts(file, "file") if "file" in file.schema_arrow.names else [""] * len(paths)
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors too
             raise foreign_file_error(path) from error
-        return StoredVectors(space, paths, self._read_records(file, space))
+        return StoredVectors(space, paths, files, self._read_records(file, space))
 
-    def write(self, path: Path, space: VectorSpace, paths: Collection[str], records: Iterable[VectorRecord]) -> None:
+    def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
         """See `Format.write`."""
         vector_type = self._arrow.float32()
         for length in reversed(space.shape):
             vector_type = self._arrow.list_(vector_type, length)
         schema = self._arrow.schema(
-            [("path", self._arrow.string()), ("vector", vector_type)],
+            [("path", self._arrow.string()), ("file", self._arrow.string()), ("vector", vector_type)],
             metadata={SPACE_KEY: space.model_dump_json(exclude_none=True)},
         )
         remaining = iter(records)
@@ -114,7 +119,8 @@ class Parquet:
                 vectors = self._arrow.array(np.concatenate([record.vector.ravel() for record in group]))
                 for length in reversed(space.shape):
                     vectors = self._arrow.FixedSizeListArray.from_arrays(vectors, length)
-                columns = [self._arrow.array([record.path for record in group]), vectors]
+                texts = ([record.path for record in group], [record.file for record in group])
+                columns = [*map(self._arrow.array, texts), vectors]
                 writer.write_batch(self._arrow.record_batch(columns, schema=schema))
 
     def _read_records(self, file: Any, space: VectorSpace) -> Iterator[VectorRecord]:
@@ -124,35 +130,44 @@ class Parquet:
                 for _ in space.shape:
                     vectors = vectors.flatten()
                 shaped = vectors.to_numpy().reshape(len(batch), *space.shape)
-                yield from map(VectorRecord, batch.column("path").to_pylist(), shaped)
+                yield from map(VectorRecord, batch.column("path").to_pylist(), shaped, batch.column("file").to_pylist())
+
+    @staticmethod
+    def _read_texts(file: Any, column: str) -> list[str]:
+        return [text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist()]
 
 
 class JsonLines:
-    """One object per line with `path`, `vector` and `space`; so lines may be split, shuffled and merged freely."""
+    """One object per line with `path`, `file`, `vector`, `space` and its `properties`.
+
+    So lines may be split, shuffled and merged freely. In files of earlier versions `space` has the properties.
+    """
 
     def read(self, path: Path) -> StoredVectors:
         """See `Format.read`."""
         spaces: set[VectorSpace] = set()
-        paths = []
+        paths, files = [], []
         for line in self._lines(path):
-            space = line.get("space")
-            if not isinstance(line.get("path"), str) or "vector" not in line:
+            file = line.get("file", "")
+            if not isinstance(line.get("path"), str) or not isinstance(file, str) or "vector" not in line:
                 raise foreign_file_error(path)
             paths.append(line["path"])
-            spaces.add(parse_space(path, space))
+            files.append(file)
+            spaces.add(parse_space(path, line.get("properties", line.get("space"))))
         if len(spaces) != 1:
             raise VectorFileError(
                 f"{path} holds {len(spaces)} vector spaces; vectors can only be added to a file that holds one"
             )
         [space] = spaces
-        return StoredVectors(space, paths, self._read_records(path, space))
+        return StoredVectors(space, paths, files, self._read_records(path, space))
 
-    def write(self, path: Path, space: VectorSpace, paths: Collection[str], records: Iterable[VectorRecord]) -> None:
+    def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
         """See `Format.write`."""
         properties = space.model_dump(exclude_none=True)
         with path.open("wb") as file:
             for record in records:
-                line = {"path": record.path, "vector": record.vector, "space": properties}
+                names = {"path": record.path, "file": record.file}
+                line = {**names, "vector": record.vector, "space": space.space, "properties": properties}
                 file.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
     def _read_records(self, path: Path, space: VectorSpace) -> Iterator[VectorRecord]:
@@ -161,7 +176,7 @@ class JsonLines:
                 vector = np.array(line["vector"], dtype=np.float32).reshape(space.shape)
             except (TypeError, ValueError) as error:
                 raise foreign_file_error(path) from error
-            yield VectorRecord(line["path"], vector)
+            yield VectorRecord(line["path"], vector, line.get("file", ""))
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:

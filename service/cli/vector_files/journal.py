@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.cli.errors import VectorFileError
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
-RECORD_HEAD = struct.Struct("<III")
-"""The head of each record: length of the record in bytes, its CRC-32, length of its path in bytes. The record itself is
-the path and the vector."""
+RECORD_HEAD = struct.Struct("<IIII")
+"""The head of each record: length of the record in bytes, its CRC-32, lengths of its path and its file in bytes. The
+record itself is path, file and vector."""
 SYNC_S = 5.0
 """Least seconds between two calls of fsync."""
 
@@ -31,7 +31,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: Literal[2] = 2
     space: VectorSpace
     replaces: bool
     """Whether the run replaces an existing output instead of adding to it."""
@@ -53,8 +53,8 @@ class Journal:
         self.path = path
         self.header: Header | None = None
         """The first line; None until `begin` has been called."""
-        self.paths: list[str] = []
-        """The paths of all records, in order."""
+        self.files: dict[str, str] = {}
+        """The path of each record's file, in order."""
         self._file: BinaryIO = path.open("a+b")
         self._synced = time.monotonic()
         try:
@@ -73,15 +73,15 @@ class Journal:
         self._file.truncate(0)
         self._file.write(header.model_dump_json().encode() + b"\n")
         self._file.flush()
-        self.header, self.paths = header, []
+        self.header, self.files = header, {}
 
     def append(self, record: VectorRecord) -> None:
         """Adds a record."""
-        name = record.path.encode()
-        body = name + record.vector.astype("<f4").tobytes()
-        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), len(name)) + body)
+        path, file = record.path.encode(), record.file.encode()
+        body = path + file + record.vector.astype("<f4").tobytes()
+        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), len(path), len(file)) + body)
         self._file.flush()
-        self.paths.append(record.path)
+        self.files[record.file] = record.path
         if time.monotonic() - self._synced > SYNC_S:
             os.fsync(self._file)
             self._synced = time.monotonic()
@@ -116,7 +116,7 @@ class Journal:
                 ) from error
             end = file.tell()
             for record in _read_records(file, self.header.space):
-                self.paths.append(record.path)
+                self.files[record.file] = record.path
                 end = file.tell()
         self._file.truncate(end)
 
@@ -125,10 +125,12 @@ def _read_records(file: BinaryIO, space: VectorSpace) -> Iterator[VectorRecord]:
     """Yields records up to the first one that is incomplete; after each, `file` is positioned at the record's end."""
     vector_bytes = 4 * math.prod(space.shape)
     while len(head := file.read(RECORD_HEAD.size)) == RECORD_HEAD.size:
-        length, checksum, path_bytes = RECORD_HEAD.unpack(head)
-        if length != path_bytes + vector_bytes:
+        length, checksum, path_bytes, file_bytes = RECORD_HEAD.unpack(head)
+        name_bytes = path_bytes + file_bytes
+        if length != name_bytes + vector_bytes:
             return
         body = file.read(length)
         if len(body) < length or zlib.crc32(body) != checksum:
             return
-        yield VectorRecord(body[:path_bytes].decode(), np.frombuffer(body[path_bytes:], "<f4").reshape(space.shape))
+        vector = np.frombuffer(body[name_bytes:], "<f4").reshape(space.shape)
+        yield VectorRecord(body[:path_bytes].decode(), vector, body[path_bytes:name_bytes].decode())

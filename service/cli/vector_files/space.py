@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -12,6 +12,7 @@ from model.arrays import Floats, Indices
 from model.config import Preprocessing
 from model.engines.base import ComputedPrecision, EngineInfo, Precision
 from service.cli.errors import VectorFileError
+from service.inference.embedding import space_of
 from service.parameters import EmbedParameters, Pool
 
 
@@ -19,8 +20,11 @@ class VectorRecord(NamedTuple):
     """The path of an image, and its vector."""
 
     path: str
+    """As the user gave it."""
     vector: Floats
     """Float32 [D], or [K, D] for tokens."""
+    file: str
+    """The absolute path without links, by which the image is recognised from every folder."""
 
 
 class VectorSpace(BaseModel):
@@ -28,6 +32,8 @@ class VectorSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    space: str | None = None
+    """All that follows but the seed in one word, as POST /embed answers it; None in a file of an earlier version."""
     model: str
     """The name of the model and the hash of its weights."""
     precision: Precision
@@ -63,6 +69,7 @@ class VectorSpace(BaseModel):
         """
         has_some_tokens = parameters.pool == "tokens" and seed is not None
         return cls(
+            space=space_of(info, parameters),
             model=info.model_id,
             precision=info.precision,
             computes=info.computes,
@@ -90,12 +97,17 @@ class VectorSpace(BaseModel):
         """Checks that vectors of the space `other` may be added to the file `where`, whose space this is.
 
         Raises:
-            VectorFileError: the spaces differ; the message names the first difference.
+            VectorFileError: the spaces differ, and the message names the first difference; or an earlier version wrote
+                the file.
         """
-        for name in type(self).model_fields:
+        if self.space is None:
+            raise VectorFileError(
+                f"{where} was made by an earlier version, which did not convert colour profiles: choose another "
+                "output, or replace it with --overwrite"
+            )
+        for name in sorted(type(self).model_fields, key=lambda name: name == "space"):  # the word names no difference
             mine, theirs = getattr(self, name), getattr(other, name)
-            is_unknown = name in ("computes", "heads") and mine is None
-            if mine != theirs and not is_unknown:
+            if mine != theirs:
                 raise VectorFileError(
                     f"{where} was made with {name}={mine}, and this run would make {name}={theirs}: "
                     "choose another output, or replace it with --overwrite"
@@ -107,6 +119,8 @@ class StoredVectors(NamedTuple):
 
     space: VectorSpace
     paths: list[str]
+    files: list[str]
+    """The file of each path; see `VectorRecord`."""
     records: Iterator[VectorRecord]
     """The records in the order of `paths`; each is read from the file when it is needed."""
 
@@ -121,8 +135,8 @@ class Format(Protocol):
             VectorFileError: the file is damaged, or another program wrote it.
         """
 
-    def write(self, path: Path, space: VectorSpace, paths: Collection[str], records: Iterable[VectorRecord]) -> None:
-        """Writes a whole file; `records` come in the order of `paths`."""
+    def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
+        """Writes a whole file; `files` has the path of each file, and `records` come in its order."""
 
 
 def parse_space(path: Path, properties: object) -> VectorSpace:

@@ -41,8 +41,8 @@ class VectorStore:
         self._folder = self.output.with_name(self.output.name + ".partial")
         self._folder.mkdir(exist_ok=True)
         self._journal = Journal(self._folder / "journal")
-        self.paths: dict[str, None] = {}
-        """Images whose vectors are stored already, in the order of the output."""
+        self.files: dict[str, str] = {}
+        """The files whose vectors are stored already, with the paths that they were given by, in the output's order."""
 
     @property
     def space(self) -> VectorSpace | None:
@@ -71,19 +71,22 @@ class VectorStore:
                     "delete the folder"
                 )
             existing.space.require(space, self._folder)
-        self.paths = dict.fromkeys(chain(self._stored.paths if self._stored else (), self._journal.paths))
+        if self._stored:
+            self.files = dict(zip(self._stored.files, self._stored.paths, strict=True))
+        for file, path in self._journal.files.items():
+            self.files.setdefault(file, path)
 
     def append(self, record: VectorRecord) -> None:
         """Adds a record to the journal."""
         self._journal.append(record)
-        self.paths[record.path] = None
+        self.files[record.file] = record.path
 
     def finish(self) -> None:
         """Writes the output with all records, and deletes the journal."""
-        if self._journal.paths:
+        if self._journal.files:
             assert self._journal.header is not None
             complete = self._folder / self.output.name
-            self._format.write(complete, self._journal.header.space, self.paths, self._records())
+            self._format.write(complete, self._journal.header.space, self.files, self._records())
             _sync(complete)
             os.replace(complete, self.output)
             _sync(self.output.parent)
@@ -113,8 +116,8 @@ class VectorStore:
         """
         seen: set[str] = set()
         for record in chain(self._stored.records if self._stored else (), self._journal.records()):
-            if record.path not in seen:
-                seen.add(record.path)
+            if record.file not in seen:
+                seen.add(record.file)
                 yield record
 
 

@@ -99,12 +99,14 @@ def test_the_list_is_what_a_conversion_imports(kind: str, imported: Mapping[str,
     assert imported[kind] == sorted(SOURCES[kind])
 
 
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    """A folder with a copy of the package's source, for one test that edits it."""
-    ignored = shutil.ignore_patterns("weights", "__pycache__")
-    shutil.copytree(Path(model.__file__).parent, tmp_path / "model", ignore=ignored)
-    return tmp_path
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package's source."""
+    root = tmp_path_factory.mktemp("copy")
+    shutil.copytree(
+        Path(model.__file__).parent, root / "model", ignore=shutil.ignore_patterns("weights", "__pycache__")
+    )
+    return root
 
 
 @pytest.mark.parametrize("kind", SOURCES)

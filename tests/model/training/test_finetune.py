@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -119,20 +121,6 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.live
-def test_a_frozen_encoder_keeps_its_bytes_and_its_decoder(folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "probe"
-    choices = ("--frozen", "--pool", "cls", "--steps", "60", "--lr", "0.02", "--validation", folder)
-    err = training.run_in_two_processes("finetune", folder, "-o", run, *SMALL, *choices)
-    assert "of 48 held-out images right" in err
-    probe, packaged = load(locate(str(run), None).path), load(locate(None, None).path)
-    assert probe.config.has_decoder and probe.heads.head is not None
-    assert probe.heads.head.config == HeadConfig(pool="cls", classes=CLASSES)
-    for name, tensor in probe.tensors.items():
-        assert name.endswith("pos_embed") or tensor.equal(packaged.tensors[name])
-    assert float(read_metrics(run)[-1]["val_accuracy"]) >= 0.95
-
-
 def make_objective(**choices: Any) -> Finetuning:
     torch.manual_seed(0)
     config = PRESETS["mae_tiny"].model_copy(update={"image_size": 32, "depth": 1, "decoder_depth": 0})
@@ -191,7 +179,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
     checkpoint = Checkpoint(config, Preprocessing(), "mae-serve", dict(model.state_dict()))
     weight = np.random.default_rng(0).normal(size=(3, 192)).astype(np.float32)
     head = Head(HeadConfig(pool="mean", classes=CLASSES), weight, np.zeros(3, np.float32))
-    validation = Validation(LabelledImages(paths, labels, CLASSES, []), config, Preprocessing(), threads=1)
+    validation = Validation(LabelledImages(paths, labels, CLASSES, []), threads=1)
     result = validation.measure(checkpoint, head, torch.device("cpu"))
 
     truth, vectors = [], []
@@ -217,7 +205,7 @@ def test_accuracy_and_loss_as_scikit_learn_counts_them(folder: Path) -> None:
         (["--steps", "1", "--layer-decay", "0"], "--layer-decay: Input should be greater than 0"),
         (["--steps", "1", "--pool", "tokens"], "--pool: Input should be 'cls' or 'mean'"),
         (["--steps", "1", "--image-size", "33"], "33 is not a multiple of the patch size, 16"),
-        (["--steps", "1", "--frozen", "--batch-size", "1"], "leaves a process one image"),
+        (["--steps", "1", "--probe-iterations", "9"], "--probe-iterations belongs to --frozen"),
         (["--steps", "1", "--validation", ".", "--validation-share", "0.1"], "exclude each other"),
         (["--steps", "1", "--weights", "nowhere.pth"], "nowhere.pth does not exist"),
         (["--resume"], "holds no run to resume"),
@@ -239,6 +227,45 @@ def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
     assert "is of the class 'red', which is not among the 3 known ones" in err
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_class_without_a_readable_image_is_refused(folder: Path, tmp_path: Path, frozen: bool) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(folder, zoo)
+    for image in (zoo / "green").iterdir():
+        image.write_bytes(b"no image")
+    options = ["--frozen"] if frozen else ["--steps", "1"]
+    err = run_command(zoo, "-o", tmp_path / "run", *options, code=2)
+    assert err == "mae: the class 'green' has no image to learn from that can be read\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_classes_are_told_before_the_first_step(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(folder / "blue", zoo / "blue" / "deep")
+    shutil.copytree(folder / "green", zoo / "green")
+    (zoo / "green" / "phone.cr3").touch()
+    (zoo / ".thumbnails").symlink_to(folder / "blue")
+    said, *_ = run_command(zoo, "-o", tmp_path / "run", *SMALL, "--steps", "1").splitlines()
+    left_out = "left out: 1 file of formats that are not read (1 .cr3), 1 hidden or system entry"
+    assert left_out in [record.getMessage() for record in caplog.records]
+    assert said.startswith("mae: 29 images to learn from, 4 held out, of 2 classes: blue, green; 1 step of 16 images")
+
+
+def test_a_run_whose_classes_would_now_differ_does_not_go_on(folder: Path, tmp_path: Path) -> None:
+    """An earlier version recorded no classes, and took each innermost folder for one."""
+    zoo, run = tmp_path / "zoo", tmp_path / "run"
+    shutil.copytree(folder / "blue", zoo / "blue" / "deep")
+    shutil.copytree(folder / "green", zoo / "green")
+    run_command(zoo, "-o", run, *SMALL, "--steps", "1")
+    record = json.loads((run / "recipe.json").read_bytes())
+    assert record["data"].pop("classes") == ["blue", "green"]
+    (run / "recipe.json").write_text(json.dumps(record))
+    err = run_command("-o", run, "--resume", code=2)
+    assert err.endswith("was begun by a version that took folders inside a class for classes: begin it anew\n")
+
+
 def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_path: Path) -> None:
     before = (whole / "state.pt").stat().st_mtime_ns
     assert "--resume goes on with it" in run_command(folder, "-o", whole, *SMALL, "--steps", "30", code=2)
@@ -253,7 +280,7 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_pat
 
 def test_a_run_begun_with_a_presets_name_goes_on(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "preset"
-    run_command(folder, "-o", run, *SMALL, "--steps", "1", "--frozen", "--weights", "mae_tiny")
+    run_command(folder, "-o", run, *SMALL, "--steps", "1", "--weights", "mae_tiny")
     run_command("-o", run, "--resume")
 
 

@@ -1,12 +1,15 @@
 """The command line as a whole: help, version, options."""
 
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from service.cli.examples import EXAMPLES
 from service.cli.main import app
 from service.settings import Settings
 from tests.service.cli.conftest import SCRIPT, Mae
@@ -42,7 +45,20 @@ def test_every_setting_is_an_option_of_serve() -> None:
     assert "[default: (" not in text
 
 
-@pytest.mark.parametrize("command", ["embed", "reconstruct", "info", "evaluate"])
+def test_every_command_has_examples_that_it_takes() -> None:
+    root = typer.main.get_command(app)
+    assert set(EXAMPLES) == set(root.commands)  # type: ignore[attr-defined]
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        text = help_of(name)
+        for example in EXAMPLES[name]:
+            assert example in text.partition("Examples:")[2]
+            words = shlex.split(example)
+            start = words.index("mae")
+            assert all("=" in variable for variable in words[:start]) and words[start + 1] == name
+            command.make_context(name, words[start + 2 :])  # it parses them, and refuses what it does not know
+
+
+@pytest.mark.parametrize("command", ["embed", "reconstruct", "info", "evaluate", "classify"])
 def test_commands_take_the_engines_options_and_no_others(command: str) -> None:
     text = help_of(command)
     assert "--weights <text>" in text and "--max-pixels <int>" in text

@@ -1,5 +1,6 @@
 """`mae embed`."""
 
+import hashlib
 import json
 import os
 import pty
@@ -14,9 +15,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from model.images.open_image import readable_formats
 from model.masking import random_visible
+from service.api.app import create_app
+from service.settings import Settings
 from tests.service.cli.conftest import SCRIPT, Mae
 from tests.support.image_files import jpeg_file, noise, png_file
 from tests.support.images import encoded
@@ -37,7 +41,7 @@ def start_and_wait(output: str, environment: Mapping[str, str], records: int) ->
     command, slow = [SCRIPT, "embed", "many", "-o", output], {**environment, "MAE_LANES": "1"}
     process = subprocess.Popen(command, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     journal, end = Path(f"{output}.partial/journal"), time.monotonic() + 60
-    while not journal.exists() or journal.stat().st_size < 400 + records * 780:
+    while not journal.exists() or journal.stat().st_size < 1000 * records:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.005)
     return process
@@ -61,16 +65,65 @@ def test_every_format_holds_the_same(mae: Mae, squares: Path) -> None:
         assert mae("embed", squares, "-o", f"out.{suffix}").code == 0
     with np.load("out.npz", allow_pickle=False) as out:
         arrays = dict(out)
-    space = {name: fact.tolist() for name, fact in arrays.items() if name not in ("paths", "vectors")}
+    assert arrays["files"].tolist() == [os.path.realpath(name) for name in NAMES]
+    space = {name: fact.tolist() for name, fact in arrays.items() if name not in ("paths", "files", "vectors")}
     space["preprocessing"] = json.loads(space["preprocessing"])
     table = pyarrow.parquet.read_table("out.parquet")
-    assert table["path"].to_pylist() == NAMES
+    assert table["path"].to_pylist() == NAMES and table["file"].to_pylist() == arrays["files"].tolist()
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), arrays["vectors"])
     assert json.loads(table.schema.metadata[b"mae-serve"]) == space
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == NAMES
     np.testing.assert_array_equal(np.array([line["vector"] for line in lines], dtype=np.float32), arrays["vectors"])
-    assert all(line["space"] == space for line in lines)
+    assert [line["file"] for line in lines] == arrays["files"].tolist()
+    assert all(line["space"] == space["space"] and line["properties"] == space for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "jsonl"])
+def test_an_image_is_recognised_from_another_folder(
+    mae: Mae, squares: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(f"out.{suffix}").absolute()
+    assert mae("embed", *NAMES[:3], "squares/../squares/1.png", "-o", output).err == (
+        f"mae: 3 embedded, 1 already stored, 0 skipped: {output}\n"
+    )
+    Path("linked").symlink_to("squares")
+    before = output.read_bytes()
+    assert mae("embed", *(f"linked/{number}.png" for number in range(3)), "-o", output).code == 0
+    monkeypatch.chdir("squares")
+    result = mae("embed", "0.png", "1.png", "2.png", "3.png", "-o", output)
+    assert result.err == f"mae: 1 embedded, 3 already stored, 0 skipped: {output}\n"
+    monkeypatch.chdir("..")
+    assert mae("embed", *NAMES[:4], "-o", output).err == f"mae: 0 embedded, 4 already stored, 0 skipped: {output}\n"
+    if suffix == "jsonl":
+        paths = [json.loads(line)["path"] for line in output.read_text().splitlines()]
+        assert paths == [*NAMES[:3], "3.png"] and output.read_bytes().startswith(before)
+
+
+def test_the_space_of_a_file_is_that_of_the_route(mae: Mae, squares: Path, probe: Path, tmp_path: Path) -> None:
+    """The same word in the file, in the JSON answer and in the header, for several parameters."""
+    app = create_app(Settings(weights=str(probe), backend="torch", engine_cache=tmp_path, lanes=1))
+    pixels = "224-short-1.0-bicubic-srgb-0.485,0.456,0.406-0.229,0.224,0.225"
+    model = f"mae_tiny@{hashlib.sha256(probe.read_bytes()).hexdigest()[:12]}"
+    with TestClient(app) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.02)
+        for number, (flags, query, end) in enumerate(
+            [
+                ((), {}, "mean"),
+                (("--pool", "cls", "--normalize"), {"pool": "cls", "normalize": "true"}, "cls:unit"),
+                (("--keep", "0.5", "--seed", "3"), {"keep": "0.5", "seed": "3"}, "mean:keep=0.5"),
+            ]
+        ):
+            flags = (*flags, "--backend", "torch", "--lanes", "1")
+            assert mae("embed", NAMES[0], "-o", f"{number}.npz", *flags).code == 0
+            with np.load(f"{number}.npz") as arrays:
+                space = str(arrays["space"])
+            assert space == f"{model}:fp32:{pixels}:3-heads:{end}"
+            answer = client.post("/embed", params=query, content=Path(NAMES[0]).read_bytes())
+            assert (answer.json()["space"], answer.headers["x-mae-space"]) == (space, space)
+            assert (answer.json()["precision"], answer.json()["keep"]) == ("fp32", float(query.get("keep", 1)))
+            assert answer.json()["normalized"] is ("normalize" in query)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "jsonl"])
@@ -93,7 +146,7 @@ def test_tokens_can_be_kept_in_part_and_added_to(mae: Mae, squares: Path, suffix
     else:
         lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
         paths, vectors = [line["path"] for line in lines], np.array([line["vector"] for line in lines], np.float32)
-        positions = lines[-1]["space"]["positions"]
+        positions = lines[-1]["properties"]["positions"]
     assert paths == NAMES and positions == visible_indices
     assert vectors.shape == (8, 49, 192)
     with np.load("mean.npz") as mean:
@@ -116,6 +169,7 @@ def test_folders_are_searched_and_bad_files_skipped(
     assert result.code == 1
     assert result.err.splitlines() == [
         "mae: b/\ufffd.png: its name is not UTF-8",
+        "mae: left out: 2 files of formats that are not read (1 .data, 1 .txt)",
         f"mae: b/text.jpg is no image that can be read ({', '.join(readable_formats())})",
         "mae: 4 embedded, 0 already stored, 2 skipped: out.npz",
     ]
@@ -182,7 +236,7 @@ def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment:
 
 def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
     make_copies(squares, each=12)
-    process = start_and_wait("out.jsonl", environment, records=10)
+    process = start_and_wait("out.jsonl", environment, records=3)
     process.send_signal(signal.SIGINT)
     _, output = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -230,6 +230,52 @@ def test_whitening_of_a_model_without_it_is_refused(mae: Mae, colours: None, mon
     assert refused.json()["error"]["details"] == {"parameter": "whiten"}
 
 
+def test_without_classes_reconstruction_is_measured(mae: Mae, colours: None) -> None:
+    """The figures are those of the same images in classes: they have the same order and so the same masks."""
+    Path("plain").mkdir()
+    Path("album/all").mkdir(parents=True)
+    for path in sorted(Path("data").rglob("*.png")):
+        for folder in ("plain", "album/all"):
+            Path(folder, f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    with_classes = run_evaluate(mae, "--train", "train", "--data", "data")
+    for folder in ("plain", "album"):
+        evaluation = run_evaluate(mae, "--data", folder)
+        assert evaluation["reconstruction"] == with_classes["reconstruction"]
+        assert (evaluation["classification"], evaluation["largest_class"]) == ([], None)
+        assert (evaluation["images"]["measured"], evaluation["images"]["classes"]) == (24, 0)
+    table = mae("evaluate", "--weights", "small.safetensors", *ENGINE, "--data", "plain").out
+    assert "24 images measured" in table and "PSNR" in table and "k-NN" not in table
+
+
+def test_without_classes_and_without_a_decoder_nothing_is_measured(mae: Mae, colours: None) -> None:
+    write_weights("small.safetensors", config=SMALL.model_copy(update={"decoder_depth": 0}))
+    result = mae("evaluate", "--weights", "small.safetensors", *ENGINE, "--data", "data/red")
+    assert result.code == 2 and "there are no classes, and small has no decoder" in result.err
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine can be built."""
+    monkeypatch.setattr("service.cli.commands.evaluate.build_engine", None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (("--weights", "wide.pth"), "mae convert"),
+        (("--model", "mae_tiny"), "are never changed"),
+        (("--weights", "small.safetensors", "--image-size", "64"), "IMAGE_SIZE is set"),
+    ],
+)
+def test_a_whitening_that_could_not_be_stored_is_refused_before_an_engine_is_built(
+    mae: Mae, colours: None, no_engine: None, weights: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MAE_WEIGHTS")
+    torch.save({"model": load(Path("small.safetensors")).tensors}, "wide.pth")
+    result = mae("evaluate", "--fit", "--data", "train", *weights)
+    assert result.code == 2 and sentence in result.err
+
+
 def test_foreign_weights_need_an_output(mae: Mae, colours: None) -> None:
     width = {"embed_dim": 192, "num_heads": 3, "decoder_embed_dim": 128, "decoder_num_heads": 4}
     write_weights("wide.safetensors", config=SMALL.model_copy(update=width))
@@ -256,9 +302,9 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
         ([], "no images are given: name a folder with --data"),
         (["--fit"], "no images are given"),
         (["--data", "nowhere"], "nowhere: No such file or directory"),
-        (["--data", "data/red"], "lies in no class"),
-        (["--data", "one"], "there is one class alone"),
+        (["--data", "mixed"], "lies in no class"),
         (["--data", "data", "--train", "one"], "which is not among the 1 known ones"),
+        (["--data", "one", "--train", "one"], "there is one class alone"),
         (["--data", "other", "--train", "train"], "which is not among the 3 known ones"),
         (["--data", "data", "--limit", "0"], "limit: Input should be greater than 0"),
         (["--data", "data", "-o", "x.safetensors"], "-o belongs to --fit"),
@@ -272,7 +318,7 @@ def test_the_packaged_weights_are_left_alone(mae: Mae, colours: None, monkeypatc
     ],
 )
 def test_what_cannot_be_is_one_sentence(mae: Mae, colours: None, arguments: list[str], sentence: str) -> None:
-    for name in ("one/red", "other/blue", "same"):
+    for name in ("one/red", "other/blue", "same", "mixed", "mixed/red"):
         Path(name).mkdir(parents=True)
         Image.new("RGB", (32, 32), "red").save(f"{name}/0.png")
     for name in ("torn/red", "torn/blue"):

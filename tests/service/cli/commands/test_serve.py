@@ -1,10 +1,11 @@
-"""`mae serve` where nobody can listen: one line and exit code 2, before a model is loaded or a process started."""
+"""`mae serve` that cannot start: one line and exit code 2, before a model is loaded or a process started."""
 
 import os
 import socket
 
 import pytest
 
+from service import serving
 from tests.service.cli.conftest import run
 
 Capture = pytest.CaptureFixture[str]
@@ -30,3 +31,39 @@ def test_an_address_of_another_machine(capfd: Capture, workers: str) -> None:
     result = run(capfd, "serve", "--host", "192.0.2.1", "--port", "0", "--http-workers", workers)
     assert result.code == 2
     assert result.err == "mae: HOST: cannot listen on http://192.0.2.1:0: Cannot assign requested address\n"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The settings of every server that would have started."""
+    started: list[object] = []
+    monkeypatch.setattr(serving, "run", lambda settings: started.append(settings) or 0)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--weights", "nowhere.pth"), "nowhere.pth does not exist"),
+        (("--model", "mae_giant"), "there is no preset 'mae_giant'"),
+        (("--model", "mae_base"), "no weights of mae_base are packaged"),
+        (("--image-size", "100"), "IMAGE_SIZE: image_size 100 is not a multiple of patch_size 16"),
+        (("--preprocess", '{"filter": "sharp"}'), "PREPROCESS.filter: Input should be"),
+        (("--preprocess", '{"crop": 0.9}'), "PREPROCESS.crop: Extra inputs are not permitted"),
+        (("--backend", "torch", "--precision", "int8"), "PRECISION=int8 is for BACKEND=openvino"),
+        (("--backend", "abacus"), "BACKEND: Input should be"),
+        (("--port", "99999"), "PORT: Input should be less than or equal to 65535"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    options: tuple[str, ...], sentence: str, started: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(capfd, "serve", *options)
+    assert (result.code, result.out, started) == (2, "", [])
+    assert sentence in result.err and result.err.startswith("mae: ") and result.err.count("\n") == 1
+
+
+def test_right_options_start_a_server(started: list[object], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd, "serve", "--image-size", "112", "--preprocess", '{"filter": "bilinear"}').code == 0
+    assert len(started) == 1
+    assert run(capfd, "serve", "--weights", "hf:nobody/nothing").code == 0  # it is fetched while the server starts

@@ -11,6 +11,7 @@ from service.cli.vector_files.journal import Header, Journal
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
 SPACE = VectorSpace(
+    space="mae_tiny@0123456789ab:fp32:and-so-on",
     model="mae_tiny@0123456789ab",
     precision="fp32",
     computes="fp32",
@@ -24,7 +25,7 @@ SPACE = VectorSpace(
     grid=(14, 14),
 )
 RECORDS = [
-    VectorRecord(name, np.arange(3, dtype=np.float32) + index)
+    VectorRecord(name, np.arange(3, dtype=np.float32) + index, f"/photographs/{name}")
     for index, name in enumerate(["a.png", "ä/b.png", "c.png"])
 ]
 
@@ -44,8 +45,9 @@ def read_paths(path: Path) -> list[str]:
     """The paths of a journal's records, whose vectors must be those of `RECORDS`."""
     with Journal(path) as journal:
         records = list(journal.records())
-        assert [record.path for record in records] == journal.paths
+        assert {record.file: record.path for record in records} == journal.files
     for record, expected in zip(records, RECORDS, strict=False):
+        assert (record.path, record.file) == (expected.path, expected.file)
         np.testing.assert_array_equal(record.vector, expected.vector)
     return [record.path for record in records]
 
@@ -63,7 +65,7 @@ def test_a_tail_that_was_cut_anywhere_is_dropped_and_written_over(tmp_path: Path
         path.write_bytes(whole[:length])
         with Journal(path) as journal:
             kept = 2 if length >= sizes[2] else 1
-            assert journal.paths == [record.path for record in RECORDS[:kept]]
+            assert journal.files == {record.file: record.path for record in RECORDS[:kept]}
             for record in RECORDS[kept:]:
                 journal.append(record)
         assert path.read_bytes() == whole
@@ -94,13 +96,19 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     assert path.read_text() == "{}\n"
 
 
-def test_a_file_that_does_not_say_what_was_computed_is_added_to() -> None:
-    """Files of earlier versions know the precision that was asked for alone."""
-    old = VectorSpace.model_validate(SPACE.model_dump(exclude={"computes", "heads"}))
-    assert (old.computes, old.heads) == (None, None)
-    old.require(SPACE, Path("out.npz"))
-    with pytest.raises(VectorFileError, match=r"out\.npz was made with precision="):
-        old.require(SPACE.model_copy(update={"precision": "bf16"}), Path("out.npz"))
+def test_the_journal_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    header = Header(space=SPACE, replaces=False).model_dump_json().replace('"version":2', '"version":1')
+    (tmp_path / "journal").write_text(header + "\n")
+    with pytest.raises(VectorFileError, match="is not a journal of this version of mae embed: delete it"):
+        Journal(tmp_path / "journal")
+
+
+@pytest.mark.parametrize("missing", [{"space"}, {"space", "computes", "whiten"}])
+def test_a_file_of_an_earlier_version_is_not_added_to(missing: set[str]) -> None:
+    """Such a file may hold vectors of images whose colour profiles were ignored."""
+    old = VectorSpace.model_validate(SPACE.model_dump(exclude=missing))
+    with pytest.raises(VectorFileError, match=r"out\.npz was made by an earlier version.*--overwrite"):
+        old.require(SPACE, Path("out.npz"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,7 @@ def test_a_file_that_does_not_say_what_was_computed_is_added_to() -> None:
         {"keep": 0.5},
         {"seed": 1},
         {"positions": (1, 2)},
+        {"space": "mae_tiny@0123456789ab:fp32:in-other-colours"},
     ],
 )
 def test_another_space_is_refused_by_name(other: dict[str, object]) -> None:

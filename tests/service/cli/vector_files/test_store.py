@@ -15,7 +15,7 @@ def run(output: Path, records: list[VectorRecord], overwrite: bool = False, spac
     """A run that ends before it is complete; returns the paths that were stored when it began."""
     with VectorStore(output, overwrite) as store:
         store.begin(space)
-        stored = list(store.paths)
+        stored = list(store.files.values())
         for record in records:
             store.append(record)
     return stored
@@ -23,6 +23,7 @@ def run(output: Path, records: list[VectorRecord], overwrite: bool = False, spac
 
 def paths_in(output: Path) -> list[str]:
     with np.load(output) as arrays:
+        assert [str(file) for file in arrays["files"]] == [f"/photographs/{path}" for path in arrays["paths"]]
         assert len(arrays["vectors"]) == len(arrays["paths"])
         return [str(path) for path in arrays["paths"]]
 

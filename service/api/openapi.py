@@ -1,0 +1,62 @@
+"""The API's description where FastAPI's own is not enough: keys, the one answer of all errors, and pictures first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.api.schemas import ERROR_ANSWER, ErrorAnswer, ErrorDetail
+
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "one of API_KEYS"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "one of API_KEYS"},
+}
+PICTURE = "image/png"
+
+
+class DescribedAPI:
+    """Makes the description once, and completes it.
+
+    Attributes:
+        needs_key: whether API_KEYS is set; without it the keys are described as optional.
+    """
+
+    def __init__(self, app: FastAPI, needs_key: bool) -> None:
+        """Takes the place of the app's own `openapi`."""
+        self.needs_key = needs_key
+        self._describe = app.openapi
+        self._description: dict[str, Any] | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """The description."""
+        if self._description is None:
+            self._description = self._complete(self._describe())
+        return self._description
+
+    def _complete(self, description: dict[str, Any]) -> dict[str, Any]:
+        components = description.setdefault("components", {})
+        components["securitySchemes"] = SECURITY_SCHEMES
+        components["responses"] = {ERROR_ANSWER: _error_answer()}
+        for model in (ErrorAnswer, ErrorDetail):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema.pop("$defs", None)
+            components.setdefault("schemas", {})[model.__name__] = schema
+        for methods in description["paths"].values():
+            for operation in methods.values():
+                responses = operation["responses"]
+                if "401" in responses:
+                    operation["security"] = [{name: []} for name in SECURITY_SCHEMES]
+                    operation["security"] += [] if self.needs_key else [{}]
+                content = responses.get("200", {}).get("content", {})
+                if PICTURE in content:  # tools that send one `Accept` take the first
+                    responses["200"]["content"] = {PICTURE: content.pop(PICTURE), **content}
+        return description
+
+
+def _error_answer() -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
+    return {
+        "description": "An error: a code for programs, a sentence for people.",
+        "content": {"application/json": {"schema": schema}},
+    }
