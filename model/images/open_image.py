@@ -38,7 +38,7 @@ SUFFIXES = frozenset(
 )
 """Suffixes of `FORMATS`, in lower case."""
 HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
-HEIF_HINT = ", which needs pillow-heif: pip install 'mae-serve[heif]'"
+HEIF_HINT = ", which needs pillow-heif: pip install pillow-heif"
 JUNK = b"\r\n\0"
 """Bytes that broken senders put before an image."""
 

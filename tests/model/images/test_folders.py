@@ -96,7 +96,7 @@ def test_without_the_extra_heic_is_left_out_and_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr("model.images.open_image.can_read_heif", lambda: False)
     touch(tmp_path, "a.jpg", "b.HEIC")
-    hint = "1 .heic, which needs pillow-heif: pip install 'mae-serve[heif]'"
+    hint = "1 .heic, which needs pillow-heif: pip install pillow-heif"
     assert find_images([tmp_path]).left_out.sentence == f"left out: 1 file of formats that are not read ({hint})"
 
 
