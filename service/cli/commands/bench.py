@@ -24,8 +24,9 @@ from model.engines.base import Engine, EngineError
 from service.benchmark import load
 from service.benchmark.processes import ServerFailed
 from service.benchmark.results import ServiceBenchmark
-from service.benchmark.run import CONNECTIONS, PARTS, SERVER_PARTS, BenchmarkPlan, Part, benchmark_service
-from service.benchmark.samples import Sample, read_sample, standard_samples
+from service.benchmark.run import CONNECTIONS, PARTS, BenchmarkPlan, benchmark_service
+from service.benchmark.samples import Sample
+from service.cli.benchmark_options import check_plan, check_seconds, parse_connections, parse_parts, read_samples
 from service.cli.benchmark_tables import engine_description, engine_rows, left_out_lines, service_tables
 from service.cli.errors import CommandError
 from service.cli.files import require_folder, write_output
@@ -34,7 +35,6 @@ from service.cli.options import settings_of
 from service.settings import Settings
 
 TABLE_WIDTH = 120
-MAX_SECONDS = 3600.0
 
 
 def bench(
@@ -130,19 +130,19 @@ def bench(
     """
     start = time.monotonic()
     plan = BenchmarkPlan(
-        parts=_parse_parts(parts),
-        seconds=_check_seconds("--seconds", seconds),
-        load_seconds=_check_seconds("--load-seconds", load_seconds),
-        connections=_parse_connections(connections),
+        parts=parse_parts(parts),
+        seconds=check_seconds("--seconds", seconds),
+        load_seconds=check_seconds("--load-seconds", load_seconds),
+        connections=parse_connections(connections),
     )
-    _check_plan(plan, compare, max_autotune)
-    deadline = None if time_limit is None else start + _check_seconds("--time-limit", time_limit)
+    check_plan(plan, compare, max_autotune)
+    deadline = None if time_limit is None else start + check_seconds("--time-limit", time_limit)
     if json is not None:
         require_folder(json)
     settings = settings_of(options)
     if settings.weights is not None and model is not None and len(model) > 1:
         raise CommandError("--weights belongs to one model: give --model once, or not at all")
-    samples = _read_samples(images, settings) if plan.parts - {"engine"} else []
+    samples = read_samples(images, settings) if plan.parts - {"engine"} else []
     logging.basicConfig(level=logging.WARNING, format="mae: %(message)s")
     console = _table_console(json)
     results: list[dict[str, Any]] = []
@@ -177,51 +177,6 @@ def _forget_compiled_graphs() -> None:
     import torch  # here: only a comparison needs it
 
     torch.compiler.reset()
-
-
-def _parse_parts(text: str) -> frozenset[Part]:
-    names = [name.strip() for name in text.split(",")]
-    if names == ["all"]:
-        return frozenset(PARTS)
-    for name in names:
-        if name not in PARTS:
-            raise CommandError(f"--parts takes {', '.join(PARTS)}, or all (given: {name!r})")
-    return frozenset(part for part in PARTS if part in names)
-
-
-def _parse_connections(text: str) -> tuple[int, ...]:
-    """The numbers in ascending order, each once."""
-    counts = [int(number) if number.strip().isdecimal() else 0 for number in text.split(",")]
-    if not all(0 < count <= load.MAX_CONNECTIONS for count in counts):
-        raise CommandError(f"--connections takes numbers from 1 to {load.MAX_CONNECTIONS} (given: {text})")
-    return tuple(sorted(set(counts)))
-
-
-def _check_seconds(option: str, seconds: float) -> float:
-    if not 0 < seconds <= MAX_SECONDS:
-        raise CommandError(f"{option} must be more than 0 and at most {MAX_SECONDS:g} (given: {seconds:g})")
-    return seconds
-
-
-def _check_plan(plan: BenchmarkPlan, compare: bool, max_autotune: bool) -> None:
-    if plan.parts & SERVER_PARTS:
-        if load.run_seconds(plan.load_seconds, 1, None) is None:
-            raise CommandError(f"--load-seconds must be at most {load.MAX_SECONDS * load.STEADY_SHARE:g}")
-        if not load.wrk_is_installed():
-            raise CommandError(load.WRK_MISSING)
-    if compare and "engine" not in plan.parts:
-        raise CommandError("--compare needs the part engine: add it to --parts")
-    if max_autotune and not compare:
-        raise CommandError("--max-autotune is a baseline: it needs --compare")
-
-
-def _read_samples(folder: Path | None, settings: Settings) -> list[Sample]:
-    if folder is None:
-        return standard_samples()
-    try:
-        return [read_sample(folder, settings.max_body_bytes)]
-    except ValueError as error:
-        raise CommandError(str(error)) from error
 
 
 def _table_console(json: Path | None) -> Console:
