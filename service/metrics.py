@@ -97,7 +97,7 @@ class Metrics:
         )
         self.ignored_profiles = Counter(
             "mae_ignored_profiles",
-            "Images whose colour profile could not be used: it is damaged, too large or for other pixels.",
+            "Number of images whose colour profile could not be used: it is damaged, too large or for other pixels.",
             registry=registry,
         )
         self.engine_failures = Counter(

@@ -56,9 +56,9 @@ def hang_in_decoder(seconds):
     """Makes every decode take `seconds`, as a hostile image could."""
     decode = ImageDecoder.decode
 
-    def hang(self, data, index):
+    def hang(self, *arguments):
         time.sleep(seconds)
-        return decode(self, data, index)
+        return decode(self, *arguments)
 
     ImageDecoder.decode = hang
 

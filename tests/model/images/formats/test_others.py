@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.images import open_image as module
 from model.images.errors import ImageError, UnknownFormatError
-from model.images.folders import find_images
+from model.images.folders import LeftOut, find_images
 from model.images.open_image import open_image, readable_formats, readable_suffixes
 from tests.support.image_files import noise, png_file, read_pixels
 from tests.support.images import encoded
@@ -131,7 +131,8 @@ def test_heic_without_the_extra_names_it(heic: bytes, monkeypatch: pytest.Monkey
 def test_heic_in_folders_is_found_with_the_extra(heic: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("telephone")
     (folder / "IMG_0001.HEIC").write_bytes(heic)
-    assert find_images([folder]) == ([str(folder / "IMG_0001.HEIC")], [])
+    found = find_images([folder])
+    assert (found.images, found.refused, found.left_out) == ([str(folder / "IMG_0001.HEIC")], [], LeftOut())
 
 
 # --- what is not read
