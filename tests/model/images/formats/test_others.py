@@ -120,7 +120,7 @@ def test_heic_without_the_extra_names_it(heic: bytes, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     module.can_read_heif.cache_clear()
     try:
-        with pytest.raises(UnknownFormatError, match=r"it is HEIC, which needs .*pip install 'mae-serve\[heif\]'"):
+        with pytest.raises(UnknownFormatError, match=r"it is HEIC, which needs .*pip install pillow-heif"):
             open_image(heic)
         assert "HEIF" not in readable_formats() and ".heic" not in readable_suffixes()
     finally:
