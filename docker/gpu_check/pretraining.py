@@ -137,7 +137,8 @@ def _measure_command(preset: str, batch: int, images: Path, context: Context) ->
     if ended.returncode:
         return None, ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else f"exit code {ended.returncode}"
     with (run / METRICS).open() as file:
-        rates = [float(line["images_per_s"]) for line in csv.DictReader(file)]
+        # Lines of held-out losses have no rate.
+        rates = [float(line["images_per_s"]) for line in csv.DictReader(file) if line["images_per_s"]]
     shutil.rmtree(run)
     if not rates:
         return None, f"fewer than {numbers.log_steps} steps in {numbers.training_seconds:g} s"

@@ -66,7 +66,9 @@ def run_steps(
             if seconds < min(LEAST_SECONDS, step.seconds):
                 break
             print(f"\n== {step.name}, at most {seconds:.0f} s", flush=True)
-            code = _run(make_command(step.name), seconds, environment, report.folder / "log.txt")
+            # A compiler that is killed leaves cut files, which torch.compile would take for good ones in a later step.
+            own = {"TORCHINDUCTOR_CACHE_DIR": str(context.work / "inductor" / step.name.replace(" ", "-"))}
+            code = _run(make_command(step.name), seconds, {**environment, **own}, report.folder / "log.txt")
             waiting.pop(0)
             saved += step.seconds - (clock() - begun)
             if code == TIMED_OUT:

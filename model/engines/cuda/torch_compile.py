@@ -29,6 +29,8 @@ COMPILED = "inductor.bin"
 """The file of an entry in the engine cache: all that torch.compile has made, in torch's own format."""
 FOLDER = "inductor"
 """Where torch.compile keeps its files, inside the engine cache."""
+COMPILER_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""The environment variable with that folder, which torch.compile reads at each use."""
 T = TypeVar("T")
 
 
@@ -87,8 +89,9 @@ def write_compiled_graphs(
     progress(f"compiling {model.config.name} by torch.compile")
     info = describe_torch_engine(model, precision, device, max_batch_size)
     try:
-        DeviceEngine(CompiledTorchGraphs(TorchGraphs(checkpoint, info)), info, cuda_graphs=True)
-        results = torch.compiler.save_cache_artifacts()
+        with _compiler_folder(folder / FOLDER):
+            DeviceEngine(CompiledTorchGraphs(TorchGraphs(checkpoint, info)), info, cuda_graphs=True)
+            results = torch.compiler.save_cache_artifacts()
     except Exception as error:  # a compiler may raise anything
         raise CompileError(f"torch.compile has failed: {_first_line(error)}") from error
     if results is None:
@@ -110,12 +113,31 @@ def one_compiler_thread() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _compiler_folder(folder: Path) -> Iterator[None]:
+    """Has torch.compile keep its files in `folder`, which is removed afterwards.
+
+    A compiler that is killed leaves cut files, and torch.compile would take them for good ones the next time. So a
+    process that may be killed has a folder of its own.
+    """
+    before = os.environ.get(COMPILER_FOLDER)
+    os.environ[COMPILER_FOLDER] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[COMPILER_FOLDER]
+        else:
+            os.environ[COMPILER_FOLDER] = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def use_compiler_folder(engine_cache: Path, environment: Any = os.environ) -> None:
     """Has torch.compile keep its files in the engine cache, in this process and its children.
 
     An operator's own TORCHINDUCTOR_CACHE_DIR stays.
     """
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(engine_cache.absolute() / FOLDER))
+    environment.setdefault(COMPILER_FOLDER, str(engine_cache.absolute() / FOLDER))
 
 
 def build_within(seconds: float, build: Callable[[Callable[[], None]], T]) -> T:

@@ -109,3 +109,11 @@ def test_the_bounds_fit_into_six_minutes(on_gpu: Context, monkeypatch: pytest.Mo
         *("host", "a mae_base", "a mae_tiny", "a mae_large", "a compile", "a autotune"),
         *("b service", "c tests", "d pretrain", "e mae_tiny"),
     ]
+
+
+def test_a_step_shares_no_compiler_folder_with_another(on_gpu: Context) -> None:
+    """One that is cut off leaves broken files there."""
+    program = "report.add(Row(sys.argv[1], 'second', note=os.environ['TORCHINDUCTOR_CACHE_DIR']))"
+    run(on_gpu, {"a compile": program, "a autotune": program}, [20, 20])
+    folders = {Path(notes(on_gpu, step)[-1]) for step in ("a compile", "a autotune")}
+    assert len(folders) == 2 and all(on_gpu.work in folder.parents for folder in folders)

@@ -1,6 +1,7 @@
 """Torch on a GPU: the mode is measured once and kept, and torch.compile never costs more than it may."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -199,6 +200,25 @@ def test_a_kept_choice_that_fails_now_is_replaced_for_this_start(compiler: Machi
     compiler.alter_compiled = lambda graph: graph
     info = served(settings)
     assert info.torch is not None and info.torch.mode == "compile"
+
+
+def test_the_process_that_may_be_killed_has_a_compiler_folder_of_its_own(
+    compiler: Machine, settings: EngineSettings
+) -> None:
+    """A compiler that is killed leaves cut files, which another process would take for good ones."""
+    folders: list[Path] = []
+
+    def alter(graph: torch.nn.Module) -> torch.nn.Module:
+        folders.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        (folders[-1] / "kernel.so").touch()
+        return graph
+
+    compiler.alter_compiled = alter
+    entry = settings.engine_cache / str(served(settings).entry)
+    assert len(set(folders)) == 2, "the child's and the server's"
+    assert not folders[0].exists() and folders[-1].exists()
+    assert not (entry / "inductor").exists() and (entry / "inductor.bin").exists()
 
 
 def test_a_damaged_entry_is_compiled_again(compiler: Machine, settings: EngineSettings) -> None:
