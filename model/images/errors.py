@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,12 +48,17 @@ class PixelLimitError(ImageError):
 def blame_image() -> Iterator[None]:
     """Makes every exception but MemoryError the image's fault: decoders raise all kinds of them for damaged files.
 
+    Decoders and half images are freed at once: the exception may live long, and it keeps the variables of the functions
+    that it left.
+
     Raises:
         ImageError: instead of the exception.
     """
     try:
         yield
-    except (MemoryError, ImageError):
+    except (MemoryError, ImageError) as error:
+        traceback.clear_frames(error.__traceback__)
         raise
     except Exception as error:
+        traceback.clear_frames(error.__traceback__)
         raise ImageError(str(error)) from error
