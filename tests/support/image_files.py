@@ -53,13 +53,15 @@ def png_file(
     return SIGNATURE + chunk(b"IHDR", header) + before + pixels + after + chunk(b"IEND", b"")
 
 
-def tiff_file(tags: Sequence[Tag], strips: Sequence[bytes], order: str = "<") -> bytes:
-    """A TIFF with `tags`, those of the strips added; `order` is the byte order for `struct`."""
+def tiff_file(tags: Sequence[Tag], strips: Sequence[bytes], order: str = "<", tiled: bool = False) -> bytes:
+    """A TIFF with `tags`, those of the strips or tiles added; `order` is the byte order for `struct`."""
     content, offsets = b"", []
     for strip in strips:
         offsets.append(8 + len(content))
         content += strip + bytes(len(strip) % 2)
-    entries = sorted([*tags, (273, 4, offsets), (279, 4, [len(strip) for strip in strips])], key=lambda tag: tag[0])
+    places = (324, 325) if tiled else (273, 279)
+    tags = [*tags, (places[0], 4, offsets), (places[1], 4, [len(strip) for strip in strips])]
+    entries = sorted(tags, key=lambda tag: tag[0])
     start = 8 + len(content)
     arrays_start = start + 2 + 12 * len(entries) + 4
     directory, arrays = struct.pack(order + "H", len(entries)), b""

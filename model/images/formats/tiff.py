@@ -5,7 +5,7 @@ Sources: TIFF 6.0 (tags and their defaults), TIFF Technical Note 2 (JPEG), Adobe
 
 from __future__ import annotations
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImagePalette, UnidentifiedImageError
 
 from model.images.colour import MAX_PROFILE_BYTES, UNUSABLE
 from model.images.errors import ImageError, UnknownFormatError
@@ -17,9 +17,10 @@ from model.images.orientation import LONG, ORIENTATION, SHORT, TRANSPOSITIONS, r
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, MAX_VALUE, PLANAR, PREDICTOR = 273, 277, 278, 279, 281, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
+COLOUR_MAP = 320
 SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING = 330, 338, 339, 530
 XMP, PROFILE, DNG_VERSION = 700, 34675, 50706
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 CAMERA_RAW = (32803, 34892)
 """Photometric interpretations: colour filter array, linear raw."""
 PHOTOMETRIC_NAMES = {
@@ -32,7 +33,7 @@ PHOTOMETRIC_NAMES = {
     6: "YCbCr",
     8: "Lab",
 }
-UNCOMPRESSED = 1
+UNCOMPRESSED, OLD_JPEG = 1, 6
 WITHOUT_COLOURS = (UNCOMPRESSED, 5, 8, 32946)
 """Compressions that know nothing of colours: none, LZW, deflate and its older number."""
 UNSIGNED = 1
@@ -42,11 +43,13 @@ SAMPLE_NAMES = {2: "signed integers", 3: "floating-point numbers", 5: "complex i
 SIZES = (WIDTH, HEIGHT, BITS, SAMPLES, ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT)
 PLACES = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 LAYOUT = (COMPRESSION, PHOTOMETRIC, FILL_ORDER, PLANAR, PREDICTOR, EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING)
-OPTIONS = (292, 293, 320, 332, 347, *range(512, 522), 529, 532)
+OPTIONS = (292, 293, COLOUR_MAP, 332, 347, *range(512, 522), 529, 532)
 """Options of fax, the palette, inks, and the tables and colours of JPEG and YCbCr."""
 NEEDED_BY_PIXELS = frozenset((*SIZES, *PLACES, *LAYOUT, *OPTIONS))
 """Tags that decoders get. So the others may be damaged, and Pillow does not apply the orientation, as it does for no
 other format."""
+MAX_TILE_PIXELS, MAX_TILE_SHARE = 4096 * 4096, 4
+"""A tile with more pixels than the first, and with more than this many times those of its image, is refused."""
 MAX_SUB_DIRECTORIES = 16
 MAX_XMP_BYTES = 1_000_000
 
@@ -61,7 +64,7 @@ class TiffImage(StoredImage):
 
         Raises:
             UnknownFormatError: the file is a camera raw.
-            ImageError: the directory is damaged, has too many strips, or describes pixels that are not read.
+            ImageError: the directory is damaged, has too many strips or too few, or describes pixels that are not read.
         """
         self._data = data
         self._directory = directory = Directory(data)
@@ -85,6 +88,7 @@ class TiffImage(StoredImage):
             profile,
             len(data),
         )
+        self._require_all_parts()
         self.alpha_may_be_unused = EXTRA_SAMPLES not in directory
         if self._bits[0] == 16:
             self.white_level = min(65535, directory.optional_integer(MAX_VALUE, (SHORT, LONG)) or 65535)
@@ -98,32 +102,90 @@ class TiffImage(StoredImage):
                 image = open_with_pillow(self._directory.file_with(NEEDED_BY_PIXELS), "TIFF")
             except (ImageError, UnidentifiedImageError):
                 raise ImageError(self._describe()) from None
+            self._scale_palette(image)
             image.load()
         return image, image.size
 
     def decoder_bytes_per_pixel(self) -> float:
         """A compressed strip, which may be the whole image, Pillow's image, and the opaque one that is made of it."""
         is_compressed = self._directory.integer(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED
-        strip = self._samples * max(self._bits) / 8 if is_compressed else 0
+        strip = self._sample_bytes() if is_compressed else 0
         return strip + (8 if self._samples > 1 or self._photometric == PALETTE else 4)
+
+    def decode_bytes(self, least_side: int | None) -> int:
+        """As every image; a tile that is larger than the image is decoded as a whole."""
+        tile_width, tile_height = self._part_size()
+        excess = max(0, tile_width * tile_height - self.size[0] * self.size[1])
+        return super().decode_bytes(least_side) + int(excess * self._sample_bytes())
+
+    def _sample_bytes(self) -> float:
+        """Bytes of all samples of a pixel."""
+        return self._samples * max(self._bits) / 8
+
+    def _part_size(self) -> tuple[int, int]:
+        """Width and height of a tile or a strip, read as the decoder reads them."""
+        directory, (width, height) = self._directory, self.size
+        if self._is_tiled():
+            return directory.integer(TILE_WIDTH, 0), directory.integer(TILE_HEIGHT, 0)
+        return width, min(directory.integer(ROWS_PER_STRIP, height), height)
+
+    def _is_tiled(self) -> bool:
+        """Pillow reads uncompressed images with both kinds of offsets by their strips, and libtiff by their tiles."""
+        is_compressed = self._directory.integer(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED
+        return TILE_WIDTH in self._directory and (is_compressed or STRIP_OFFSETS not in self._directory)
+
+    def _require_all_parts(self) -> None:
+        """Checks the strips or tiles: decoders leave those black that the file does not have.
+
+        Old JPEGs are not checked: one stream holds all their pixels, and libtiff does not ask where its strips are.
+        """
+        directory, (width, height) = self._directory, self.size
+        compression = directory.integer(COMPRESSION, UNCOMPRESSED)
+        if not (width > 0 and height > 0) or compression == OLD_JPEG:
+            return
+        part_width, part_height = self._part_size()
+        name = "tiles" if self._is_tiled() else "strips"
+        if not (part_width > 0 and part_height > 0):
+            raise ImageError(f"its {name} are {part_width} x {part_height} pixels: it is damaged")
+        if part_width * part_height > max(MAX_TILE_PIXELS, MAX_TILE_SHARE * width * height):
+            raise ImageError(f"its tiles of {part_width} x {part_height} pixels are far larger than the image")
+        needed = -(-width // part_width) * -(-height // part_height) * (self._samples if self._is_planar else 1)
+        in_strips = STRIP_OFFSETS in directory
+        offsets = directory.integers(STRIP_OFFSETS if in_strips else TILE_OFFSETS)[:needed]
+        sizes = directory.integers(STRIP_BYTES if in_strips else TILE_BYTES)[:needed]
+        present = len(offsets) - offsets.count(0)
+        if compression != UNCOMPRESSED and needed > 1:  # Pillow computes the sizes of the others, and libtiff of one
+            present = min(present, len(sizes) - sizes.count(0))
+        if present < needed:
+            raise ImageError(f"it has {present} of the {needed} {name} that its size needs")
+
+    def _scale_palette(self, image: Image.Image) -> None:
+        """Reads a palette of 8 bits, which many programs write, as libtiff does: no entry is above 255."""
+        if image.mode == "P":
+            entries = self._directory.integers(COLOUR_MAP)
+            if entries and max(entries) <= 255:
+                image.palette = ImagePalette.raw("RGB;L", bytes(entries))
 
     def _is_read_by_planes(self) -> bool:
         """Whether Pillow would read the image as other values than it has, or not at all."""
         if self._samples == 1:
             inverted = self._bits == (16,) and self._photometric == WHITE_IS_ZERO
             return inverted or (self._bits == (12,) and self._photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO))
+        if self._is_planar and self._photometric == CMYK and self._samples >= 4:
+            return max(self._bits) == 16
         is_misread = max(self._bits) == 16 or (self._samples > 3 and not self._has_alpha())
         return self._is_planar and self._photometric == RGB and self._samples >= 3 and is_misread
 
     def _decode_planes(self) -> Image.Image:
         """Reads each sample as a grey image of its own."""
-        if self._has_alpha():
-            raise ImageError(self._describe())
-        planes = [self._decode_plane(plane) for plane in range(3 if self._samples > 1 else 1)]
-        return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
+        if self._samples == 1:
+            return self._decode_plane(0)
+        mode = "CMYK" if self._photometric == CMYK else "RGB"
+        return Image.merge(mode, [self._decode_plane(plane) for plane in range(len(mode))])
 
     def _has_alpha(self) -> bool:
-        return self._samples > 3 and self._directory.integer(EXTRA_SAMPLES, 0) in ALPHA
+        colours = 4 if self._photometric == CMYK else 3
+        return self._samples > colours and self._directory.integer(EXTRA_SAMPLES, 0) in ALPHA
 
     def _decode_plane(self, plane: int) -> Image.Image:
         """One sample in eight bits, with white as 255."""
@@ -160,7 +222,7 @@ class TiffImage(StoredImage):
         compression = self._directory.integer(COMPRESSION, UNCOMPRESSED)
         if self._photometric == YCBCR and compression in WITHOUT_COLOURS and subsampling != (1, 1):
             raise ImageError(f"{self._describe()}, subsampled")
-        if self._directory.is_big and self._is_read_by_planes():
+        if self._is_read_by_planes() and (self._directory.is_big or self._has_alpha()):
             raise ImageError(self._describe())
 
     def _describe(self) -> str:

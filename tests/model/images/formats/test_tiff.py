@@ -1,11 +1,13 @@
 """Layouts of TIFF: read right, or refused by name."""
 
+import gc
 import struct
+import weakref
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from model.images.errors import ImageError, UnknownFormatError
 from model.images.open_image import open_image
@@ -149,6 +151,105 @@ def test_other_layouts_are_refused_by_name(name: str) -> None:
     with pytest.raises(ImageError, match=message) as error:
         load_upright(open_image(data), 224)
     assert not isinstance(error.value, UnknownFormatError)
+
+
+def parts_of(values: np.ndarray, width: int, height: int) -> list[bytes]:
+    """Strips or tiles of an image that they divide."""
+    corners = [(y, x) for y in range(0, H, height) for x in range(0, W, width)]
+    return [values[y : y + height, x : x + width].tobytes() for y, x in corners]
+
+
+STRIPS, TILES = [(278, 3, [10])], [(322, 3, [16]), (323, 3, [8])]
+
+
+FAULTS = [(compression, fault) for compression in PACKED for fault in ("half of them", "one", "the last has no place")]
+
+
+@pytest.mark.parametrize(("compression", "fault"), [*FAULTS, (8, "one is empty")])
+@pytest.mark.parametrize("tiled", [False, True], ids=["strips", "tiles"])
+def test_strips_and_tiles_that_are_missing_are_not_painted_black(compression: int, tiled: bool, fault: str) -> None:
+    values = noise(W, H, 3)
+    parts = [PACKED[compression](part) for part in parts_of(values, *((16, 8) if tiled else (W, 10)))]
+    listed = [*tags(8, 3, 2, compression), *(TILES if tiled else STRIPS)]
+    whole = tiff_file(listed, parts, tiled=tiled)
+    assert np.array_equal(read_pixels(whole), values)
+    if fault == "the last has no place":
+        place = whole.rindex(
+            struct.pack("<I", 8 + sum(map(len, parts[:-1])) + sum(len(part) % 2 for part in parts[:-1]))
+        )
+        damaged = whole[:place] + bytes(4) + whole[place + 4 :]
+    elif fault == "one is empty":
+        damaged = tiff_file(listed, [*parts[:2], b"", *parts[3:]], tiled=tiled)
+    else:
+        damaged = tiff_file(listed, parts[: len(parts) // 2 if fault == "half of them" else -1], tiled=tiled)
+    name = "tiles" if tiled else "strips"
+    with pytest.raises(ImageError, match=rf"it has \d+ of the {len(parts)} {name} that its size needs"):
+        open_image(damaged)
+
+
+def test_a_plane_that_is_missing_is_not_painted_black() -> None:
+    values = noise(W, H, 3)
+    planes = [values[..., channel].tobytes() for channel in range(3)]
+    listed = tags(8, 3, 2, planar=(2,), rows=(H,))
+    assert np.array_equal(read_pixels(tiff_file(listed, planes)), values)
+    with pytest.raises(ImageError, match="it has 2 of the 3 strips"):
+        open_image(tiff_file(listed, planes[:2]))
+
+
+def test_a_tile_far_larger_than_its_image_is_refused() -> None:
+    listed = [*tags(8, 3, 2, 8), (322, 4, [19_200]), (323, 4, [19_200])]
+    with pytest.raises(ImageError, match="its tiles of 19200 x 19200 pixels are far larger than the image"):
+        open_image(tiff_file(listed, [zlib.compress(b"")], tiled=True))
+
+
+def test_a_tile_is_weighed_as_a_whole() -> None:
+    def weight(side: int) -> int:
+        listed = [*tags(8, 3, 2, 8), (322, 4, [side]), (323, 4, [side])]
+        return open_image(tiff_file(listed, [zlib.compress(b"")], tiled=True)).decode_bytes(224)
+
+    assert weight(2048) - weight(48) == 3 * (2048**2 - 48**2)
+
+
+def test_the_error_of_a_damaged_file_keeps_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without garbage collection, and while the error lives."""
+    images: list[weakref.ref[Image.Image]] = []
+    load = TiffImagePlugin.TiffImageFile.load
+
+    def watch(image: TiffImagePlugin.TiffImageFile) -> object:
+        images.append(weakref.ref(image))
+        return load(image)
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", watch)
+    damaged = tiff_file(tags(8, 3, 2, 8, rows=(H,)), [zlib.compress(b"too short")])
+    gc.disable()
+    try:
+        with pytest.raises(ImageError) as error:
+            load_upright(open_image(damaged), 224)
+        assert error.value is not None and images and all(image() is None for image in images)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("compression", PACKED)
+def test_planar_inks_of_sixteen_bits(order: str, compression: int) -> None:
+    values = noise(W, H, 4, np.uint16)
+    planes = [PACKED[compression](stored(values[..., ink], ORDERS[order])) for ink in range(4)]
+    data = tiff_file(tags(16, 4, 5, compression, planar=(2,), rows=(H,)), planes, ORDERS[order])
+    expected = Image.fromarray(to_bytes(values).astype(np.uint8), "CMYK").convert("RGB")
+    assert np.abs(read_pixels(data) - np.asarray(expected, int)).max() <= 2
+
+
+@pytest.mark.parametrize("compression", PACKED)
+def test_a_palette_of_eight_bits_is_not_black(compression: int) -> None:
+    """As libtiff reads it: no entry is above 255."""
+    indices, palette = noise(W, H, 1), noise(256, 3, 1)
+    for factor in (1, 257):
+        entries = [int(entry) * factor for entry in palette.ravel()]
+        data = tiff_file(
+            [*tags(8, 1, 3, compression, rows=(H,)), (320, 3, entries)], [PACKED[compression](indices.tobytes())]
+        )
+        assert np.array_equal(read_pixels(data), palette.T[indices])
 
 
 def test_a_file_of_very_many_strips_is_refused_by_name() -> None:
