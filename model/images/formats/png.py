@@ -8,8 +8,9 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from model.arrays import Bytes
+from model.images.errors import ImageError
 from model.images.formats.base import StoredImage, open_with_pillow
-from model.images.formats.png_chunks import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, read_header
+from model.images.formats.png_chunks import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, has_all_rows, read_header
 from model.images.opaque import Flags, scale_to_bytes, whiten
 from model.images.orientation import read_orientation
 
@@ -34,6 +35,7 @@ class PngImage(StoredImage):
         """Decodes the pixels; those of a transparent grey or colour are white."""
         image = open_with_pillow(self._header.data, "PNG")
         image.load()
+        self._require_rows(image)
         transparent = self._header.transparent
         if transparent is not None:
             image = self._whiten_grey(image, *transparent) if len(transparent) == 1 else self._whiten_colour(image)
@@ -48,6 +50,18 @@ class PngImage(StoredImage):
         if header.transparent is not None:
             stored *= 2
         return stored
+
+    def _require_rows(self, image: Image.Image) -> None:
+        """Checks that the last row that is stored is there: Pillow leaves rows that are missing at 0.
+
+        A row with any other value was stored, so only images with an empty row are decompressed once more.
+        """
+        last = image.height - 1
+        if self._header.interlaced and image.height > 1:
+            last -= 1 - last % 2  # the last pass has the odd rows
+        row = image.crop((0, last, image.width, last + 1)).tobytes()
+        if not any(row) and not has_all_rows(self._header):
+            raise ImageError("its rows are not all there: it is damaged or cut short")
 
     def _whiten_grey(self, image: Image.Image, value: int) -> Image.Image:
         if self._header.depth < 16:

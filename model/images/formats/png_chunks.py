@@ -20,6 +20,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEAD = struct.Struct(">I4s")
 HEADER = struct.Struct(">IIBBBBB")
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row, and the distances of columns and rows of each pass of an interlaced image (8.1)."""
+BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 14, 1 << 20
+"""Compressed bytes that are decompressed at once, and the most that they become."""
 SMALL_CHUNK = 1024
 """Encoders write image data in chunks of 8 kB or more; smaller ones count among the parts that are limited."""
 ANCILLARY = (b"tRNS", b"eXIf", b"iCCP", b"iTXt", b"tEXt", b"zTXt")
@@ -60,7 +64,7 @@ def read_header(data: bytes) -> PngHeader:
     width, height, depth, colour_type, _, _, interlace = HEADER.unpack_from(data, start + 8)
     header = PngHeader((width, height), depth, colour_type, bool(interlace))
     kept: list[tuple[int, int]] = [(0, start + 25)]
-    position, count, is_clean, has_pixels = start + 25, 0, True, False
+    position, count, is_clean, has_pixels, has_palette = start + 25, 0, True, False, False
     while position + 8 <= len(data):
         length, kind = HEAD.unpack_from(data, position)
         end = position + 12 + length
@@ -72,6 +76,7 @@ def read_header(data: bytes) -> PngHeader:
         else:
             count += 1
         require_parts(count, "chunks beside its pixels")
+        has_palette = has_palette or kind == b"PLTE"
         is_alpha_of_palette = kind == b"tRNS" and colour_type == PALETTE
         if kind in (b"IDAT", b"PLTE") or (is_alpha_of_palette and _is_intact(data, position, end)):
             _keep(kept, position, min(end, len(data)))
@@ -81,8 +86,41 @@ def read_header(data: bytes) -> PngHeader:
         position = end
     if not has_pixels:
         raise ImageError("it has no pixels: it is damaged or cut short")
+    if colour_type == PALETTE and not has_palette:
+        raise ImageError("it has no palette: it is damaged")
     header.data = data if is_clean else b"".join([*(data[first:last] for first, last in kept), END_CHUNK])
     return header
+
+
+def has_all_rows(header: PngHeader) -> bool:
+    """Whether the compressed pixels are as many bytes as the size needs."""
+    missing, unpacker = _count_pixel_bytes(header), zlib.decompressobj()
+    view, position = memoryview(header.data), len(SIGNATURE)
+    while position + 8 <= len(view):
+        length, kind = HEAD.unpack_from(view, position)
+        if kind == b"IDAT":
+            content = view[position + 8 : position + 8 + length]
+            for first in range(0, len(content), BLOCK_BYTES):
+                compressed: bytes | memoryview = content[first : first + BLOCK_BYTES]
+                while compressed and not unpacker.eof:
+                    missing -= len(unpacker.decompress(compressed, MAX_BLOCK_BYTES))
+                    compressed = unpacker.unconsumed_tail
+                if missing <= 0:
+                    return True
+        position += 12 + length
+    return missing - len(unpacker.flush()) <= 0
+
+
+def _count_pixel_bytes(header: PngHeader) -> int:
+    """Bytes of all rows, each with its filter."""
+    bits = header.depth * {RGB: 3, GREY_ALPHA: 2, RGBA: 4}.get(header.colour_type, 1)
+    width, height = header.size
+    count = 0
+    for left, top, across, down in ADAM7 if header.interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            count += rows * (1 + -(-columns * bits // 8))
+    return count
 
 
 def _keep(kept: list[tuple[int, int]], first: int, last: int) -> None:
@@ -99,11 +137,12 @@ def _is_intact(data: bytes, position: int, end: int) -> bool:
     return end <= len(data) and zlib.crc32(view[position + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
 
 
-def _transparent_value(colour_type: int, content: bytes) -> tuple[int, ...] | None:
+def _transparent_value(colour_type: int, depth: int, content: bytes) -> tuple[int, ...] | None:
     channels = {GREY: 1, RGB: 3}.get(colour_type, 0)
     if not channels or len(content) < 2 * channels:
         return None
-    return struct.unpack_from(f">{channels}H", content)
+    used = 2**depth - 1  # the other bits mean nothing
+    return tuple(value & used for value in struct.unpack_from(f">{channels}H", content))
 
 
 def _read_ancillary(header: PngHeader, kind: bytes, data: bytes, position: int, end: int) -> None:
@@ -116,7 +155,7 @@ def _read_ancillary(header: PngHeader, kind: bytes, data: bytes, position: int, 
         return
     content = data[position + 8 : end - 4]
     if kind == b"tRNS":
-        header.transparent = _transparent_value(header.colour_type, content)
+        header.transparent = _transparent_value(header.colour_type, header.depth, content)
         return
     if kind == b"eXIf":
         header.exif = content

@@ -56,6 +56,56 @@ def test_a_file_that_lacks_only_its_end_is_read(lost: int) -> None:
     assert np.array_equal(read_pixels(GOOD[:-lost]), IMAGE)
 
 
+def interlaced_rows(pixels: np.ndarray) -> bytes:
+    """The seven passes, as section 8.1 of the specification lists them."""
+    passes = [pixels[::8, ::8], pixels[::8, 4::8], pixels[4::8, ::4], pixels[::4, 2::4], pixels[2::4, ::2]]
+    passes += [pixels[::2, 1::2], pixels[1::2]]
+    return b"".join(b"\0" + row.tobytes() for part in passes for row in part if row.size)
+
+
+def file_of_rows(rows: bytes, width: int, height: int, interlaced: bool, before: bytes = b"", depth: int = 8) -> bytes:
+    """The chunks of a whole grey file, whose checksums are right whatever the number of rows."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
+    compressed = zlib.compress(rows)
+    half = len(compressed) // 2
+    pixels = chunk(b"IDAT", compressed[:half]) + chunk(b"IDAT", compressed[half:])
+    return SIGNATURE + chunk(b"IHDR", header) + before + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("black", [False, True])
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("size", [(31, 40), (31, 41), (1, 1), (3, 2), (2, 3), (9, 1)])
+def test_rows_that_the_stream_never_had_are_not_painted_black(
+    size: tuple[int, int], interlaced: bool, black: bool
+) -> None:
+    """Checksums are right, and the stream has an end. Pictures that are black below are read."""
+    pixels = noise(*size, 1) | 1
+    if black:
+        pixels[size[1] // 2 :] = 0
+    rows = interlaced_rows(pixels) if interlaced else b"".join(b"\0" + row.tobytes() for row in pixels)
+    assert np.array_equal(read_pixels(file_of_rows(rows, *size, interlaced))[..., 0], pixels)
+    for missing in (1, len(rows) // 2, len(rows)):
+        with pytest.raises(ImageError):
+            load_upright(open_image(file_of_rows(rows[:-missing], *size, interlaced)), 224)
+
+
+def test_a_palette_image_without_a_palette_is_refused() -> None:
+    header = struct.pack(">IIBBBBB", 4, 1, 8, 3, 0, 0, 0)
+    data = SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\1\2\3\1")) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="it has no palette"):
+        open_image(data)
+
+
+@pytest.mark.parametrize(("depth", "row", "value"), [(2, 0b00011011, 2), (4, 0x2A, 2)])
+def test_bits_above_the_depth_of_a_transparent_grey_mean_nothing(depth: int, row: int, value: int) -> None:
+    width = 8 // depth
+    rows = bytes((0, row))
+    low = file_of_rows(rows, width, 1, False, chunk(b"tRNS", struct.pack(">H", value)), depth)
+    high = file_of_rows(rows, width, 1, False, chunk(b"tRNS", struct.pack(">H", 0xFF << depth & 0xFFFF | value)), depth)
+    assert (read_pixels(low)[0, 2 if depth == 2 else 0] == 255).all()
+    assert np.array_equal(read_pixels(high), read_pixels(low))
+
+
 # --- metadata that are damaged, short or large
 
 
