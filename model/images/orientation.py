@@ -19,7 +19,8 @@ SHORT, LONG = 3, 4
 MAX_ENTRIES = 1000
 """Entries of a directory that are searched for the orientation; cameras write fewer than a hundred."""
 EXIF_PREFIX = b"Exif\0\0"
-XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+TIFF_PREFIX = re.compile(rb"""xmlns:([\w.-]{1,64})\s{0,64}=\s{0,64}["']http://ns\.adobe\.com/tiff/1\.0/["']""")
+XMP_ORIENTATION = rb"""(?<![\w.:-])%s:Orientation\s{0,64}(?:=\s{0,64}["']|>)\s{0,64}([0-9])\s{0,64}["'<]"""
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,8 +48,7 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
     """
     orientation = _exif_orientation(exif) if exif else None
     if orientation is None:
-        match = XMP_ORIENTATION.search(xmp) if xmp else None
-        orientation = int(match[1]) if match else 1
+        orientation = _xmp_orientation(xmp) if xmp else 1
     return orientation if orientation in TRANSPOSITIONS else 1
 
 
@@ -60,6 +60,14 @@ def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
 def upright_size(size: tuple[N, N], orientation: int) -> tuple[N, N]:
     """Width and height of an upright image that is stored with `size` in an EXIF orientation."""
     return size[::-1] if orientation in ON_ITS_SIDE else size
+
+
+def _xmp_orientation(xmp: bytes) -> int:
+    """The value of `Orientation` in TIFF's namespace, as an attribute or an element; 1 if there is none."""
+    binding = TIFF_PREFIX.search(xmp)
+    prefix = re.escape(binding[1]) if binding else b"tiff"
+    match = re.search(XMP_ORIENTATION % prefix, xmp)
+    return int(match[1]) if match else 1
 
 
 def _exif_orientation(exif: bytes) -> int | None:
