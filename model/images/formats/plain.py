@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from model.images.colour import MAX_PROFILE_BYTES, UNUSABLE
 from model.images.errors import ImageError
@@ -69,10 +70,23 @@ class GifImage(PillowImage):
     """The first frame of a GIF."""
 
     format = "GIF"
+    bytes_per_pixel = 10.0
+    """Pillow's image and a part of it, that part in RGB, and the canvas."""
 
     def __init__(self, data: bytes) -> None:
         """Reads the header, without the comments before the first frame."""
         super().__init__(_drop_extensions(data), len(data))
+
+    def decode(self, least_side: int | None) -> tuple[Image.Image, tuple[float, float]]:
+        """Decodes the first frame; what it leaves of the canvas is white."""
+        assert isinstance(self._image, ImageFile)
+        frame = self._image.tile[0].extents if self._image.tile else None
+        image, size = super().decode(least_side)
+        if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
+            return image, size
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image.crop(frame).convert("RGB"), frame[:2])
+        return canvas, size
 
 
 class AvifImage(PillowImage):

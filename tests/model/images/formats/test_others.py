@@ -84,6 +84,21 @@ def test_a_fourth_byte_of_zero_is_no_alpha_in_a_bitmap(header_bytes: int) -> Non
 # --- GIF
 
 
+def test_what_the_first_frame_of_a_gif_leaves_of_the_canvas_is_white() -> None:
+    """As a browser over white, with and without a transparent colour."""
+    image = Image.fromarray(np.full((10, 12), 7, np.uint8)).convert("P")
+    image.putpalette(bytes((value + 1) % 256 for value in range(768)))
+    frame = np.asarray(image.convert("RGB"))
+    for options in ({}, {"transparency": 9}):
+        data = bytearray(encoded(image, "GIF", **options))
+        data[6:10] = struct.pack("<HH", 30, 20)
+        place = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 12, 10))
+        data[place + 1 : place + 5] = struct.pack("<HH", 5, 4)
+        expected = np.full((20, 30, 3), 255, np.uint8)
+        expected[4:14, 5:17] = frame
+        assert np.array_equal(read_pixels(bytes(data)), expected)
+
+
 def test_extensions_of_a_gif_cost_nothing() -> None:
     image = Image.fromarray(IMAGE).quantize(16)
     data = encoded(image, "GIF", transparency=3)
