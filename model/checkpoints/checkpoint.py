@@ -122,6 +122,7 @@ def load(
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
     require_exact(path, checkpoint.tensors, checkpoint.config)
+    classifiers.require_width(path, checkpoint.heads.head, checkpoint.config.embed_dim)
     config = checkpoint.config
     if norm_pix_loss is not None:
         config = config.model_copy(update={"norm_pix_loss": norm_pix_loss})

@@ -55,7 +55,7 @@ def to_head(path: Path, tensors: Mapping[str, Tensor], pool: Pooled, labels: Seq
         labels: the names of the classes in their order; None names them by their numbers, from 0.
 
     Raises:
-        WeightsError: the head is no linear layer, or there is another number of labels.
+        WeightsError: the head is no linear layer, it has no class, or there is another number of labels.
     """
     if tensors.keys() not in (set(LINEAR), set(PROBE)):
         unknown = min(tensors.keys() - {*LINEAR, *PROBE}, default=None)
@@ -68,7 +68,10 @@ def to_head(path: Path, tensors: Mapping[str, Tensor], pool: Pooled, labels: Seq
         or any(array.shape != (weight.shape[1],) for array in arrays[2:])
         or bias.shape != weight.shape[:1]
     ):
-        raise WeightsError(f"{path} holds a head of {list(weight.shape)} with a bias of {list(bias.shape)}")
+        norms = "".join(f" and {name} of {list(tensors[name].shape)}" for name in PROBE[2:] if name in tensors)
+        raise WeightsError(f"{path} holds a head of {list(weight.shape)} with a bias of {list(bias.shape)}{norms}")
+    if len(weight) == 0:
+        raise WeightsError(f"{path} holds a head of 0 classes: expected at least one")
     if not all(np.isfinite(array).all() for array in arrays):
         raise WeightsError(f"{path} holds infinities or NaN in its head: expected finite weights")
     if len(arrays) > 2:
@@ -78,6 +81,14 @@ def to_head(path: Path, tensors: Mapping[str, Tensor], pool: Pooled, labels: Seq
     if len(labels) != len(weight):
         raise WeightsError(f"{path} names {len(labels)} classes, and its head tells {len(weight)} apart")
     return Head(HeadConfig(pool=pool, classes=tuple(labels)), weight, bias)
+
+
+def require_width(path: Path, head: Head | None, width: int) -> None:
+    """Raises WeightsError unless the head, if there is one, takes vectors of the encoder's width D."""
+    if head is not None and head.weight.shape[1] != width:
+        raise WeightsError(
+            f"{path} holds a head for vectors {head.weight.shape[1]} wide, and its encoder makes vectors {width} wide"
+        )
 
 
 def pool_of(path: Path, global_pool: object, has_fc_norm: bool) -> Pooled:

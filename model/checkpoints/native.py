@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 from safetensors import safe_open
 
 from model.checkpoints.errors import wrap_read_errors
@@ -22,7 +22,14 @@ class HeadConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: Pooled
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...]
+
+    @field_validator("classes")
+    @classmethod
+    def _has_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if not classes:
+            raise ValueError("a head of 0 classes: expected at least one")
+        return classes
 
 
 class Metadata(BaseModel):

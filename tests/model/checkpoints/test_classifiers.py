@@ -56,6 +56,15 @@ def linear_head(seed: int = 3) -> State:
     }
 
 
+def probe_head(width: int, norm_width: int) -> State:
+    return {
+        "head.0.running_mean": torch.zeros(norm_width),
+        "head.0.running_var": torch.ones(norm_width),
+        "head.1.weight": torch.ones(5, width),
+        "head.1.bias": torch.ones(5),
+    }
+
+
 @pytest.fixture
 def averaged(encoder: State) -> State:
     """An encoder that was fine-tuned on the mean of its tokens: fc_norm stands in the place of norm."""
@@ -225,6 +234,22 @@ class TestUpstream:
             (
                 {"head.weight": torch.full((5, 192), torch.nan), "head.bias": torch.ones(5)},
                 "infinities or NaN in its head",
+            ),
+            (
+                {"head.weight": torch.ones(5, 384), "head.bias": torch.ones(5)},
+                "holds a head for vectors 384 wide, and its encoder makes vectors 192 wide",
+            ),
+            (
+                probe_head(384, 384),
+                "holds a head for vectors 384 wide, and its encoder makes vectors 192 wide",
+            ),
+            (
+                probe_head(192, 384),
+                r"a head of \[5, 192\] with a bias of \[5\] and head.0.running_mean of \[384\] and head.0.running_var",
+            ),
+            (
+                {"head.weight": torch.ones(0, 192), "head.bias": torch.ones(0)},
+                "holds a head of 0 classes: expected at least one",
             ),
         ],
     )

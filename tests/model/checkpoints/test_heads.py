@@ -1,5 +1,6 @@
 """Head and whitening beside the model: written, read back, refused when they do not fit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_a_model_without_them_has_none(checkpoint: Checkpoint, tmp_path: Path) -
     [
         ("head.weight", None, "lacks head.weight"),
         ("head.bias", torch.zeros(4), "head.bias"),
+        ("head.weight", torch.zeros(3, 16), r"holds head.weight as \[3, 16\]: expected finite \[3, 8\]"),
         ("head.weight", torch.full((3, 8), torch.nan), "head.weight"),
         ("whitening.mean.centre", None, "lacks whitening.mean.centre"),
         ("whitening.mean.matrix", torch.zeros(7, 5), "whitening.mean.matrix"),
@@ -89,6 +91,19 @@ def test_what_does_not_fit_is_refused(
         read_heads(path)
     with pytest.raises(WeightsError, match=message):
         load(path)
+
+
+def test_a_head_without_classes_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(path, checkpoint)
+    metadata = read_metadata(path)
+    assert metadata is not None and metadata.head is not None
+    description = metadata.model_dump()
+    description["head"]["classes"] = []
+    save_file(load_file(path), path, {METADATA_KEY: json.dumps(description)})
+    for read in (read_heads, load):
+        with pytest.raises(WeightsError, match="a head of 0 classes: expected at least one"):
+            read(path)
 
 
 def test_probabilities_are_scikit_learns() -> None:
