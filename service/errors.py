@@ -1,12 +1,12 @@
 """The errors of a request: one class per case, with its HTTP status and its code.
 
     ServiceError
-      UndecodableImage 400     MalformedBody 400        NoImages 400
+      UndecodableImage 400     MalformedBody 400        NoImages 400        MalformedRequest 400
       Unauthorized 401         NoDecoder 404            NoHead 404
       NotAcceptable 406        RequestStalled 408
       UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
-      QueueFull 429            MemoryFull 429
+      QueueFull 429            MemoryFull 429           HeadersTooLarge 431
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
@@ -67,6 +67,12 @@ class NoImages(ServiceError):
     """The body has no image."""
 
     status, code = 400, "no_images"
+
+
+class MalformedRequest(ServiceError):
+    """What has arrived is no HTTP/1.1, or asks for a tunnel."""
+
+    status, code, close = 400, "malformed_request", True
 
 
 class Unauthorized(ServiceError):
@@ -149,6 +155,12 @@ class MemoryFull(ServiceError):
     """The bodies that are being received fill MAX_INFLIGHT_MB."""
 
     status, code, retry_after_s = 429, "memory_full", 1
+
+
+class HeadersTooLarge(ServiceError):
+    """The request line and the headers have more bytes than a connection takes."""
+
+    status, code, close = 431, "headers_too_large", True
 
 
 class InferenceFailed(ServiceError):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.errors import RequestStalled
+from service.errors import HeadersTooLarge, MalformedRequest, RequestStalled, ServiceError
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Most bytes of a request line and headers; the trailers of a chunked body count as headers."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -19,6 +23,8 @@ class HttpProtocol(HttpToolsProtocol):
       take everything behind the headers for another protocol and lose the body.
     - Headers that are not complete in time are answered 408, and the connection is closed. A connection on which
       nothing arrives is closed without an answer.
+    - Headers of more than `MAX_HEADER_BYTES` are answered 431, what is no HTTP/1.1 is answered 400, and the connection
+      is closed.
     - After an answer that did not wait for the body, the rest of the body must go on arriving, or the connection is
       closed. A body that somebody reads is the reader's concern.
     """
@@ -40,6 +46,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether the headers of a request have begun and are not complete."""
         self._in_body = False
         """Whether the headers are complete and the body is not."""
+        self._header_bytes = 0
+        """Of the lines of the current request that are complete."""
+        self._unfinished_bytes = 0
+        """Of the pieces since one last brought a part of a body, or began or ended headers or a body."""
+        self._is_refused = False
+        """Whether nothing that arrives matters any more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Waits for the headers of the first request."""
@@ -53,23 +65,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what has arrived; a request with an `Upgrade` is parsed again without it."""
+        if self._is_refused:
+            return
         self._unset_keepalive_if_required()
+        self._unfinished_bytes += len(data)
         while True:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 if self.parser.get_method() == b"CONNECT":  # names no resource of ours, and no header asks for it
-                    self._refuse()
+                    self._refuse(MalformedRequest("CONNECT is not served"))
                     return
                 data = self._headers_without_upgrade() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own parser
-            except httptools.HttpParserError:
-                self._refuse()
+            except httptools.HttpParserError as error:
+                reason = error.__context__
+                self._refuse(reason if isinstance(reason, HeadersTooLarge) else MalformedRequest("this is no HTTP/1.1"))
                 return
             else:
                 break
-        if self._in_headers:
+        if self._unfinished_bytes > MAX_HEADER_BYTES and (self._in_headers or self._in_body):
+            self._refuse(self._too_large())  # the parser keeps a line until it is complete
+        elif self._in_headers:
             if self._timer is None:  # they may take so long in all, however many pieces they come in
                 self._timer = self.loop.call_later(self._header_timeout_s, self._on_headers_late)
         elif self.cycle is not None and self.cycle.response_complete:
@@ -78,15 +96,32 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request has arrived."""
         self._in_headers, self._in_body = True, False
+        self._header_bytes = self._unfinished_bytes = 0
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target has arrived."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header or a trailer has arrived."""
+        self._count(len(name) + len(value) + len(": \r\n"))
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Starts the request, unless it is parsed again without its `Upgrade`."""
         if self.parser.should_upgrade():
             return
         self._in_headers, self._in_body = False, True
+        self._unfinished_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body has arrived."""
+        self._unfinished_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is complete."""
@@ -118,12 +153,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # the request before these headers is still being answered
         elif self._in_headers:
-            late = RequestStalled(f"the headers did not arrive within {self._header_timeout_s:g} s")
-            content = orjson.dumps(late.body())
-            headers = {"content-type": "application/json", "content-length": str(len(content)), **late.headers}
-            lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-            self.transport.write(b"".join([STATUS_LINE[late.status], *lines, b"\r\n", content]))
-            self.transport.close()
+            self._refuse(RequestStalled(f"the headers did not arrive within {self._header_timeout_s:g} s"))
         else:
             self.transport.close()
 
@@ -132,11 +162,33 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self) -> None:
+    def _count(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise self._too_large()
+
+    def _too_large(self) -> HeadersTooLarge:
+        message = f"the request line and the headers have more than {MAX_HEADER_BYTES} bytes"
+        return HeadersTooLarge(message, max_bytes=MAX_HEADER_BYTES)
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answers with an error and closes the connection; an answer that is due before it still comes first."""
         self._stop_timer()
-        message = "Invalid HTTP request received."
-        self.logger.warning(message)
-        self.send_400_response(message)
+        self._is_refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._in_headers:  # the request before these headers is still being answered
+                self.cycle.keep_alive = False
+                return
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        self.logger.warning("a request is refused: %s", error.message)
+        content = orjson.dumps(error.body())
+        headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
+        headers["x-request-id"] = uuid.uuid4().hex
+        lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", content]))
+        self.transport.close()
 
     def _headers_without_upgrade(self) -> bytes:
         """The request line and the headers of the current request, without those that ask for another protocol."""

@@ -15,7 +15,7 @@ def test_the_contracts_statuses() -> None:
     for kind in CLASSES:
         by_status.setdefault(kind.status, set()).add(kind.code)
     assert by_status == {
-        400: {"undecodable_image", "malformed_body", "no_images"},
+        400: {"undecodable_image", "malformed_body", "no_images", "malformed_request"},
         401: {"unauthorized"},
         404: {"no_decoder", "no_head"},
         406: {"not_acceptable"},
@@ -24,6 +24,7 @@ def test_the_contracts_statuses() -> None:
         415: {"unsupported_media_type"},
         422: {"invalid_parameter"},
         429: {"queue_full", "memory_full"},
+        431: {"headers_too_large"},
         499: {"client_gone"},
         500: {"inference_failed", "internal_error"},
         503: {"not_ready", "draining", "engine_lost"},
@@ -51,7 +52,8 @@ def test_headers_say_when_to_come_back_and_who_may(kind: type[ServiceError]) -> 
     assert ("retry-after" in headers) == overloaded
     assert not overloaded or int(headers["retry-after"]) > 0
     assert ("www-authenticate" in headers) == (kind.status == 401)
-    assert (headers.get("connection") == "close") == (kind.code in ("draining", "engine_lost", "request_stalled"))
+    closing = ("draining", "engine_lost", "request_stalled", "malformed_request", "headers_too_large")
+    assert (headers.get("connection") == "close") == (kind.code in closing)
 
 
 def test_a_compressed_body_is_told_what_is_served() -> None:

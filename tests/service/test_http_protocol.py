@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import http.client
+import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,6 +79,16 @@ class Transport:
         self.paused = False
 
 
+class WrittenBytes:
+    """What http.client reads an answer from."""
+
+    def __init__(self, written: bytes) -> None:
+        self.written = written
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self.written)
+
+
 class Connection:
     """One connection to an app that answers with the method, the path and the body, or refuses before the body."""
 
@@ -115,6 +127,12 @@ class Connection:
             self.protocol.data_received(piece)
             for _ in range(5):
                 await asyncio.sleep(0)
+
+    def refusal(self) -> tuple[int, dict[str, str], dict[str, Any]]:
+        """Status, headers and error of the one answer."""
+        response = http.client.HTTPResponse(WrittenBytes(self.transport.written))  # type: ignore[arg-type]
+        response.begin()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())["error"]
 
     @property
     def answers(self) -> int:
@@ -189,7 +207,68 @@ def test_a_connection_that_also_asks_to_be_closed_is_closed(run: Any) -> None:
 def test_what_is_no_request_for_a_resource_is_refused(run: Any, sent: bytes) -> None:
     async def play(connection: Connection) -> None:
         await connection.send(sent)
-        assert connection.transport.written.startswith(b"HTTP/1.1 400 ") and connection.transport.closed
+        status, headers, error = connection.refusal()
+        assert status == 400 and error["code"] == "malformed_request" and connection.transport.closed
+        assert len(headers["x-request-id"]) == 32
+
+    run(play)
+
+
+LONG = "a" * (64 * 1024 - 200)
+TOO_LARGE = {
+    "one header": request(f"X: {LONG}{'a' * 200}"),
+    "a header that never ends": b"GET / HTTP/1.1\r\nX: " + b"a" * 150_000,
+    "a target that never ends": b"GET /" + b"a" * 150_000,
+    "a name that never ends": b"GET / HTTP/1.1\r\n" + b"a" * 150_000,
+    "many headers": request(*["a: b"] * 11_000),
+    "with an upgrade": request("Connection: Upgrade", "Upgrade: h2c", *["a: b"] * 11_000),
+}
+
+
+@pytest.mark.parametrize("sent", TOO_LARGE.values(), ids=TOO_LARGE)
+@pytest.mark.parametrize("step", [1000, 50_000])
+def test_headers_of_more_than_64_kib_are_answered_431(run: Any, sent: bytes, step: int) -> None:
+    async def play(connection: Connection) -> None:
+        pieces = [sent[i : i + step] for i in range(0, len(sent), step)]
+        await connection.send(*pieces)
+        status, headers, error = connection.refusal()
+        assert status == 431 and error["code"] == "headers_too_large" and headers["connection"] == "close"
+        assert connection.transport.closed and not connection.requests
+
+    run(play)
+
+
+@pytest.mark.parametrize("step", [100, 70_000])
+def test_headers_of_less_than_64_kib_are_taken_again_and_again(run: Any, step: int) -> None:
+    async def play(connection: Connection) -> None:
+        sent = request(f"X: {LONG}", body=b"image" * 40_000) * 3
+        await connection.send(*[sent[i : i + step] for i in range(0, len(sent), step)])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert connection.answers == 3 and not connection.transport.closed
+
+    run(play)
+
+
+def test_headers_that_are_too_large_do_not_spoil_the_answer_before_them(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request(), *[b"GET / HTTP/1.1\r\nX: " + b"a" * 50_000] + [b"a" * 50_000] * 3)
+        assert connection.transport.written == b""
+        connection.gate.set()
+        await connection.send(b"a")
+        assert connection.answers == 1 and connection.transport.closed
+        assert b"431" not in connection.transport.written
+
+    run(play)
+
+
+@pytest.mark.parametrize("trailer", [b"X: " + b"a" * 150_000, b"a: b\r\n" * 11_000])
+def test_trailers_of_more_than_64_kib_are_answered_431(run: Any, trailer: bytes) -> None:
+    async def play(connection: Connection) -> None:
+        head = b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nim\r\n0\r\n"
+        await connection.send(head, *[trailer[i : i + 30_000] for i in range(0, len(trailer), 30_000)])
+        assert connection.refusal()[0] == 431 and connection.transport.closed
 
     run(play)
 
