@@ -226,6 +226,7 @@ def _foreign(
 ) -> Checkpoint:
     """The checkpoint of a state dict that comes without a config of its own; images are prepared by our defaults."""
     notes = [f"its tensors were found under {file.container!r}"] if file.container not in ("", "model") else []
+    notes += file.notes
     named = names.to_upstream_names(path, file.tensors)
     heads, head_notes = _take_head(path, named.tensors, file.arguments.get("global_pool"), labels)
     tensors = to_float32(path, named.tensors)

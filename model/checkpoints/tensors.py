@@ -19,9 +19,13 @@ def to_float32(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in float32.
 
     Raises:
-        WeightsError: one is not of floating point; the message names `path`.
+        WeightsError: one is not of floating point, is sparse, or has no values; the message names `path`.
     """
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise WeightsError(f"{path} holds {name} without values, as a tensor of the meta device: expected weights")
+        if tensor.layout != torch.strided:
+            raise WeightsError(f"{path} holds {name} as a sparse tensor ({tensor.layout}): expected dense weights")
         if not tensor.is_floating_point():
             raise WeightsError(f"{path} holds {name} as {tensor.dtype}: expected floating-point weights")
     return {str(name): tensor.detach().float() for name, tensor in tensors.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.errors import WeightsError
+from model.checkpoints.names import ENCODER_MARKS
 
 CONTAINERS = (
     "model",  # facebookresearch/mae
@@ -46,6 +47,8 @@ class TorchFile(NamedTuple):
     """Arguments of the training script and other plain values beside the tensors, by name."""
     container: str
     """The names that lead to the tensors, such as `state_dict`; empty if they lie at the top."""
+    notes: tuple[str, ...] = ()
+    """Sentences about other weights in the file."""
 
 
 def read_torch_file(file: Path, path: Path) -> TorchFile:
@@ -74,7 +77,9 @@ def read_torch_file(file: Path, path: Path) -> TorchFile:
             f"{', '.join(map(repr, CONTAINERS))}"
         )
     tensors = {str(name): tensor for name, tensor in state.items()}
-    return TorchFile(tensors, _arguments(content) if names else {}, ".".join(names))
+    if not names:
+        return TorchFile(tensors, {}, "")
+    return TorchFile(tensors, _arguments(content), ".".join(names), _notes_on_others(file.name, content, names[0]))
 
 
 def _find_state_dict(content: Any) -> tuple[list[str], Mapping[Any, Tensor] | None]:
@@ -89,6 +94,22 @@ def _find_state_dict(content: Any) -> tuple[list[str], Mapping[Any, Tensor] | No
         names.append(inside)
         content = content[inside]
     return names, None
+
+
+def _notes_on_others(file: str, content: Mapping[Any, Any], taken: str) -> tuple[str, ...]:
+    """Tells which encoders beside the one under `taken` are left out, such as the averaged weights (EMA), and why."""
+    others = [name for name, value in content.items() if name != taken and _holds_encoder(_find_state_dict(value)[1])]
+    if not others:
+        return ()
+    change = f"c = torch.load({file!r}, weights_only=False); c[{taken!r}] = c.pop({others[0]!r})"
+    return (
+        f"its weights under {taken!r} were taken, and those under {' and '.join(map(repr, others))} left out; to take "
+        f"those under {others[0]!r}, run where the file was made: {change}; torch.save(c, 'weights.pth')",
+    )
+
+
+def _holds_encoder(state: Mapping[Any, Tensor] | None) -> bool:
+    return any(str(name).endswith(ENCODER_MARKS) for name in state or ())
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:

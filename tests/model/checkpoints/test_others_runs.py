@@ -182,6 +182,26 @@ class TestContainersAndPrefixes:
         require_formula(loaded, weights, 3, 4)
         assert f"its tensors were found under {name!r}" in loaded.notes
 
+    @pytest.mark.parametrize(
+        ("taken", "left"), [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "ema")]
+    )
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_weights_beside_it_are_left_out_and_the_note_says_how_to_take_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: State, taken: str, left: str, prefix: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        averaged = {name: tensor if "pos_embed" in name else tensor * 0.5 for name, tensor in weights.items()}
+        optimizer = {"state": {0: {"exp_avg": torch.ones(1)}}}
+        torch_file(Path("run.pth"), {left: prefixed(prefix, averaged), "optimizer": optimizer, taken: weights})
+        loaded = load(Path("run.pth"))
+        require_formula(loaded, weights, heads=3, decoder_heads=4)
+        (note,) = [note for note in loaded.notes if "left out" in note]
+        assert note.startswith(f"its weights under '{taken}' were taken, and those under '{left}' left out; ")
+        exec(note.partition("where the file was made: ")[2], {"torch": torch})
+        other = load(Path("weights.pth"))
+        require_formula(other, averaged, heads=3, decoder_heads=4)
+        assert not noted(other, "left out")
+
     def test_a_container_that_holds_itself_has_an_end(self, tmp_path: Path) -> None:
         content: dict[str, object] = {"epoch": 1}
         content["model"] = content

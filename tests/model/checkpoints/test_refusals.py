@@ -136,6 +136,20 @@ CONTENTS: dict[str, tuple[Callable[[Weights], object], str]] = {
         lambda weights: weights | {"cls_token": torch.full((1, 1, 192), -torch.inf)},
         "holds infinities or NaN in cls_token: expected finite weights",
     ),
+    "sparse weights": (
+        lambda weights: weights | {"blocks.0.mlp.fc1.weight": weights["blocks.0.mlp.fc1.weight"].to_sparse()},
+        "holds blocks.0.mlp.fc1.weight as a sparse tensor (torch.sparse_coo): expected dense weights",
+    ),
+    "weights without values": (
+        lambda weights: {name: tensor.to("meta") for name, tensor in weights.items()},
+        "holds cls_token without values, as a tensor of the meta device: expected weights",
+    ),
+    "a sparse head": (
+        lambda weights: {
+            "model": weights | {"head.weight": torch.ones(5, 192).to_sparse(), "head.bias": torch.ones(5)}
+        },
+        "holds head.weight as a sparse tensor (torch.sparse_coo): expected dense weights",
+    ),
     "quantised weights": (
         lambda weights: weights | {"norm.bias": torch.ones(192, dtype=torch.int8)},
         "holds norm.bias as torch.int8: expected floating-point weights",
