@@ -95,4 +95,6 @@ def _example(part: str) -> str:
 
 
 def _count(value: object) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,4}", value):
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

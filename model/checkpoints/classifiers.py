@@ -106,7 +106,12 @@ def pool_of(path: Path, global_pool: object, has_fc_norm: bool) -> Pooled:
         global_pool = "avg" if global_pool else "token"
     if global_pool in (None, ""):
         return "mean" if has_fc_norm else "cls"
-    if global_pool not in POOLS or (has_fc_norm and global_pool != "avg"):
+    if has_fc_norm and global_pool == "token":
+        raise WeightsError(
+            f"{path} norms the cls token after the pooling (it holds fc_norm, and has global_pool='token'): "
+            "expected global_pool='avg' beside an fc_norm"
+        )
+    if global_pool not in POOLS:
         raise WeightsError(f"{path} has global_pool={global_pool!r}: expected 'token', or 'avg'")
     return POOLS[str(global_pool)]
 

@@ -89,6 +89,11 @@ class HuggingFaceConfig(BaseModel):
                 f"{path} has the problem_type {self.problem_type!r} in its config.json: "
                 "expected single_label_classification"
             )
+        if self.id2label is not None and len(self.id2label) == 1:
+            raise WeightsError(
+                f"{path} has a head of one label, a regression to transformers: expected several labels; "
+                "to embed with it, save its encoder alone, by model.vit.save_pretrained"
+            )
         return classifiers.labels_of(self.id2label)
 
     def to_config(self, tensors: Mapping[str, Tensor], name: str) -> MAEConfig:

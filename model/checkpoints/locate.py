@@ -18,6 +18,10 @@ HUB_PREFIX = "hf:"
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
 HUB_FILE = r"(?:[\w.-]+/)*[\w.-]+\.(?:pth|pt|bin|ckpt|tar|safetensors)"
 HUB_NAME = re.compile(rf"hf:([\w.-]+/[\w.-]+)(?:/({HUB_FILE}))?(?:@(.+))?")
+HUB_PAGE = re.compile(
+    rf"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve|tree|raw)/([^/?#]+)(?:/({HUB_FILE}))?)?"
+)
+"""The address of a repository, or of one file of it, on the hub's site."""
 HUB_FORMS = "hf:ORG/NAME, or hf:ORG/NAME/FILE.pth for one file of it, with @revision after either"
 LICENSE_OF_ORIGIN = {f"facebook/vit-mae-{size}": "CC-BY-NC 4.0" for size in ("base", "large", "huge")}
 """Licences of the files that repositories were converted from, where the card names another one."""
@@ -64,6 +68,12 @@ def locate(weights: str | None, model: str | None) -> Source:
         path = _packaged(DEFAULT_MODEL if model is None else model)
     elif weights.startswith(HUB_PREFIX):
         path = _download(weights)
+    elif "://" in weights:
+        page = HUB_PAGE.match(weights)
+        name = f"hf:{page[1]}{f'/{page[3]}' if page[3] else ''}" if page else None
+        if page and page[2] not in (None, "main"):
+            name = f"{name}@{page[2]}"
+        raise WeightsError(f"{weights} is an address: expected a path, or {name or HUB_FORMS}")
     else:
         path = Path(weights).expanduser().absolute()
     with wrap_read_errors(path):
@@ -102,7 +112,9 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
-    raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin")
+    others = sorted(file.name for file in folder.glob("*") if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
+    hint = f"; name the file of weights itself, such as {others[0]} in it" if others else ""
+    raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin{hint}")
 
 
 def readable_name(path: Path) -> str:

@@ -22,6 +22,7 @@ from model.nn.vit import sincos_positions
 ENCODER_MARKS = ("patch_embed.proj.weight", "patch_embed.projection.weight")
 """The name by which an encoder is found, in upstream's spelling and in mmpretrain's."""
 DECODER_MARK = "decoder_embed.weight"
+WRAPPER = re.compile(r"(?<=\.)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 DECODER_PARTS = ("decoder_", "mask_token")
 
 
@@ -60,6 +61,8 @@ def to_upstream_names(path: Path, tensors: Mapping[str, Tensor]) -> NamedTensors
                 taken.add(name)
         dropped += [before] if before else []
     notes = [f"dropped from the beginning of its names: {' and '.join(map(repr, dropped))}"] if dropped else []
+    found, wrappers = _drop_wrappers(found)
+    notes += [f"dropped from inside its names: {' and '.join(map(repr, wrappers))}"] if wrappers else []
     if left := tensors.keys() - taken:
         notes.append(f"left out, as parts of no masked autoencoder: {summarise(left)}")
     if ENCODER_MARKS[0] in found:
@@ -98,6 +101,12 @@ def _encoder_prefix(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
         names = " and ".join(map(repr, prefixes))
         raise WeightsError(f"{path} holds several encoders, whose names begin with {names}: save one of them alone")
     return min(prefixes, default=None)
+
+
+def _drop_wrappers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Drops what wrappers of single blocks (torch.compile, activation checkpointing, FSDP) put inside names."""
+    found = {wrapper for name in tensors for wrapper in WRAPPER.findall(name)}
+    return {WRAPPER.sub("", name): tensor for name, tensor in tensors.items()}, sorted(found)
 
 
 def _ends(name: str, mark: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ MAX_DEPTH = 4
 """State dicts that lie deeper inside containers are not looked for."""
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt")
 """Names that training scripts keep their arguments under."""
+LFS_START = b"version https://git-lfs.github.com/spec/"
 HOW_TO_SAVE = "torch.save({'model': model.state_dict()}, 'weights.pth')"
 
 
@@ -59,11 +61,15 @@ def read_torch_file(file: Path, path: Path) -> TorchFile:
         path: the file or its folder, which messages name.
 
     Raises:
-        WeightsError: the file is damaged, is no torch file, or holds something other than plain values and tensors.
+        WeightsError: the file is damaged, is no torch file or a pointer of git-lfs, or holds something other than plain
+            values and tensors.
     """
     with file.open("rb") as opened:
-        magic = opened.read(2)
-    if magic not in (b"PK", b"\x80\x02"):  # torch's zip archives, and its pickles before version 1.6
+        start = opened.read(len(LFS_START))
+    if start == LFS_START:
+        raise WeightsError(f"{path} holds a pointer of git-lfs in place of the weights: run git lfs pull")
+    # torch's zip archives, and its pickles before version 1.6
+    if not start.startswith((b"PK", b"\x80\x02")) or _is_other_zip(file):
         raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
     try:
         with torch.serialization.safe_globals(_STAND_INS):
@@ -80,6 +86,15 @@ def read_torch_file(file: Path, path: Path) -> TorchFile:
     if not names:
         return TorchFile(tensors, {}, "")
     return TorchFile(tensors, _arguments(content), ".".join(names), _notes_on_others(file.name, content, names[0]))
+
+
+def _is_other_zip(file: Path) -> bool:
+    """Whether a file is a whole ZIP archive without torch's pickle, such as NumPy's npz."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # no archive, or a damaged one
+        return False
 
 
 def _find_state_dict(content: Any) -> tuple[list[str], Mapping[Any, Tensor] | None]:
@@ -113,13 +128,20 @@ def _holds_encoder(state: Mapping[Any, Tensor] | None) -> bool:
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Plain values of the file, and over them the arguments of its training script, at most one level deep."""
+    """Plain values of the file, and over them the arguments of its training script, at most one level deep.
+
+    Deeper are only the arguments of solo-learn's backbone.
+    """
     found = {str(name): value for name, value in content.items() if isinstance(value, str | int | float)}
     for name in ARGUMENTS:
         values = content.get(name)
         values = vars(values) if isinstance(values, argparse.Namespace) else values
         if isinstance(values, Mapping):
             inner_values = [vars(v) if isinstance(v, argparse.Namespace) else v for v in values.values()]
+            backbone = values.get("backbone")  # solo-learn keeps the arguments of its ViT here
+            keywords = backbone.get("kwargs") if isinstance(backbone, Mapping) else None
+            if isinstance(keywords, Mapping):
+                found |= {str(key): value for key, value in keywords.items()}
             for inner in (*(value for value in inner_values if isinstance(value, Mapping)), values):
                 found |= {str(key): value for key, value in inner.items()}
     return found

@@ -138,6 +138,16 @@ class TestHuggingFace:
         with pytest.raises(WeightsError, match=message):
             load(tmp_path)
 
+    def test_a_regression_is_refused(self, tmp_path: Path) -> None:
+        from transformers import ViTForImageClassification
+
+        model = ViTForImageClassification(self.config(num_labels=1))
+        model.save_pretrained(tmp_path / "whole")
+        with pytest.raises(WeightsError, match="has a head of one label, a regression to transformers: expected sev"):
+            load(tmp_path / "whole")
+        model.vit.save_pretrained(tmp_path / "encoder")  # what the message says
+        assert load(tmp_path / "encoder").heads.head is None
+
 
 class TestTimm:
     def test_token_pooling(self, tmp_path: Path, encoder: State) -> None:
@@ -186,6 +196,10 @@ class TestTimm:
     ) -> None:
         with pytest.raises(WeightsError, match=message):
             load(timm_folder(tmp_path, encoder | linear_head(), **settings))
+
+    def test_a_norm_after_token_pooling_is_refused(self, tmp_path: Path, averaged: State) -> None:
+        with pytest.raises(WeightsError, match="expected global_pool='avg' beside an fc_norm"):
+            load(timm_folder(tmp_path, averaged | linear_head(), global_pool="token"))
 
 
 LATER = {"2": "c", "10": "e", "3": "d"}

@@ -52,7 +52,26 @@ class TestPackaged:
             locate(None, model)
 
 
+HUB = "https://huggingface.co/bird/mae"
+
+
 class TestFiles:
+    @pytest.mark.parametrize(
+        ("address", "name"),
+        [
+            (HUB, "hf:bird/mae"),
+            (f"{HUB}/", "hf:bird/mae"),
+            (f"{HUB}/tree/main", "hf:bird/mae"),
+            (f"{HUB}/blob/main/run/best.pth", "hf:bird/mae/run/best.pth"),
+            (f"{HUB}/resolve/v2/best.pth?download=true", "hf:bird/mae/best.pth@v2"),
+            ("https://example.org/best.pth", "hf:ORG/NAME, or hf:ORG/NAME/FILE.pth for one file of it"),
+        ],
+    )
+    def test_an_address_is_refused_with_the_name_to_give(self, address: str, name: str) -> None:
+        with pytest.raises(WeightsError) as error:
+            locate(address, None)
+        assert str(error.value).startswith(f"{address} is an address: expected a path, or {name}")
+
     def test_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "bird.v2.pth").write_bytes(b"anything")
         source = locate(str(tmp_path / "bird.v2.pth"), None)

@@ -112,6 +112,8 @@ class TestAttentionHeads:
         [
             ({"num_heads": 6, "decoder_num_heads": 2}, (6, 2), False),
             ({"num_heads": 6}, (6, 4), True),
+            ({"num_heads": "6", "decoder_num_heads": "2"}, (6, 2), False),
+            ({"num_heads": "\u0666"}, (3, 4), True),  # a 6 in Arabic-Indic digits
             ({"num_heads": "six"}, (3, 4), True),
             ({"model": "mae_vit_tiny_patch16"}, (3, 4), True),  # forks gave it 12 under this name
             ({"arch": "vit_tiny_patch8_32", "decoder_num_heads": 4}, (3, 4), False),
@@ -124,6 +126,13 @@ class TestAttentionHeads:
         loaded = load(torch_file(tmp_path / "bird.pth", content))
         require_formula(loaded, weights, *heads)
         assert noted(loaded, "guessed") == guessed
+
+    def test_solo_learns_backbone_tells_them(self, tmp_path: Path, encoder: State) -> None:
+        backbone = {"name": "vit_tiny", "kwargs": {"patch_size": 8, "img_size": 32, "num_heads": 12}}
+        content = {"state_dict": prefixed("backbone.", encoder), "hyper_parameters": {"backbone": backbone}}
+        loaded = load(torch_file(tmp_path / "solo.ckpt", content))
+        require_formula(loaded, encoder, heads=12)
+        assert not noted(loaded, "guessed")
 
     def test_upstreams_names_tell_them(self, tmp_path: Path) -> None:
         state = random_weights(embed_dim=768, depth=1, num_heads=12, decoder_depth=1)
@@ -219,6 +228,16 @@ class TestContainersAndPrefixes:
         loaded = load(torch_file(tmp_path / "bird.ckpt", {"state_dict": prefixed(prefix, weights), "epoch": 1}))
         require_formula(loaded, weights, 3, 4)
         assert f"dropped from the beginning of its names: {prefix!r}" in loaded.notes
+
+    @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_wrappers_of_single_blocks_are_dropped_and_named(
+        self, tmp_path: Path, weights: State, wrapper: str, prefix: str
+    ) -> None:
+        wrapped = {name.replace("blocks.0.", f"blocks.0.{wrapper}"): tensor for name, tensor in weights.items()}
+        loaded = load(torch_file(tmp_path / "wrapped.pth", {"model": prefixed(prefix, wrapped)}))
+        require_formula(loaded, weights, heads=3, decoder_heads=4)
+        assert noted(loaded, f"dropped from inside its names: '{wrapper}'")
 
     def test_in_a_safetensors_file_too(self, tmp_path: Path, encoder: State) -> None:
         save_file(prefixed("encoder.", encoder), tmp_path / "bird.safetensors")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,10 +45,24 @@ def as_torch_file(weights: Weights) -> bytes:
     return buffer.getvalue()
 
 
+def as_npz(weights: Weights) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: tensor.numpy() for name, tensor in weights.items()})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 BYTES: dict[str, tuple[Callable[[Weights], bytes], str]] = {
     "empty": (lambda weights: b"", "is neither a safetensors file nor a PyTorch checkpoint"),
     "text": (lambda weights: b"Dear diary", "is neither a safetensors file nor a PyTorch checkpoint"),
-    "a zip of nothing": (lambda weights: b"PK\x05\x06" + bytes(18), "is refused by PyTorch's safe loader"),
+    "a zip of nothing": (
+        lambda weights: b"PK\x05\x06" + bytes(18),
+        "is neither a safetensors file nor a PyTorch checkpoint",
+    ),
+    "npz": (as_npz, "is neither a safetensors file nor a PyTorch checkpoint"),
+    "a pointer of git-lfs": (
+        lambda weights: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "holds a pointer of git-lfs in place of the weights: run git lfs pull",
+    ),
     "half a torch file": (lambda weights: as_torch_file(weights)[:-1000], "is refused by PyTorch's safe loader"),
     "half a safetensors": (lambda weights: to_bytes(weights)[:-1000], "is a damaged safetensors file"),
     "half of ours": (
@@ -203,6 +218,11 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     "no weights": (
         {"config.json": '{"model_type": "vit_mae"}'},
         "holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin",
+    ),
+    "a file of another name": (
+        {"config.json": '{"model_type": "vit_mae"}', "best.pth": "", "notes.txt": ""},
+        "holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin; name the file of weights "
+        "itself, such as best.pth in it",
     ),
     "a missing shard": (
         {"config.json": '{"model_type": "vit_mae"}'}
