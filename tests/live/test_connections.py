@@ -117,3 +117,9 @@ def test_what_is_not_finished_at_the_end_of_the_drain_is_told_so(
         assert code_of(read_all(one)) == (b"503", "draining")
     assert server.process.wait(30) == 0
     assert "Traceback" not in server.text() and "cut off" in server.text()
+
+
+@pytest.mark.parametrize("kib", [65, 1000])
+def test_large_headers_are_answered_431(patient: LiveServer, kib: int) -> None:
+    answer = httpx.get(f"{patient.url}/livez", headers={"X": "a" * 1024 * kib})
+    assert answer.status_code == 431 and answer.json()["error"]["code"] == "headers_too_large"
