@@ -31,6 +31,8 @@ from model.training.progress import TrainingProgress
 from tests.support import training
 from tests.support.training import read_metrics
 
+pytestmark = pytest.mark.slow
+
 run_command = partial(training.run_command, "finetune")
 CLASSES = ("blue", "green", "stripes")
 SMALL = ("--image-size", "32", "--threads", "1")
