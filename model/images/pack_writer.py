@@ -16,6 +16,7 @@ from model.atomic_write import atomic_write
 from model.images.errors import ImageError
 from model.images.open_image import open_image
 from model.images.packs import PACK_SUFFIX, PackError, PackList, Part, part_path
+from model.images.regular_file import read_regular_file
 from model.images.shrink import load_small
 
 ENTRY_BYTES, END_BYTES = 30 + 46, 22 + 76
@@ -137,7 +138,7 @@ def encode_small(path: str, side: int, quality: int) -> tuple[bytes, bool]:
     small, _ = load_small(image, side)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=quality, optimize=True)
-    if may_keep and len(original := Path(path).read_bytes()) * (1 - WORTHWHILE) <= out.tell():
+    if may_keep and len(original := read_regular_file(path)) * (1 - WORTHWHILE) <= out.tell():
         return original, True
     return out.getvalue(), False
 
