@@ -73,7 +73,8 @@ def open_image(file: str | bytes, max_pixels: int = MAX_PIXELS) -> StoredImage:
 
     Raises:
         UnknownFormatError: the bytes are no image of a format that is read.
-        ImageError: the image is damaged, or of a kind that is not read; or its file cannot be read or is no regular file.
+        ImageError: the image is damaged, or of a kind that is not read; or its file cannot be read, or is no
+            regular file.
     """
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit holds for the whole process; `max_pixels` takes its place
     with blame_image():

@@ -25,9 +25,7 @@ def choose_photographs(folder: Path) -> Calibration:
         EngineBuildError: there is no such folder, it is a pack, or there are too few images in it.
     """
     if is_pack(folder):
-        raise EngineBuildError(
-            f"photographs to calibrate on: {folder} is a pack; int8 is calibrated on a folder of images"
-        )
+        raise EngineBuildError(f"photographs to calibrate on: {folder} is a pack, and a folder is needed")
     try:
         paths, _, left_out = find_images([folder])
         if left_out.sentence:

@@ -149,7 +149,7 @@ def test_too_few_photographs_or_none(tmp_path: Path, crops: Path) -> None:
     with pytest.raises(EngineBuildError, match="No such file"):
         choose_photographs(tmp_path / "none")
     (tmp_path / "p.pack").touch()
-    with pytest.raises(EngineBuildError, match="p.pack is a pack; int8 is calibrated on a folder of images"):
+    with pytest.raises(EngineBuildError, match="is a pack, and a folder is needed"):
         choose_photographs(tmp_path / "p.pack")
 
 
