@@ -79,6 +79,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
         "model.images.open_image",
         "model.images.orientation",
         "model.images.preprocess",
+        "model.images.regular_file",
     ),
     "tensorrt": (
         *COMMON,

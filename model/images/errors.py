@@ -61,4 +61,5 @@ def blame_image() -> Iterator[None]:
         raise
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
-        raise ImageError(str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ImageError(reason or str(error)) from error

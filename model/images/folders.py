@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from model.images.open_image import HEIF_HINT, HEIF_SUFFIXES, readable_suffixes
 from model.images.packs import find_packed_images, is_pack
+from model.images.regular_file import refusal, special_kind
 
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -29,11 +30,13 @@ class LeftOut:
         hidden: number of hidden files and folders, whose names begin with a dot, and of `SYSTEM_FOLDERS`.
         loops: number of linked folders that lead back to a folder that they are in.
         formats: number of files of formats that are not read, by suffix.
+        special: number of FIFOs, sockets and devices, by kind.
     """
 
     hidden: int = 0
     loops: int = 0
     formats: Counter[str] = field(default_factory=Counter)
+    special: Counter[str] = field(default_factory=Counter)
 
     @property
     def sentence(self) -> str:
@@ -48,6 +51,7 @@ class LeftOut:
             more = ["…"] if len(self.formats) > MAX_SUFFIXES else []
             files = _count(self.formats.total(), "file")
             parts.append(f"{files} of formats that are not read ({', '.join(named + more)})")
+        parts += [_count(count, kind) for kind, count in sorted(self.special.items())]
         if self.hidden:
             parts.append(f"{self.hidden} hidden or system {'entry' if self.hidden == 1 else 'entries'}")
         if self.loops:
@@ -70,7 +74,7 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
     """Finds images to try: files as they are named, in folders, at any depth, files with an image's suffix, and packs.
 
     Those in packs are `PackedImage`. Linked folders are searched like others. Hidden files and folders are left out
-    unless they are named in `paths`.
+    unless they are named in `paths`. FIFOs, sockets and devices are left out, and refused if they are named.
 
     Raises:
         FileNotFoundError: one of `paths` does not exist.
@@ -84,6 +88,8 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
             candidates |= dict.fromkeys(_walk(path, (), refused, left_out))
         elif is_pack(path):
             candidates |= dict.fromkeys(find_packed_images(path))
+        elif (kind := special_kind(path)) is not None:
+            refused.append((str(path), refusal(kind)))
         elif path.exists():
             candidates[str(path)] = None
         else:
@@ -181,6 +187,8 @@ def _walk(
             left_out.hidden += 1
         elif entry.is_dir():
             folders.append(entry)
+        elif not entry.is_file() and (kind := special_kind(entry.path)) is not None:
+            left_out.special[kind] += 1
         elif (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
             yield str(Path(folder, entry.name))
         else:

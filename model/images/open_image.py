@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 from PIL import Image
 
@@ -19,6 +18,7 @@ from model.images.formats.plain import AvifImage, BmpImage, GifImage, HeifImage
 from model.images.formats.png import PngImage
 from model.images.formats.tiff import TiffImage
 from model.images.formats.webp import WebpImage
+from model.images.regular_file import read_regular_file
 
 MAX_PIXELS = 64_000_000
 """Pixels that one image may be decoded to, by default."""
@@ -73,11 +73,12 @@ def open_image(file: str | bytes, max_pixels: int = MAX_PIXELS) -> StoredImage:
 
     Raises:
         UnknownFormatError: the bytes are no image of a format that is read.
-        ImageError: the image is damaged, or of a kind that is not read.
+        ImageError: the image is damaged, or of a kind that is not read; or its file cannot be read, or is no
+            regular file.
     """
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit holds for the whole process; `max_pixels` takes its place
     with blame_image():
-        image = _read_header(file if isinstance(file, bytes) else Path(file).read_bytes())
+        image = _read_header(file if isinstance(file, bytes) else read_regular_file(file))
     image.max_pixels = max_pixels
     return image
 

@@ -16,6 +16,7 @@ from model.atomic_write import atomic_write
 from model.images.errors import ImageError
 from model.images.open_image import open_image
 from model.images.packs import PACK_SUFFIX, PackError, PackList, Part, part_path
+from model.images.regular_file import read_regular_file
 from model.images.shrink import load_small
 
 ENTRY_BYTES, END_BYTES = 30 + 46, 22 + 76
@@ -83,7 +84,9 @@ def write_pack(
 
     Raises:
         PackError: the output is not named NAME.pack or exists, no image can be read, or one is larger than a part.
-        OSError: a file cannot be written; then no pack is there.
+        OSError: a file cannot be written.
+
+    An exception of any kind, also of a signal, leaves neither a list nor a part.
     """
     require_new_pack(output)
     images = kept = 0
@@ -99,10 +102,11 @@ def write_pack(
         if images == 0:
             raise PackError(f"no image in {folder} can be read")
         written = parts.finish()
+        content = PackList(side=side, quality=quality, parts=written)
+        atomic_write(output, content.model_dump_json(indent=1).encode() + b"\n", durable=True)
     finally:
-        parts.remove_temporary()
-    content = PackList(side=side, quality=quality, parts=written)
-    atomic_write(output, content.model_dump_json(indent=1).encode() + b"\n", durable=True)
+        if not output.exists():
+            parts.remove()
     return PackSummary(images, kept, len(written), sum(part.bytes for part in written))
 
 
@@ -137,7 +141,7 @@ def encode_small(path: str, side: int, quality: int) -> tuple[bytes, bool]:
     small, _ = load_small(image, side)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=quality, optimize=True)
-    if may_keep and len(original := Path(path).read_bytes()) * (1 - WORTHWHILE) <= out.tell():
+    if may_keep and len(original := read_regular_file(path)) * (1 - WORTHWHILE) <= out.tell():
         return original, True
     return out.getvalue(), False
 
@@ -172,6 +176,7 @@ class _PartWriter:
         self._mark = uuid4().hex
         self._archive: ZipFile | None = None
         self._sizes: list[tuple[int, int]] = []  # bytes and images of each part
+        self._named = 0  # parts that have their names
 
     def add(self, name: str, data: bytes) -> None:
         """Adds an image to the last part or, if that is full, to a new one.
@@ -200,14 +205,19 @@ class _PartWriter:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             parts.append(Part(bytes=temporary.stat().st_size, images=images))
+            self._named = number + 1
             os.replace(temporary, part_path(self._pack, number))
         return tuple(parts)
 
-    def remove_temporary(self) -> None:
-        """Removes what `finish` has not named."""
-        self._close()
-        for number in range(len(self._sizes)):
-            self._temporary(number).unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Removes all parts, those that `finish` has named too."""
+        try:
+            self._close()
+        finally:
+            for number in range(len(self._sizes)):
+                self._temporary(number).unlink(missing_ok=True)
+            for number in range(self._named):
+                part_path(self._pack, number).unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._archive is not None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from model.images.errors import ImageError
 from model.images.formats.base import StoredImage
 from model.images.open_image import MAX_PIXELS, open_image
+from model.images.regular_file import read_regular_file
 
 PACK_SUFFIX = ".pack"
 
@@ -119,9 +120,9 @@ def read_image_file(path: str) -> bytes:
     """The bytes of an image file, on the disk or in a pack.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
-    return path.read_bytes() if isinstance(path, PackedImage) else Path(path).read_bytes()
+    return path.read_bytes() if isinstance(path, PackedImage) else read_regular_file(path)
 
 
 def open_image_file(path: str, max_pixels: int = MAX_PIXELS) -> StoredImage:

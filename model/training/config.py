@@ -93,7 +93,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _require_images_in_memory(self) -> Self:
         if self.memory_side is not None and not self.in_memory:
-            raise ValueError("memory_side needs in_memory")
+            raise ValueError("--memory-side needs --in-memory")
         return self
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from model.engines.base import EngineBuildError
 from model.engines.job import MIN_PHOTOGRAPHS, Calibration
 from model.images.folders import find_images
+from model.images.packs import is_pack
+from model.images.regular_file import read_regular_file
 
 MAX_PHOTOGRAPHS = 192
 
@@ -20,8 +22,10 @@ def choose_photographs(folder: Path) -> Calibration:
     """Chooses at most MAX_PHOTOGRAPHS of the images in `folder`, at any depth, always the same ones.
 
     Raises:
-        EngineBuildError: there is no such folder, or there are too few images in it.
+        EngineBuildError: there is no such folder, it is a pack, or there are too few images in it.
     """
+    if is_pack(folder):
+        raise EngineBuildError(f"photographs to calibrate on: {folder} is a pack, and a folder is needed")
     try:
         paths, _, left_out = find_images([folder])
         if left_out.sentence:
@@ -30,7 +34,7 @@ def choose_photographs(folder: Path) -> Calibration:
         chosen = paths[:MAX_PHOTOGRAPHS]
         digest = hashlib.sha256()
         for path in chosen:
-            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            digest.update(hashlib.sha256(read_regular_file(path)).digest())
     except OSError as error:
         raise EngineBuildError(f"photographs to calibrate on: {error.filename}: {error.strerror}") from error
     if len(chosen) < MIN_PHOTOGRAPHS:

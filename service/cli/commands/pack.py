@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,7 +18,7 @@ from service.cli.errors import CommandError
 from service.cli.files import require_folder
 from service.cli.progress import ProgressBar
 
-INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def pack(
@@ -40,7 +44,8 @@ def pack(
     upright and small enough is kept as it is, unless encoding it anew saves a tenth of it.
 
     Exit code: 0 if every image was packed; 1 if some were skipped, with the reasons on standard error; 2 if the command
-    was wrong or could not continue; 130 if it was interrupted, and then nothing was written.
+    was wrong or could not continue; 129 if SIGHUP ended it, 130 if SIGINT did, 143 if SIGTERM did, and then nothing was
+    written.
     """
     require_new_pack(output)
     require_folder(output)
@@ -53,22 +58,54 @@ def pack(
         if left_out.sentence:
             progress.write_line(left_out.sentence)
         try:
-            summary = write_pack(
-                folder,
-                paths,
-                output,
-                side=side,
-                quality=quality,
-                part_bytes=int(part_mb * 1e6),
-                threads=available_cpus(),
-                progress=progress,
-            )
-        except KeyboardInterrupt:
-            progress.write_line("interrupted: nothing was written")
-            raise typer.Exit(INTERRUPTED) from None
+            with _raise_on_signals():
+                summary = write_pack(
+                    folder,
+                    paths,
+                    output,
+                    side=side,
+                    quality=quality,
+                    part_bytes=int(part_mb * 1e6),
+                    threads=available_cpus(),
+                    progress=progress,
+                )
+        except _Ended as error:
+            what = f"{output} is complete" if output.exists() else "nothing was written"
+            progress.write_line(f"ended by {error.signal.name}: {what}")
+            raise typer.Exit(128 + error.signal) from None
     parts = "1 part" if summary.parts == 1 else f"{summary.parts} parts"
     print(
         f"{output}: {summary.images} images in {parts}, {summary.bytes / 1e6:.1f} MB; "
         f"{summary.images - summary.kept} were encoded anew, {summary.kept} kept as they were"
     )
     raise typer.Exit(1 if progress.skipped else 0)
+
+
+class _Ended(BaseException):
+    """A signal came; no part of the program takes this for an error of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """Raises `_Ended` at the first of SIGNALS and ignores others until the clean-up is done.
+
+    A signal that is ignored from the start, as SIGHUP is under nohup, stays ignored.
+    """
+    handlers = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in handlers:
+            signal.signal(other, signal.SIG_IGN)
+        raise _Ended(number)
+
+    try:
+        for number in handlers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ import typer
 
 from model.engines.base import EngineInfo
 from model.images.open_image import HEIF_SUFFIXES, SUFFIXES
+from model.images.regular_file import read_regular_file
 from model.images.render import render
 from model.masking import removed_flags
 from service.cli.errors import CommandError, describe_file_error
@@ -53,7 +54,7 @@ def reconstruct(
     if output.suffix.lower() in (SUFFIXES | HEIF_SUFFIXES) - {".png"}:
         raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
     require_folder(output)
-    image_file, mask_file = image.read_bytes(), mask.read_bytes() if mask else None
+    image_file, mask_file = read_regular_file(image), read_regular_file(mask) if mask else None
     served = build_engine(settings)
 
     async def run() -> tuple[int | None, Reconstruction]:

@@ -1,6 +1,9 @@
 """Folders of images and of classes."""
 
+import os
+import socket
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from model.images.folders import (
     images_with_or_without_classes,
     labelled_images,
 )
+from model.images.open_image import open_image
+from model.images.packs import open_image_file, read_image_file
 
 
 def touch(root: Path, *names: str) -> None:
@@ -139,3 +144,40 @@ def test_what_is_no_folder_of_classes_is_refused(zoo: Path, tmp_path: Path) -> N
         labelled_images(zoo / "stray.png")
     with pytest.raises(FileNotFoundError):
         labelled_images(zoo / "nowhere")
+
+
+def test_only_regular_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "owl/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("owl/pipe.jpg")
+    os.mkfifo("owl/pipe")
+    os.symlink("pipe", "owl/link.png")
+    os.symlink("/dev/null", "owl/null.png")
+    os.symlink("nowhere", "owl/broken.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("owl/socket.jpg")
+    found = find_images([Path("owl")])
+    assert found.images == ["owl/a.jpg", "owl/broken.png"]
+    assert found.left_out.sentence == "left out: 3 FIFOs, 1 device, 1 socket"
+    assert find_images([Path("owl/a.jpg"), Path("owl/pipe.jpg"), Path("owl/null.png")])[:2] == (
+        ["owl/a.jpg"],
+        [
+            ("owl/pipe.jpg", "it is a FIFO and no regular file"),
+            ("owl/null.png", "it is a device and no regular file"),
+        ],
+    )
+
+
+@pytest.mark.parametrize("read", [open_image, open_image_file, read_image_file])
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "replaced-meanwhile"])
+def test_a_fifo_is_refused_and_not_waited_for(
+    tmp_path: Path, read: Callable[[str], object], is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "a.jpg"
+    os.mkfifo(fifo)
+    if is_late:  # what is looked at first is still a file
+        touch(tmp_path, "file.jpg")
+        status = os.stat(tmp_path / "file.jpg")
+        monkeypatch.setattr("model.images.regular_file.os.stat", lambda path: status)
+    with pytest.raises((ValueError, OSError), match="it is a FIFO and no regular file"):
+        read(str(fifo))

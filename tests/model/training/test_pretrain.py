@@ -251,7 +251,7 @@ def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(folder: Pat
     ("arguments", "sentence"),
     [
         (["--steps", "1", "--in-memory", "--image-size", "32", "--memory-mb", "0.02"], "and --memory-mb allows 0.02"),
-        (["--steps", "1", "--memory-side", "32"], "memory_side needs in_memory"),
+        (["--steps", "1", "--memory-side", "32"], "--memory-side needs --in-memory"),
         (["--steps", "3", "--epochs", "2"], "epochs, steps and minutes exclude each other"),
         (["--steps", "0"], "--steps: Input should be greater than 0"),
         (["--model", "mae_giant", "--steps", "1"], "there is no preset 'mae_giant'"),

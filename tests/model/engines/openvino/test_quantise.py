@@ -148,6 +148,9 @@ def test_too_few_photographs_or_none(tmp_path: Path, crops: Path) -> None:
         choose_photographs(tmp_path / "few")
     with pytest.raises(EngineBuildError, match="No such file"):
         choose_photographs(tmp_path / "none")
+    (tmp_path / "p.pack").touch()
+    with pytest.raises(EngineBuildError, match="is a pack, and a folder is needed"):
+        choose_photographs(tmp_path / "p.pack")
 
 
 def test_the_same_folder_gives_the_same_photographs(tmp_path: Path) -> None:

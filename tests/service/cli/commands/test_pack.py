@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.images import pack_writer
 from tests.service.cli.conftest import Mae, run
 from tests.support.training import read_metrics, run_command
 
@@ -94,3 +97,49 @@ def test_a_pack_without_a_part_trains_nothing(packed: Path, tmp_path: Path) -> N
     err = run_command("pretrain", packed, "-o", tmp_path / "run", *TRAINING, code=2)
     assert "zoo.pack.001 is missing: " in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["ZipInfo", "atomic_write"])
+def test_a_signal_leaves_no_file(
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    moment: str,
+) -> None:
+    step, calls = getattr(pack_writer, moment), 0
+
+    def interrupted_step(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3 or moment == "atomic_write":
+            os.kill(os.getpid(), number)
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(pack_writer, moment, interrupted_step)
+    monkeypatch.setattr("service.cli.commands.pack.available_cpus", lambda: 1)
+    before = signal.getsignal(number)
+    result = run(capfd, "pack", folder, "-o", tmp_path / "zoo.pack", "--side", "48", "--part-mb", "0.004")
+    assert (result.code, result.out) == (128 + number, "")
+    assert f"ended by {number.name}: nothing was written" in result.err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = pack_writer.atomic_write
+
+    def interrupted_step(path: Path, data: bytes, *, durable: bool) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        step(path, data, durable=durable)
+
+    monkeypatch.setattr(pack_writer, "atomic_write", interrupted_step)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(capfd, "pack", folder, "-o", tmp_path / "zoo.pack").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
