@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
 MEBIBYTE = 1 << 20
@@ -156,8 +157,11 @@ def join_parts(parts: Path, folder: Path) -> None:
         lines = (parts / SUMS).read_text().splitlines()
     except OSError as error:
         raise CarryError(f"{parts} holds no {SUMS}") from error
-    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    whole_digest = sums.pop(ARCHIVE)
+    try:
+        sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        whole_digest = sums.pop(ARCHIVE)
+    except (ValueError, KeyError) as error:
+        raise CarryError(f"{parts / SUMS} is not what was written") from error
     if missing := [name for name in sums if not (parts / name).is_file()]:
         raise CarryError(f"{parts} lacks {', '.join(missing)} of {len(sums)} parts")
     whole = hashlib.sha256()
@@ -232,40 +236,83 @@ def _size(paths: Iterable[Path]) -> str:
     return f"{sum(path.stat().st_size for path in paths) / MEBIBYTE:.1f} MiB"
 
 
-def main() -> int:
-    """Fetches or joins; returns the exit code."""
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses an argument in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _part_bytes(text: str) -> int:
+    try:
+        return max(0, int(float(text) * MEBIBYTE)) or _refuse(f"{text} MiB hold nothing")
+    except (ValueError, OverflowError):  # neither a number, nor a finite one
+        _refuse(f"{text} is no number of MiB")
+
+
+def _read_host(text: str) -> set[str]:
+    try:
+        return read_names(Path(text).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        _refuse(f"{text} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is no text'}")
+
+
+def _output_folder(text: str) -> Path:
+    if Path(text).exists() and not Path(text).is_dir():
+        _refuse(f"{text} is no folder")
+    return Path(text)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(message)
+
+
+def main(arguments_given: Sequence[str] | None = None) -> int:
+    """Fetches or joins; the exit code: 1 if that fails, 2 for an argument that cannot be, 130 after Ctrl-C."""
+    parser = _Parser(
         prog="gpu_wheels.sh",
         description="Fetches what docker/gpu_check.sh needs on a host without a network, in parts; --join puts the "
         "parts together there, which gpu_check.sh also does by itself.",
     )
     parser.add_argument("--python", default="3.12", help="version of the host's Python (default: 3.12)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("gpu-wheels"), help="folder (default: gpu-wheels)")
     parser.add_argument(
-        "--host", type=Path, help="the host's `pip list`; by default PyTorch and what is usual beside it"
+        "-o", "--output", type=_output_folder, default=Path("gpu-wheels"), help="folder (default: gpu-wheels)"
+    )
+    parser.add_argument(
+        "--host",
+        type=_read_host,
+        default=set(HOST),
+        metavar="FILE",
+        help="the host's `pip list`; by default PyTorch and what is usual beside it",
     )
     parser.add_argument(
         "--with", dest="extra", action="append", default=[], metavar="REQUIREMENT", help="carry this, too"
     )
     parser.add_argument("--wrk", type=Path, help="the program wrk to carry; by default Debian's package")
-    parser.add_argument("--part-mb", type=float, default=20, help="most MiB of a part (default: 20)")
+    parser.add_argument(
+        "--part-mb", type=_part_bytes, default="20", metavar="MIB", help="most MiB of a part (default: 20)"
+    )
     parser.add_argument("--join", type=Path, metavar="PARTS", help="put the parts in this folder together in --output")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     try:
         if arguments.join:
             join_parts(arguments.join, arguments.output)
             print(f"{arguments.output}: {_size(path for path in arguments.output.rglob('*') if path.is_file())}")
             return 0
-        host = read_names(arguments.host.read_text()) if arguments.host else set(HOST)
-        requirements = requirements_to_carry(ROOT / "pyproject.toml", host, arguments.extra)
+        requirements = requirements_to_carry(ROOT / "pyproject.toml", arguments.host, arguments.extra)
         with tempfile.TemporaryDirectory() as scratch:
             content = Path(scratch)
-            pins = fetch_wheels(requirements, host, arguments.python, content)
+            pins = fetch_wheels(requirements, arguments.host, arguments.python, content)
             add_wrk(content / WRK, arguments.wrk)
-            parts = write_parts(content, arguments.output, int(arguments.part_mb * MEBIBYTE))
+            parts = write_parts(content, arguments.output, arguments.part_mb)
     except CarryError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # of --output or --wrk
+        parser.error(f"{error.filename or arguments.output}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("ended by SIGINT", file=sys.stderr)
+        return 130
     print(f"{arguments.output}: {', '.join(pins)}, and wrk: {len(parts)} parts, {_size(parts)}")
     return 0
 

@@ -19,6 +19,7 @@ from gpu_check.wheels import (
     fetch_wheels,
     install,
     join_parts,
+    main,
     read_names,
     requirements_to_carry,
     write_parts,
@@ -193,3 +194,41 @@ def test_the_shell_command_joins(parts: Path, tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "joined/large.whl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--part-mb", "0"], "0 MiB hold nothing"),
+        (["--part-mb=-3"], "-3 MiB hold nothing"),
+        (["--part-mb", "nan"], "nan is no number of MiB"),
+        (["--part-mb", "inf"], "inf is no number of MiB"),
+        (["--host", "/nonexist"], "/nonexist cannot be read: No such file or directory"),
+        (["--host", "/"], "/ cannot be read: Is a directory"),
+        (["--join", "parts", "-o", __file__], f"{__file__} is no folder"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_in_one_line(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpu_wheels.sh: argument ") and line.endswith(sentence)
+
+
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--join", str(parts), "-o", "/proc/foo"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "gpu_wheels.sh: /proc/foo: No such file or directory\n"
+
+
+def test_ctrl_c_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wheels, "fetch_wheels", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "ended by SIGINT\n"
