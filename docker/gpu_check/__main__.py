@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -11,40 +12,64 @@ from pathlib import Path
 
 from gpu_check.context import Context, read_context
 from gpu_check.report import Report
-from gpu_check.runner import run_steps
-from gpu_check.steps import BUDGET, default_backend, run_step, steps_of
-from gpu_check.wheels import ARCHIVE, WRK, CarryError, add_project_metadata, install, join_parts
+from gpu_check.runner import SIGNALLED, Stopped, run_steps, stop_on_signals
+from gpu_check.settings import SettingError, Settings, read_settings
+from gpu_check.steps import run_step, steps_of
+from gpu_check.wheels import ARCHIVE, SUMS, WRK, CarryError, add_project_metadata, install, join_parts
 
 ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
-    """Returns the exit code: 0 if nothing failed, 1 if something did, 2 if the check could not start."""
+    """Returns the exit code.
+
+    It is 0 if nothing failed, 1 if something did, 2 if the check could not start, and 128 and the signal's number if a
+    signal ended it.
+    """
     started = time.monotonic()
     if sys.argv[1:2] == ["--step"]:
         return run_step(sys.argv[2], read_context())
-    out = Path(os.environ.get("OUT") or f"gpu-check-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    report = Report(out)
-    report.begin()
+    try:
+        settings = read_settings()
+        with stop_on_signals():
+            return check(settings, started)
+    except (SettingError, CarryError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Stopped as stopped:  # before the first step or after the last one
+        print(f"the check was ended by {stopped}", file=sys.stderr)
+        return stopped.exit_code
+
+
+def check(settings: Settings, started: float) -> int:
+    """Installs what was carried, runs all steps and prints the table; the exit code.
+
+    Args:
+        settings: what the caller asks for.
+        started: the monotonic clock when the check began.
+
+    Raises:
+        CarryError: what was carried cannot be installed; then the folder of the results is still empty.
+        Stopped: a signal came while no step ran.
+    """
+    report, log = Report(settings.out), settings.out / "log.txt"
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        try:
-            lines = prepare_site(Path(os.environ.get("WHEELS") or "gpu-wheels"), work / "site")
-        except CarryError as error:
-            print(error, file=sys.stderr)
-            return 2
-        (out / "log.txt").write_text("".join(f"{line}\n" for line in lines))
+        lines = prepare_site(settings.wheels, work / "site")
+        report.begin()
+        log.write_text("".join(f"{line}\n" for line in lines))
         print(*lines, sep="\n", flush=True)
-        context = Context(report, work, default_backend(), bool(os.environ.get("PROVE")))
-        budget = float(os.environ.get("BUDGET") or BUDGET)
-        code = run_steps(steps_of(context, budget), context, budget, step_environment(context), started=started)
-        ending = f"{time.monotonic() - started:.0f} s, results in {out}"
-    failures = report.failures()
-    ending += "".join(f"\nFAILED {failure}" for failure in failures) or "\nnothing failed"
+        context = Context(report, work, settings.backend, settings.prove)
+        steps = steps_of(context, settings.budget)
+        code = run_steps(steps, context, settings.budget, step_environment(context), started=started)
+        ending = f"{time.monotonic() - started:.0f} s, results in {settings.out}"
+    failures = "".join(f"\nFAILED {failure}" for failure in report.failures())
+    if code > SIGNALLED:
+        failures += f"\nended by {signal.Signals(code - SIGNALLED).name}: what is missing was left out"
+    ending += failures or "\nnothing failed"
     print(f"\n{report.table.read_text()}\n{ending}", flush=True)
-    with (out / "log.txt").open("a") as log:
-        log.write(ending + "\n")
+    with log.open("a") as file:
+        file.write(ending + "\n")
     return code
 
 
@@ -61,7 +86,7 @@ def prepare_site(wheels: Path, site: Path) -> list[str]:
     lines = [f"{wheels} is not there: nothing is installed"]
     if wheels.is_dir():
         carried = wheels
-        if any(wheels.glob(f"{ARCHIVE}.*")):
+        if any(wheels.glob(f"{ARCHIVE}.*")) or (wheels / SUMS).is_file():
             carried = site.with_name("carried")
             join_parts(wheels, carried)
         lines = install(carried, site)

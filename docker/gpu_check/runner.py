@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -26,10 +26,29 @@ KILL_SECONDS = 3.0
 TIMED_OUT = -1
 NAMED = 4
 """As many rows that were left out stand in the table by name."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALLED = 128
+"""The exit code of a check that a signal ended is this and the signal's number, as in a shell."""
 
 
 class Stopped(Exception):
     """A signal asks for the end."""
+
+    def __init__(self, number: int) -> None:
+        """Of the signal `number`."""
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = SIGNALLED + number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raises Stopped where SIGTERM or SIGINT comes; another one that follows it is ignored."""
+    previous = {number: signal.signal(number, _stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run_steps(
@@ -55,39 +74,48 @@ def run_steps(
     report = context.report
     end = (clock() if started is None else started) + budget - KILL_SECONDS
     make_command = command or (lambda name: (sys.executable, "-m", "gpu_check", "--step", name))
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     waiting = list(steps)
-    code, saved = 0, 0.0
+    saved, exit_code = 0.0, None
     try:
-        while waiting:
-            step = waiting[0]
-            begun = clock()
-            seconds = min(step.seconds + saved * step.extends, end - begun)
-            if seconds < min(LEAST_SECONDS, step.seconds):
-                break
-            print(f"\n== {step.name}, at most {seconds:.0f} s", flush=True)
-            # A compiler that is killed leaves cut files, which torch.compile would take for good ones in a later step.
-            own = {"TORCHINDUCTOR_CACHE_DIR": str(context.work / "inductor" / step.name.replace(" ", "-"))}
-            code = _run(make_command(step.name), seconds, {**environment, **own}, report.folder / "log.txt")
-            waiting.pop(0)
-            saved += step.seconds - (clock() - begun)
-            if code == TIMED_OUT:
-                _name_missing(context, step.name, f"its {seconds:.0f} s were over")
-            elif code == NO_GPU and step.name == "host":
-                return 2
-            elif code:
-                report.add(Row(step.name, step.name, note=f"exit code {code}, see log.txt", failed=True))
+        with stop_on_signals():
+            while waiting:
+                step = waiting[0]
+                begun = clock()
+                seconds = min(step.seconds + saved * step.extends, end - begun)
+                if seconds < min(LEAST_SECONDS, step.seconds):
+                    break
+                print(f"\n== {step.name}, at most {seconds:.0f} s", flush=True)
+                own = {**environment, **_make_folders(step.name, context.work)}
+                code = _run(make_command(step.name), seconds, own, report.folder / "log.txt")
+                waiting.pop(0)
+                saved += step.seconds - (clock() - begun)
+                if code == TIMED_OUT:
+                    _name_missing(context, step.name, f"its {seconds:.0f} s were over")
+                elif code == NO_GPU and step.name == "host":
+                    return 2
+                elif code:
+                    report.add(Row(step.name, step.name, note=f"exit code {code}, see log.txt", failed=True))
         reason = "no time was left of the budget"
     except Stopped as stopped:
-        reason = f"the check was ended by {stopped}"
+        reason, exit_code = f"the check was ended by {stopped}", stopped.exit_code
         if waiting:
             _name_missing(context, waiting.pop(0).name, reason)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     for step in waiting:
         report.add(Row(step.name, "the whole step", note=f"left out: {reason}"))
-    return 1 if report.failures() else 0
+    return exit_code or (1 if report.failures() else 0)
+
+
+def _make_folders(step: str, work: Path) -> dict[str, str]:
+    """Makes the step's own folders in `work`, which is deleted in the end; the variables that name them.
+
+    A process that is killed leaves temporary files. A compiler that is killed also leaves cut files, which
+    torch.compile would take for good ones in a later step.
+    """
+    names = {"TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    folders = {variable: work / name / step.replace(" ", "-") for variable, name in names.items()}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return {variable: str(folder) for variable, folder in folders.items()}
 
 
 def _name_missing(context: Context, step: str, reason: str) -> None:
@@ -130,4 +158,6 @@ def _copy(source: IO[bytes], log: Path) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)

@@ -100,7 +100,9 @@ class TestTensorRT:
 @pytest.mark.live
 def test_the_shell_command_starts_and_names_all_that_its_budget_leaves_out(tmp_path: Path) -> None:
     """With no time at all every step is left out; what each one does is shown by the other tests."""
-    environment = {**os.environ, "OUT": str(tmp_path / "out"), "WHEELS": str(tmp_path), "BUDGET": "1", "PROVE": "1"}
+    wheels = tmp_path / "wheels"
+    (wheels / "wrk").mkdir(parents=True)
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "WHEELS": str(wheels), "BUDGET": "1", "PROVE": "1"}
     ended = subprocess.run(
         [ROOT / "docker/gpu_check.sh"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )

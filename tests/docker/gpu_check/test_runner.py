@@ -66,7 +66,8 @@ def test_the_budget_ends_everything_and_the_rest_is_named(on_gpu: Context) -> No
 
 def test_a_signal_ends_it_and_the_rest_is_named(on_gpu: Context) -> None:
     """The rows were written before, so that they are there after SIGKILL too."""
-    run(on_gpu, {"slow": "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", "next": ""}, [30, 20])
+    code = run(on_gpu, {"slow": "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", "next": ""}, [30, 20])
+    assert code == 143
     assert notes(on_gpu, "slow") == ["", "left out, the check was ended by SIGTERM: second; third"]
     assert notes(on_gpu, "next") == ["left out: the check was ended by SIGTERM"]
 
@@ -111,9 +112,10 @@ def test_the_bounds_fit_into_six_minutes(on_gpu: Context, monkeypatch: pytest.Mo
     ]
 
 
-def test_a_step_shares_no_compiler_folder_with_another(on_gpu: Context) -> None:
+@pytest.mark.parametrize("folder", ["os.environ['TORCHINDUCTOR_CACHE_DIR']", "__import__('tempfile').gettempdir()"])
+def test_a_step_shares_no_compiler_folder_and_no_temporary_one_with_another(folder: str, on_gpu: Context) -> None:
     """One that is cut off leaves broken files there."""
-    program = "report.add(Row(sys.argv[1], 'second', note=os.environ['TORCHINDUCTOR_CACHE_DIR']))"
+    program = f"report.add(Row(sys.argv[1], 'second', note={folder}))"
     run(on_gpu, {"a compile": program, "a autotune": program}, [20, 20])
     folders = {Path(notes(on_gpu, step)[-1]) for step in ("a compile", "a autotune")}
     assert len(folders) == 2 and all(on_gpu.work in folder.parents for folder in folders)
