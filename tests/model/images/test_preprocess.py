@@ -94,8 +94,9 @@ def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatc
         load_upright(image, 64)
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ImageError, match=r"No such file or directory: 'nowhere\.png'"):
+def test_a_file_that_is_not_there_is_refused_without_its_name() -> None:
+    """Whoever asks for it names it: a message would have the name twice."""
+    with pytest.raises(ImageError, match=r"^No such file or directory$"):
         open_image("nowhere.png")
 
 
