@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,15 +19,18 @@ from service.inference.decode_memory import MemoryShortage
 from service.inference.image_decoder import ImageDecoder
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
-from service.inference.reconstruction import ChooseVisible, Reconstruction
+from service.inference.reconstruction import ChoosePasses, ChooseVisible, Reconstruction
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
-PrepareImage = Callable[[bytes, int, int], tuple[Bytes, Indices]]
-"""Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it: patches uint8
-[K, P] or [N, P], visible indices int32 [K]."""
+Pass = tuple[Bytes, Indices]
+"""One pass of an image: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
+PrepareImage = Callable[[bytes, int, int], Sequence[Pass]]
+"""Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
+
+Returns its passes: as many as every image of the request has."""
 
 
 @dataclass
@@ -108,10 +111,10 @@ class Pipeline:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
 
-        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
             patches = self.image_decoder.decode(data, index, reserved).patches
             whole = len(visible_indices) == len(patches)
-            return patches if whole else patches[visible_indices], visible_indices
+            return [(patches if whole else patches[visible_indices], visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
         results = await self._infer(operation, images, prepare, timings, deadline, skipped)
@@ -169,22 +172,59 @@ class Pipeline:
             NoDecoder: the model cannot reconstruct.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
-        self.require_decoder()
-        prepared: dict[int, tuple[Bytes, Indices]] = {}
+        by_image = await self.reconstruct_passes(
+            images, lambda image: [choose_visible(image)], 1, timings, deadline, skipped
+        )
+        return [reconstruction for [reconstruction] in by_image]
 
-        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
+    async def reconstruct_passes(
+        self,
+        images: list[bytes],
+        choose_passes: ChoosePasses,
+        passes: int,
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
+    ) -> list[list[Reconstruction]]:
+        """Reconstructs each image several times, from other visible patches in each pass.
+
+        An image is decoded once, and each of its passes counts as an image in the queue.
+
+        Args:
+            images: encoded images.
+            choose_passes: chooses the visible patches of each pass of an image; the same number in all passes.
+            passes: number of passes of each image.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+            skipped: as in `embed`; the images that are left out have no reconstruction.
+
+        Returns:
+            The passes of each image that is not left out.
+
+        Raises:
+            NoDecoder: the model cannot reconstruct.
+            ServiceError: an image is refused, the queue is full, or the engine has failed.
+        """
+        self.require_decoder()
+        prepared: dict[int, Sequence[Pass]] = {}
+
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
             decoded = self.image_decoder.decode(data, index, reserved)
-            prepared[index] = decoded.patches, choose_visible(decoded)
+            prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
-        results = await self._infer("reconstruct", images, prepare, timings, deadline, skipped)
-        reconstructions = []
-        indexes = [index for index in range(len(images)) if index not in (skipped or ())]
-        for index, result in zip(indexes, results, strict=True):
-            assert isinstance(result, DecoderOutput)
-            patches, visible_indices = prepared[index]
-            reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
-        return reconstructions
+        results = iter(await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes))
+        by_image = []
+        for index in range(len(images)):
+            if index in (skipped or ()):
+                continue
+            reconstructions = []
+            for patches, visible_indices in prepared[index]:
+                result = next(results)
+                assert isinstance(result, DecoderOutput)
+                reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
+            by_image.append(reconstructions)
+        return by_image
 
     async def render(self, write: Callable[[], T], timings: Timings) -> T:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
@@ -211,9 +251,10 @@ class Pipeline:
         timings: Timings,
         deadline: float,
         skipped: dict[int, ServiceError] | None,
+        passes: int = 1,
     ) -> list[Result]:
-        pending = PendingResults(len(images), skipped)
-        request = self.scheduler.admit(operation, len(images), deadline, pending)
+        pending = PendingResults(len(images), skipped, passes)
+        request = self.scheduler.admit(operation, len(images) * passes, deadline, pending, passes)
         try:
             await self._queue_images(request, pending, images, prepare, timings)
             results = await pending.wait()
@@ -262,7 +303,7 @@ class Pipeline:
         for index in indexes:
             start = time.monotonic()
             try:
-                patches, visible_indices = await self._prepare(prepare, images[index], index)
+                prepared = await self._prepare(prepare, images[index], index)
             except ServiceError as error:
                 if not pending.can_skip(error):
                     raise
@@ -271,9 +312,10 @@ class Pipeline:
             seconds = time.monotonic() - start
             timings.decode = max(timings.decode, seconds)
             self._metrics.stage_duration.labels("decode").observe(seconds)
-            self.scheduler.put(request, index, patches, visible_indices)
+            for number, (patches, visible_indices) in enumerate(prepared, index * request.passes):
+                self.scheduler.put(request, number, patches, visible_indices)
 
-    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> tuple[Bytes, Indices]:
+    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> Sequence[Pass]:
         """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
 
         So an image that waits for memory takes no thread from the others.

@@ -5,7 +5,7 @@ A mask is drawn by a seed, listed as indices of patches, or painted as a picture
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from service.parameters import ReconstructParameters
 
 ChooseVisible = Callable[[DecodedImage], Indices]
 """Chooses which patches of a decoded image stay visible, int32 [K]."""
+ChoosePasses = Callable[[DecodedImage], Sequence[Indices]]
+"""Chooses which patches stay visible in each pass of a decoded image, int32 [K] with one K."""
 RANDOM_MASK_PARAMETERS = ("mask_ratio", "seed", "strategy")
 """The parameters of a mask that is drawn by a seed."""
 

@@ -31,16 +31,19 @@ LAST_BATCH_S = 5.0
 class Scheduler(Protocol):
     """The way from a request to the lanes: in this process, or in the engine process. Used on the event loop."""
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """Reserves room for `count` images, before they are decoded.
 
         Every admitted request must be released.
 
         Args:
             operation: what the engine does with the images.
-            count: number of images.
+            count: number of images, each pass counted.
             deadline: images enter no batch after this time, in seconds of time.monotonic(). The caller enforces it.
             sink: receives the results.
+            passes: number of passes of each image.
 
         Raises:
             TooManyImages: the queue can never hold so many.
@@ -53,7 +56,7 @@ class Scheduler(Protocol):
 
         Args:
             request: as `admit` returned it; a released request ignores the image.
-            index: number of the image within the request.
+            index: number of the image within the request, each pass counted.
             patches: uint8 [K, P]; all patches, [N, P], for `reconstruct`.
             visible_indices: int32 [K], with one K for all images of a request.
 
@@ -123,14 +126,16 @@ class BatchScheduler:
             self._threads.append(thread)
             thread.start()
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """See `Scheduler.admit`."""
-        require_possible(self._images, count)
+        require_possible(self._images, count, passes)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
             reserve_images(self._images, count)
-            request = QueuedRequest(operation, count, deadline, sink)
+            request = QueuedRequest(operation, count, deadline, sink, passes)
             self._requests.add(request)
         return request
 

@@ -58,11 +58,13 @@ class SchedulerClient:
         self._waiting: deque[QueueEntry] = deque()
         """The images that wait for a free slot."""
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
-        require_possible(self._images, count)
+        require_possible(self._images, count, passes)
         reserve_images(self._images, count)
-        request = QueuedRequest(operation, count, deadline, sink)
+        request = QueuedRequest(operation, count, deadline, sink, passes)
         number = next(self._numbers) & 0xFFFFFFFF
         self._progress[request], self._requests[number] = _Progress(number), request
         return request
@@ -131,5 +133,6 @@ class SchedulerClient:
             self._sent[slot] = entry
             progress.sent += 1
             operation = OPERATIONS.index(request.operation)
-            message = (progress.number, slot, entry.index, request.count, visible, operation, request.deadline)
+            counts = request.count, request.passes
+            message = (progress.number, slot, entry.index, *counts, visible, operation, request.deadline)
             self._channel.send(Kind.PUT, PUT.pack(*message))

@@ -125,14 +125,14 @@ class WorkerConnection(Channel):
             self._on_message(self, kind, content)
 
     def _put(
-        self, number: int, slot: int, index: int, count: int, visible: int, operation: int, deadline: float
+        self, number: int, slot: int, index: int, count: int, passes: int, visible: int, operation: int, deadline: float
     ) -> None:
         assert self._scheduler is not None, "a worker sends images before it is told of an engine"
         sink = self._sinks.get(number)
         try:
             if sink is None:
                 sink = ChannelSink(self, number, OPERATIONS[operation], count)
-                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink)
+                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink, passes)
                 self._sinks[number] = sink
             sink.slots[index] = slot  # before a lane can have the image
             self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))
