@@ -24,6 +24,8 @@ from service.gpu_metrics import GPUCollector
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 CREATED = "_created"
 """The ending of the samples by which prometheus-client tells when a counter began."""
+LOSSES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 4)
+DISTANCES = (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 4, 6)
 POWERS_OF_TWO = tuple(2**n for n in range(11))
 
 
@@ -109,6 +111,26 @@ class Metrics:
         # Exported from 0 on: increase() misses the first failure of a counter that starts at 1.
         for kind in ("raised", "not_finite"):
             self.engine_failures.labels(kind)
+        self.drift_samples = Counter(
+            "mae_drift_samples",
+            "Number of images that DRIFT_SAMPLE chose: measured, dropped (the lanes had no time) or failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("measured", "dropped", "failed"):
+            self.drift_samples.labels(outcome)
+        self.drift_loss = Histogram(
+            "mae_drift_loss",
+            "Masked loss of sampled images at a mask ratio of 0.75, without a unit: pixels are standardised.",
+            buckets=LOSSES,
+            registry=registry,
+        )
+        self.drift_distance = Histogram(
+            "mae_drift_distance",
+            "Distance of sampled images from the whitening's centre, without a unit; about 1 for images of its fit.",
+            buckets=DISTANCES,
+            registry=registry,
+        )
         self.queue_images = Gauge(
             "mae_queue_images", "Number of images that wait in the queue for a batch.", registry=registry
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
 from service.inference.decode_pool import DecodePool, Pass, PrepareImage
-from service.inference.image_decoder import ImageDecoder
+from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
 from service.inference.reconstruction import ChoosePasses, Reconstruction
@@ -49,13 +50,18 @@ class Pipeline:
         scheduler: Scheduler,
         metrics: Metrics,
         threads: int,
+        drift_sample: float = 0.0,
     ) -> None:
-        """For one engine, with a pool of `threads` threads that decode images and write answers."""
+        """For one engine, with a pool of `threads` threads that decode images and write answers.
+
+        The share `drift_sample` of the images also goes to `Scheduler.sample`, once their request has its results.
+        """
         self.info = info
         self.heads = heads
         self.image_decoder = image_decoder
         self.scheduler = scheduler
         self._metrics = metrics
+        self._drift_sample = drift_sample
         self._pool = DecodePool(image_decoder.memory, scheduler, threads)
 
     @property
@@ -104,14 +110,15 @@ class Pipeline:
         Raises:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
+        sampled: list[Bytes] = []
 
         def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            patches = self.image_decoder.decode(data, index, reserved).patches
+            patches = self._decode(data, index, reserved, sampled).patches
             whole = len(visible_indices) == len(patches)
             return [(patches if whole else patches[visible_indices], visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        results = await self._infer(operation, images, prepare, timings, deadline, skipped)
+        results = await self._infer(operation, images, prepare, sampled, timings, deadline, skipped)
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
         return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
@@ -175,13 +182,14 @@ class Pipeline:
         """
         self.require_decoder()
         prepared: dict[int, Sequence[Pass]] = {}
+        sampled: list[Bytes] = []
 
         def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            decoded = self.image_decoder.decode(data, index, reserved)
+            decoded = self._decode(data, index, reserved, sampled)
             prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
-        results = iter(await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes))
+        results = iter(await self._infer("reconstruct", images, prepare, sampled, timings, deadline, skipped, passes))
         by_image = []
         for index in range(len(images)):
             if index in (skipped or ()):
@@ -214,9 +222,10 @@ class Pipeline:
         """
         everything = all_indices(self.info.config.num_patches)
         decoded: dict[int, Bytes] = {}
+        sampled: list[Bytes] = []
 
         def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            decoded[index] = self.image_decoder.decode(data, index, reserved).patches
+            decoded[index] = self._decode(data, index, reserved, sampled).patches
             return [(decoded[index], everything)]
 
         with (
@@ -228,8 +237,10 @@ class Pipeline:
             gathered = await self.run_in_pool(lambda: [patches[visible_indices] for visible_indices in subsets])
             for number, visible_indices in enumerate(subsets):
                 self.scheduler.put(request, number, gathered[number], visible_indices)
-            vectors = await self._wait(whole_pending, timings)
-            return patches, np.array(vectors), np.array(await self._wait(pending, timings))
+            vectors = np.array(await self._wait(whole_pending, timings))
+            passes = np.array(await self._wait(pending, timings))
+        self._offer(sampled)
+        return patches, vectors, passes
 
     async def render(self, write: Callable[[], T], timings: Timings) -> T:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
@@ -253,6 +264,7 @@ class Pipeline:
         operation: Operation,
         images: list[bytes],
         prepare: PrepareImage,
+        sampled: list[Bytes],
         timings: Timings,
         deadline: float,
         skipped: dict[int, ServiceError] | None,
@@ -260,7 +272,21 @@ class Pipeline:
     ) -> list[Result]:
         with self._admit(operation, len(images), deadline, skipped, passes) as (request, pending):
             await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
-            return await self._wait(pending, timings)
+            results = await self._wait(pending, timings)
+        self._offer(sampled)
+        return results
+
+    def _decode(self, data: bytes, index: int, reserved: int, sampled: list[Bytes]) -> DecodedImage:
+        """Decodes an image, and adds its patches to `sampled` if chance chooses them."""
+        decoded = self.image_decoder.decode(data, index, reserved)
+        if random.random() < self._drift_sample:
+            sampled.append(decoded.patches)
+        return decoded
+
+    def _offer(self, sampled: list[Bytes]) -> None:
+        """Has the drift of images measured whose request has its results, so that they are not in its way."""
+        for patches in sampled:
+            self.scheduler.sample(patches)
 
     def _decode_timer(self, timings: Timings) -> Callable[[float], None]:
         """A function that records the seconds in which an image was decoded."""

@@ -62,6 +62,8 @@ class Kind(IntEnum):
     """To a worker: the metrics of the whole service, or no text if they failed. NUMBER of the scrape, then the text."""
     EXIT = 14
     """To a worker: it should answer the requests that it has, and end. No content."""
+    SAMPLE = 15
+    """From a worker: a slot holds an image whose drift can be measured; RELEASED gives it back. NUMBER of the slot."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}

@@ -121,8 +121,16 @@ class WorkerConnection(Channel):
                 self.end(sink)
         elif kind is Kind.HELLO:
             self.started = True
+        elif kind is Kind.SAMPLE:
+            self._sample(*NUMBER.unpack(content))
         else:
             self._on_message(self, kind, content)
+
+    def _sample(self, slot: int) -> None:
+        assert self._scheduler is not None, "a worker sends images before it is told of an engine"
+        patches, _ = self.slots.image(slot, "reconstruct", 0)
+        self._scheduler.sample(patches.copy())  # a sample may wait long, and a slot is for those who wait for an answer
+        self.send(Kind.RELEASED, NUMBER.pack(slot))
 
     def _put(
         self, number: int, slot: int, index: int, count: int, passes: int, visible: int, operation: int, deadline: float
