@@ -118,7 +118,7 @@ class Pipeline:
             return [(patches if whole else patches[visible_indices], visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        results = await self._infer(operation, images, prepare, sampled, timings, deadline, skipped)
+        results = await self._infer(operation, images, prepare, timings, deadline, skipped, sampled=sampled)
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
         return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
@@ -189,7 +189,7 @@ class Pipeline:
             prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
-        results = iter(await self._infer("reconstruct", images, prepare, sampled, timings, deadline, skipped, passes))
+        results = iter(await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes, sampled))
         by_image = []
         for index in range(len(images)):
             if index in (skipped or ()):
@@ -264,11 +264,11 @@ class Pipeline:
         operation: Operation,
         images: list[bytes],
         prepare: PrepareImage,
-        sampled: list[Bytes],
         timings: Timings,
         deadline: float,
         skipped: dict[int, ServiceError] | None,
         passes: int = 1,
+        sampled: Sequence[Bytes] = (),
     ) -> list[Result]:
         with self._admit(operation, len(images), deadline, skipped, passes) as (request, pending):
             await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
@@ -283,7 +283,7 @@ class Pipeline:
             sampled.append(decoded.patches)
         return decoded
 
-    def _offer(self, sampled: list[Bytes]) -> None:
+    def _offer(self, sampled: Sequence[Bytes]) -> None:
         """Has the drift of images measured whose request has its results, so that they are not in its way."""
         for patches in sampled:
             self.scheduler.sample(patches)

@@ -76,9 +76,15 @@ def test_passes_are_images_to_the_queue() -> None:
     run(main())
 
 
-def test_a_pass_that_fails_blames_its_image() -> None:
+def fail_on_poison(images: list[int]) -> None:
+    if POISON in images:
+        raise RuntimeError("poison")
+
+
+@pytest.mark.parametrize("engine", [FakeEngine(not_a_number=POISON), FakeEngine(before=fail_on_poison)])
+def test_a_pass_that_fails_blames_its_image(engine: FakeEngine) -> None:
     with pytest.raises(InferenceFailed, match="image 1") as failure:
-        run(reconstruct(FakeEngine(not_a_number=POISON), grey(5), grey(POISON)))
+        run(reconstruct(engine, grey(5), grey(POISON)))
     assert failure.value.details == {"image": 1}
 
 
