@@ -15,6 +15,7 @@ import numpy as np
 
 from model.arrays import Bytes
 from model.checkpoints.heads import POOL_INDEX, Heads
+from model.checkpoints.native import Pooled
 from model.engines.base import Engine, FatalEngineError
 from model.masking import all_indices, choose_visible, removed_flags
 from service.metrics import Metrics
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 MASK_RATIO = 0.75
 MAX_WAITING = 8
 """The largest number of samples that wait; a sample that finds no place is dropped."""
+POOLS: tuple[Pooled, ...] = ("mean", "cls")
+"""The pooled vectors by preference: the distance is that of the first one that can be whitened."""
 Figure = Literal["distance", "loss"]
 
 
@@ -50,7 +53,7 @@ class DriftMonitor:
         self._engine = engine
         self._metrics = metrics
         config = engine.info.config
-        self._pool = next((pool for pool in ("mean", "cls") if pool in heads.whitening), None)
+        self._pool = next((pool for pool in POOLS if pool in heads.whitening), None)
         self._whitening = None if self._pool is None else heads.whitening[self._pool]
         figures: list[Figure] = []
         if self._whitening is not None:
