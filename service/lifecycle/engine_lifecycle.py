@@ -94,7 +94,7 @@ class EngineLifecycle:
         info, s = served.info, self._settings
         drift = DriftMonitor(served.engine, served.heads, self._metrics) if s.drift_sample else None
         scheduler = BatchScheduler(
-            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost, drift
+            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost, drift=drift
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads
