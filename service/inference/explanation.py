@@ -201,6 +201,9 @@ def _cosines(vectors: Sequence[Floats], other: Floats, whitening: Whitening | No
     """The cosine of each of `vectors` [D] with `other` [D], after whitening if there is one."""
     if whitening is not None:
         vectors, other = [whitening.apply(vector) for vector in vectors], whitening.apply(other)
-    tiny = np.finfo(np.float32).tiny
-    unit = other / max(float(np.linalg.norm(other)), tiny)
-    return np.array([vector @ unit / max(float(np.linalg.norm(vector)), tiny) for vector in vectors])
+    return np.array([_unit(vector) @ _unit(other) for vector in vectors])
+
+
+def _unit(vector: Floats) -> Floats:
+    """`vector` [D], scaled to length 1."""
+    return np.asarray(vector / np.maximum(np.linalg.norm(vector), np.finfo(np.float32).tiny))

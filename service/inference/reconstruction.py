@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -91,13 +92,8 @@ def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameter
         return MaskPlan((), lambda image: [listed])
     first = new_seed() if parameters.seed is None else parameters.seed
     seeds = tuple((first + draw) & MAX_SEED for draw in range(parameters.draws))
-    drawn = [
-        _choose_or_refuse(
-            "mask_ratio",
-            lambda seed=seed: choose_visible(parameters.strategy, config.grid, parameters.mask_ratio, seed),
-        )
-        for seed in seeds
-    ]
+    strategy, ratio = parameters.strategy, parameters.mask_ratio
+    drawn = [_choose_or_refuse("mask_ratio", partial(choose_visible, strategy, config.grid, ratio, s)) for s in seeds]
     return MaskPlan(seeds, lambda image: drawn)
 
 
