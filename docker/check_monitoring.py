@@ -44,7 +44,7 @@ GPU = {
     "mae_gpu_power_watts": 412.0,
     "mae_gpu_temperature_celsius": 61.0,
 }
-SETTINGS = ["--queue-images", "24", "--max-body-mb", "1", "--max-images", "20"]
+SETTINGS = ["--queue-images", "24", "--max-body-mb", "1", "--max-images", "20", "--drift-sample", "1"]
 CODES = {"200", "400", "404", "413", "415", "422", "429", "499"}
 
 

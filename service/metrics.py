@@ -24,6 +24,10 @@ from service.gpu_metrics import GPUCollector
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 CREATED = "_created"
 """The ending of the samples by which prometheus-client tells when a counter began."""
+# Measured by tests/benchmarks/drift.py: losses from 0.02 (paper under a lamp) and 0.06 (microscope) over 0.4 to 0.7
+# (photographs) to 1.7 (noise), and distances from 0.6 (photographs of the fit) to 2.7 (one grey).
+LOSSES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 4)
+DISTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 4, 6)
 POWERS_OF_TWO = tuple(2**n for n in range(11))
 
 
@@ -109,6 +113,26 @@ class Metrics:
         # Exported from 0 on: increase() misses the first failure of a counter that starts at 1.
         for kind in ("raised", "not_finite"):
             self.engine_failures.labels(kind)
+        self.drift_samples = Counter(
+            "mae_drift_samples",
+            "Number of images that DRIFT_SAMPLE chose: measured, dropped (the lanes had no time) or failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("measured", "dropped", "failed"):
+            self.drift_samples.labels(outcome)
+        self.drift_loss = Histogram(
+            "mae_drift_loss",
+            "Masked loss of sampled images at a mask ratio of 0.75, without a unit: pixels are standardised.",
+            buckets=LOSSES,
+            registry=registry,
+        )
+        self.drift_distance = Histogram(
+            "mae_drift_distance",
+            "Distance of sampled images from the whitening's centre, without a unit; about 1 for images of its fit.",
+            buckets=DISTANCES,
+            registry=registry,
+        )
         self.queue_images = Gauge(
             "mae_queue_images", "Number of images that wait in the queue for a batch.", registry=registry
         )

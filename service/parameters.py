@@ -9,10 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from model.images.render import View
+from model.images.shares import SharesView
 from model.masking import MAX_SEED, Strategy
 from service.errors import InvalidParameter
 
 Pool = Literal["mean", "cls", "tokens"]
+MAX_DRAWS = 64
+"""The largest number of masks by which an image is reconstructed."""
+MAX_PASSES = 256
+"""The largest number of passes by which an image is explained."""
+ExplainTarget = Literal["class", "similarity"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PATCHES = re.compile("[0-9]{1,9}(,[0-9]{1,9})*")
 OnError = Annotated[
@@ -54,6 +60,9 @@ class ReconstructParameters(BaseModel):
     mask_ratio: float = Field(0.75, ge=0, le=1, allow_inf_nan=False, description="share of the patches that is removed")
     strategy: Strategy = Field("random", description="how the removed patches are drawn")
     seed: Seed | None = Field(None, description="seed of the mask, which all images share")
+    draws: int = Field(
+        1, ge=1, le=MAX_DRAWS, description="number of masks, by seed, seed + 1 and so on: the answer is their mean"
+    )
     patches: str | None = Field(
         None,
         json_schema_extra={"pattern": f"^{PATCHES.pattern}$"},
@@ -68,6 +77,22 @@ class ReconstructParameters(BaseModel):
         if value is not None and not PATCHES.fullmatch(value):
             raise ValueError("expected numbers of patches, separated by commas, such as 3,17,42")
         return value
+
+
+class ExplainParameters(BaseModel):
+    """The query of POST /explain."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: ExplainTarget | None = Field(
+        None,
+        description="class: the probability of a class; similarity: the cosine with a second image; by default class"
+        " where there is a head",
+    )
+    label: str | None = Field(None, description="the class; by default the most probable one")
+    passes: int = Field(128, ge=2, le=MAX_PASSES, description="number of times that a half of the patches is left out")
+    seed: Seed | None = Field(None, description="seed by which the patches are left out")
+    view: SharesView = Field("overlay", description="what the PNG shows")
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:

@@ -147,4 +147,6 @@ class LocalService(Service):
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         info, s = scheduler.engine.info, self.settings
-        self._pipeline = Pipeline(info, heads, self._image_decoder(info), scheduler, self.metrics, s.decode_threads)
+        self._pipeline = Pipeline(
+            info, heads, self._image_decoder(info), scheduler, self.metrics, s.decode_threads, s.drift_sample
+        )

@@ -72,6 +72,8 @@ class Settings(EngineSettings, BaseSettings):
     """Seconds that accepted requests get to finish after SIGTERM."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
+    drift_sample: float = Field(default=0, ge=0, le=1)
+    """Share of the images on which drift is measured while no lane is needed; 0 measures none."""
     log_format: Literal["text", "json"] = "text"
     """How the log is written."""
 

@@ -16,7 +16,7 @@ from model.images.render import View
 from service.cli.main import app
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.parameters import ClassifyParameters, EmbedParameters, ReconstructParameters
+from service.parameters import ClassifyParameters, EmbedParameters, ExplainParameters, ReconstructParameters
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +140,7 @@ def settings_fields(settings: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]
         ("POST /embed", EmbedParameters),
         ("POST /classify", ClassifyParameters),
         ("POST /reconstruct", ReconstructParameters),
+        ("POST /explain", ExplainParameters),
     ],
 )
 def test_the_tables_of_parameters(heading: str, parameters: type[BaseModel]) -> None:

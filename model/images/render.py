@@ -13,28 +13,40 @@ from model.images.png import encode_png
 from model.images.preprocess import unpatchify
 from model.masking import removed_flags
 
-View = Literal["composite", "reconstruction", "masked", "panel", "error"]
+View = Literal["composite", "reconstruction", "masked", "panel", "error", "spread"]
 GREY = 128
 GAP = 8
 """White pixels between two images."""
 ERROR_SCALE = 2.0
 """The squared error that is shown in the brightest colour."""
+SPREAD_SCALE = 64.0
+"""The spread that is shown in the brightest colour, in levels of 255."""
 # Black to pale yellow, each colour brighter than the last, so that they read in grey too (after matplotlib's inferno).
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
-def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, visible_indices: Indices) -> bytes:
+def render(
+    view: View,
+    patches: Bytes,
+    pixels: Bytes,
+    error: Floats,
+    visible_indices: Indices,
+    spread: Floats | None = None,
+) -> bytes:
     """Renders one view as PNG.
 
     Args:
         view: `composite`: the visible patches, and the removed ones as reconstructed; `reconstruction`: every patch as
             the decoder predicts it; `masked`: the visible patches, and grey for the removed ones; `panel`: original,
             masked, reconstruction and composite side by side; `error`: the squared error of the removed patches as
-            heat, from 0 (black) to 2 (pale yellow), over the dimmed visible ones.
+            heat, from 0 (black) to 2 (pale yellow), over the dimmed visible ones; `spread`: the spread of each pixel
+            as heat, from 0 (black) to 64 (pale yellow), over the dimmed patches that have none.
         patches: the image, uint8 [N, P].
         pixels: the decoder's prediction, uint8 [N, P].
         error: squared error of each patch in standardised pixels, float32 [N].
         visible_indices: indices of the visible patches, int32 [K].
+        spread: standard deviation of each pixel over several reconstructions, float32 [N, p * p], NaN for patches
+            without one; `spread` needs it.
     """
     if view == "panel":
         return encode_png(panel(patches, pixels, visible_indices))
@@ -44,8 +56,15 @@ def render(view: View, patches: Bytes, pixels: Bytes, error: Floats, visible_ind
         return encode_png(unpatchify(_grey_out(patches, visible_indices)))
     if view == "reconstruction":
         return encode_png(unpatchify(pixels))
+    if view == "spread":
+        if spread is None:
+            raise ValueError("a single reconstruction has no spread")
+        coloured = heat(np.nan_to_num(spread) / SPREAD_SCALE).reshape(patches.shape)
+        shown = np.isfinite(spread).all(axis=1, keepdims=True)
+        return encode_png(unpatchify(np.where(shown, coloured, _dim(patches))))
     removed = _removal_mask(patches, visible_indices)
-    return encode_png(unpatchify(np.where(removed, heat(error, patches.shape[1]), _dim(patches))))
+    coloured = np.tile(heat(error / ERROR_SCALE), patches.shape[1] // 3)
+    return encode_png(unpatchify(np.where(removed, coloured, _dim(patches))))
 
 
 def panel(patches: Bytes, pixels: Bytes, visible_indices: Indices) -> Bytes:
@@ -64,12 +83,12 @@ def composite(patches: Bytes, pixels: Bytes, visible_indices: Indices) -> Bytes:
     return np.where(_removal_mask(patches, visible_indices), pixels, patches)
 
 
-def heat(error: Floats, patch_dim: int) -> Bytes:
-    """Errors [N] -> patches [N, P], each of one colour."""
-    position = np.clip(error / ERROR_SCALE, 0, 1) * (len(HEAT) - 1)
+def heat(shares: Floats) -> Bytes:
+    """Shares of the brightest colour [...] -> colours uint8 [..., 3]; what is above 1 is as bright as 1."""
+    position = np.clip(shares, 0, 1) * (len(HEAT) - 1)
     stops = np.arange(len(HEAT))
-    colours = np.stack([np.interp(position, stops, HEAT[:, channel]) for channel in range(3)], axis=1)
-    return np.tile(colours.round().astype(np.uint8), patch_dim // 3)
+    colours = np.stack([np.interp(position, stops, HEAT[:, channel]) for channel in range(3)], axis=-1)
+    return colours.round().astype(np.uint8)
 
 
 def _removal_mask(patches: Bytes, visible_indices: Indices) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from model.engines.base import ComputedPrecision, EngineInfo
 from model.images.render import View
+from model.images.shares import SharesView
 from service.errors import (
     BodyTooLarge,
     DeadlinePassed,
@@ -31,7 +32,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedType,
 )
-from service.parameters import Pool
+from service.parameters import ExplainTarget, Pool
 
 NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
 INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
@@ -125,6 +126,11 @@ class Reconstructed(BaseModel):
 
     loss: float = Field(description="mean squared error over the removed patches")
     error: list[float] = Field(description="squared error of each patch, row-major")
+    spread: list[float | None] | None = Field(
+        None,
+        description="standard deviation of each patch over the draws in levels of 255, null for a patch that fewer than"
+        " two draws remove; absent for a single draw",
+    )
     png: str = Field(description="the PNG in base64")
 
 
@@ -135,11 +141,33 @@ class Reconstructions(BaseModel):
     view: View
     count: int
     seed: int | None = Field(description="null where the request says which patches to remove")
+    seeds: list[int] | None = Field(None, description="the seed of each draw; absent for a single draw")
     mask_ratio: float = Field(description="share of the patches that was removed")
     grid: tuple[int, int]
     mask: list[int] = Field(description="1 = removed, 0 = kept, row-major")
     reconstructions: list[Reconstructed | None] = Field(description="null for an image that was left out")
     errors: Skipped = None
+
+
+class ExplanationAnswer(BaseModel):
+    """The response of POST /explain as JSON."""
+
+    model: str = Field(description="name@weights-hash")
+    target: ExplainTarget
+    label: str | None = Field(None, description="the class that is explained; absent for similarity")
+    whitened: bool | None = Field(
+        None, description="whether the vectors were whitened before the cosine; absent for a class"
+    )
+    score: float = Field(description="probability of the class, or cosine of the two images, for the whole image")
+    grid: tuple[int, int]
+    patches: list[float] = Field(
+        description="row-major: mean score of the passes that see the patch, less that of those that do not"
+    )
+    scale: float = Field(description="the largest of these numbers in size, which the picture shows in the full colour")
+    passes: int
+    seed: int
+    view: SharesView
+    png: str = Field(description="the PNG in base64")
 
 
 class Info(BaseModel):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from service.errors import ServiceError
 
-ONLY_IMAGE = "image 0"
-"""How the service names the only image of a request in its errors."""
-
 
 class CommandError(Exception):
     """A mistake that the user can correct; the message is one sentence that names it."""
@@ -24,6 +21,8 @@ def describe_error(error: Exception) -> str:
 
 
 def describe_file_error(path: str, error: OSError | ServiceError) -> str:
-    """The sentence for an error of one image file; it names `path` where the service says "image 0"."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return text.replace(ONLY_IMAGE, path, 1) if ONLY_IMAGE in text else f"{path}: {text}"
+    """The sentence for an error of one image file; it names `path` where the service says "image 0" or its number."""
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    name, text = f"image {error.details.get('image', 0)}", str(error)
+    return text.replace(name, path, 1) if name in text else f"{path}: {text}"

@@ -21,6 +21,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "reconstruct": (
         "mae reconstruct coffee.jpg -o coffee.png --view panel --seed 7",
         "mae reconstruct coffee.jpg -o coffee.png --mask mask.png --json",
+        "mae reconstruct coffee.jpg -o spread.png --draws 8 --view spread",
+    ),
+    "explain": (
+        "mae explain rose.jpg -o rose.png --weights my-classes",
+        "mae explain rose.jpg other.jpg -o rose.png --target similarity --json",
     ),
     "info": ("mae info", "mae info --weights my-run --json"),
     "bench": ("mae bench", "mae bench --weights my-run --compare", "mae bench --parts all --json figures.json"),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from model.atomic_write import atomic_write
+from model.images.open_image import HEIF_SUFFIXES, SUFFIXES
 from service.cli.errors import CommandError
 
 
@@ -17,6 +18,16 @@ def require_folder(output: Path) -> None:
     """
     if not output.parent.is_dir():
         raise CommandError(f"there is no folder {output.parent}")
+
+
+def require_png(output: Path) -> None:
+    """Checks that an output is not named like a picture of another format.
+
+    Raises:
+        CommandError: it is.
+    """
+    if output.suffix.lower() in (SUFFIXES | HEIF_SUFFIXES) - {".png"}:
+        raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
 
 
 def write_output(path: Path, data: bytes) -> None:

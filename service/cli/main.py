@@ -22,6 +22,7 @@ from service.cli.commands.compile import compile_engine
 from service.cli.commands.convert import convert
 from service.cli.commands.embed import embed
 from service.cli.commands.evaluate import evaluate
+from service.cli.commands.explain import explain
 from service.cli.commands.finetune import finetune
 from service.cli.commands.info import info
 from service.cli.commands.pack import pack
@@ -32,7 +33,7 @@ from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
-from service.parameters import ClassifyParameters, EmbedParameters, ReconstructParameters
+from service.parameters import ClassifyParameters, EmbedParameters, ExplainParameters, ReconstructParameters
 from service.settings import InvalidSettings, Settings
 
 app = typer.Typer(
@@ -84,6 +85,7 @@ _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
 _add(classify, {"top_k": ClassifyParameters.model_fields["top_k"], **ENGINE_OPTIONS})
 _add(reconstruct, {**RECONSTRUCT_OPTIONS, **ENGINE_OPTIONS})
+_add(explain, {**ExplainParameters.model_fields, **ENGINE_OPTIONS})
 _add(info, ENGINE_OPTIONS)
 _add(bench, {name: field for name, field in ENGINE_OPTIONS.items() if name != "model"})
 _add(compile_engine, ENGINE_OPTIONS, name="compile")

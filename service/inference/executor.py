@@ -93,8 +93,8 @@ class BatchExecutor:
                 if len(half) > 1:
                     results += self._bisect(operation, half)
                 else:
-                    index = half[0].index
-                    results.append(InferenceFailed(f"the engine failed on image {index}", image=index))
+                    image = half[0].image
+                    results.append(InferenceFailed(f"the engine failed on image {image}", image=image))
         return results
 
     def _probe(self, operation: Operation, entry: QueueEntry) -> None:
@@ -120,7 +120,7 @@ class BatchExecutor:
     def _not_finite(self, entry: QueueEntry, batch_size: int) -> InferenceFailed:
         self._metrics.engine_failures.labels("not_finite").inc()
         log.error("the engine gave numbers that are not finite for one image of %d", batch_size)
-        return InferenceFailed(f"the engine gave no finite numbers for image {entry.index}", image=entry.index)
+        return InferenceFailed(f"the engine gave no finite numbers for image {entry.image}", image=entry.image)
 
     def _count_failure(self, batch: Sequence[QueueEntry], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()

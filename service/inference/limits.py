@@ -60,14 +60,15 @@ class Budgets:
     """Bytes of memory that decodes hold, up to MAX_DECODE_MB. Threads of the pool take from it, under a lock."""
 
 
-def require_possible(budget: Budget, count: int) -> None:
-    """Checks that `count` images fit into the queue when it is empty.
+def require_possible(budget: Budget, count: int, passes: int = 1) -> None:
+    """Checks that `count` images, which are `passes` passes of each image, fit into the queue when it is empty.
 
     Raises:
         TooManyImages: they can never fit.
     """
     if budget.limit is not None and count > budget.limit:
-        raise TooManyImages(f"{count} images in one request, but the queue holds {budget.limit}", limit=budget.limit)
+        images = f"{count} images" if passes == 1 else f"{count // passes} images in {passes} passes each"
+        raise TooManyImages(f"{images} in one request, but the queue holds {budget.limit}", limit=budget.limit)
 
 
 def reserve_images(budget: Budget, count: int) -> None:

@@ -12,21 +12,25 @@ from service.inference.queue import QueueEntry, Result
 class PendingResults:
     """The `ResultSink` of a request in this process: a future of all its results."""
 
-    def __init__(self, count: int, skipped: dict[int, ServiceError] | None = None) -> None:
-        """Waits for `count` results; `skipped` is that of `Pipeline.embed`."""
+    def __init__(self, count: int, skipped: dict[int, ServiceError] | None = None, passes: int = 1) -> None:
+        """Waits for the results of `count` images with `passes` passes each; `skipped` is that of `Pipeline.embed`."""
         self.queue_s = 0.0
         """Seconds in the queue, of the slowest image."""
         self.infer_s = 0.0
         """Seconds in a batch, of the slowest image."""
-        self._results: list[Result | None] = [None] * count
+        self._passes = passes
+        self._results: list[Result | None] = [None] * (count * passes)
         self._skipped = skipped
-        self._missing = count - len(skipped or ())
+        self._missing = [0 if index in (skipped or ()) else passes for index in range(count)]
+        """The number of results that have not come, by image."""
         self._future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        if not self._missing:
+        if not any(self._missing):
             self._finish()
 
     async def wait(self) -> list[Result]:
-        """Returns the results in the order of the images. Does not enforce the deadline; the caller must.
+        """Returns the results in the order of the images and their passes.
+
+        Does not enforce the deadline; the caller must.
 
         Raises:
             InferenceFailed: the engine failed on one of the images, or on all where such images are skipped.
@@ -51,15 +55,14 @@ class PendingResults:
     def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
         """Stores a result. The first failure of an image fails the request."""
         self.queue_s, self.infer_s = max(self.queue_s, queue_s), max(self.infer_s, infer_s)
-        if self._future.done():
+        image = index // self._passes
+        if self._future.done() or self.is_skipped(image):
             return
         if isinstance(result, ServiceError):
             self.on_failed(result)
             return
         self._results[index] = result
-        self._missing -= 1
-        if not self._missing:
-            self._finish()
+        self._finish_image(image, self._missing[image] - 1)
 
     def on_failed(self, error: ServiceError) -> None:
         """Fails the request, unless it is done, or the error is that of one image and such images are skipped."""
@@ -69,13 +72,20 @@ class PendingResults:
             self._future.set_exception(error)
         elif not self.is_skipped(index := error.details["image"]):
             self._skipped[index] = error
-            self._missing -= 1
-            if not self._missing:
-                self._finish()
+            self._finish_image(index, 0)
+
+    def _finish_image(self, image: int, missing: int) -> None:
+        self._missing[image] = missing
+        if not missing and not any(self._missing):
+            self._finish()
 
     def _finish(self) -> None:
         """Gives the results; the error of the first image if all were skipped."""
-        results = [result for result in self._results if result is not None]
+        results = [
+            result
+            for index, result in enumerate(self._results)
+            if result is not None and not self.is_skipped(index // self._passes)
+        ]
         if results or not self._skipped:
             self._future.set_result(results)
         else:

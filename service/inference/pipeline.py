@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
-from service.inference.decode_memory import MemoryShortage
-from service.inference.image_decoder import ImageDecoder
+from service.inference.decode_pool import DecodePool, Pass, PrepareImage
+from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
-from service.inference.reconstruction import ChooseVisible, Reconstruction
+from service.inference.reconstruction import ChoosePasses, Reconstruction
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.parameters import Pool
 
 T = TypeVar("T")
-PrepareImage = Callable[[bytes, int, int], tuple[Bytes, Indices]]
-"""Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it: patches uint8
-[K, P] or [N, P], visible indices int32 [K]."""
 
 
 @dataclass
@@ -51,15 +50,19 @@ class Pipeline:
         scheduler: Scheduler,
         metrics: Metrics,
         threads: int,
+        drift_sample: float = 0.0,
     ) -> None:
-        """For one engine, with a pool of `threads` threads that decode images and write answers."""
+        """For one engine, with a pool of `threads` threads that decode images and write answers.
+
+        The share `drift_sample` of the images also goes to `Scheduler.sample`, once their request has its results.
+        """
         self.info = info
         self.heads = heads
         self.image_decoder = image_decoder
         self.scheduler = scheduler
         self._metrics = metrics
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._drift_sample = drift_sample
+        self._pool = DecodePool(image_decoder.memory, scheduler, threads)
 
     @property
     def head(self) -> Head:
@@ -107,14 +110,15 @@ class Pipeline:
         Raises:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
+        sampled: list[Bytes] = []
 
-        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
-            patches = self.image_decoder.decode(data, index, reserved).patches
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+            patches = self._decode(data, index, reserved, sampled).patches
             whole = len(visible_indices) == len(patches)
-            return patches if whole else patches[visible_indices], visible_indices
+            return [(patches if whole else patches[visible_indices], visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        results = await self._infer(operation, images, prepare, timings, deadline, skipped)
+        results = await self._infer(operation, images, prepare, timings, deadline, skipped, sampled=sampled)
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
         return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
@@ -148,43 +152,95 @@ class Pipeline:
         vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline, skipped)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
-    async def reconstruct(
+    async def reconstruct_passes(
         self,
         images: list[bytes],
-        choose_visible: ChooseVisible,
+        choose_passes: ChoosePasses,
+        passes: int,
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
-    ) -> list[Reconstruction]:
-        """Reconstructs images from their visible patches.
+    ) -> list[list[Reconstruction]]:
+        """Reconstructs each image several times, from other visible patches in each pass.
+
+        An image is decoded once, and each of its passes counts as an image in the queue.
 
         Args:
             images: encoded images.
-            choose_visible: chooses the visible patches of an image; the same number for all images.
+            choose_passes: chooses the visible patches of each pass of an image; the same number in all passes.
+            passes: number of passes of each image.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: as in `embed`; the images that are left out have no reconstruction.
+
+        Returns:
+            The passes of each image that is not left out.
 
         Raises:
             NoDecoder: the model cannot reconstruct.
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
         self.require_decoder()
-        prepared: dict[int, tuple[Bytes, Indices]] = {}
+        prepared: dict[int, Sequence[Pass]] = {}
+        sampled: list[Bytes] = []
 
-        def prepare(data: bytes, index: int, reserved: int) -> tuple[Bytes, Indices]:
-            decoded = self.image_decoder.decode(data, index, reserved)
-            prepared[index] = decoded.patches, choose_visible(decoded)
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+            decoded = self._decode(data, index, reserved, sampled)
+            prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
-        results = await self._infer("reconstruct", images, prepare, timings, deadline, skipped)
-        reconstructions = []
-        indexes = [index for index in range(len(images)) if index not in (skipped or ())]
-        for index, result in zip(indexes, results, strict=True):
-            assert isinstance(result, DecoderOutput)
-            patches, visible_indices = prepared[index]
-            reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
-        return reconstructions
+        results = iter(await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes, sampled))
+        by_image = []
+        for index in range(len(images)):
+            if index in (skipped or ()):
+                continue
+            reconstructions = []
+            for patches, visible_indices in prepared[index]:
+                result = next(results)
+                assert isinstance(result, DecoderOutput)
+                reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
+            by_image.append(reconstructions)
+        return by_image
+
+    async def embed_subsets(
+        self, images: list[bytes], subsets: Sequence[Indices], timings: Timings, deadline: float = math.inf
+    ) -> tuple[Bytes, Floats, Floats]:
+        """Embeds whole images, and the first of them also from subsets of its patches: the others are left out.
+
+        Args:
+            images: encoded images.
+            subsets: visible indices of each pass of the first image, int32 [K] with one K.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+
+        Returns:
+            The patches of the first image, uint8 [N, P]; the pooled vectors of the whole images, float32 [B, 2, D]; and
+            those of the subsets, float32 [passes, 2, D].
+
+        Raises:
+            ServiceError: an image is refused, the queue is full, or the engine has failed.
+        """
+        everything = all_indices(self.info.config.num_patches)
+        decoded: dict[int, Bytes] = {}
+        sampled: list[Bytes] = []
+
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+            decoded[index] = self._decode(data, index, reserved, sampled).patches
+            return [(decoded[index], everything)]
+
+        with (
+            self._admit("embed", len(images), deadline) as (whole, whole_pending),
+            self._admit("embed", 1, deadline, passes=len(subsets)) as (request, pending),
+        ):
+            await self._pool.queue_images(whole, whole_pending, images, prepare, self._decode_timer(timings))
+            patches = decoded[0]
+            gathered = await self.run_in_pool(lambda: [patches[visible_indices] for visible_indices in subsets])
+            for number, visible_indices in enumerate(subsets):
+                self.scheduler.put(request, number, gathered[number], visible_indices)
+            vectors = np.array(await self._wait(whole_pending, timings))
+            passes = np.array(await self._wait(pending, timings))
+        self._offer(sampled)
+        return patches, vectors, passes
 
     async def render(self, write: Callable[[], T], timings: Timings) -> T:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
@@ -196,12 +252,12 @@ class Pipeline:
 
     async def run_in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         """Runs `work(*arguments)` in the pool of threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        return await self._pool.run(work, *arguments)
 
     def close(self) -> None:
         """Stops the scheduler and the pool; a batch that runs longer than LAST_BATCH_S is left to itself."""
         self.scheduler.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def _infer(
         self,
@@ -211,79 +267,55 @@ class Pipeline:
         timings: Timings,
         deadline: float,
         skipped: dict[int, ServiceError] | None,
+        passes: int = 1,
+        sampled: Sequence[Bytes] = (),
     ) -> list[Result]:
-        pending = PendingResults(len(images), skipped)
-        request = self.scheduler.admit(operation, len(images), deadline, pending)
+        with self._admit(operation, len(images), deadline, skipped, passes) as (request, pending):
+            await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
+            results = await self._wait(pending, timings)
+        self._offer(sampled)
+        return results
+
+    def _decode(self, data: bytes, index: int, reserved: int, sampled: list[Bytes]) -> DecodedImage:
+        """Decodes an image, and adds its patches to `sampled` if chance chooses them."""
+        decoded = self.image_decoder.decode(data, index, reserved)
+        if random.random() < self._drift_sample:
+            sampled.append(decoded.patches)
+        return decoded
+
+    def _offer(self, sampled: Sequence[Bytes]) -> None:
+        """Has the drift of images measured whose request has its results, so that they are not in its way."""
+        for patches in sampled:
+            self.scheduler.sample(patches)
+
+    def _decode_timer(self, timings: Timings) -> Callable[[float], None]:
+        """A function that records the seconds in which an image was decoded."""
+
+        def record(seconds: float) -> None:
+            timings.decode = max(timings.decode, seconds)
+            self._metrics.stage_duration.labels("decode").observe(seconds)
+
+        return record
+
+    @contextmanager
+    def _admit(
+        self,
+        operation: Operation,
+        count: int,
+        deadline: float,
+        skipped: dict[int, ServiceError] | None = None,
+        passes: int = 1,
+    ) -> Iterator[tuple[QueuedRequest, PendingResults]]:
+        """Admits a request for `count` images, and releases it in the end."""
+        pending = PendingResults(count, skipped, passes)
+        request = self.scheduler.admit(operation, count * passes, deadline, pending, passes)
         try:
-            await self._queue_images(request, pending, images, prepare, timings)
-            results = await pending.wait()
+            yield request, pending
         finally:
             self.scheduler.release(request)
             pending.close()
-        timings.queue, timings.infer = pending.queue_s, pending.infer_s
+
+    async def _wait(self, pending: PendingResults, timings: Timings) -> list[Result]:
+        results = await pending.wait()
+        timings.queue, timings.infer = max(timings.queue, pending.queue_s), max(timings.infer, pending.infer_s)
         return results
-
-    async def _queue_images(
-        self,
-        request: QueuedRequest,
-        pending: PendingResults,
-        images: list[bytes],
-        prepare: PrepareImage,
-        timings: Timings,
-    ) -> None:
-        """Decodes and queues the images of a request, at most as many at once as the pool has threads.
-
-        So the pool also decodes images of other requests in between.
-        """
-        indexes = iter([index for index in range(len(images)) if not pending.is_skipped(index)])
-        if len(images) == 1:
-            await self._queue_next(indexes, request, pending, images, prepare, timings)
-            return
-        # The tasks share one iterator: each takes the next image when it has queued the one before.
-        tasks = [
-            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, timings))
-            for _ in range(min(len(images), self._threads))
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _queue_next(
-        self,
-        indexes: Iterator[int],
-        request: QueuedRequest,
-        pending: PendingResults,
-        images: list[bytes],
-        prepare: PrepareImage,
-        timings: Timings,
-    ) -> None:
-        for index in indexes:
-            start = time.monotonic()
-            try:
-                patches, visible_indices = await self._prepare(prepare, images[index], index)
-            except ServiceError as error:
-                if not pending.can_skip(error):
-                    raise
-                pending.on_failed(error)
-                continue
-            seconds = time.monotonic() - start
-            timings.decode = max(timings.decode, seconds)
-            self._metrics.stage_duration.labels("decode").observe(seconds)
-            self.scheduler.put(request, index, patches, visible_indices)
-
-    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> tuple[Bytes, Indices]:
-        """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
-
-        So an image that waits for memory takes no thread from the others.
-        """
-        try:
-            return await self.run_in_pool(prepare, data, index, 0)
-        except MemoryShortage as shortage:
-            needed = shortage.needed
-        reservation = await self.image_decoder.memory.reserve(needed)
-        future = self._pool.submit(prepare, data, index, needed)
-        # Released when the thread has ended, or when the future is cancelled before a thread took it.
-        future.add_done_callback(lambda _: reservation.release())
-        return await asyncio.wrap_future(future)

@@ -61,17 +61,22 @@ class ResultSink(Protocol):
 
 @dataclass(eq=False, slots=True)
 class QueuedRequest:
-    """A request that was admitted to the queue, with as many images as it was admitted for."""
+    """A request that was admitted to the queue, with as many images as it was admitted for.
+
+    An image with several masks is that many images to the queue: one *pass* for each mask.
+    """
 
     operation: Operation
     count: int
-    """Number of its images."""
+    """Number of its images, each pass counted."""
     deadline: float
     """The time after which its images enter no batch, in seconds of time.monotonic()."""
     sink: ResultSink
     """The receiver of its results."""
+    passes: int = 1
+    """Passes of each image: pass p of image i has the index i * passes + p."""
     unbatched: int = field(init=False)
-    """Number of its images that hold room in the queue: neither in a batch nor dropped."""
+    """Number of its passes that hold room in the queue: neither in a batch nor dropped."""
     key: BatchKey | None = None
     """The key of its images, set with the first one."""
     released: bool = False
@@ -94,17 +99,22 @@ class QueuedRequest:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class QueueEntry:
-    """One image in the queue."""
+    """One image in the queue, or one pass of it."""
 
     request: QueuedRequest
     index: int
-    """Its number within the request."""
+    """Its number within the request, all passes of all images counted."""
     patches: Bytes
     """uint8 [K, P]; all patches, [N, P], for `reconstruct`."""
     visible_indices: Indices
     """int32 [K]."""
     queued_at: float
     """The time when it entered the queue, in seconds of time.monotonic()."""
+
+    @property
+    def image(self) -> int:
+        """The number of its image within the request."""
+        return self.index // self.request.passes
 
 
 @dataclass(slots=True)

@@ -5,27 +5,28 @@ A mask is drawn by a seed, listed as indices of patches, or painted as a picture
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
 from model.config import MAEConfig
-from model.masking import MaskError, choose_visible, new_seed, visible_without
+from model.masking import MAX_SEED, MaskError, choose_visible, new_seed, removed_flags, visible_without
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.parameters import ReconstructParameters
 
-ChooseVisible = Callable[[DecodedImage], Indices]
-"""Chooses which patches of a decoded image stay visible, int32 [K]."""
-RANDOM_MASK_PARAMETERS = ("mask_ratio", "seed", "strategy")
-"""The parameters of a mask that is drawn by a seed."""
+ChoosePasses = Callable[[DecodedImage], Sequence[Indices]]
+"""Chooses which patches stay visible in each pass of a decoded image, int32 [K] with one K."""
+RANDOM_MASK_PARAMETERS = ("mask_ratio", "seed", "strategy", "draws")
+"""The parameters of masks that are drawn by a seed."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, and the decoder's prediction from its visible patches."""
+    """One image, and the decoder's prediction from its visible patches; or the mean of several predictions."""
 
     patches: Bytes
     """The image itself, uint8 [N, P]."""
@@ -34,7 +35,9 @@ class Reconstruction:
     error: Floats
     """Squared error of each patch in the decoder's pixels, float32 [N]."""
     visible_indices: Indices
-    """The visible patches, int32 [K]."""
+    """The visible patches, int32 [K]; of several predictions, those of the first."""
+    spread: Floats | None = None
+    """Standard deviation of each pixel over several predictions, see `mean_of_draws`, float32 [N, p * p]."""
 
     @property
     def loss(self) -> float:
@@ -48,33 +51,99 @@ class Reconstruction:
         """Share of the patches that was removed."""
         return 1 - len(self.visible_indices) / len(self.error)
 
+    @property
+    def patch_spread(self) -> Floats | None:
+        """Spread of each patch, float32 [N]: the root of the mean square over its pixels."""
+        return None if self.spread is None else np.sqrt(np.square(self.spread).mean(axis=1))
 
-def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameters) -> tuple[int | None, ChooseVisible]:
-    """The seed (None if `patches` lists the mask), and a function that chooses the visible patches of an image.
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """The masks by which each image of a request is reconstructed: one, or one per draw."""
+
+    seeds: tuple[int, ...]
+    """The seed of each mask; none if the request says which patches to remove."""
+    choose_passes: ChoosePasses
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the first mask, if there is one."""
+        return self.seeds[0] if self.seeds else None
+
+    @property
+    def draws(self) -> int:
+        """The number of masks."""
+        return len(self.seeds) or 1
+
+
+def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameters) -> MaskPlan:
+    """The masks of a request: listed in `patches`, or drawn by `seed`, `seed` + 1 and so on (modulo 2^64).
 
     Raises:
         InvalidParameter: the parameters describe two masks, or a mask that removes no patch, every patch, or a patch
-            that does not exist.
+            that does not exist; or they ask for the spread of a single draw.
     """
+    if parameters.view == "spread" and parameters.draws == 1:
+        raise InvalidParameter("view: spread needs several draws, such as draws=8", parameter="view")
     if parameters.patches is not None:
         _require_one_mask("patches", parameters)
         removed = [int(index) for index in parameters.patches.split(",")]
         listed = _choose_or_refuse("patches", lambda: visible_without(removed, config.num_patches))
-        return None, lambda image: listed
-    seed = new_seed() if parameters.seed is None else parameters.seed
-    drawn = _choose_or_refuse(
-        "mask_ratio", lambda: choose_visible(parameters.strategy, config.grid, parameters.mask_ratio, seed)
+        return MaskPlan((), lambda image: [listed])
+    first = new_seed() if parameters.seed is None else parameters.seed
+    seeds = tuple((first + draw) & MAX_SEED for draw in range(parameters.draws))
+    strategy, ratio = parameters.strategy, parameters.mask_ratio
+    drawn = [_choose_or_refuse("mask_ratio", partial(choose_visible, strategy, config.grid, ratio, s)) for s in seeds]
+    return MaskPlan(seeds, lambda image: drawn)
+
+
+def mean_of_draws(draws: Sequence[Reconstruction]) -> Reconstruction:
+    """The mean of several reconstructions of one image, and how far they lie apart; a single one as it is.
+
+    A patch counts in the draws that remove it, since a decoder has not learned to predict what the encoder has seen.
+    `pixels` and `error` are means over these draws; for a patch that none of them removes, over all draws. `spread` is
+    the standard deviation over them (n - 1 in the denominator); the squares of the three channels are averaged. The
+    spread of a patch that fewer than two draws remove is NaN.
+
+    Args:
+        draws: reconstructions of one image; at most 64, so that sums of squares fit into 32 bits.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    first = draws[0]
+    removes = np.array(
+        [removed_flags(draw.visible_indices, len(first.patches)) for draw in draws], dtype=bool
+    )  # [n, N]
+    counted = np.where(removes.any(axis=0), removes, True)
+    counts = counted.sum(axis=0)[:, None]  # [N, 1]
+    total = np.zeros(first.pixels.shape, dtype=np.uint32)  # [N, P]
+    squares = np.zeros_like(total)
+    for draw, counts_here in zip(draws, counted, strict=True):
+        pixels = draw.pixels[counts_here].astype(np.uint32)
+        total[counts_here] += pixels
+        squares[counts_here] += pixels * pixels
+    mean = total / counts
+    with np.errstate(divide="ignore", invalid="ignore"):  # a patch that counts once has no variance: 0 / 0
+        variance = (squares - total * mean) / (counts - 1)
+    variance[removes.sum(axis=0) < 2] = np.nan
+    by_pixel = np.maximum(variance, 0).reshape(len(mean), -1, 3).mean(axis=2)
+    errors = np.array([draw.error for draw in draws], dtype=np.float64)
+    return Reconstruction(
+        first.patches,
+        mean.round().astype(np.uint8),
+        ((errors * counted).sum(axis=0) / counts[:, 0]).astype(np.float32),
+        first.visible_indices,
+        np.sqrt(by_pixel).astype(np.float32),
     )
-    return seed, lambda image: drawn
 
 
 def choose_patches_by_picture(
     config: MAEConfig, image_decoder: ImageDecoder, parameters: ReconstructParameters, picture: bytes, count: int
-) -> ChooseVisible:
-    """A function that chooses the patches of an image that a mask picture leaves visible.
+) -> MaskPlan:
+    """The mask that a picture shows.
 
-    The function raises the errors of `ImageDecoder.read_mask`, and InvalidParameter for a mask that removes no patch or
-    every patch.
+    To choose the patches of an image raises the errors of `ImageDecoder.read_mask`, and InvalidParameter for a mask
+    that removes no patch or every patch.
 
     Args:
         config: of the model.
@@ -89,9 +158,12 @@ def choose_patches_by_picture(
     _require_one_mask("mask", parameters)
     if count > 1:
         raise InvalidParameter("a mask goes with one image, and this request has more", parameter="mask")
-    return lambda image: _choose_or_refuse(
-        "mask", lambda: visible_without(image_decoder.read_mask(picture, image), config.num_patches)
-    )
+
+    def choose(image: DecodedImage) -> list[Indices]:
+        removed = image_decoder.read_mask(picture, image)
+        return [_choose_or_refuse("mask", lambda: visible_without(removed, config.num_patches))]
+
+    return MaskPlan((), choose)
 
 
 def _require_one_mask(name: str, parameters: ReconstructParameters) -> None:

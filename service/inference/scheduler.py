@@ -18,6 +18,7 @@ from typing import Protocol
 from model.arrays import Bytes, Indices
 from model.engines.base import Engine
 from service.errors import EngineLost, ServiceError
+from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
 from service.inference.limits import Budget, require_possible, reserve_images
 from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
@@ -31,16 +32,19 @@ LAST_BATCH_S = 5.0
 class Scheduler(Protocol):
     """The way from a request to the lanes: in this process, or in the engine process. Used on the event loop."""
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """Reserves room for `count` images, before they are decoded.
 
         Every admitted request must be released.
 
         Args:
             operation: what the engine does with the images.
-            count: number of images.
+            count: number of images, each pass counted.
             deadline: images enter no batch after this time, in seconds of time.monotonic(). The caller enforces it.
             sink: receives the results.
+            passes: number of passes of each image.
 
         Raises:
             TooManyImages: the queue can never hold so many.
@@ -53,7 +57,7 @@ class Scheduler(Protocol):
 
         Args:
             request: as `admit` returned it; a released request ignores the image.
-            index: number of the image within the request.
+            index: number of the image within the request, each pass counted.
             patches: uint8 [K, P]; all patches, [N, P], for `reconstruct`.
             visible_indices: int32 [K], with one K for all images of a request.
 
@@ -63,6 +67,13 @@ class Scheduler(Protocol):
 
     def release(self, request: QueuedRequest) -> None:
         """Frees the room that a request still holds; none of its images enters a batch any more."""
+
+    def sample(self, patches: Bytes) -> None:
+        """Has an image's drift measured once no lane is needed, or drops it: no request waits for it.
+
+        Args:
+            patches: uint8 [N, P].
+        """
 
     def fail_all(self, error: ServiceError) -> None:
         """Fails every request that was admitted and not released."""
@@ -81,6 +92,7 @@ class BatchScheduler:
         images: Budget,
         max_delay_s: float = 0.0,
         on_lost: Callable[[str], None] = log.critical,
+        drift: DriftMonitor | None = None,
     ) -> None:
         """No lane runs yet.
 
@@ -90,6 +102,7 @@ class BatchScheduler:
             images: budget of the queue.
             max_delay_s: time that a free lane waits for a batch to fill, counted from its oldest image.
             on_lost: called on the event loop with the reason when the engine has failed for good.
+            drift: measures the images of `sample`; None drops them.
         """
         self.engine = engine
         self.lost: str | None = None
@@ -99,6 +112,9 @@ class BatchScheduler:
         self._queue_duration = metrics.stage_duration.labels("queue")
         self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
+        self._drift = drift
+        self._measuring = False
+        """Whether a lane measures drift; at most one does, so that another one is free for requests."""
         self._changed = threading.Condition()
         self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
         self._requests: set[QueuedRequest] = set()
@@ -123,14 +139,16 @@ class BatchScheduler:
             self._threads.append(thread)
             thread.start()
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """See `Scheduler.admit`."""
-        require_possible(self._images, count)
+        require_possible(self._images, count, passes)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
             reserve_images(self._images, count)
-            request = QueuedRequest(operation, count, deadline, sink)
+            request = QueuedRequest(operation, count, deadline, sink, passes)
             self._requests.add(request)
         return request
 
@@ -157,6 +175,13 @@ class BatchScheduler:
                     request.sink.on_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
+
+    def sample(self, patches: Bytes) -> None:
+        """See `Scheduler.sample`."""
+        if self._drift is not None:
+            with self._changed:
+                self._drift.offer(patches)
+                self._changed.notify()
 
     def fail_all(self, error: ServiceError) -> None:
         """See `Scheduler.fail_all`."""
@@ -191,6 +216,9 @@ class BatchScheduler:
         executor = BatchExecutor(self.engine, lane, self._metrics)
         try:
             while batch := self._next_batch():
+                if isinstance(batch, Sample):
+                    self._measure_drift(lane, batch)
+                    continue
                 try:
                     results, seconds = executor.run(batch[0].request.operation, batch)
                 finally:
@@ -201,8 +229,26 @@ class BatchScheduler:
             log.critical("lane %d has ended", lane, exc_info=error)
             self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
-    def _next_batch(self) -> Sequence[QueueEntry] | None:
-        """Waits for a batch; returns None when none will come any more."""
+    def _measure_drift(self, lane: int, sample: Sample) -> None:
+        assert self._drift is not None
+        self._drift.measure(lane, sample)
+        with self._changed:
+            self._measuring = False
+            self._drift.give_back(sample)
+
+    def _next_sample(self) -> Sample | None:
+        """A sample whose drift can be measured now: no image waits or is being decoded, and no other lane measures.
+
+        The caller holds the lock.
+        """
+        if self._drift is None or self._measuring or self._stopping or self._images.used:
+            return None
+        sample = self._drift.take()
+        self._measuring = sample is not None
+        return sample
+
+    def _next_batch(self) -> Sequence[QueueEntry] | Sample | None:
+        """Waits for a batch, or for a time to measure a sample; returns None when no batch will come any more."""
         with self._changed:
             while not self.lost:
                 batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
@@ -219,6 +265,8 @@ class BatchScheduler:
                 if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
+                    if sample := self._next_sample():
+                        return sample
                     self._changed.wait(batch.wait_s)
             return None
 

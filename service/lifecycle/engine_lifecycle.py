@@ -11,6 +11,7 @@ from collections.abc import Callable
 from model.checkpoints.heads import Heads
 from model.engines.base import ServedModel
 from service.errors import Draining
+from service.inference.drift import DriftMonitor
 from service.inference.limits import Budget, Budgets
 from service.inference.scheduler import BatchScheduler
 from service.lifecycle.background import BackgroundTasks
@@ -91,8 +92,9 @@ class EngineLifecycle:
     def _open(self, served: ServedModel) -> None:
         """Starts the scheduler of `served`, and takes requests from now on."""
         info, s = served.info, self._settings
+        drift = DriftMonitor(served.engine, served.heads, self._metrics) if s.drift_sample else None
         scheduler = BatchScheduler(
-            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost
+            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost, drift=drift
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads

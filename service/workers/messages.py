@@ -20,8 +20,8 @@ from service.lifecycle.state import State
 
 HEAD = Struct("<IB3x")
 """The head of each message: the length of its content in bytes, and its kind."""
-PUT = Struct("<IIIIIId")
-"""Content of PUT: request, slot, index of the image, number of the request's images, K, operation, deadline."""
+PUT = Struct("<IIIIIIId")
+"""Content of PUT: request, slot, index of the image, number of the request's images, passes, K, operation, deadline."""
 DONE = Struct("<Idd")
 """Content of DONE: slot, seconds in the queue, seconds in the batch."""
 NUMBER = Struct("<I")
@@ -62,6 +62,8 @@ class Kind(IntEnum):
     """To a worker: the metrics of the whole service, or no text if they failed. NUMBER of the scrape, then the text."""
     EXIT = 14
     """To a worker: it should answer the requests that it has, and end. No content."""
+    SAMPLE = 15
+    """From a worker: a slot holds an image whose drift can be measured; RELEASED gives it back. NUMBER of the slot."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+
 from model.arrays import Bytes, Indices
 from service.errors import ServiceError
 from service.inference.limits import Budget, require_possible, reserve_images
@@ -16,6 +18,8 @@ from service.metrics import Metrics
 from service.workers.channel import Channel
 from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, unpack_error
 from service.workers.shared_buffers import SharedBuffers
+
+NO_INDICES: Indices = np.empty(0, np.int32)
 
 
 @dataclass(slots=True)
@@ -57,12 +61,16 @@ class SchedulerClient:
         """The images that the engine process has, by slot."""
         self._waiting: deque[QueueEntry] = deque()
         """The images that wait for a free slot."""
+        self._samples: set[int] = set()
+        """The slots of samples that the engine process has not copied yet."""
 
-    def admit(self, operation: Operation, count: int, deadline: float, sink: ResultSink) -> QueuedRequest:
+    def admit(
+        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+    ) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
-        require_possible(self._images, count)
+        require_possible(self._images, count, passes)
         reserve_images(self._images, count)
-        request = QueuedRequest(operation, count, deadline, sink)
+        request = QueuedRequest(operation, count, deadline, sink, passes)
         number = next(self._numbers) & 0xFFFFFFFF
         self._progress[request], self._requests[number] = _Progress(number), request
         return request
@@ -89,6 +97,16 @@ class SchedulerClient:
         elif progress.answered < request.count:
             self._channel.send(Kind.CANCEL, NUMBER.pack(progress.number))
 
+    def sample(self, patches: Bytes) -> None:
+        """See `Scheduler.sample`. At least half of the slots stay free for requests."""
+        if len(self._free) <= self._slots.count // 2:
+            self._metrics.drift_samples.labels("dropped").inc()
+            return
+        slot = self._free.pop()
+        self._samples.add(slot)
+        self._slots.write_image(slot, "reconstruct", patches, NO_INDICES)
+        self._channel.send(Kind.SAMPLE, NUMBER.pack(slot))
+
     def fail_all(self, error: ServiceError) -> None:
         """See `Scheduler.fail_all`."""
         for request in list(self._progress):
@@ -109,15 +127,21 @@ class SchedulerClient:
             slot, queue_s, infer_s = DONE.unpack(content)
         else:
             (slot,) = NUMBER.unpack(content)
-        entry = self._sent.pop(slot)
+        if slot in self._samples:
+            self._samples.remove(slot)
+        else:
+            self._receive(slot, self._sent.pop(slot), kind, queue_s, infer_s)
+        self._free.append(slot)
+        self._send_waiting()
+
+    def _receive(self, slot: int, entry: QueueEntry, kind: Kind, queue_s: float, infer_s: float) -> None:
+        """Counts an image as answered, and hands its result on if there is one."""
         request = entry.request
         if progress := self._progress.get(request):
             progress.answered += 1
             if kind is Kind.DONE:
                 result = self._slots.read_result(slot, request.operation, len(entry.visible_indices))
                 request.sink.on_result(entry.index, result, queue_s, infer_s)
-        self._free.append(slot)
-        self._send_waiting()
 
     def _send_waiting(self) -> None:
         """Sends images as far as there are free slots."""
@@ -131,5 +155,6 @@ class SchedulerClient:
             self._sent[slot] = entry
             progress.sent += 1
             operation = OPERATIONS.index(request.operation)
-            message = (progress.number, slot, entry.index, request.count, visible, operation, request.deadline)
+            counts = request.count, request.passes
+            message = (progress.number, slot, entry.index, *counts, visible, operation, request.deadline)
             self._channel.send(Kind.PUT, PUT.pack(*message))

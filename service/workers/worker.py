@@ -136,7 +136,9 @@ class WorkerService(Service):
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
-        self._pipeline = Pipeline(info, heads, self._image_decoder(info), self._scheduler, self.metrics, threads)
+        self._pipeline = Pipeline(
+            info, heads, self._image_decoder(info), self._scheduler, self.metrics, threads, s.drift_sample
+        )
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:
         self._scrapes[number] = future

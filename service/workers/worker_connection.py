@@ -121,18 +121,26 @@ class WorkerConnection(Channel):
                 self.end(sink)
         elif kind is Kind.HELLO:
             self.started = True
+        elif kind is Kind.SAMPLE:
+            self._sample(*NUMBER.unpack(content))
         else:
             self._on_message(self, kind, content)
 
+    def _sample(self, slot: int) -> None:
+        assert self._scheduler is not None, "a worker sends images before it is told of an engine"
+        patches, _ = self.slots.image(slot, "reconstruct", 0)
+        self._scheduler.sample(patches.copy())  # a sample may wait long, and a slot is for those who wait for an answer
+        self.send(Kind.RELEASED, NUMBER.pack(slot))
+
     def _put(
-        self, number: int, slot: int, index: int, count: int, visible: int, operation: int, deadline: float
+        self, number: int, slot: int, index: int, count: int, passes: int, visible: int, operation: int, deadline: float
     ) -> None:
         assert self._scheduler is not None, "a worker sends images before it is told of an engine"
         sink = self._sinks.get(number)
         try:
             if sink is None:
                 sink = ChannelSink(self, number, OPERATIONS[operation], count)
-                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink)
+                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink, passes)
                 self._sinks[number] = sink
             sink.slots[index] = slot  # before a lane can have the image
             self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))

@@ -18,7 +18,13 @@ from service.api.request import RequestContext
 from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
 from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
 from service.errors import NoDecoder, ServiceError
-from service.inference.reconstruction import Reconstruction, choose_patches_by_picture, choose_patches_to_remove
+from service.inference.reconstruction import (
+    MaskPlan,
+    Reconstruction,
+    choose_patches_by_picture,
+    choose_patches_to_remove,
+    mean_of_draws,
+)
 from service.parameters import ReconstructParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -43,7 +49,7 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     pipeline, timings = context.pipeline, context.record.timings
     config, view, accept = pipeline.info.config, parameters.view, request.headers.get("accept", "")
     pipeline.require_decoder()
-    seed, choose_visible = choose_patches_to_remove(config, parameters)
+    plan = choose_patches_to_remove(config, parameters)
     skips = parameters.on_error == "skip"
     # Refuses early; the number of images, known later, decides between the types.
     preferred_type(accept, (JSON,) if skips else (PNG, JSON, ZIP))
@@ -51,26 +57,26 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     count, skipped = len(body.images), body.errors if skips else None
     media_type = JSON if skips else preferred_type(accept, (PNG, JSON) if count == 1 else (JSON, ZIP))
     if body.mask is not None:
-        seed, choose_visible = (
-            None,
-            choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count),
-        )
+        plan = choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count)
 
     async def work() -> tuple[bytes, list[Reconstruction]]:
-        reconstructions = await pipeline.reconstruct(body.images, choose_visible, timings, context.deadline, skipped)
-        context.record.images = len(reconstructions)
+        by_image = await pipeline.reconstruct_passes(
+            body.images, plan.choose_passes, plan.draws, timings, context.deadline, skipped
+        )
+        context.record.images = len(by_image)
 
-        def write() -> bytes:
+        def write() -> tuple[bytes, list[Reconstruction]]:
+            reconstructions = [mean_of_draws(draws) for draws in by_image]
             pictures = [
-                render(view, image.patches, image.pixels, image.error, image.visible_indices)
+                render(view, image.patches, image.pixels, image.error, image.visible_indices, image.spread)
                 for image in reconstructions
             ]
             if media_type == PNG:
-                return pictures[0]
-            content = _content(pipeline.info, view, reconstructions, pictures, seed, skipped)
-            return json_bytes(content) if media_type == JSON else _zip(content, pictures)
+                return pictures[0], reconstructions
+            content = _content(pipeline.info, view, reconstructions, pictures, plan, skipped)
+            return json_bytes(content) if media_type == JSON else _zip(content, pictures), reconstructions
 
-        return await pipeline.render(write, timings), reconstructions
+        return await pipeline.render(write, timings)
 
     content, reconstructions = await context.run_while_client_waits(work())
     headers = {
@@ -80,8 +86,8 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
             "" if image is None else f"{image.loss:.6f}" for image in with_gaps(reconstructions, skipped or {})
         ),
     }
-    if seed is not None:
-        headers["x-mae-seed"] = str(seed)
+    if plan.seed is not None:
+        headers["x-mae-seed"] = str(plan.seed)
     return Response(content, headers=headers, media_type=media_type)
 
 
@@ -90,7 +96,7 @@ def _content(
     view: View,
     reconstructions: list[Reconstruction],
     pictures: list[bytes],
-    seed: int | None,
+    plan: MaskPlan,
     skipped: dict[int, ServiceError] | None,
 ) -> dict[str, Any]:
     """The response as JSON: `Reconstructions`."""
@@ -99,6 +105,7 @@ def _content(
         {
             "loss": reconstruction.loss,
             "error": np.ascontiguousarray(reconstruction.error),
+            **({} if reconstruction.spread is None else {"spread": reconstruction.patch_spread}),
             "png": base64.b64encode(picture).decode("ascii"),
         }
         for reconstruction, picture in zip(reconstructions, pictures, strict=True)
@@ -107,7 +114,8 @@ def _content(
         "model": info.model_id,
         "view": view,
         "count": len(reconstructions) + len(skipped or ()),
-        "seed": seed,
+        "seed": plan.seed,
+        **({"seeds": plan.seeds} if plan.draws > 1 else {}),
         "mask_ratio": first.removed_share,
         "grid": (info.config.grid, info.config.grid),
         "mask": removed_flags(first.visible_indices, info.config.num_patches),
@@ -119,7 +127,9 @@ def _content(
 def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
     """The pictures as numbered files, and beside them a file with the JSON response without its PNGs."""
     file = io.BytesIO()
-    without_pngs = [{"loss": image["loss"], "error": image["error"]} for image in content["reconstructions"]]
+    without_pngs = [
+        {key: value for key, value in image.items() if key != "png"} for image in content["reconstructions"]
+    ]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
             archive.writestr(f"{number:04d}.png", picture)

@@ -11,17 +11,22 @@ import orjson
 import typer
 
 from model.engines.base import EngineInfo
-from model.images.open_image import HEIF_SUFFIXES, SUFFIXES
 from model.images.regular_file import read_regular_file
 from model.images.render import render
 from model.masking import removed_flags
 from service.cli.errors import CommandError, describe_file_error
-from service.cli.files import require_folder, write_output
+from service.cli.files import require_folder, require_png, write_output
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
 from service.inference.pipeline import Pipeline, Timings
-from service.inference.reconstruction import Reconstruction, choose_patches_by_picture, choose_patches_to_remove
+from service.inference.reconstruction import (
+    MaskPlan,
+    Reconstruction,
+    choose_patches_by_picture,
+    choose_patches_to_remove,
+    mean_of_draws,
+)
 from service.parameters import ReconstructParameters
 
 
@@ -51,18 +56,17 @@ def reconstruct(
     parameters, settings = parameters_of(ReconstructParameters, options), settings_of(options)
     if as_json and str(output) == "-":
         raise CommandError("--json and the picture cannot both go to standard output")
-    if output.suffix.lower() in (SUFFIXES | HEIF_SUFFIXES) - {".png"}:
-        raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")
+    require_png(output)
     require_folder(output)
     image_file, mask_file = read_regular_file(image), read_regular_file(mask) if mask else None
     served = build_engine(settings)
 
-    async def run() -> tuple[int | None, Reconstruction]:
-        async with open_pipeline(served, settings, max_images=1) as pipeline:
+    async def run() -> tuple[MaskPlan, Reconstruction]:
+        async with open_pipeline(served, settings, max_images=parameters.draws) as pipeline:
             return await _reconstruct(pipeline, parameters, image_file, mask_file)
 
     try:
-        seed, reconstruction = asyncio.run(run())
+        plan, reconstruction = asyncio.run(run())
     except ServiceError as error:
         if "image" not in error.details:
             raise
@@ -73,39 +77,42 @@ def reconstruct(
         reconstruction.pixels,
         reconstruction.error,
         reconstruction.visible_indices,
+        reconstruction.spread,
     )
     write_output(output, picture)
     if as_json:
-        description = _describe(served.info, parameters, seed, reconstruction)
+        description = _describe(served.info, parameters, plan, reconstruction)
         print(orjson.dumps(description, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     else:
-        prefix = "" if seed is None else f"seed {seed}, "
+        prefix = "" if plan.seed is None else f"seed {plan.seed}, "
         mask_ratio, loss = reconstruction.removed_share, reconstruction.loss
         print(f"mae: {prefix}mask ratio {mask_ratio:.6g}, loss {loss:.6f}", file=sys.stderr)
 
 
 async def _reconstruct(
     pipeline: Pipeline, parameters: ReconstructParameters, image_file: bytes, mask_file: bytes | None
-) -> tuple[int | None, Reconstruction]:
-    """The seed, None if the mask is not random, and the reconstruction."""
+) -> tuple[MaskPlan, Reconstruction]:
+    """The masks, and the reconstruction."""
     config, decoder = pipeline.info.config, pipeline.image_decoder
-    seed, choose_visible = choose_patches_to_remove(config, parameters)
+    plan = choose_patches_to_remove(config, parameters)
     if mask_file is not None:
-        seed, choose_visible = None, choose_patches_by_picture(config, decoder, parameters, mask_file, count=1)
-    [reconstruction] = await pipeline.reconstruct([image_file], choose_visible, Timings())
-    return seed, reconstruction
+        plan = choose_patches_by_picture(config, decoder, parameters, mask_file, count=1)
+    [draws] = await pipeline.reconstruct_passes([image_file], plan.choose_passes, plan.draws, Timings())
+    return plan, mean_of_draws(draws)
 
 
 def _describe(
-    info: EngineInfo, parameters: ReconstructParameters, seed: int | None, reconstruction: Reconstruction
+    info: EngineInfo, parameters: ReconstructParameters, plan: MaskPlan, reconstruction: Reconstruction
 ) -> dict[str, Any]:
     return {
         "model": info.model_id,
         "view": parameters.view,
-        "seed": seed,
+        "seed": plan.seed,
+        **({"seeds": plan.seeds} if plan.draws > 1 else {}),
         "mask_ratio": reconstruction.removed_share,
         "grid": (info.config.grid, info.config.grid),
         "mask": removed_flags(reconstruction.visible_indices, info.config.num_patches),
         "loss": reconstruction.loss,
         "error": reconstruction.error.copy(),
+        **({} if reconstruction.spread is None else {"spread": reconstruction.patch_spread}),
     }

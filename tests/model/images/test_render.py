@@ -82,9 +82,25 @@ def test_the_error_is_heat_over_the_dimmed_rest() -> None:
 
 
 def test_more_error_is_brighter_and_no_error_is_dark() -> None:
-    luma = heat(np.linspace(0, 3, 61).astype(np.float32), 3).reshape(61, 3) @ (0.299, 0.587, 0.114)
+    luma = heat(np.linspace(0, 1.5, 61).astype(np.float32)) @ (0.299, 0.587, 0.114)
     assert (np.diff(luma[:41]) > 0).all()
     assert (luma[40:] == luma[40]).all()
+
+
+def test_the_spread_is_heat_by_pixel_over_the_dimmed_patches_without_one() -> None:
+    spread = np.zeros((9, P * P), np.float32)
+    spread[0], spread[1] = (0, 16, 32, 48), (64, 200, 0, 0)
+    spread[8] = np.nan
+    pixels = np.zeros((9, 3 * P * P), np.uint8)
+    error, patches = np.zeros(9, np.float32), patches_of(IMAGE)
+    with Image.open(io.BytesIO(render("spread", patches, pixels, error, VISIBLE, spread))) as png:
+        picture = np.asarray(png)
+    inferno = [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)]
+    assert [tuple(picture[y, x].tolist()) for y, x in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2))] == inferno
+    assert tuple(picture[0, 3]) == inferno[-1], "more than 64 is shown as 64"
+    assert np.abs(picture[4:, 4:] - np.repeat(IMAGE[4:, 4:].mean(axis=2, keepdims=True) / 2, 3, axis=2)).max() < 1
+    with pytest.raises(ValueError, match="no spread"):
+        render("spread", patches, pixels, error, VISIBLE)
 
 
 def test_grey_stands_for_what_is_not_seen() -> None:

@@ -56,6 +56,7 @@ LACKS = (
     Lack("/embed", "keep=0.01", (422, "invalid_parameter", {"parameter": "keep"})),
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
+    Lack("/explain", "target=class", (404, "no_head", {})),
 )
 
 
@@ -231,7 +232,7 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 
 @pytest.mark.parametrize("route", [route.path for route in inference_routes(ROUTERS)])
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
-    own = {"/classify": {NoHead}, "/reconstruct": {NoDecoder}}.get(route, set())
+    own = {"/classify": {NoHead}, "/explain": {NoHead}, "/reconstruct": {NoDecoder}}.get(route, set())
     possible = set(ServiceError.__subclasses__()) - {ClientGone, NoHead, NoDecoder} | own
     responses = rich.get("/openapi.json").json()["paths"][route]["post"]["responses"]
     listed = {int(status): response["description"] for status, response in responses.items() if status != "200"}

@@ -1,6 +1,7 @@
 """Masks of requests: drawn by a seed, listed, or painted; against sets and NumPy."""
 
 import io
+import statistics
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,15 @@ import pytest
 from PIL import Image
 
 from model.config import MAEConfig, Preprocessing
+from model.masking import MAX_SEED
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
-from service.inference.reconstruction import choose_patches_by_picture, choose_patches_to_remove
+from service.inference.reconstruction import (
+    Reconstruction,
+    choose_patches_by_picture,
+    choose_patches_to_remove,
+    mean_of_draws,
+)
 from service.parameters import ReconstructParameters
 
 CONFIG = MAEConfig(image_size=64, patch_size=16, embed_dim=8, depth=1, num_heads=1, decoder_depth=0)
@@ -35,13 +42,15 @@ def picture(white: set[int]) -> bytes:
 
 
 def by_picture(white: set[int], count: int = 1, **parameters: Any) -> set[int]:
-    choose = choose_patches_by_picture(CONFIG, DECODER, ReconstructParameters(**parameters), picture(white), count)
-    return set(choose(image()).tolist())
+    plan = choose_patches_by_picture(CONFIG, DECODER, ReconstructParameters(**parameters), picture(white), count)
+    [visible] = plan.choose_passes(image())
+    return set(visible.tolist())
 
 
 def by_parameters(**parameters: Any) -> tuple[int | None, list[int]]:
-    seed, choose = choose_patches_to_remove(CONFIG, ReconstructParameters(**parameters))
-    return seed, choose(image()).tolist()
+    plan = choose_patches_to_remove(CONFIG, ReconstructParameters(**parameters))
+    [visible] = plan.choose_passes(image())
+    return plan.seed, visible.tolist()
 
 
 def test_a_seed_draws_the_same_mask_again() -> None:
@@ -49,6 +58,48 @@ def test_a_seed_draws_the_same_mask_again() -> None:
     assert seed is not None and len(visible) == 8
     assert by_parameters(mask_ratio=0.5, seed=seed) == (seed, visible)
     assert by_parameters(mask_ratio=0.5, seed=seed, strategy="grid")[1] != visible
+
+
+def test_each_draw_has_the_mask_of_the_next_seed() -> None:
+    plan = choose_patches_to_remove(CONFIG, ReconstructParameters(seed=MAX_SEED - 1, draws=4))
+    assert plan.seeds == (MAX_SEED - 1, MAX_SEED, 0, 1) and plan.draws == 4
+    for seed, visible in zip(plan.seeds, plan.choose_passes(image()), strict=True):
+        assert by_parameters(seed=seed) == (seed, visible.tolist())
+
+
+def draw_of(pixels: np.ndarray, error: list[float], visible: list[int]) -> Reconstruction:
+    original = np.zeros((4, 12), np.uint8)
+    return Reconstruction(original, pixels, np.array(error, np.float32), np.array(visible, np.int32))
+
+
+def test_the_mean_and_the_spread_of_draws_by_statistics() -> None:
+    """Patch 3 is removed in one draw alone, and patch 2 in none."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, 256, (3, 4, 12)).astype(np.uint8)
+    visible = ([2, 3], [2], [2, 3, 1])
+    errors = generator.random((3, 4)).tolist()
+    mean = mean_of_draws([draw_of(*each) for each in zip(drawn, errors, visible, strict=True)])
+    counted = {0: (0, 1, 2), 1: (0, 1), 2: (0, 1, 2), 3: (1,)}
+    assert mean.visible_indices.tolist() == visible[0] and mean.spread is not None and mean.patch_spread is not None
+    for patch, draws in counted.items():
+        for number in range(12):
+            values = [int(drawn[draw, patch, number]) for draw in draws]
+            assert abs(mean.pixels[patch, number] - statistics.fmean(values)) <= 0.5
+        assert mean.error[patch] == pytest.approx(statistics.fmean(errors[draw][patch] for draw in draws))
+        if patch > 1:
+            assert np.isnan(mean.spread[patch]).all() and np.isnan(mean.patch_spread[patch])
+            continue
+        variances = [statistics.variance(int(drawn[draw, patch, number]) for draw in draws) for number in range(12)]
+        by_pixel = [statistics.fmean(variances[start : start + 3]) for start in (0, 3, 6, 9)]
+        np.testing.assert_allclose(mean.spread[patch], np.sqrt(by_pixel), rtol=1e-6)
+        assert mean.patch_spread[patch] == pytest.approx(np.sqrt(statistics.fmean(variances)))
+    assert mean.loss == pytest.approx((mean.error[0] + mean.error[1]) / 2)
+
+
+def test_64_draws_of_white_have_no_spread() -> None:
+    white = np.full((4, 12), 255, np.uint8)
+    mean = mean_of_draws([draw_of(white, [1, 2, 3, 4], [1])] * 64)
+    assert mean.spread is not None and (mean.pixels == 255).all() and (mean.spread[[0, 2, 3]] == 0).all()
 
 
 def test_listed_patches_are_removed() -> None:
@@ -70,6 +121,9 @@ def test_white_patches_of_a_mask_picture_are_removed(white: set[int]) -> None:
         ({"patches": "1", "seed": 1}, "seed"),
         ({"patches": "1", "strategy": "random", "seed": 1}, "seed"),
         ({"patches": "1", "mask_ratio": 0.75}, "mask_ratio"),
+        ({"patches": "1", "draws": 8}, "draws"),
+        ({"view": "spread"}, "view"),
+        ({"view": "spread", "patches": "1"}, "view"),
     ],
 )
 def test_parameters_that_describe_no_mask(parameters: dict[str, Any], parameter: str) -> None:
@@ -93,6 +147,7 @@ def test_a_mask_picture_of_no_patch_or_of_every_patch(white: set[int]) -> None:
         ({"seed": 1}, 1, "seed"),
         ({"strategy": "random"}, 2, "strategy"),
         ({"mask_ratio": 0.75, "view": "panel"}, 1, "mask_ratio"),
+        ({"draws": 8, "view": "spread"}, 1, "draws"),
     ],
 )
 def test_a_mask_picture_beside_another_mask_or_several_images(

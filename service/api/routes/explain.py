@@ -1,0 +1,65 @@
+"""POST /explain: an image -> which of its patches carry a class, or the similarity with another image."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from model.images.shares import render_shares
+from service.api.fast_path import InferenceRoute
+from service.api.request import RequestContext
+from service.api.responses import JSON, header_value, json_bytes, preferred_type
+from service.api.schemas import INFERENCE_ERRORS, ExplanationAnswer, error_responses, request_body
+from service.errors import NoHead
+from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain
+from service.parameters import ExplainParameters
+
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
+PNG = "image/png"
+
+
+@router.post(
+    "/explain",
+    summary="Show which patches of an image carry its class or its similarity",
+    response_description="The shares of all patches as a PNG or as JSON.",
+    response_model=ExplanationAnswer,
+    responses={
+        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
+        **error_responses(*INFERENCE_ERRORS, NoHead),
+    },
+    openapi_extra=request_body(with_mask=False),
+)
+async def explain_score(request: Request, parameters: Annotated[ExplainParameters, Query()]) -> Response:
+    """Leaves random halves of an image's patches out, and tells by how much each patch raises or lowers the score."""
+    context = RequestContext(request)
+    pipeline, timings = context.pipeline, context.record.timings
+    plan = ExplanationPlan.of(parameters, pipeline.info, pipeline.heads)
+    media_type = preferred_type(request.headers.get("accept", ""), (PNG, JSON))
+    body = await context.read_body()
+    plan.require_images(len(body.images))
+
+    async def work() -> tuple[bytes, Explanation]:
+        explanation = await explain(pipeline, body.images, plan, timings, context.deadline)
+
+        def write() -> bytes:
+            picture = render_shares(parameters.view, explanation.patches, explanation.shares)
+            if media_type == PNG:
+                return picture
+            content = describe_explanation(pipeline.info, plan, explanation)
+            png = base64.b64encode(picture).decode("ascii")
+            return json_bytes({**content, "view": parameters.view, "png": png})
+
+        return await pipeline.render(write, timings), explanation
+
+    content, explanation = await context.run_while_client_waits(work())
+    headers = {
+        "x-mae-model": header_value(pipeline.info.model_id),
+        "x-mae-seed": str(plan.seed),
+        "x-mae-score": f"{explanation.score:.6g}",
+        "x-mae-scale": f"{explanation.scale:.6g}",
+    }
+    if explanation.label is not None:
+        headers["x-mae-label"] = header_value(explanation.label)
+    return Response(content, headers=headers, media_type=media_type)

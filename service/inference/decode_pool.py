@@ -1,0 +1,117 @@
+"""A pool of threads that decodes the images of requests, and queues them with the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TypeVar
+
+from model.arrays import Bytes, Indices
+from service.errors import ServiceError
+from service.inference.decode_memory import DecodeMemory, MemoryShortage
+from service.inference.pending_results import PendingResults
+from service.inference.queue import QueuedRequest
+from service.inference.scheduler import Scheduler
+
+T = TypeVar("T")
+Pass = tuple[Bytes, Indices]
+"""One pass of an image: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
+PrepareImage = Callable[[bytes, int, int], Sequence[Pass]]
+"""Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
+
+Returns its passes: as many as every image of the request has."""
+
+
+class DecodePool:
+    """Decodes images in threads, and writes answers in them."""
+
+    def __init__(self, memory: DecodeMemory, scheduler: Scheduler, threads: int) -> None:
+        """Decodes within `memory`, for `scheduler`."""
+        self._memory = memory
+        self._scheduler = scheduler
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Runs `work(*arguments)` in the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def close(self) -> None:
+        """Ends the threads, without waiting for them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def queue_images(
+        self,
+        request: QueuedRequest,
+        pending: PendingResults,
+        images: list[bytes],
+        prepare: PrepareImage,
+        on_decoded: Callable[[float], None],
+    ) -> None:
+        """Decodes and queues the images of a request, at most as many at once as the pool has threads.
+
+        So the pool also decodes images of other requests in between.
+
+        Args:
+            request: as the scheduler admitted it.
+            pending: its results, which tell the images that are left out.
+            images: encoded images.
+            prepare: decodes an image.
+            on_decoded: called with the seconds that each image took.
+
+        Raises:
+            ServiceError: an image is refused.
+        """
+        indexes = iter([index for index in range(len(images)) if not pending.is_skipped(index)])
+        if len(images) == 1:
+            await self._queue_next(indexes, request, pending, images, prepare, on_decoded)
+            return
+        # The tasks share one iterator: each takes the next image when it has queued the one before.
+        tasks = [
+            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, on_decoded))
+            for _ in range(min(len(images), self._threads))
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _queue_next(
+        self,
+        indexes: Iterator[int],
+        request: QueuedRequest,
+        pending: PendingResults,
+        images: list[bytes],
+        prepare: PrepareImage,
+        on_decoded: Callable[[float], None],
+    ) -> None:
+        for index in indexes:
+            start = monotonic()
+            try:
+                prepared = await self._prepare(prepare, images[index], index)
+            except ServiceError as error:
+                if not pending.can_skip(error):
+                    raise
+                pending.on_failed(error)
+                continue
+            on_decoded(monotonic() - start)
+            for number, (patches, visible_indices) in enumerate(prepared, index * request.passes):
+                self._scheduler.put(request, number, patches, visible_indices)
+
+    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> Sequence[Pass]:
+        """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
+
+        So an image that waits for memory takes no thread from the others.
+        """
+        try:
+            return await self.run(prepare, data, index, 0)
+        except MemoryShortage as shortage:
+            needed = shortage.needed
+        reservation = await self._memory.reserve(needed)
+        future = self._pool.submit(prepare, data, index, needed)
+        # Released when the thread has ended, or when the future is cancelled before a thread took it.
+        future.add_done_callback(lambda _: reservation.release())
+        return await asyncio.wrap_future(future)
