@@ -118,10 +118,10 @@ def mean_of_draws(draws: Sequence[Reconstruction]) -> Reconstruction:
     counts = counted.sum(axis=0)[:, None]  # [N, 1]
     total = np.zeros(first.pixels.shape, dtype=np.uint32)  # [N, P]
     squares = np.zeros_like(total)
-    for draw, counts_here in zip(draws, counted, strict=True):
-        pixels = draw.pixels[counts_here].astype(np.uint32)
-        total[counts_here] += pixels
-        squares[counts_here] += pixels * pixels
+    for draw, patches in zip(draws, counted, strict=True):
+        pixels = draw.pixels[patches].astype(np.uint32)
+        total[patches] += pixels
+        squares[patches] += pixels * pixels
     mean = total / counts
     with np.errstate(divide="ignore", invalid="ignore"):  # a patch that counts once has no variance: 0 / 0
         variance = (squares - total * mean) / (counts - 1)
