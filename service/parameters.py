@@ -14,6 +14,7 @@ from model.masking import MAX_SEED, Strategy
 from service.errors import InvalidParameter
 
 Pool = Literal["mean", "cls", "tokens"]
+DType = Literal["float32", "float16", "int8", "binary"]
 MAX_DRAWS = 64
 """The largest number of masks by which an image is reconstructed."""
 MAX_PASSES = 256
@@ -36,11 +37,26 @@ class EmbedParameters(BaseModel):
     whiten: bool = Field(
         False, description="whiten each vector by the model's PCA whitening for the pool, before normalize"
     )
+    dimensions: int | None = Field(
+        None, ge=1, description="whiten each vector and keep this many principal axes, those with the most variance"
+    )
     normalize: bool = Field(False, description="scale each vector to length 1")
     keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
     seed: Seed | None = Field(None, description="seed by which the patches are drawn, for keep below 1")
-    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
+    dtype: DType = Field(
+        "float32",
+        description="type of a vector's numbers; int8: the answer has a scale for each vector; binary: the signs of a"
+        " whitened vector, eight to a byte",
+    )
+    encoding: Literal["float", "base64"] = Field(
+        "float", description="float: JSON numbers; base64: the numbers' little-endian bytes in base64"
+    )
     on_error: OnError = "fail"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether vectors are whitened: for `whiten`, and for `dimensions`, which are principal axes."""
+        return self.whiten or self.dimensions is not None
 
 
 class ClassifyParameters(BaseModel):

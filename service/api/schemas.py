@@ -32,7 +32,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedType,
 )
-from service.parameters import ExplainTarget, Pool
+from service.parameters import DType, ExplainTarget, Pool
 
 NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
 INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
@@ -93,7 +93,16 @@ class Embeddings(BaseModel):
         None, description="row-major indices of the patches, for tokens with keep below 1"
     )
     seed: int | None = Field(None, description="seed by which the encoded patches were drawn, for keep below 1")
-    whitened: bool | None = Field(None, description="true for whiten=true, otherwise absent")
+    whitened: bool | None = Field(None, description="true for whiten=true and for dimensions, otherwise absent")
+    explained_variance: float | None = Field(
+        None, description="share of the variance that the kept axes hold, 0 to 1, for dimensions, otherwise absent"
+    )
+    dtype: DType | None = Field(None, description="the type of the numbers where it is not float32, otherwise absent")
+    scales: list[Any] | None = Field(
+        None,
+        description="for dtype=int8, a factor per vector: its numbers times the factor are its values; for tokens a"
+        " list per image; null for an image that was left out",
+    )
     errors: Skipped = None
 
 

@@ -44,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 EMBED_OPTIONS = {
-    name: field for name, field in EmbedParameters.model_fields.items() if name not in ("encoding", "on_error")
+    name: field for name, field in EmbedParameters.model_fields.items() if name not in ("dtype", "encoding", "on_error")
 }
 RECONSTRUCT_OPTIONS = {name: field for name, field in ReconstructParameters.model_fields.items() if name != "on_error"}
 

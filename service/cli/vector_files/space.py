@@ -46,6 +46,8 @@ class VectorSpace(BaseModel):
     preprocessing: Preprocessing
     pool: Pool
     whiten: bool = False
+    dimensions: int | None = None
+    """The number of principal axes that were kept; None for all."""
     normalize: bool
     keep: float
     seed: int | None = None
@@ -77,7 +79,8 @@ class VectorSpace(BaseModel):
             image_size=info.config.image_size,
             preprocessing=info.preprocessing,
             pool=parameters.pool,
-            whiten=parameters.whiten,
+            whiten=parameters.whitens,
+            dimensions=parameters.dimensions,
             normalize=parameters.normalize,
             keep=parameters.keep,
             seed=seed,
