@@ -18,7 +18,7 @@ from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, r
 from service.errors import ServiceError
 from service.inference.dtypes import TypedVectors, convert_vectors
 from service.inference.embedding import EmbeddingPlan, space_of
-from service.parameters import EmbedParameters
+from service.parameters import DType, EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY, BYTES = "application/x-npy", "application/octet-stream"
@@ -36,40 +36,42 @@ LARGE = 50_000
         200: {"content": {NPY: BINARY, BYTES: BINARY}},
         **error_responses(*INFERENCE_ERRORS),
     },
-    openapi_extra=request_body(with_mask=False),
+    openapi_extra=request_body(mask="white patches are encoded, the opposite of /reconstruct"),
 )
 async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()]) -> Response:
-    """Turns each image into a vector, or with `pool=tokens` into one vector per encoded patch."""
+    """Turns each image into a vector, or with `pool=tokens` into one vector per encoded patch.
+
+    With `patches` or a mask picture, a region is embedded: only the patches that are named, or that are more than half
+    white in the picture, are encoded. On /reconstruct the same patches would be removed.
+    """
     context = RequestContext(request)
     pipeline, timings = context.pipeline, context.record.timings
     plan = EmbeddingPlan.of(parameters, pipeline.info, pipeline.heads)
-    space = space_of(pipeline.info, parameters)
     skips = parameters.on_error == "skip"
     media_type = preferred_type(request.headers.get("accept", ""), _media_types(parameters))
-    body = await context.read_body(skips=skips)
+    body = await context.read_body(takes_mask=True, skips=skips)
     skipped = body.errors if skips else None
-    headers = {"x-mae-model": header_value(pipeline.info.model_id), "x-mae-space": space}
-    if plan.seed is not None:
-        headers["x-mae-seed"] = str(plan.seed)
+    if body.mask is not None:
+        plan = plan.with_mask(body.mask, len(body.images))
 
-    async def work() -> bytes:
-        vectors = await pipeline.embed(body.images, plan.pool, plan.visible_indices, timings, context.deadline, skipped)
+    async def work() -> Response:
+        vectors, done = await pipeline.embed_by_plan(body.images, plan, timings, context.deadline, skipped)
         context.record.images = len(vectors)
 
-        def write() -> bytes:
-            embeddings = plan.finish(vectors)
-            typed = convert_vectors(embeddings, parameters.dtype)
+        def write() -> Response:
+            typed = convert_vectors(done.finish(vectors), parameters.dtype)
+            headers = _headers(pipeline.info, done)
             if media_type == JSON:
-                dim = embeddings.shape[-1]
-                return json_bytes(_content(pipeline.info, parameters, typed, dim, plan, space, skipped))
-            headers.update(_array_headers(typed, parameters, media_type))
-            return npy_bytes(typed.numbers) if media_type == NPY else little_endian(typed.numbers)
+                content = json_bytes(_content(pipeline.info, done, typed, skipped))
+            else:
+                headers |= _array_headers(typed, parameters.dtype, media_type)
+                content = npy_bytes(typed.numbers) if media_type == NPY else little_endian(typed.numbers)
+            return Response(content, headers=headers, media_type=media_type)
 
         large = len(vectors) * vectors[0].size > LARGE
         return await pipeline.render(write, timings) if large else write()
 
-    content = await context.run_while_client_waits(work())
-    return Response(content, headers=headers, media_type=media_type)
+    return await context.run_while_client_waits(work())
 
 
 def _media_types(parameters: EmbedParameters) -> tuple[str, ...]:
@@ -79,12 +81,24 @@ def _media_types(parameters: EmbedParameters) -> tuple[str, ...]:
     return (JSON, NPY, BYTES)
 
 
-def _array_headers(typed: TypedVectors, parameters: EmbedParameters, media_type: str) -> dict[str, str]:
+def _headers(info: EngineInfo, plan: EmbeddingPlan) -> dict[str, str]:
+    """The headers of every answer: what was encoded, and how."""
+    headers = {
+        "x-mae-model": header_value(info.model_id),
+        "x-mae-space": space_of(info, plan.parameters),
+        "x-mae-keep": f"{plan.keep(info.config):.6g}",
+    }
+    if plan.seed is not None:
+        headers["x-mae-seed"] = str(plan.seed)
+    return headers
+
+
+def _array_headers(typed: TypedVectors, dtype: DType, media_type: str) -> dict[str, str]:
     """The headers of an answer that is one array: what its bytes do not say themselves."""
     headers = {}
     if media_type == BYTES:
         headers["x-mae-shape"] = ",".join(map(str, typed.numbers.shape))
-        headers["x-mae-dtype"] = parameters.dtype
+        headers["x-mae-dtype"] = dtype
     if typed.scales is not None:
         headers["x-mae-scales"] = ",".join(f"{scale:.9g}" for scale in typed.scales)
     return headers
@@ -98,32 +112,26 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _content(
-    info: EngineInfo,
-    parameters: EmbedParameters,
-    typed: TypedVectors,
-    dim: int,
-    plan: EmbeddingPlan,
-    space: str,
-    skipped: dict[int, ServiceError] | None,
+    info: EngineInfo, plan: EmbeddingPlan, typed: TypedVectors, skipped: dict[int, ServiceError] | None
 ) -> dict[str, Any]:
     """The response as JSON: `Embeddings`."""
-    numbers = typed.numbers
+    parameters, numbers = plan.parameters, typed.numbers
     vectors = numbers if parameters.encoding == "float" else [base64_numbers(image) for image in numbers]
     content: dict[str, Any] = {
         "model": info.model_id,
-        "space": space,
+        "space": space_of(info, parameters),
         "precision": info.computes,
         "normalized": parameters.normalize,
-        "keep": parameters.keep,
+        "keep": plan.keep(info.config),
         "pool": parameters.pool,
-        "dim": dim,
+        "dim": plan.dim(info.config),
         "count": len(numbers) + len(skipped or ()),
         "embeddings": with_gaps(vectors, skipped) if skipped else vectors,
     }
     if parameters.pool == "tokens":
         content["grid"] = (info.config.grid, info.config.grid)
-        if plan.seed is not None:
-            content["positions"] = plan.visible_indices
+    if plan.is_region or (parameters.pool == "tokens" and plan.seed is not None):
+        content["positions"] = plan.visible_indices
     if plan.seed is not None:
         content["seed"] = plan.seed
     if parameters.whitens:

@@ -1,6 +1,7 @@
 """Room in the queue: reserved, refused, released, and lost to a deadline."""
 
 import asyncio
+import contextlib
 import math
 import time
 
@@ -10,6 +11,8 @@ from service.errors import QueueFull, TooManyImages
 from service.inference.pending_results import PendingResults
 from tests.support.engines import FakeEngine
 from tests.support.queueing import Gate, admit, ask, gauge, reserved_images, run, run_ready_tasks, run_scheduler
+
+SHARES = (1.0, 0.5, 0.25)
 
 
 def test_more_than_the_queue_can_ever_hold_is_too_many() -> None:
@@ -40,6 +43,49 @@ def test_a_full_queue_refuses_before_anything_is_put() -> None:
                 await call.results()
                 with admit(scheduler, 8):
                     pass
+
+    run(main())
+
+
+def test_an_image_counts_as_the_first_share_for_which_there_is_room() -> None:
+    async def main() -> None:
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
+            with admit(scheduler, 5), admit(scheduler, 2, shares=SHARES) as whole:
+                assert whole.request.share == 1 and reserved_images(scheduler) == 7
+                with admit(scheduler, 2, shares=SHARES) as half:
+                    assert half.request.share == 0.5 and reserved_images(scheduler) == 8
+                    with pytest.raises(QueueFull, match="8 images are waiting and 1 more"):
+                        scheduler.admit("embed", 1, math.inf, PendingResults(1), SHARES)
+                assert reserved_images(scheduler) == 7
+                with admit(scheduler, 4, shares=SHARES) as quarter:
+                    assert quarter.request.share == 0.25 and reserved_images(scheduler) == 8
+                with pytest.raises(QueueFull):
+                    scheduler.admit("embed", 5, math.inf, PendingResults(5), SHARES)
+            with pytest.raises(TooManyImages):  # not even without load would it be whole
+                scheduler.admit("embed", 9, math.inf, PendingResults(9), SHARES)
+
+    run(main())
+
+
+def test_an_image_that_counts_as_less_gives_back_no_more_than_that() -> None:
+    gate = Gate()
+    engine = FakeEngine(2, before=gate)
+
+    async def main() -> None:
+        async with run_scheduler(engine, queue_images=8) as scheduler:
+            with contextlib.ExitStack() as stack:
+                first, _ = stack.enter_context(admit(scheduler, 1)), stack.enter_context(admit(scheduler, 7))
+                first.put_all([255])
+                await gate.wait_until_reached()
+                degraded = stack.enter_context(admit(scheduler, 4, shares=SHARES))
+                assert reserved_images(scheduler) == 8  # 7 whole ones and 4 quarters
+                degraded.put_all([1, 2, 3, 4], visible=1)
+                gate.opened.set()
+                await degraded.results()
+                assert reserved_images(scheduler) == 7
+            with admit(scheduler, 4, shares=(0.3,)):
+                assert reserved_images(scheduler) == pytest.approx(1.2, abs=4e-3)
+            assert reserved_images(scheduler) == 0
 
     run(main())
 

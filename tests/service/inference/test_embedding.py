@@ -135,6 +135,61 @@ def test_a_share_that_leaves_no_patch_is_refused() -> None:
     assert refused.value.details == {"parameter": "keep"}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "shares"),
+    [
+        (EmbedParameters(), [1]),
+        (EmbedParameters(min_keep=1), [1]),
+        (EmbedParameters(keep=0.5, min_keep=0.5), [1]),
+        (EmbedParameters(min_keep=0.25), [1, 0.5, 0.25]),
+        (EmbedParameters(min_keep=0.3), [1, 0.5, 0.3]),
+        (EmbedParameters(keep=0.8, min_keep=0.25), [1, 0.4, 0.25]),
+    ],
+)
+def test_under_load_the_share_is_halved_down_to_the_least(parameters: EmbedParameters, shares: list[float]) -> None:
+    plan = plan_of(Heads(), parameters)
+    assert plan.shares == pytest.approx(shares)
+    for share in plan.shares[1:]:
+        degraded = plan.degrade(share, SMALL.grid)
+        assert degraded.seed is not None and len(degraded.visible_indices) == int(4 * share)
+        assert degraded.keep(SMALL) == share
+        assert f":keep={share}" in space_of(fake_info(), degraded.parameters)
+
+
+def test_what_the_load_leaves_is_drawn_by_the_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(min_keep=0.5, seed=9))
+    assert plan.seed is None and plan.degrade(0.5, SMALL.grid).seed == 9
+    np.testing.assert_array_equal(plan.degrade(0.5, SMALL.grid).visible_indices, random_visible(SMALL.grid, 0.5, 9))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named", "reason"),
+    [
+        (EmbedParameters(min_keep=0.1), "min_keep", "leaves none of the 4 patches"),
+        (EmbedParameters(keep=0.5, min_keep=0.6), "min_keep", "0.6 is more than keep=0.5"),
+        (EmbedParameters(patches="1", keep=0.5), "keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", keep=1.0), "keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", seed=3), "seed", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", min_keep=0.5), "min_keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1,4"), "patches", "there is no patch 4.* the opposite of /reconstruct"),
+    ],
+)
+def test_patches_that_cannot_be_encoded_are_refused(parameters: EmbedParameters, named: str, reason: str) -> None:
+    with pytest.raises(InvalidParameter, match=reason) as refused:
+        plan_of(Heads(), parameters)
+    assert refused.value.details == {"parameter": named}
+
+
+def test_a_region_is_its_patches_and_all_of_them_are_the_image() -> None:
+    region = plan_of(Heads(), EmbedParameters(patches="3,1,3"))
+    assert region.visible_indices.tolist() == [1, 3] and region.visible_indices.dtype == np.int32
+    assert (region.seed, region.keep(SMALL), region.is_region) == (None, 0.5, True)
+    spaces = [space_of(fake_info(), EmbedParameters(patches=patches)) for patches in ("3,1", "0")]
+    assert spaces[0] == spaces[1] == space_of(fake_info(), EmbedParameters()) + ":region"
+    whole = plan_of(Heads(), EmbedParameters(patches="0,1,2,3"))
+    assert not whole.is_region and space_of(fake_info(), whole.parameters) == space_of(fake_info(), EmbedParameters())
+
+
 def test_a_model_without_a_cls_token_refuses_it() -> None:
     with pytest.raises(InvalidParameter, match="no cls token") as refused:
         EmbeddingPlan.of(EmbedParameters(pool="cls"), fake_info(PRESETS["resnet_tiny"]), Heads())

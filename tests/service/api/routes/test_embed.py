@@ -4,6 +4,8 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -18,6 +20,8 @@ from service.api.app import create_app
 from service.settings import Settings
 from tests.support.engines import FakeEngine
 from tests.support.images import encoded
+from tests.support.metrics import sample
+from tests.support.queueing import Gate
 
 DRAW = np.random.default_rng(8)
 CENTRE = DRAW.normal(size=8).astype(np.float32)
@@ -50,13 +54,19 @@ def tokens_of(picture: np.ndarray) -> np.ndarray:
     return np.stack(patches) / 255 @ WEIGHT
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
+@contextmanager
+def serve(engine: Projection, **settings: Any) -> Iterator[TestClient]:
     heads = Heads(None, {"mean": Whitening(CENTRE, MATRIX)})
-    app = create_app(Settings(), lambda settings, progress: ServedModel(Projection(), heads))
+    app = create_app(Settings(**settings), lambda settings, progress: ServedModel(engine, heads))
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with serve(Projection()) as client:
         yield client
 
 
@@ -162,3 +172,149 @@ def test_tokens_as_int8_have_a_scale_each_and_json_alone_has_a_place_for_them(cl
         assert (refused.status_code, refused.json()["error"]["details"]) == (406, {"offered": ["application/json"]})
     tokens = post(client, "pool=tokens&dtype=float16", headers=OCTETS)
     assert tokens.headers["x-mae-shape"] == "3,4,8" and len(tokens.content) == 2 * 3 * 4 * 8
+
+
+# --- regions
+
+
+def draw_mask(*inside: int) -> bytes:
+    """A picture of the size of PICTURES, white in the patches `inside`, black in the others."""
+    mask = np.zeros((4, 16, 16), np.uint8)
+    mask[list(inside)] = 255
+    return encoded(np.block([[mask[0], mask[1]], [mask[2], mask[3]]]))
+
+
+def post_region(client: TestClient, picture: np.ndarray, query: str = "", mask: bytes | None = None) -> httpx.Response:
+    files = [("image", ("f", encoded(picture)))] + ([] if mask is None else [("mask", ("m", mask))])
+    return client.post(f"/embed?{query}", files=files)
+
+
+@pytest.mark.parametrize("inside", [[0], [1, 2], [0, 1, 3]])
+def test_a_region_is_the_patches_that_are_named_or_white(client: TestClient, inside: list[int]) -> None:
+    picture = PICTURES[0]
+    patches = ",".join(map(str, reversed(inside)))
+    as_json = {
+        "images": [base64.b64encode(encoded(picture)).decode()],
+        "mask": base64.b64encode(draw_mask(*inside)).decode(),
+    }
+    for response in (
+        post_region(client, picture, f"patches={patches}"),
+        post_region(client, picture, mask=draw_mask(*inside)),
+        client.post("/embed", json=as_json),
+    ):
+        content = response.json()
+        np.testing.assert_allclose(content["embeddings"], [tokens_of(picture)[inside].mean(axis=0)], atol=1e-4)
+        assert (content["keep"], content["positions"], content["count"]) == (len(inside) / 4, inside, 1)
+        assert float(response.headers["x-mae-keep"]) == len(inside) / 4
+        assert content["space"] == response.headers["x-mae-space"] and content["space"].endswith(":mean:region")
+        assert "seed" not in content and "x-mae-seed" not in response.headers
+
+
+def test_the_tokens_of_a_region_come_with_their_positions(client: TestClient) -> None:
+    for response in (
+        post_region(client, PICTURES[1], "pool=tokens&patches=3,0"),
+        post_region(client, PICTURES[1], "pool=tokens", draw_mask(0, 3)),
+    ):
+        content = response.json()
+        np.testing.assert_allclose(content["embeddings"], [tokens_of(PICTURES[1])[[0, 3]]], atol=1e-4)
+        assert (content["positions"], content["grid"]) == ([0, 3], [2, 2])
+
+
+def test_what_is_done_to_vectors_is_done_to_those_of_a_region(client: TestClient) -> None:
+    content = post_region(client, PICTURES[2], "dimensions=3&normalize=true", draw_mask(1)).json()
+    projected = ((tokens_of(PICTURES[2])[1] - CENTRE) @ MATRIX.astype(np.float64))[:3]
+    np.testing.assert_allclose(content["embeddings"], [projected / np.linalg.norm(projected)], atol=1e-4)
+    assert content["space"].endswith(":mean:whitened:dimensions=3:unit:region")
+
+
+def test_a_region_of_all_patches_is_the_image(client: TestClient) -> None:
+    whole = post_region(client, PICTURES[0]).json()
+    for answer in (
+        post_region(client, PICTURES[0], "patches=0,1,2,3"),
+        post_region(client, PICTURES[0], mask=draw_mask(0, 1, 2, 3)),
+    ):
+        assert answer.json() == whole and answer.headers["x-mae-keep"] == "1"
+
+
+def test_every_image_of_a_request_has_the_same_patches(client: TestClient) -> None:
+    content = post(client, "patches=2").json()
+    np.testing.assert_allclose(content["embeddings"], [tokens_of(picture)[2] for picture in PICTURES], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("query", "mask", "named"),
+    [
+        ("patches=4", None, "patches"),
+        ("patches=1&keep=0.5", None, "keep"),
+        ("patches=1&seed=1", None, "seed"),
+        ("patches=1&min_keep=0.5", None, "min_keep"),
+        ("patches=1", draw_mask(1), "mask"),
+        ("keep=0.5", draw_mask(1), "keep"),
+        ("seed=1", draw_mask(1), "seed"),
+        ("min_keep=0.5", draw_mask(1), "min_keep"),
+        ("", draw_mask(), "mask"),
+    ],
+)
+def test_a_region_that_cannot_be_is_refused_and_the_meaning_is_said(
+    client: TestClient, query: str, mask: bytes | None, named: str
+) -> None:
+    response = post_region(client, PICTURES[0], query, mask)
+    error = response.json()["error"]
+    assert (response.status_code, error["details"]) == (422, {"parameter": named})
+    assert error["message"].startswith(f"{named}: ")
+    assert error["message"].endswith("name what is encoded, the opposite of /reconstruct")
+
+
+def test_a_mask_goes_with_one_image(client: TestClient) -> None:
+    files = [("image", ("f", encoded(picture))) for picture in PICTURES[:2]] + [("mask", ("m", draw_mask(1)))]
+    error = client.post("/embed", files=files).json()["error"]
+    assert error["details"] == {"parameter": "mask"} and "the opposite of /reconstruct" in error["message"]
+    too_large = post_region(client, PICTURES[0], mask=encoded(np.zeros((9, 9), np.uint8)))
+    assert (too_large.status_code, too_large.json()["error"]["details"]) == (422, {"parameter": "mask"})
+
+
+def test_the_description_says_what_a_region_is(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/embed"]["post"]
+    [patches] = [parameter for parameter in operation["parameters"] if parameter["name"] == "patches"]
+    assert "patches to encode" in patches["description"] and "opposite of /reconstruct" in patches["description"]
+    for kind, keys in (("multipart/form-data", "mask"), ("application/json", "mask")):
+        mask = operation["requestBody"]["content"][kind]["schema"]["properties"][keys]
+        assert "encoded, the opposite of /reconstruct" in mask["description"]
+
+
+# --- fewer patches under load
+
+
+def test_without_load_nothing_is_left_out(client: TestClient) -> None:
+    asked, plain = post(client, "min_keep=0.25"), post(client)
+    assert asked.json() == plain.json() and asked.headers["x-mae-keep"] == plain.headers["x-mae-keep"] == "1"
+    assert sample(client.get("/metrics").text, "mae_degraded_images_total") == 0
+
+
+def test_under_load_fewer_patches_are_encoded_instead_of_a_refusal() -> None:
+    gate = Gate()
+    engine = Projection(preferred_batch=1, before=gate)
+    with serve(engine, queue_images=3) as client, ThreadPoolExecutor(3) as pool:
+        held = pool.submit(post_region, client, PICTURES[0])
+        assert gate.reached.wait(10)
+        waiting = pool.submit(post_region, client, PICTURES[1])
+        while sample(client.get("/metrics").text, "mae_admitted_images") != 1:
+            time.sleep(0.01)
+        assert post(client).status_code == 429  # three images for a room of two
+        degraded = pool.submit(post, client, "min_keep=0.25")
+        while sample(client.get("/metrics").text, "mae_queue_images") != 4:
+            time.sleep(0.01)
+        assert sample(client.get("/metrics").text, "mae_admitted_images") == 1 + 3 / 2
+        refused = post(client, "min_keep=0.25")  # three quarters for a room of a half
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        gate.opened.set()
+        assert held.result().json()["keep"] == waiting.result().json()["keep"] == 1
+        response = degraded.result()
+        content = response.json()
+        assert (content["keep"], response.headers["x-mae-keep"]) == (0.5, "0.5")
+        assert content["space"] == response.headers["x-mae-space"] and content["space"].endswith(":mean:keep=0.5")
+        assert response.headers["x-mae-seed"] == str(content["seed"])
+        assert content == post(client, f"keep=0.5&seed={content['seed']}").json()
+        metrics = client.get("/metrics").text
+        assert sample(metrics, "mae_degraded_images_total") == 3 and sample(metrics, "mae_admitted_images") == 0
+    assert [visible for _, visible, _ in engine.batches][:5] == [4, 4, 2, 2, 2]
