@@ -47,7 +47,7 @@ class EmbedParameters(BaseModel):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="under load, fewer patches than keep may be encoded, down to this share, where the request would be"
+        description="under load, fewer patches than keep may be encoded, down to this share, before a request is"
         " answered 429",
     )
     seed: Seed | None = Field(None, description="seed by which the patches are drawn, where not all are encoded")

@@ -71,8 +71,8 @@ class EmbeddingPlan:
         """The shares of an image that each image may count as in the queue, the largest first.
 
         The first is a whole image, of which `keep` patches are encoded. The others are for `degrade`: half of `keep`, a
-        quarter and so on, and at last `min_keep`. So a queue under load has images of few different numbers of patches,
-        and the batches stay full.
+        quarter and so on, and at last `min_keep`. These are few, so that images have few different numbers of patches,
+        and fill batches together.
         """
         keep, least = self.parameters.keep, self.parameters.min_keep
         shares = [1.0]

@@ -83,20 +83,29 @@ def require_possible(budget: Budget, count: int, passes: int = 1) -> None:
 def reserve_images(budget: Budget, count: int, shares: Sequence[float] = WHOLE) -> float:
     """Reserves room for `count` images in the queue, each of which counts as a share of an image.
 
+    The first share is for a queue that is less than half full, the second for one that is less than three quarters
+    full, and so on; the last one, which may be the only one, is for any queue. If the largest share waited until the
+    queue is full, requests of one image would never get a smaller one.
+
     Args:
         budget: of the queue.
         count: number of images.
         shares: the shares that are allowed, the largest first.
 
     Returns:
-        The first share for which there is room.
+        The largest share that is for a queue as full as this, and for which there is room.
 
     Raises:
         QueueFull: there is room for none.
     """
-    for share in shares:
-        if budget.take(count * units_of(share)):
+    *others, least = shares
+    used, left = budget.used, 1.0
+    for share in others:
+        left /= 2  # the part of the queue that is kept for smaller shares
+        if (budget.limit is None or used < budget.limit * (1 - left)) and budget.take(count * units_of(share)):
             return share
+    if budget.take(count * units_of(least)):
+        return least
     limit = None if budget.limit is None else budget.limit // IMAGE
     raise QueueFull(f"{budget.used / IMAGE:.4g} images are waiting and {count} more are too many", limit=limit)
 

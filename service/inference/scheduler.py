@@ -51,8 +51,8 @@ class Scheduler(Protocol):
             deadline: images enter no batch after this time, in seconds of time.monotonic(). The caller enforces it.
             sink: receives the results.
             passes: number of passes of each image.
-            shares: the shares of an image that each image may count as, the largest first. The request has the first
-                for which there is room, and the caller must encode no more of its images than that.
+            shares: the shares of an image that each image may count as, the largest first. The request gets one of
+                them, by `reserve_images`; the caller must encode no more of its images than that.
 
         Raises:
             TooManyImages: the queue can never hold so many.

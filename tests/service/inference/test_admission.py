@@ -47,20 +47,30 @@ def test_a_full_queue_refuses_before_anything_is_put() -> None:
     run(main())
 
 
-def test_an_image_counts_as_the_first_share_for_which_there_is_room() -> None:
+def test_the_fuller_the_queue_the_smaller_the_share_of_an_image() -> None:
     async def main() -> None:
         async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
-            with admit(scheduler, 5), admit(scheduler, 2, shares=SHARES) as whole:
-                assert whole.request.share == 1 and reserved_images(scheduler) == 7
-                with admit(scheduler, 2, shares=SHARES) as half:
-                    assert half.request.share == 0.5 and reserved_images(scheduler) == 8
-                    with pytest.raises(QueueFull, match="8 images are waiting and 1 more"):
-                        scheduler.admit("embed", 1, math.inf, PendingResults(1), SHARES)
-                assert reserved_images(scheduler) == 7
-                with admit(scheduler, 4, shares=SHARES) as quarter:
+            with contextlib.ExitStack() as stack:
+                admitted = [stack.enter_context(admit(scheduler, 1, shares=SHARES)) for _ in range(16)]
+                assert [call.request.share for call in admitted] == [1] * 4 + [0.5] * 4 + [0.25] * 8
+                assert reserved_images(scheduler) == 8
+                with pytest.raises(QueueFull, match="8 images are waiting and 1 more are too many"):
+                    scheduler.admit("embed", 1, math.inf, PendingResults(1), SHARES)
+
+    run(main())
+
+
+def test_an_image_counts_as_less_where_it_does_not_fit_otherwise() -> None:
+    async def main() -> None:
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
+            with admit(scheduler, 8, shares=SHARES) as whole:  # nothing waits, so there is no load
+                assert whole.request.share == 1
+            with admit(scheduler, 3), admit(scheduler, 6, shares=SHARES) as half:
+                assert half.request.share == 0.5 and reserved_images(scheduler) == 6
+                with admit(scheduler, 8, shares=SHARES) as quarter:
                     assert quarter.request.share == 0.25 and reserved_images(scheduler) == 8
-                with pytest.raises(QueueFull):
-                    scheduler.admit("embed", 5, math.inf, PendingResults(5), SHARES)
+                with admit(scheduler, 2):  # who allows no smaller share may fill the queue
+                    pass
             with pytest.raises(TooManyImages):  # not even without load would it be whole
                 scheduler.admit("embed", 9, math.inf, PendingResults(9), SHARES)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -318,3 +319,41 @@ def test_under_load_fewer_patches_are_encoded_instead_of_a_refusal() -> None:
         metrics = client.get("/metrics").text
         assert sample(metrics, "mae_degraded_images_total") == 3 and sample(metrics, "mae_admitted_images") == 0
     assert [visible for _, visible, _ in engine.batches][:5] == [4, 4, 2, 2, 2]
+
+
+def test_a_region_is_what_transformers_makes_of_the_same_patches(tmp_path: Path) -> None:
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 60}
+    sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4}
+    region, count = [1, 2, 5, 6, 9], 16
+    config = ViTMAEConfig(**sizes, image_size=32, patch_size=8, mask_ratio=1 - len(region) / count)
+    model = ViTMAEForPreTraining(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "pos" not in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    standardised = torch.from_numpy(((PICTURES[0] / 255 - mean) / std).transpose(2, 0, 1)[None]).float()
+    noise = torch.ones(1, count).index_fill(1, torch.tensor(region), 0) + torch.arange(count) / 100
+    with torch.no_grad():
+        seen = model.vit(pixel_values=standardised, noise=noise).last_hidden_state[0]  # cls, then the least noise first
+
+    settings = Settings(weights=str(tmp_path), backend="torch", precision="fp32", engine_cache=tmp_path / "cache")
+    white = np.zeros((4, 4), np.uint8)
+    white.flat[region] = 255
+    with TestClient(create_app(settings)) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        patches = ",".join(map(str, region))
+        tokens = post_region(client, PICTURES[0], f"pool=tokens&patches={patches}").json()["embeddings"][0]
+        vectors = [
+            post_region(client, PICTURES[0], f"pool=cls&patches={patches}"),
+            post_region(client, PICTURES[0], "pool=cls", encoded(white.repeat(8, 0).repeat(8, 1))),
+        ]
+    np.testing.assert_allclose(tokens, seen[1:].numpy(), atol=1e-4)
+    for vector in vectors:
+        np.testing.assert_allclose(vector.json()["embeddings"][0], seen[0].numpy(), atol=1e-4)
