@@ -25,7 +25,8 @@ ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on i
 
 ACCESS = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed (query=\S+ )?status=\d+ [^\n]*client=127.0.0.1"
-)FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
+)
+FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 
 def workers_of(server: LiveServer) -> list[int]:
