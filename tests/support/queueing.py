@@ -54,7 +54,7 @@ def admit(
 ) -> Iterator[Call]:
     """Admits a request, and releases it in the end."""
     pending = PendingResults(count)
-    request = scheduler.admit(operation, count, deadline, pending, shares)
+    request = scheduler.admit(operation, count, deadline, pending, shares=shares)
     try:
         yield Call(scheduler, request, pending)
     finally:

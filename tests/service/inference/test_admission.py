@@ -55,7 +55,7 @@ def test_the_fuller_the_queue_the_smaller_the_share_of_an_image() -> None:
                 assert [call.request.share for call in admitted] == [1] * 4 + [0.5] * 4 + [0.25] * 8
                 assert reserved_images(scheduler) == 8
                 with pytest.raises(QueueFull, match="8 images are waiting and 1 more are too many"):
-                    scheduler.admit("embed", 1, math.inf, PendingResults(1), SHARES)
+                    scheduler.admit("embed", 1, math.inf, PendingResults(1), shares=SHARES)
 
     run(main())
 
@@ -72,7 +72,7 @@ def test_an_image_counts_as_less_where_it_does_not_fit_otherwise() -> None:
                 with admit(scheduler, 2):  # who allows no smaller share may fill the queue
                     pass
             with pytest.raises(TooManyImages):  # not even without load would it be whole
-                scheduler.admit("embed", 9, math.inf, PendingResults(9), SHARES)
+                scheduler.admit("embed", 9, math.inf, PendingResults(9), shares=SHARES)
 
     run(main())
 
