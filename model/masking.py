@@ -61,12 +61,19 @@ def visible_without(removed: Iterable[int], num_patches: int) -> Indices:
     Raises:
         MaskError: an index is outside 0..N-1, or nothing or everything is removed.
     """
-    mask = np.zeros(num_patches, dtype=bool)
-    for index in removed:
-        if not 0 <= index < num_patches:
-            raise MaskError(f"there is no patch {index}: they are numbered 0 to {num_patches - 1}")
-        mask[index] = True
-    return _require_mixed(np.flatnonzero(~mask).astype(np.int32), num_patches)
+    return _require_mixed(np.flatnonzero(~_flags(removed, num_patches)).astype(np.int32), num_patches)
+
+
+def visible_inside(region: Iterable[int], num_patches: int) -> Indices:
+    """The patches of a region (row-major indices in any order) as visible indices, int32 [K]; it may be all of them.
+
+    Raises:
+        MaskError: an index is outside 0..N-1, or there is none.
+    """
+    inside = np.flatnonzero(_flags(region, num_patches)).astype(np.int32)
+    if len(inside) == 0:
+        raise MaskError(f"none of the {num_patches} patches is inside")
+    return inside
 
 
 def all_indices(num_patches: int) -> Indices:
@@ -158,6 +165,20 @@ def _draw_outside_blocks(bits: np.random.PCG64, grid: int, count: int) -> Indice
         removed.flat[newly_removed] = True
         left -= len(newly_removed)
     return np.flatnonzero(~removed).astype(np.int32)
+
+
+def _flags(indices: Iterable[int], num_patches: int) -> NDArray[np.bool_]:
+    """True for the patches `indices`, bool [N].
+
+    Raises:
+        MaskError: an index is outside 0..N-1.
+    """
+    flags = np.zeros(num_patches, dtype=bool)
+    for index in indices:
+        if not 0 <= index < num_patches:
+            raise MaskError(f"there is no patch {index}: they are numbered 0 to {num_patches - 1}")
+        flags[index] = True
+    return flags
 
 
 def _require_mixed(visible_indices: Indices, num_patches: int) -> Indices:

@@ -99,6 +99,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.degraded_images = Counter(
+            "mae_degraded_images",
+            "Number of images of which min_keep let fewer patches be encoded, because the queue had no room for more.",
+            registry=registry,
+        )
         self.ignored_profiles = Counter(
             "mae_ignored_profiles",
             "Number of images whose colour profile could not be used: it is damaged, too large or for other pixels.",
@@ -138,7 +143,8 @@ class Metrics:
         )
         self.admitted_images = Gauge(
             "mae_admitted_images",
-            "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them.",
+            "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them. An"
+            " image of which min_keep lets fewer patches be encoded counts as that share of an image.",
             registry=registry,
         )
         self.lanes_busy = Gauge("mae_lanes_busy", "Number of lanes that run a batch now.", registry=registry)

@@ -14,6 +14,7 @@ from model.masking import MAX_SEED, Strategy
 from service.errors import InvalidParameter
 
 Pool = Literal["mean", "cls", "tokens"]
+DType = Literal["float32", "float16", "int8", "binary"]
 MAX_DRAWS = 64
 """The largest number of masks by which an image is reconstructed."""
 MAX_PASSES = 256
@@ -36,11 +37,45 @@ class EmbedParameters(BaseModel):
     whiten: bool = Field(
         False, description="whiten each vector by the model's PCA whitening for the pool, before normalize"
     )
+    dimensions: int | None = Field(
+        None, ge=1, description="whiten each vector and keep this many principal axes, those with the most variance"
+    )
     normalize: bool = Field(False, description="scale each vector to length 1")
     keep: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="share of the patches that is encoded")
-    seed: Seed | None = Field(None, description="seed by which the patches are drawn, for keep below 1")
-    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
+    min_keep: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="under load, fewer patches than keep may be encoded, down to this share, before a request is"
+        " answered 429",
+    )
+    seed: Seed | None = Field(None, description="seed by which the patches are drawn, where not all are encoded")
+    patches: str | None = Field(
+        None,
+        json_schema_extra={"pattern": f"^{PATCHES.pattern}$"},
+        description="a region: row-major indices of the patches to encode, such as 3,17,42 (the opposite of"
+        " /reconstruct, where they are removed)",
+    )
+    dtype: DType = Field(
+        "float32",
+        description="type of a vector's numbers; int8: the answer has a scale for each vector; binary: the signs of a"
+        " whitened vector, eight to a byte",
+    )
+    encoding: Literal["float", "base64"] = Field(
+        "float", description="float: JSON numbers; base64: the numbers' little-endian bytes in base64"
+    )
     on_error: OnError = "fail"
+
+    @field_validator("patches")
+    @classmethod
+    def _require_numbers(cls, value: str | None) -> str | None:
+        return _require_patches(value)
+
+    @property
+    def whitens(self) -> bool:
+        """Whether vectors are whitened: for `whiten`, and for `dimensions`, which are principal axes."""
+        return self.whiten or self.dimensions is not None
 
 
 class ClassifyParameters(BaseModel):
@@ -74,9 +109,7 @@ class ReconstructParameters(BaseModel):
     @field_validator("patches")
     @classmethod
     def _require_numbers(cls, value: str | None) -> str | None:
-        if value is not None and not PATCHES.fullmatch(value):
-            raise ValueError("expected numbers of patches, separated by commas, such as 3,17,42")
-        return value
+        return _require_patches(value)
 
 
 class ExplainParameters(BaseModel):
@@ -100,3 +133,9 @@ def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:
     name = str(error["loc"][-1])
     reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
     return InvalidParameter(f"{name}: {reason}", parameter=name)
+
+
+def _require_patches(value: str | None) -> str | None:
+    if value is not None and not PATCHES.fullmatch(value):
+        raise ValueError("expected numbers of patches, separated by commas, such as 3,17,42")
+    return value

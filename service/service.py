@@ -11,7 +11,7 @@ from model.engines.build import build
 from service.errors import Draining, EngineLost, NotReady, ServiceError
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import Budgets, LocalBudget
+from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
 from service.lifecycle.engine_lifecycle import EngineLifecycle
@@ -118,7 +118,7 @@ class LocalService(Service):
         budgets = Budgets(
             bodies=LocalBudget(settings.max_inflight_bytes),
             requests=LocalBudget(),
-            images=LocalBudget(settings.queue_images),
+            images=LocalBudget(settings.queue_images * IMAGE),
             decodes=LocalBudget(settings.max_decode_bytes),
         )
         super().__init__(settings, budgets)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from model.arrays import Floats
@@ -60,6 +62,20 @@ class Whitening:
     def apply(self, vectors: Floats) -> Floats:
         """Pooled vectors float32 [B, D] -> float32 [B, D']."""
         return np.asarray((vectors - self.centre) @ self.matrix, dtype=np.float32)
+
+    @cached_property
+    def explained_variance(self) -> NDArray[np.float64]:
+        """Share of the variance that the first 1, 2, …, D' axes hold together, float64 [D'].
+
+        A column of the matrix is an axis of length 1, divided by the standard deviation along it.
+        """
+        variances = 1 / np.square(self.matrix, dtype=np.float64).sum(axis=0)
+        shares: NDArray[np.float64] = np.cumsum(variances) / variances.sum()
+        return shares
+
+    def keep_axes(self, count: int) -> Whitening:
+        """The whitening that projects on the first `count` axes alone, which hold the most variance."""
+        return Whitening(self.centre, self.matrix[:, :count])
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedType,
 )
-from service.parameters import ExplainTarget, Pool
+from service.parameters import DType, ExplainTarget, Pool
 
 NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
 INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
@@ -80,7 +80,9 @@ class Embeddings(BaseModel):
     space: str = Field(description="the vector space in one word: vectors may be compared where it is the same")
     precision: ComputedPrecision = Field(description="the precision that the engine computes in")
     normalized: bool = Field(description="whether each vector was scaled to length 1")
-    keep: float = Field(description="share of the patches that was encoded")
+    keep: float = Field(
+        description="share of the patches that was encoded; with min_keep it may be less than was asked for"
+    )
     pool: Pool
     dim: int
     count: int
@@ -90,10 +92,19 @@ class Embeddings(BaseModel):
     )
     grid: tuple[int, int] | None = Field(None, description="rows and columns of patches, for tokens")
     positions: list[int] | None = Field(
-        None, description="row-major indices of the patches, for tokens with keep below 1"
+        None, description="row-major indices of the encoded patches, for a region, and for tokens with keep below 1"
     )
     seed: int | None = Field(None, description="seed by which the encoded patches were drawn, for keep below 1")
-    whitened: bool | None = Field(None, description="true for whiten=true, otherwise absent")
+    whitened: bool | None = Field(None, description="true for whiten=true and for dimensions, otherwise absent")
+    explained_variance: float | None = Field(
+        None, description="share of the variance that the kept axes hold, 0 to 1, for dimensions, otherwise absent"
+    )
+    dtype: DType | None = Field(None, description="the type of the numbers where it is not float32, otherwise absent")
+    scales: list[Any] | None = Field(
+        None,
+        description="for dtype=int8, a factor per vector: its numbers times the factor are its values; for tokens a"
+        " list per image; null for an image that was left out",
+    )
     errors: Skipped = None
 
 
@@ -200,16 +211,16 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def request_body(with_mask: bool) -> dict[str, Any]:
-    """The three kinds of request body, as OpenAPI describes them."""
+def request_body(mask: str | None = None) -> dict[str, Any]:
+    """The three kinds of request body, as OpenAPI describes them; `mask` says what a mask picture does."""
     binary = {"type": "string", "format": "binary"}
     parts: dict[str, Any] = {"image": {"type": "array", "items": binary, "description": "one file part per image"}}
     keys: dict[str, Any] = {
         "images": {"type": "array", "items": {"type": "string"}, "description": "base64, or data:image/…;base64,…"}
     }
-    if with_mask:
-        parts["mask"] = {**binary, "description": "a picture as large as the image; white patches are removed"}
-        keys["mask"] = {"type": "string", "description": "the mask picture in base64; white patches are removed"}
+    if mask is not None:
+        parts["mask"] = {**binary, "description": f"a picture as large as the image; {mask}"}
+        keys["mask"] = {"type": "string", "description": f"the mask picture in base64; {mask}"}
     raw = {"schema": binary}
     return {
         "requestBody": {

@@ -46,7 +46,7 @@ def measure_answers(info: EngineInfo, threads: int, seconds: float) -> list[Stag
     """The cost of writing one image's results: vectors in every form, and pictures if the model has a decoder."""
     # Imported lazily: `mae --help` does not need the web framework.
     from service.api.responses import json_bytes
-    from service.api.routes.embed import base64_floats, npy_bytes
+    from service.api.routes.embed import base64_numbers, npy_bytes
 
     config = info.config
     vector = np.random.default_rng(0).standard_normal((1, config.embed_dim), dtype=np.float32)
@@ -54,7 +54,7 @@ def measure_answers(info: EngineInfo, threads: int, seconds: float) -> list[Stag
     head = {"model": info.model_id, "pool": "mean", "dim": config.embed_dim, "count": 1}
     writers: dict[str, Callable[[], bytes]] = {
         JSON_VECTOR: lambda: json_bytes({**head, "embeddings": vector}),
-        "JSON, a vector in base64": lambda: json_bytes({**head, "embeddings": [base64_floats(vector[0])]}),
+        "JSON, a vector in base64": lambda: json_bytes({**head, "embeddings": [base64_numbers(vector[0])]}),
         "JSON, all tokens": lambda: json_bytes({**head, "embeddings": tokens}),
         "npy, a vector": lambda: npy_bytes(vector),
     }

@@ -12,7 +12,7 @@ from rich.console import Console
 from model.engines.base import ServedModel
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
@@ -48,7 +48,7 @@ async def open_pipeline(served: ServedModel, settings: Settings, max_images: int
         DecodeMemory(LocalBudget(settings.max_decode_bytes)),
         metrics.ignored_profiles.inc,
     )
-    scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images))
+    scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images * IMAGE))
     scheduler.start()
     pipeline = Pipeline(info, served.heads, decoder, scheduler, metrics, settings.decode_threads)
     try:

@@ -43,9 +43,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-EMBED_OPTIONS = {
-    name: field for name, field in EmbedParameters.model_fields.items() if name not in ("encoding", "on_error")
-}
+OF_THE_ROUTE = ("min_keep", "dtype", "encoding", "on_error")
+"""The parameters of POST /embed that `mae embed` does not take: for load, and for forms of the answer."""
+EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name not in OF_THE_ROUTE}
 RECONSTRUCT_OPTIONS = {name: field for name, field in ReconstructParameters.model_fields.items() if name != "on_error"}
 
 

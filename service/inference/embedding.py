@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
 from urllib.parse import quote
@@ -14,8 +14,9 @@ from model.arrays import Floats, Indices
 from model.checkpoints.heads import Heads, Whitening, why_no_cls
 from model.config import MAEConfig
 from model.engines.base import EngineInfo
-from model.masking import MaskError, all_indices, new_seed, random_visible
+from model.masking import MaskError, all_indices, new_seed, random_visible, visible_inside
 from service.errors import InvalidParameter
+from service.inference.queue import Operation
 from service.parameters import EmbedParameters, Pool
 
 COLOUR_SPACE = "srgb"
@@ -26,34 +27,128 @@ COLOUR_SPACE = "srgb"
 class EmbeddingPlan:
     """How the images of one request are embedded, for routes and commands alike."""
 
-    pool: Pool
+    parameters: EmbedParameters
+    """What is done: at first what was asked for; `degrade` and `encode_inside` change it."""
     seed: int | None
-    """The seed that chose the patches; None if every patch is encoded."""
+    """The seed that chose the patches; None if every patch is encoded, or those of a region."""
     visible_indices: Indices
-    """The patches that are encoded, int32 [K]."""
+    """The patches that are encoded, int32 [K]; all of them until a mask picture is read."""
     whitening: Whitening | None
-    normalize: bool
+    """The whitening, of as many axes as were asked for; None if vectors are not whitened."""
+    explained_variance: float | None
+    """Share of the variance that those axes hold; None if `dimensions` are not asked for."""
+    mask: bytes | None = None
+    """An encoded picture that is white where the region lies; None once it is read, or if there is none."""
 
     @classmethod
     def of(cls, parameters: EmbedParameters, info: EngineInfo, heads: Heads) -> Self:
         """The plan for a request's parameters.
 
         Raises:
-            InvalidParameter: the model has no such pool or whitening, or `keep` leaves no patch.
+            InvalidParameter: the model has no such pool or whitening, `keep` or `min_keep` leaves no patch, or a patch
+                does not exist; or parameters contradict each other.
         """
         if parameters.pool == "cls" and not info.config.has_cls:
             raise InvalidParameter(
                 f"pool: {info.model} {why_no_cls(info.config)}: take mean or tokens", parameter="pool"
             )
-        whitening = _whitening_for(parameters, heads) if parameters.whiten else None
-        if parameters.keep == 1:
-            return cls(parameters.pool, None, _shared_indices(info.config.num_patches), whitening, parameters.normalize)
-        seed = new_seed() if parameters.seed is None else parameters.seed
+        whitening, explained_variance = _whitening_for(parameters, heads)
+        every = _shared_indices(info.config.num_patches)
+        plan = cls(parameters, None, every, whitening, explained_variance)
+        if parameters.patches is not None:
+            _require_one_region("patches", parameters)
+            return plan.encode_inside([int(index) for index in parameters.patches.split(",")], "patches")
+        if parameters.min_keep is not None:
+            if parameters.min_keep > parameters.keep:
+                raise InvalidParameter(
+                    f"min_keep: {parameters.min_keep} is more than keep={parameters.keep}", parameter="min_keep"
+                )
+            _draw_patches(info.config.grid, parameters.min_keep, 0, "min_keep")
+        return plan if parameters.keep == 1 else plan.degrade(parameters.keep, info.config.grid, "keep")
+
+    @property
+    def shares(self) -> Sequence[float]:
+        """The shares of an image that each image may count as in the queue, the largest first.
+
+        The first is a whole image, of which `keep` patches are encoded. The others are for `degrade`: half of `keep`, a
+        quarter and so on, and at last `min_keep`. These are few, so that images have few different numbers of patches,
+        and fill batches together.
+        """
+        keep, least = self.parameters.keep, self.parameters.min_keep
+        shares = [1.0]
+        while least is not None and keep > least:
+            keep = max(keep / 2, least)
+            shares.append(keep)
+        return shares
+
+    def degrade(self, keep: float, grid: int, parameter: str = "min_keep") -> Self:
+        """The plan that encodes the share `keep` of the patches of a grid, drawn by the request's seed or a new one.
+
+        Raises:
+            InvalidParameter: this leaves no patch; the message names `parameter`.
+        """
+        seed = new_seed() if self.parameters.seed is None else self.parameters.seed
+        return replace(
+            self,
+            parameters=self.parameters.model_copy(update={"keep": keep}),
+            seed=seed,
+            visible_indices=_draw_patches(grid, keep, seed, parameter),
+        )
+
+    def with_mask(self, picture: bytes, count: int) -> Self:
+        """The plan for the region that is white in a mask picture, which is read once the image is decoded.
+
+        Args:
+            picture: an encoded image as large as the request's.
+            count: the number of images in the request.
+
+        Raises:
+            InvalidParameter: the request also says otherwise which patches are encoded, or has several images.
+        """
+        _require_one_region("mask", self.parameters)
+        if count > 1:
+            raise _region_error("mask", "a mask goes with one image, and this request has more")
+        return replace(self, mask=picture)
+
+    def encode_inside(self, region: Iterable[int], parameter: str) -> Self:
+        """The plan that encodes the patches of a region, in the order of the image.
+
+        A region of all patches is the whole image.
+
+        Args:
+            region: row-major indices of patches.
+            parameter: what names the region, for the message: "patches" or "mask".
+
+        Raises:
+            InvalidParameter: a patch does not exist, or there is none.
+        """
+        num_patches = len(self.visible_indices)
         try:
-            visible_indices = random_visible(info.config.grid, parameters.keep, seed)
+            inside = visible_inside(region, num_patches)
         except MaskError as error:
-            raise InvalidParameter(str(error), parameter="keep") from error
-        return cls(parameters.pool, seed, visible_indices, whitening, parameters.normalize)
+            raise _region_error(parameter, str(error)) from error
+        patches = None if len(inside) == num_patches else ",".join(map(str, inside.tolist()))
+        parameters = self.parameters.model_copy(update={"patches": patches})
+        return replace(self, parameters=parameters, visible_indices=inside, mask=None)
+
+    @property
+    def is_region(self) -> bool:
+        """Whether a region of the image is encoded."""
+        return self.parameters.patches is not None
+
+    def keep(self, config: MAEConfig) -> float:
+        """The share of the patches that is encoded."""
+        return len(self.visible_indices) / config.num_patches if self.is_region else self.parameters.keep
+
+    @property
+    def pool(self) -> Pool:
+        """The pooled vector, or all tokens."""
+        return self.parameters.pool
+
+    @property
+    def operation(self) -> Operation:
+        """What the engine computes."""
+        return "tokens" if self.pool == "tokens" else "embed"
 
     def dim(self, config: MAEConfig) -> int:
         """Length of a finished vector, D'."""
@@ -73,7 +168,7 @@ class EmbeddingPlan:
             # must not depend on the other images of its request.
             vectors = [self.whitening.apply(vector) for vector in vectors]
         finished: Floats = np.stack(vectors)
-        if self.normalize:
+        if self.parameters.normalize:
             lengths = np.linalg.norm(finished, axis=-1, keepdims=True)
             finished = finished / np.maximum(lengths, np.finfo(np.float32).tiny)
         return finished
@@ -85,8 +180,14 @@ def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
     In order, separated by colons: the model and the hash of its weights; the precision that matrix products are
     computed in; side, resize, share of the crop, filter, colour space, mean and deviation; the number of attention
     heads of a ViT; the pool; and where they are
-    asked for, `whitened`, `unit` (vectors of length 1) and `keep=` with the share of the patches. The word is ASCII
-    without blanks: other characters of a model's name are percent-encoded.
+    asked for, `whitened`, `dimensions=` with the number of principal axes, `unit` (vectors of length 1), `binary`,
+    `keep=` with the share of the patches and `region`. Which patches were drawn or lie in the region is no part of it.
+    Float16 and int8 are roundings of the float32 vectors, which they may be compared with. The word is ASCII without
+    blanks: other characters of a model's name are percent-encoded.
+
+    Args:
+        info: describes the engine.
+        parameters: those of an `EmbeddingPlan` that was carried out.
     """
     preprocessing, side = info.preprocessing, info.config.image_size
     pixels = f"{side}-{preprocessing.resize}-{preprocessing.crop_fraction}-{preprocessing.filter}-{COLOUR_SPACE}"
@@ -97,9 +198,12 @@ def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
         f"{pixels}-{mean}-{std}",
         *([f"{info.config.num_heads}-heads"] if info.config.family == "vit" else ()),
         parameters.pool,
-        *(["whitened"] if parameters.whiten else ()),
+        *(["whitened"] if parameters.whitens else ()),
+        *([f"dimensions={parameters.dimensions}"] if parameters.dimensions is not None else ()),
         *(["unit"] if parameters.normalize else ()),
+        *(["binary"] if parameters.dtype == "binary" else ()),
         *([f"keep={parameters.keep}"] if parameters.keep < 1 else ()),
+        *(["region"] if parameters.patches is not None else ()),
     ]
     return ":".join(words)
 
@@ -110,13 +214,63 @@ def _shared_indices(num_patches: int) -> Indices:
     return all_indices(num_patches)
 
 
-def _whitening_for(parameters: EmbedParameters, heads: Heads) -> Whitening:
+def _draw_patches(grid: int, keep: float, seed: int, parameter: str) -> Indices:
+    """`random_visible`; its MaskError becomes an InvalidParameter that names `parameter`."""
+    try:
+        return random_visible(grid, keep, seed)
+    except MaskError as error:
+        raise InvalidParameter(f"{parameter}: {error}", parameter=parameter) from error
+
+
+def _require_one_region(name: str, parameters: EmbedParameters) -> None:
+    """Refuses parameters that choose other patches than the region `name`: "patches", or "mask" for a picture."""
+    if name == "mask" and parameters.patches is not None:
+        raise _region_error("mask", "patches and a mask picture cannot both be given")
+    for other in ("keep", "min_keep", "seed"):
+        if other in parameters.model_fields_set:
+            raise _region_error(other, f"{name} says which patches are encoded, so {other} cannot be given")
+
+
+def _region_error(parameter: str, reason: str) -> InvalidParameter:
+    """The error of a request for a region; it says what a region means here, which is another thing elsewhere."""
+    meaning = "On /embed, patches or white in a mask name what is encoded, the opposite of /reconstruct"
+    return InvalidParameter(f"{parameter}: {reason}. {meaning}", parameter=parameter)
+
+
+def _whitening_for(parameters: EmbedParameters, heads: Heads) -> tuple[Whitening | None, float | None]:
+    """The whitening of a request, and the share of the variance that it keeps; None where neither is asked for.
+
+    Raises:
+        InvalidParameter: the model does not hold what is asked for, or parameters contradict each other.
+    """
+    dimensions = parameters.dimensions
+    if dimensions is not None and "whiten" in parameters.model_fields_set and not parameters.whiten:
+        raise InvalidParameter(
+            "dimensions: these are the principal axes of whitened vectors, and whiten=false asks for none",
+            parameter="dimensions",
+        )
+    if not parameters.whitens:
+        if parameters.dtype == "binary":
+            raise InvalidParameter(
+                "dtype: binary vectors are the signs of whitened vectors: add whiten=true or dimensions",
+                parameter="dtype",
+            )
+        return None, None
+    name = "whiten" if dimensions is None else "dimensions"
     if parameters.pool == "tokens":
-        raise InvalidParameter("whiten: tokens are never whitened, only pool=mean and pool=cls", parameter="whiten")
+        raise InvalidParameter(f"{name}: tokens are never whitened, only pool=mean and pool=cls", parameter=name)
     whitening = heads.whitening.get(parameters.pool)
     if whitening is None:
         raise InvalidParameter(
-            f"whiten: the model holds no whitening of pool={parameters.pool}: mae evaluate --fit adds it",
-            parameter="whiten",
+            f"{name}: the model holds no whitening of pool={parameters.pool}: mae evaluate --fit adds it",
+            parameter=name,
         )
-    return whitening
+    if dimensions is None:
+        return whitening, None
+    axes = whitening.matrix.shape[1]
+    if dimensions > axes:
+        raise InvalidParameter(
+            f"dimensions: the model's whitening of pool={parameters.pool} has {axes} axes, and {dimensions} are more",
+            parameter="dimensions",
+        )
+    return whitening.keep_axes(dimensions), float(whitening.explained_variance[dimensions - 1])

@@ -18,7 +18,9 @@ from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
 from service.inference.decode_pool import DecodePool, Pass, PrepareImage
+from service.inference.embedding import EmbeddingPlan
 from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.limits import WHOLE
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
 from service.inference.reconstruction import ChoosePasses, Reconstruction
@@ -114,13 +116,54 @@ class Pipeline:
 
         def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
             patches = self._decode(data, index, reserved, sampled).patches
-            whole = len(visible_indices) == len(patches)
-            return [(patches if whole else patches[visible_indices], visible_indices)]
+            return [(_select(patches, visible_indices), visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        results = await self._infer(operation, images, prepare, timings, deadline, skipped, sampled=sampled)
-        vectors = [result for result in results if not isinstance(result, DecoderOutput)]
-        return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
+        return _pooled(await self._infer(operation, images, prepare, timings, deadline, skipped, sampled=sampled), pool)
+
+    async def embed_by_plan(
+        self,
+        images: list[bytes],
+        plan: EmbeddingPlan,
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
+    ) -> tuple[list[Floats], EmbeddingPlan]:
+        """Embeds images as a request asks for it; under load, of fewer patches if the request allows it.
+
+        Args:
+            images: encoded images; a single one for a plan with a mask picture.
+            plan: what was asked for.
+            timings: filled with the seconds of each stage.
+            deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+            skipped: as in `embed`.
+
+        Returns:
+            What `embed` returns, and the plan that was carried out: it has the patches that were encoded.
+
+        Raises:
+            InvalidParameter: the mask picture has another size than the image, or nothing is white in it.
+            ServiceError: an image is refused, the queue is full, or the engine has failed.
+        """
+        config = self.info.config
+        sampled: list[Bytes] = []
+        with self._admit(plan.operation, len(images), deadline, skipped, shares=plan.shares) as (request, pending):
+            is_degraded = request.share < 1
+            done = plan.degrade(request.share, config.grid) if is_degraded else plan
+
+            def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+                nonlocal done
+                decoded = self._decode(data, index, reserved, sampled)
+                if done.mask is not None:
+                    done = done.encode_inside(self.image_decoder.read_mask(done.mask, decoded).tolist(), "mask")
+                return [(_select(decoded.patches, done.visible_indices), done.visible_indices)]
+
+            await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
+            results = await self._wait(pending, timings)
+        self._offer(sampled)
+        if is_degraded:
+            self._metrics.degraded_images.inc(len(results))
+        return _pooled(results, plan.pool), done
 
     async def classify(
         self,
@@ -305,10 +348,11 @@ class Pipeline:
         deadline: float,
         skipped: dict[int, ServiceError] | None = None,
         passes: int = 1,
+        shares: Sequence[float] = WHOLE,
     ) -> Iterator[tuple[QueuedRequest, PendingResults]]:
         """Admits a request for `count` images, and releases it in the end."""
         pending = PendingResults(count, skipped, passes)
-        request = self.scheduler.admit(operation, count * passes, deadline, pending, passes)
+        request = self.scheduler.admit(operation, count * passes, deadline, pending, passes, shares)
         try:
             yield request, pending
         finally:
@@ -319,3 +363,14 @@ class Pipeline:
         results = await pending.wait()
         timings.queue, timings.infer = max(timings.queue, pending.queue_s), max(timings.infer, pending.infer_s)
         return results
+
+
+def _select(patches: Bytes, visible_indices: Indices) -> Bytes:
+    """The visible ones of patches uint8 [N, P], uint8 [K, P]; not copied if all are visible."""
+    return patches if len(visible_indices) == len(patches) else patches[visible_indices]
+
+
+def _pooled(results: list[Result], pool: Pool) -> list[Floats]:
+    """The vectors of a pool, float32 [D] per image, or [K, D] for `tokens`."""
+    vectors = [result for result in results if not isinstance(result, DecoderOutput)]
+    return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]

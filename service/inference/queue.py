@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from model.arrays import Bytes, Floats, Indices
 from service.errors import ServiceError
+from service.inference.limits import units_of
 
 Operation = Literal["embed", "tokens", "reconstruct"]
 
@@ -75,6 +76,8 @@ class QueuedRequest:
     """The receiver of its results."""
     passes: int = 1
     """Passes of each image: pass p of image i has the index i * passes + p."""
+    share: float = 1.0
+    """The share of an image that each of its images counts as in the queue."""
     unbatched: int = field(init=False)
     """Number of its passes that hold room in the queue: neither in a batch nor dropped."""
     key: BatchKey | None = None
@@ -85,6 +88,10 @@ class QueuedRequest:
     def __post_init__(self) -> None:
         """Every image holds room in the queue at first."""
         self.unbatched = self.count
+
+    def room(self, count: int) -> int:
+        """What `count` of its images take of the budget of images."""
+        return count * units_of(self.share)
 
     def set_key(self, key: BatchKey) -> None:
         """Sets the key of its images.

@@ -20,7 +20,7 @@ from model.engines.base import Engine
 from service.errors import EngineLost, ServiceError
 from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
-from service.inference.limits import Budget, require_possible, reserve_images
+from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
 from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
 from service.metrics import Metrics
 
@@ -33,7 +33,13 @@ class Scheduler(Protocol):
     """The way from a request to the lanes: in this process, or in the engine process. Used on the event loop."""
 
     def admit(
-        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+        self,
+        operation: Operation,
+        count: int,
+        deadline: float,
+        sink: ResultSink,
+        passes: int = 1,
+        shares: Sequence[float] = WHOLE,
     ) -> QueuedRequest:
         """Reserves room for `count` images, before they are decoded.
 
@@ -45,6 +51,8 @@ class Scheduler(Protocol):
             deadline: images enter no batch after this time, in seconds of time.monotonic(). The caller enforces it.
             sink: receives the results.
             passes: number of passes of each image.
+            shares: the shares of an image that each image may count as, the largest first. The request gets one of
+                them, by `reserve_images`; the caller must encode no more of its images than that.
 
         Raises:
             TooManyImages: the queue can never hold so many.
@@ -140,15 +148,21 @@ class BatchScheduler:
             thread.start()
 
     def admit(
-        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+        self,
+        operation: Operation,
+        count: int,
+        deadline: float,
+        sink: ResultSink,
+        passes: int = 1,
+        shares: Sequence[float] = WHOLE,
     ) -> QueuedRequest:
         """See `Scheduler.admit`."""
         require_possible(self._images, count, passes)
         with self._changed:
             if self.lost:
                 raise EngineLost(self.lost)
-            reserve_images(self._images, count)
-            request = QueuedRequest(operation, count, deadline, sink, passes)
+            share = reserve_images(self._images, count, shares)
+            request = QueuedRequest(operation, count, deadline, sink, passes, share)
             self._requests.add(request)
         return request
 
@@ -259,7 +273,7 @@ class BatchScheduler:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
                         entry.request.sink.on_taken((entry,))
-                    self._images.give(len(batch.entries))
+                    self._images.give(sum(entry.request.room(1) for entry in batch.entries))
                     self._busy += 1
                     return batch.entries
                 if batch.wait_s != 0:  # No batch was due.
@@ -273,7 +287,7 @@ class BatchScheduler:
     def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
         """Frees the room of `count` images of a request that enter no batch."""
         self._metrics.dropped.labels(reason).inc(count)
-        self._images.give(count)
+        self._images.give(request.room(count))
         request.unbatched -= count
 
     def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:

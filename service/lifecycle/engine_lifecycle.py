@@ -12,7 +12,7 @@ from model.checkpoints.heads import Heads
 from model.engines.base import ServedModel
 from service.errors import Draining
 from service.inference.drift import DriftMonitor
-from service.inference.limits import Budget, Budgets
+from service.inference.limits import IMAGE, Budget, Budgets
 from service.inference.scheduler import BatchScheduler
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
@@ -69,7 +69,7 @@ class EngineLifecycle:
         metrics.read_at_scrape(metrics.ready, lambda: state.current == "ready")
         metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
         metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
-        metrics.read_at_scrape(metrics.admitted_images, lambda: budgets.images.used)
+        metrics.read_at_scrape(metrics.admitted_images, lambda: budgets.images.used / IMAGE)
         metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     def start(self) -> None:

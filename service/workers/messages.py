@@ -20,8 +20,9 @@ from service.lifecycle.state import State
 
 HEAD = Struct("<IB3x")
 """The head of each message: the length of its content in bytes, and its kind."""
-PUT = Struct("<IIIIIIId")
-"""Content of PUT: request, slot, index of the image, number of the request's images, passes, K, operation, deadline."""
+PUT = Struct("<IIIIIIIId")
+"""Content of PUT: request, slot, index of the image, number of the request's images, passes, K, what an image takes of
+the budget of images, operation, deadline."""
 DONE = Struct("<Idd")
 """Content of DONE: slot, seconds in the queue, seconds in the batch."""
 NUMBER = Struct("<I")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from model.arrays import Bytes, Indices
 from service.errors import ServiceError
-from service.inference.limits import Budget, require_possible, reserve_images
+from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
 from service.inference.queue import BatchKey, Operation, QueuedRequest, QueueEntry, ResultSink
 from service.inference.scheduler import copy_error
 from service.metrics import Metrics
@@ -65,12 +66,18 @@ class SchedulerClient:
         """The slots of samples that the engine process has not copied yet."""
 
     def admit(
-        self, operation: Operation, count: int, deadline: float, sink: ResultSink, passes: int = 1
+        self,
+        operation: Operation,
+        count: int,
+        deadline: float,
+        sink: ResultSink,
+        passes: int = 1,
+        shares: Sequence[float] = WHOLE,
     ) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
         require_possible(self._images, count, passes)
-        reserve_images(self._images, count)
-        request = QueuedRequest(operation, count, deadline, sink, passes)
+        share = reserve_images(self._images, count, shares)
+        request = QueuedRequest(operation, count, deadline, sink, passes, share)
         number = next(self._numbers) & 0xFFFFFFFF
         self._progress[request], self._requests[number] = _Progress(number), request
         return request
@@ -90,7 +97,7 @@ class SchedulerClient:
         request.released = True
         progress = self._progress.pop(request)
         del self._requests[progress.number]
-        self._images.give(request.count - progress.sent)
+        self._images.give(request.room(request.count - progress.sent))
         if not progress.sent:
             reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
             self._metrics.dropped.labels(reason).inc(request.count)
@@ -155,6 +162,6 @@ class SchedulerClient:
             self._sent[slot] = entry
             progress.sent += 1
             operation = OPERATIONS.index(request.operation)
-            counts = request.count, request.passes
-            message = (progress.number, slot, entry.index, *counts, visible, operation, request.deadline)
+            counts = request.count, request.passes, visible, request.room(1)
+            message = (progress.number, slot, entry.index, *counts, operation, request.deadline)
             self._channel.send(Kind.PUT, PUT.pack(*message))

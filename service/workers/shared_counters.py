@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Self
 
-from service.inference.limits import Budgets
+from service.inference.limits import IMAGE, Budgets
 from service.settings import Settings
 
 CELLS = 8
@@ -27,9 +27,11 @@ class Column(IntEnum):
     """The amounts that the cells of a worker count. The worker writes all cells but RELEASED."""
 
     ADMITTED = 0
-    """Images that the worker has admitted, without those whose request ended before they were sent."""
+    """Images that the worker has admitted, without those whose request ended before they were sent; in the units of
+    `service.inference.limits.IMAGE`."""
     RELEASED = 1
-    """Images among them that have left the queue, for a batch or dropped. The engine process writes this cell."""
+    """Images among them that have left the queue, for a batch or dropped, in the same units. The engine process writes
+    this cell."""
     BYTES = 2
     """Bytes of request bodies that the worker holds."""
     REQUESTS = 3
@@ -151,6 +153,6 @@ def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: i
     return Budgets(
         bodies=SharedBudget(counters, worker_index, Column.BYTES, settings.max_inflight_bytes),
         requests=SharedBudget(counters, worker_index, Column.REQUESTS),
-        images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images, Column.RELEASED),
+        images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images * IMAGE, Column.RELEASED),
         decodes=SharedBudget(counters, worker_index, Column.DECODES, settings.max_decode_bytes),
     )

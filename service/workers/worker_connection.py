@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from model.config import MAEConfig
 from service.errors import ServiceError
+from service.inference.limits import IMAGE
 from service.inference.queue import Operation, QueuedRequest, QueueEntry, Result
 from service.inference.scheduler import BatchScheduler
 from service.workers.channel import Channel
@@ -37,11 +38,11 @@ class ChannelSink:
 
     def on_taken(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue."""
-        self._connection.count_released(len(entries))
+        self._connection.count_released(self.request.room(len(entries)))
 
     def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
         """Makes room in the service's queue; the slots go back when the request ends."""
-        self._connection.count_released(len(entries))
+        self._connection.count_released(self.request.room(len(entries)))
         self.dropped_slots += [self.slots.pop(entry.index) for entry in entries]
 
     def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
@@ -92,9 +93,9 @@ class WorkerConnection(Channel):
         self.slots = SharedBuffers(self._slots_fd, config, count)
         self._scheduler = scheduler
 
-    def count_released(self, count: int) -> None:
-        """Counts images that have left the queue. The scheduler's lock makes its callers one writer."""
-        self._counters.add(self.worker_index, Column.RELEASED, count)
+    def count_released(self, room: int) -> None:
+        """Counts the room of images that have left the queue. The scheduler's lock makes its callers one writer."""
+        self._counters.add(self.worker_index, Column.RELEASED, room)
 
     def end(self, sink: ChannelSink) -> None:
         """Releases a request, and gives the slots back that no batch has."""
@@ -133,18 +134,28 @@ class WorkerConnection(Channel):
         self.send(Kind.RELEASED, NUMBER.pack(slot))
 
     def _put(
-        self, number: int, slot: int, index: int, count: int, passes: int, visible: int, operation: int, deadline: float
+        self,
+        number: int,
+        slot: int,
+        index: int,
+        count: int,
+        passes: int,
+        visible: int,
+        room: int,
+        operation: int,
+        deadline: float,
     ) -> None:
         assert self._scheduler is not None, "a worker sends images before it is told of an engine"
         sink = self._sinks.get(number)
         try:
             if sink is None:
                 sink = ChannelSink(self, number, OPERATIONS[operation], count)
-                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink, passes)
+                shares = (room / IMAGE,)
+                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink, passes, shares)
                 self._sinks[number] = sink
             sink.slots[index] = slot  # before a lane can have the image
             self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))
         except ServiceError as error:  # The engine is lost: no lane takes images, so this is the only writer.
-            self.count_released(1)
+            self.count_released(room)
             self.send(Kind.FAILED, NUMBER.pack(number) + pack_error(error))
             self.send(Kind.RELEASED, NUMBER.pack(slot))

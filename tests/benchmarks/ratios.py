@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pending_results import PendingResults
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
@@ -47,7 +47,7 @@ async def measure_rate(
 ) -> tuple[float, float]:
     """Images per second, and images per batch."""
     engine = SleepingEngine(lanes, batch, mixes)
-    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(2 * clients))  # type: ignore[arg-type]
+    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(2 * clients * IMAGE))  # type: ignore[arg-type]
     scheduler.start()
     generator = np.random.default_rng(0)
     patches = np.zeros((NUM_PATCHES, PATCH_DIM), np.uint8)

@@ -23,7 +23,9 @@ from tests.support.metrics import families
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
-ACCESS = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed status=\d+ [^\n]*client=127.0.0.1")
+ACCESS = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed (query=\S+ )?status=\d+ [^\n]*client=127.0.0.1"
+)
 FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 
@@ -232,6 +234,13 @@ def test_the_queue_is_one(start_server: Start) -> None:
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["error"]["code"] == "queue_full" and refused.json()["error"]["details"] == {"limit": 4}
     assert server.metric("mae_rejected_total", reason="queue_full") == statuses.count(429)
+    answers = asyncio.run(post_all(server.url, [grey(n) for n in range(40)], "min_keep=0.25"))
+    encoded = {n: answer.json() for n, answer in enumerate(answers) if answer.status_code == 200}
+    keeps = [content["keep"] for content in encoded.values()]
+    assert set(keeps) == {1, 0.5, 0.25} and len(keeps) >= 8, "two whole images, two halves and four quarters fit"
+    assert all(content["embeddings"][0][0] == n for n, content in encoded.items())
+    assert server.metric("mae_degraded_images_total") == sum(keep < 1 for keep in keeps)
+    server.wait_for(lambda: server.metric("mae_admitted_images") == 0, 5)
     too_many = httpx.post(server.url + "/embed", files=[("i", ("i", grey(1)))] * 5)
     assert (too_many.status_code, too_many.json()["error"]["code"]) == (413, "too_many_images")
 

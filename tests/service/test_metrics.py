@@ -32,6 +32,7 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_batch_size": "histogram",
         "mae_rejected": "counter",
         "mae_dropped_images": "counter",
+        "mae_degraded_images": "counter",
         "mae_ignored_profiles": "counter",
         "mae_engine_failures": "counter",
         "mae_drift_samples": "counter",

@@ -22,7 +22,7 @@ def many_connections(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=500))
 
 
-async def post_all(url: str, bodies: list[bytes]) -> list[httpx.Response]:
+async def post_all(url: str, bodies: list[bytes], query: str = "") -> list[httpx.Response]:
     """Posts all bodies to /embed at the same time; the answers are in their order."""
     async with many_connections(url) as client:
-        return await asyncio.gather(*(client.post("/embed", content=body) for body in bodies))
+        return await asyncio.gather(*(client.post(f"/embed?{query}", content=body) for body in bodies))

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, WHOLE, LocalBudget
 from service.inference.pending_results import PendingResults
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import BatchScheduler, Scheduler
@@ -45,10 +45,16 @@ class Call:
 
 
 @contextlib.contextmanager
-def admit(scheduler: Scheduler, count: int, operation: Any = "embed", deadline: float = math.inf) -> Iterator[Call]:
+def admit(
+    scheduler: Scheduler,
+    count: int,
+    operation: Any = "embed",
+    deadline: float = math.inf,
+    shares: Sequence[float] = WHOLE,
+) -> Iterator[Call]:
     """Admits a request, and releases it in the end."""
     pending = PendingResults(count)
-    request = scheduler.admit(operation, count, deadline, pending)
+    request = scheduler.admit(operation, count, deadline, pending, shares=shares)
     try:
         yield Call(scheduler, request, pending)
     finally:
@@ -67,7 +73,7 @@ async def ask(
 @contextlib.asynccontextmanager
 async def run_scheduler(engine: FakeEngine, queue_images: int = 512, **settings: Any) -> AsyncIterator[BatchScheduler]:
     """Runs a scheduler, whose queue must be empty in the end."""
-    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images), **settings)
+    scheduler = BatchScheduler(engine, Metrics(), LocalBudget(queue_images * IMAGE), **settings)
     scheduler.start()
     try:
         yield scheduler
@@ -78,9 +84,9 @@ async def run_scheduler(engine: FakeEngine, queue_images: int = 512, **settings:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-def reserved_images(scheduler: BatchScheduler) -> int:
-    """Number of images that have room reserved in the queue."""
-    return scheduler._images.used
+def reserved_images(scheduler: BatchScheduler) -> float:
+    """Number of images that have room reserved in the queue; one of which fewer patches are encoded counts as less."""
+    return scheduler._images.used / IMAGE
 
 
 def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:

@@ -30,7 +30,7 @@ router = APIRouter(tags=["inference"], route_class=InferenceRoute)
     response_description="The most probable classes of each image, in the order of the images.",
     response_model=Classifications,
     responses=error_responses(*INFERENCE_ERRORS, NoHead),
-    openapi_extra=request_body(with_mask=False),
+    openapi_extra=request_body(),
 )
 async def classify(request: Request, parameters: Annotated[ClassifyParameters, Query()]) -> Response:
     """Returns the most probable classes of each image, by the model's classification head."""

@@ -29,7 +29,7 @@ PNG = "image/png"
         200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
         **error_responses(*INFERENCE_ERRORS, NoHead),
     },
-    openapi_extra=request_body(with_mask=False),
+    openapi_extra=request_body(),
 )
 async def explain_score(request: Request, parameters: Annotated[ExplainParameters, Query()]) -> Response:
     """Leaves random halves of an image's patches out, and tells by how much each patch raises or lowers the score."""

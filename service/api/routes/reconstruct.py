@@ -41,7 +41,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
         200: {"content": {PNG: BINARY, ZIP: BINARY}},
         **error_responses(*INFERENCE_ERRORS, NoDecoder),
     },
-    openapi_extra=request_body(with_mask=True),
+    openapi_extra=request_body(mask="white patches are removed"),
 )
 async def reconstruct(request: Request, parameters: Annotated[ReconstructParameters, Query()]) -> Response:
     """Removes patches of each image and reconstructs them: one image as PNG, several as JSON or zip."""

@@ -66,11 +66,10 @@ def embed(
     images, refused, left_out = require_images(paths)
     with VectorStore(output, overwrite) as store:
         served = build_engine(settings)
-        if parameters.seed is None and store.space is not None:
+        if parameters.keep < 1 and parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
         plan = EmbeddingPlan.of(parameters, served.info, served.heads)
-        dim = plan.dim(served.info.config)
-        store.begin(VectorSpace.of(served.info, parameters, plan.seed, plan.visible_indices, dim))
+        store.begin(VectorSpace.of(served.info, plan))
         named: dict[str, str] = {}
         for image in images:
             named.setdefault(resolved_path(image), image)

@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.arrays import Floats, Indices
+from model.arrays import Floats
 from model.config import Preprocessing
 from model.engines.base import ComputedPrecision, EngineInfo, Precision
 from service.cli.errors import VectorFileError
-from service.inference.embedding import space_of
-from service.parameters import EmbedParameters, Pool
+from service.inference.embedding import EmbeddingPlan, space_of
+from service.parameters import Pool
 
 
 class VectorRecord(NamedTuple):
@@ -46,28 +46,25 @@ class VectorSpace(BaseModel):
     preprocessing: Preprocessing
     pool: Pool
     whiten: bool = False
+    dimensions: int | None = None
+    """The number of principal axes that were kept; None for all."""
     normalize: bool
     keep: float
     seed: int | None = None
     """The seed of the visible patches if `keep` is below 1."""
+    patches: str | None = None
+    """The row-major indices of the visible patches if they are a region."""
     dim: int
     grid: tuple[int, int]
     """Number of patches per column and per row of an image."""
     positions: tuple[int, ...] | None = None
-    """For tokens with `keep` below 1: the row-major index of the patch of each token."""
+    """For some of the tokens: the row-major index of the patch of each token."""
 
     @classmethod
-    def of(cls, info: EngineInfo, parameters: EmbedParameters, seed: int | None, positions: Indices, dim: int) -> Self:
-        """The space of the vectors that an engine computes with these parameters.
-
-        Args:
-            info: describes the engine.
-            parameters: the parameters of the request.
-            seed: the seed of the visible patches; None if all are visible.
-            positions: the indices of the visible patches, int32 [K].
-            dim: the length of a vector, after postprocessing.
-        """
-        has_some_tokens = parameters.pool == "tokens" and seed is not None
+    def of(cls, info: EngineInfo, plan: EmbeddingPlan) -> Self:
+        """The space of the vectors that an engine computes by a plan."""
+        parameters = plan.parameters
+        has_some_tokens = plan.pool == "tokens" and len(plan.visible_indices) < info.config.num_patches
         return cls(
             space=space_of(info, parameters),
             model=info.model_id,
@@ -77,13 +74,15 @@ class VectorSpace(BaseModel):
             image_size=info.config.image_size,
             preprocessing=info.preprocessing,
             pool=parameters.pool,
-            whiten=parameters.whiten,
+            whiten=parameters.whitens,
+            dimensions=parameters.dimensions,
             normalize=parameters.normalize,
-            keep=parameters.keep,
-            seed=seed,
-            dim=dim,
+            keep=plan.keep(info.config),
+            seed=plan.seed,
+            patches=parameters.patches,
+            dim=plan.dim(info.config),
             grid=(info.config.grid, info.config.grid),
-            positions=tuple(positions.tolist()) if has_some_tokens else None,
+            positions=tuple(plan.visible_indices.tolist()) if has_some_tokens else None,
         )
 
     @property

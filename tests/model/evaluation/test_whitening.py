@@ -43,3 +43,12 @@ def test_vectors_become_uncorrelated_whatever_their_rank(n: int, dim: int, rank:
 def test_equal_vectors_are_refused(n: int) -> None:
     with pytest.raises(WhiteningError, match="vectors that differ"):
         fit_whitening(np.repeat(draw_vectors(1, 30, 30), n, axis=0))
+
+
+def test_the_share_of_the_variance_is_that_of_scikit_learn() -> None:
+    vectors = draw_vectors(500, 12, 12)
+    pca = PCA(svd_solver="full").fit(vectors.astype(np.float64))
+    whitening = fit_whitening(vectors)
+    np.testing.assert_allclose(whitening.explained_variance, np.cumsum(pca.explained_variance_ratio_), atol=1e-4)
+    first = whitening.keep_axes(5)
+    np.testing.assert_allclose(first.apply(vectors), whitening.apply(vectors)[:, :5], atol=1e-5)

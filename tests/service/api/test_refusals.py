@@ -54,6 +54,8 @@ LACKS = (
     Lack("/embed", "whiten=true", (422, "invalid_parameter", {"parameter": "whiten"})),
     Lack("/embed", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
     Lack("/embed", "keep=0.01", (422, "invalid_parameter", {"parameter": "keep"})),
+    Lack("/embed", "patches=4", (422, "invalid_parameter", {"parameter": "patches"})),
+    Lack("/embed", "dimensions=4", (422, "invalid_parameter", {"parameter": "dimensions"})),
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
     Lack("/explain", "target=class", (404, "no_head", {})),
@@ -142,7 +144,7 @@ def require_refusal(response: httpx.Response, lack: Lack, faults: tuple[str, ...
 
 def combinations(route: str) -> list[tuple[str, ...]]:
     """Each fault alone, every pair, and each fault with all that come after it."""
-    possible = [fault for fault in ORDER if fault != "mask" or route == "/reconstruct"]
+    possible = [fault for fault in ORDER if fault != "mask" or route != "/classify"]
     pairs = itertools.combinations(possible, 2)
     return [*((fault,) for fault in possible), *pairs, *(tuple(possible[n:]) for n in range(len(possible)))]
 

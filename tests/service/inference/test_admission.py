@@ -1,6 +1,7 @@
 """Room in the queue: reserved, refused, released, and lost to a deadline."""
 
 import asyncio
+import contextlib
 import math
 import time
 
@@ -10,6 +11,8 @@ from service.errors import QueueFull, TooManyImages
 from service.inference.pending_results import PendingResults
 from tests.support.engines import FakeEngine
 from tests.support.queueing import Gate, admit, ask, gauge, reserved_images, run, run_ready_tasks, run_scheduler
+
+SHARES = (1.0, 0.5, 0.25)
 
 
 def test_more_than_the_queue_can_ever_hold_is_too_many() -> None:
@@ -40,6 +43,59 @@ def test_a_full_queue_refuses_before_anything_is_put() -> None:
                 await call.results()
                 with admit(scheduler, 8):
                     pass
+
+    run(main())
+
+
+def test_the_fuller_the_queue_the_smaller_the_share_of_an_image() -> None:
+    async def main() -> None:
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
+            with contextlib.ExitStack() as stack:
+                admitted = [stack.enter_context(admit(scheduler, 1, shares=SHARES)) for _ in range(16)]
+                assert [call.request.share for call in admitted] == [1] * 4 + [0.5] * 4 + [0.25] * 8
+                assert reserved_images(scheduler) == 8
+                with pytest.raises(QueueFull, match="8 images are waiting and 1 more are too many"):
+                    scheduler.admit("embed", 1, math.inf, PendingResults(1), shares=SHARES)
+
+    run(main())
+
+
+def test_an_image_counts_as_less_where_it_does_not_fit_otherwise() -> None:
+    async def main() -> None:
+        async with run_scheduler(FakeEngine(), queue_images=8) as scheduler:
+            with admit(scheduler, 8, shares=SHARES) as whole:  # nothing waits, so there is no load
+                assert whole.request.share == 1
+            with admit(scheduler, 3), admit(scheduler, 6, shares=SHARES) as half:
+                assert half.request.share == 0.5 and reserved_images(scheduler) == 6
+                with admit(scheduler, 8, shares=SHARES) as quarter:
+                    assert quarter.request.share == 0.25 and reserved_images(scheduler) == 8
+                with admit(scheduler, 2):  # who allows no smaller share may fill the queue
+                    pass
+            with pytest.raises(TooManyImages):  # not even without load would it be whole
+                scheduler.admit("embed", 9, math.inf, PendingResults(9), shares=SHARES)
+
+    run(main())
+
+
+def test_an_image_that_counts_as_less_gives_back_no_more_than_that() -> None:
+    gate = Gate()
+    engine = FakeEngine(2, before=gate)
+
+    async def main() -> None:
+        async with run_scheduler(engine, queue_images=8) as scheduler:
+            with contextlib.ExitStack() as stack:
+                first, _ = stack.enter_context(admit(scheduler, 1)), stack.enter_context(admit(scheduler, 7))
+                first.put_all([255])
+                await gate.wait_until_reached()
+                degraded = stack.enter_context(admit(scheduler, 4, shares=SHARES))
+                assert reserved_images(scheduler) == 8  # 7 whole ones and 4 quarters
+                degraded.put_all([1, 2, 3, 4], visible=1)
+                gate.opened.set()
+                await degraded.results()
+                assert reserved_images(scheduler) == 7
+            with admit(scheduler, 4, shares=(0.3,)):
+                assert reserved_images(scheduler) == pytest.approx(1.2, abs=4e-3)
+            assert reserved_images(scheduler) == 0
 
     run(main())
 

@@ -15,7 +15,7 @@ from model.checkpoints.heads import Heads, Whitening
 from model.engines.base import FatalEngineError, ServedModel
 from service.api.app import create_app
 from service.inference.drift import MAX_WAITING, DriftMonitor
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
@@ -50,7 +50,7 @@ class Telling(FakeEngine):
 @contextlib.asynccontextmanager
 async def scheduler_with_drift(engine: FakeEngine, heads: Heads = HEADS) -> AsyncIterator[BatchScheduler]:
     metrics = Metrics()
-    scheduler = BatchScheduler(engine, metrics, LocalBudget(8), drift=DriftMonitor(engine, heads, metrics))
+    scheduler = BatchScheduler(engine, metrics, LocalBudget(8 * IMAGE), drift=DriftMonitor(engine, heads, metrics))
     scheduler.start()
     try:
         yield scheduler
@@ -202,7 +202,7 @@ def test_a_lost_device_is_noticed() -> None:
         lost: list[str] = []
         metrics, engine = Metrics(), FakeEngine(before=before)
         drift = DriftMonitor(engine, HEADS, metrics)
-        scheduler = BatchScheduler(engine, metrics, LocalBudget(8), on_lost=lost.append, drift=drift)
+        scheduler = BatchScheduler(engine, metrics, LocalBudget(8 * IMAGE), on_lost=lost.append, drift=drift)
         scheduler.start()
         scheduler.sample(image(1))
         await until(lambda: bool(lost))

@@ -5,6 +5,7 @@ import pytest
 
 from model.checkpoints.heads import Heads, Whitening
 from model.config import PRESETS
+from model.evaluation.whitening import fit_whitening
 from model.masking import random_visible
 from service.errors import InvalidParameter
 from service.inference.embedding import EmbeddingPlan, space_of
@@ -32,6 +33,56 @@ def test_whitening_comes_before_length_1(heads: Heads) -> None:
     assert plan.dim(SMALL) == 150
     short = plan_of(heads, EmbedParameters(whiten=True, normalize=True)).finish(rows)
     np.testing.assert_allclose(short, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+
+def pca_of(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The principal axes of [n, D] by column, largest variance first, and the variances, by a decomposition in float64
+    that shares no code with `fit_whitening`."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+    return axes.T, singular**2 / len(vectors)
+
+
+def test_dimensions_are_the_axes_with_the_most_variance() -> None:
+    draw = np.random.default_rng(3)
+    rows = (draw.normal(size=(400, 8)) * np.geomspace(5, 0.1, 8) @ draw.normal(size=(8, 8)) + 30).astype(np.float32)
+    heads = Heads(None, {"mean": fit_whitening(rows)})
+    axes, variances = pca_of(rows)
+    for k in (1, 3, 8):
+        plan = plan_of(heads, EmbedParameters(dimensions=k))
+        projected = (rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)) @ axes[:, :k]
+        expected = projected / np.sqrt(variances[:k])
+        vectors = plan.finish(list(rows))
+        assert vectors.shape == (400, k) and plan.dim(SMALL) == k
+        signs = np.sign((vectors * expected).sum(axis=0))
+        np.testing.assert_allclose(vectors * signs, expected, atol=2e-3)
+        assert plan.explained_variance == pytest.approx(variances[:k].sum() / variances.sum(), abs=1e-4)
+    unit = plan_of(heads, EmbedParameters(dimensions=3, normalize=True)).finish(list(rows))
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
+
+
+def test_whitened_vectors_of_all_axes_tell_no_share(heads: Heads) -> None:
+    assert plan_of(heads, EmbedParameters(whiten=True)).explained_variance is None
+    assert plan_of(heads, EmbedParameters(dimensions=150)).explained_variance == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named", "reason"),
+    [
+        (EmbedParameters(dimensions=151), "dimensions", "has 150 axes, and 151 are more"),
+        (EmbedParameters(dimensions=8, whiten=False), "dimensions", "whiten=false asks for none"),
+        (EmbedParameters(dimensions=8, pool="tokens"), "dimensions", "tokens are never whitened"),
+        (EmbedParameters(dimensions=8, pool="cls"), "dimensions", "no whitening of pool=cls: mae evaluate --fit adds"),
+        (EmbedParameters(dtype="binary"), "dtype", "signs of whitened vectors: add whiten=true or dimensions"),
+        (EmbedParameters(dtype="binary", pool="tokens"), "dtype", "signs of whitened vectors"),
+    ],
+)
+def test_dimensions_and_signs_that_cannot_be_are_refused(
+    heads: Heads, parameters: EmbedParameters, named: str, reason: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=reason) as refused:
+        plan_of(heads, parameters)
+    assert refused.value.details == {"parameter": named}
 
 
 def test_a_cls_token_that_stands_for_nothing_is_refused() -> None:
@@ -84,6 +135,61 @@ def test_a_share_that_leaves_no_patch_is_refused() -> None:
     assert refused.value.details == {"parameter": "keep"}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "shares"),
+    [
+        (EmbedParameters(), [1]),
+        (EmbedParameters(min_keep=1), [1]),
+        (EmbedParameters(keep=0.5, min_keep=0.5), [1]),
+        (EmbedParameters(min_keep=0.25), [1, 0.5, 0.25]),
+        (EmbedParameters(min_keep=0.3), [1, 0.5, 0.3]),
+        (EmbedParameters(keep=0.8, min_keep=0.25), [1, 0.4, 0.25]),
+    ],
+)
+def test_under_load_the_share_is_halved_down_to_the_least(parameters: EmbedParameters, shares: list[float]) -> None:
+    plan = plan_of(Heads(), parameters)
+    assert plan.shares == pytest.approx(shares)
+    for share in plan.shares[1:]:
+        degraded = plan.degrade(share, SMALL.grid)
+        assert degraded.seed is not None and len(degraded.visible_indices) == int(4 * share)
+        assert degraded.keep(SMALL) == share
+        assert f":keep={share}" in space_of(fake_info(), degraded.parameters)
+
+
+def test_what_the_load_leaves_is_drawn_by_the_seed() -> None:
+    plan = plan_of(Heads(), EmbedParameters(min_keep=0.5, seed=9))
+    assert plan.seed is None and plan.degrade(0.5, SMALL.grid).seed == 9
+    np.testing.assert_array_equal(plan.degrade(0.5, SMALL.grid).visible_indices, random_visible(SMALL.grid, 0.5, 9))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named", "reason"),
+    [
+        (EmbedParameters(min_keep=0.1), "min_keep", "leaves none of the 4 patches"),
+        (EmbedParameters(keep=0.5, min_keep=0.6), "min_keep", "0.6 is more than keep=0.5"),
+        (EmbedParameters(patches="1", keep=0.5), "keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", keep=1.0), "keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", seed=3), "seed", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1", min_keep=0.5), "min_keep", "the opposite of /reconstruct"),
+        (EmbedParameters(patches="1,4"), "patches", "there is no patch 4.* the opposite of /reconstruct"),
+    ],
+)
+def test_patches_that_cannot_be_encoded_are_refused(parameters: EmbedParameters, named: str, reason: str) -> None:
+    with pytest.raises(InvalidParameter, match=reason) as refused:
+        plan_of(Heads(), parameters)
+    assert refused.value.details == {"parameter": named}
+
+
+def test_a_region_is_its_patches_and_all_of_them_are_the_image() -> None:
+    region = plan_of(Heads(), EmbedParameters(patches="3,1,3"))
+    assert region.visible_indices.tolist() == [1, 3] and region.visible_indices.dtype == np.int32
+    assert (region.seed, region.keep(SMALL), region.is_region) == (None, 0.5, True)
+    spaces = [space_of(fake_info(), EmbedParameters(patches=patches)) for patches in ("3,1", "0")]
+    assert spaces[0] == spaces[1] == space_of(fake_info(), EmbedParameters()) + ":region"
+    whole = plan_of(Heads(), EmbedParameters(patches="0,1,2,3"))
+    assert not whole.is_region and space_of(fake_info(), whole.parameters) == space_of(fake_info(), EmbedParameters())
+
+
 def test_a_model_without_a_cls_token_refuses_it() -> None:
     with pytest.raises(InvalidParameter, match="no cls token") as refused:
         EmbeddingPlan.of(EmbedParameters(pool="cls"), fake_info(PRESETS["resnet_tiny"]), Heads())
@@ -100,6 +206,10 @@ def test_the_space_names_all_that_vectors_must_share() -> None:
     assert space_of(info, EmbedParameters(seed=4)) == space_of(info, EmbedParameters())
     every = EmbedParameters(pool="cls", whiten=True, normalize=True, keep=0.25)
     assert space_of(info, every) == f"{name}:fp32:{pixels}:{heads}:cls:whitened:unit:keep=0.25"
+    short = EmbedParameters(dimensions=64, dtype="binary")
+    assert space_of(info, short) == f"{name}:fp32:{pixels}:{heads}:mean:whitened:dimensions=64:binary"
+    for dtype in ("float16", "int8"):  # roundings of the same vectors
+        assert space_of(info, EmbedParameters(dtype=dtype)) == space_of(info, EmbedParameters())
     others = [
         {"model": "other"},
         {"weights": "f" * 64},

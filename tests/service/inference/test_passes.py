@@ -12,7 +12,7 @@ from model.checkpoints.heads import Heads
 from model.config import Preprocessing
 from service.errors import InferenceFailed, QueueFull, ServiceError, TooManyImages, UndecodableImage
 from service.inference.image_decoder import DecodedImage, ImageDecoder
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pending_results import PendingResults
 from service.inference.pipeline import Pipeline, Timings
 from service.inference.reconstruction import Reconstruction
@@ -38,7 +38,7 @@ def each_patch_in_turn(decoded: DecodedImage) -> list[Indices]:
 async def reconstruct(
     engine: FakeEngine, *images: bytes, queue_images: int = 512, skipped: dict[int, ServiceError] | None = None
 ) -> list[list[Reconstruction]]:
-    metrics, budget = Metrics(), LocalBudget(queue_images)
+    metrics, budget = Metrics(), LocalBudget(queue_images * IMAGE)
     scheduler = BatchScheduler(engine, metrics, budget)
     scheduler.start()
     pipeline = Pipeline(SMALL_INFO, Heads(), ImageDecoder(SMALL, Preprocessing(), 10_000), scheduler, metrics, 2)
@@ -67,7 +67,7 @@ def test_passes_are_images_to_the_queue() -> None:
     gate = Gate()
 
     async def main() -> None:
-        budget = LocalBudget(8)
+        budget = LocalBudget(8 * IMAGE)
         scheduler = BatchScheduler(FakeEngine(before=gate), Metrics(), budget)
         scheduler.admit("embed", 6, 1e9, PendingResults(2, passes=3), 3)
         with pytest.raises(QueueFull):

@@ -14,7 +14,7 @@ import pytest
 
 from model.engines.base import EngineError
 from service.errors import InferenceFailed, QueueFull
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine, sleep_per_batch
@@ -284,7 +284,7 @@ def test_stop_leaves_a_lane_that_hangs(caplog: pytest.LogCaptureFixture) -> None
     gate = Gate()
 
     async def main() -> None:
-        scheduler = BatchScheduler(FakeEngine(2, before=gate), Metrics(), LocalBudget(8))
+        scheduler = BatchScheduler(FakeEngine(2, before=gate), Metrics(), LocalBudget(8 * IMAGE))
         scheduler.start()
         task = asyncio.create_task(ask(scheduler, 1))
         await gate.wait_until_reached()

@@ -10,7 +10,7 @@ import pytest
 
 from model.engines.base import ServedModel
 from service.errors import Draining, ServiceError
-from service.inference.limits import Budgets, LocalBudget
+from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.lifecycle import engine_lifecycle
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.state import ServiceState
@@ -43,7 +43,7 @@ class Process:
 
     def __init__(self, build: Any = lambda settings, report: ServedModel(FakeEngine()), **settings: Any) -> None:
         self.state, self.metrics = ServiceState(), Metrics()
-        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9), LocalBudget())
+        self.budgets = Budgets(LocalBudget(64_000_000), LocalBudget(), LocalBudget(9 * IMAGE), LocalBudget())
         self.opened: list[tuple[Any, str]] = []
         self.lifecycle = EngineLifecycle(
             Settings(**settings),
@@ -96,7 +96,7 @@ def test_gauges_show_what_the_budgets_hold() -> None:
     process = Process(queue_images=9, max_inflight_mb=64)
     process.budgets.requests.take(3)
     process.budgets.bodies.take(1000)
-    process.budgets.images.take(4)
+    process.budgets.images.take(4 * IMAGE)
     text = process.metrics.render()
     assert sample(text, "mae_ready") == 0
     assert sample(text, "mae_admitted_images") == 4

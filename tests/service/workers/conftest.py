@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.inference.limits import LocalBudget
+from service.inference.limits import IMAGE, LocalBudget
 from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.workers.channel import Channel
@@ -68,7 +68,7 @@ async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) 
     scheduler = BatchScheduler(engine, engine_metrics, LocalBudget())
     scheduler.start()
     connection, worker = WorkerConnection(0, counters, fd, lambda connection, kind, content: None), WorkerEnd()
-    budget = SharedBudget(counters, 0, Column.ADMITTED, queue_images, Column.RELEASED)
+    budget = SharedBudget(counters, 0, Column.ADMITTED, queue_images * IMAGE, Column.RELEASED)
     worker.client = SchedulerClient(worker, SharedBuffers(fd, SMALL, slots), budget, worker_metrics)
     connection.open(scheduler, SMALL, slots)
     await connection.connect(engine_end)

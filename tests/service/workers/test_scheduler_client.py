@@ -9,6 +9,7 @@ import pytest
 
 from model.engines.base import FatalEngineError
 from service.errors import EngineLost, InferenceFailed, QueueFull, ServiceError, TooManyImages
+from service.inference.limits import IMAGE
 from service.inference.pending_results import PendingResults
 from tests.service.workers.conftest import Pair, connected
 from tests.support.engines import FakeEngine
@@ -107,7 +108,7 @@ def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -
         async with connected(FakeEngine(2, before=gate), slots=4, queue_images=6) as pair:
             with pair.admit(1, 2, 3, 4, 5, 6):
                 assert await asyncio.to_thread(gate.reached.wait, 5)
-                await pair.until(lambda: pair.budget.used == 4)  # two are in a batch
+                await pair.until(lambda: pair.budget.used == 4 * IMAGE)  # two are in a batch
             await pair.until(lambda: pair.budget.used == 0 and pair.scheduler.waiting == 0)
             assert sample(pair.engine_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 4
             gate.opened.set()
@@ -121,7 +122,7 @@ def test_who_leaves_before_anything_was_sent_frees_the_queue() -> None:
     async def main() -> None:
         async with connected(FakeEngine(2)) as pair:
             with admit(pair.client, 3, deadline=1e9):
-                assert pair.budget.used == 3
+                assert pair.budget.used == 3 * IMAGE
             assert pair.budget.used == 0
             assert sample(pair.worker_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 3
 
@@ -200,5 +201,27 @@ def test_images_of_one_request_have_one_number_of_patches() -> None:
                 call.put(0, np.zeros((4, 768), np.uint8), np.arange(4, dtype=np.int32))
                 with pytest.raises(ValueError, match="same number"):
                     call.put(1, np.zeros((2, 768), np.uint8), np.arange(2, dtype=np.int32))
+
+    run(main())
+
+
+def test_an_image_of_which_less_is_encoded_counts_as_less_in_all_processes() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        async with connected(FakeEngine(2, before=gate), queue_images=4) as pair:
+            with pair.admit(1) as first, admit(pair.client, 3, deadline=1e9):
+                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await pair.until(lambda: pair.budget.used == 3 * IMAGE)  # one is in a batch
+                with admit(pair.client, 4, deadline=1e9, shares=(1.0, 0.5, 0.25)) as degraded:
+                    assert degraded.request.share == 0.25 and pair.budget.used == 4 * IMAGE
+                    degraded.put_all([2, 3, 4, 5], visible=1)
+                    gate.opened.set()
+                    assert [row[0, 0] for row in await degraded.results()] == [2, 3, 4, 5]
+                    await pair.until(lambda: pair.budget.used == 3 * IMAGE)
+                await first.results()
+            with admit(pair.client, 2, deadline=1e9, shares=(0.3,)) as left:  # a share that is no power of two
+                left.put_all([6])
+            await pair.until(lambda: pair.budget.used == 0)
 
     run(main())

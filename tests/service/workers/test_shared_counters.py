@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from service.inference.limits import IMAGE
 from service.settings import Settings
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters, shared_budgets
 
@@ -93,6 +94,6 @@ def test_limits_of_the_settings_hold_for_all_workers_together(counters: SharedCo
     first, second = (shared_budgets(settings, counters, worker_index) for worker_index in range(2))
     assert first.bodies.take(600_000) and not second.bodies.take(400_001) and second.bodies.take(400_000)
     assert first.requests.take(1) and second.requests.take(1) and first.requests.used == 2
-    assert first.images.take(3) and not second.images.take(2)
-    counters.add(0, Column.RELEASED, 1)
-    assert second.images.take(2) and first.images.used == 4
+    assert first.images.take(3 * IMAGE) and not second.images.take(2 * IMAGE)
+    counters.add(0, Column.RELEASED, IMAGE)
+    assert second.images.take(2 * IMAGE) and first.images.used == 4 * IMAGE

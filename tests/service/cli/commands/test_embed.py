@@ -25,6 +25,7 @@ from tests.service.cli.conftest import SCRIPT, Mae
 from tests.support.image_files import jpeg_file, noise, png_file
 from tests.support.images import encoded
 
+REGION = ",".join(str(14 * row + column) for row in range(4, 11) for column in range(4, 11))
 NAMES = [f"squares/{index}.png" for index in range(8)]
 
 
@@ -113,16 +114,19 @@ def test_the_space_of_a_file_is_that_of_the_route(mae: Mae, squares: Path, probe
                 ((), {}, "mean"),
                 (("--pool", "cls", "--normalize"), {"pool": "cls", "normalize": "true"}, "cls:unit"),
                 (("--keep", "0.5", "--seed", "3"), {"keep": "0.5", "seed": "3"}, "mean:keep=0.5"),
+                (("--patches", REGION), {"patches": REGION}, "mean:region"),
             ]
         ):
             flags = (*flags, "--backend", "torch", "--lanes", "1")
             assert mae("embed", NAMES[0], "-o", f"{number}.npz", *flags).code == 0
             with np.load(f"{number}.npz") as arrays:
-                space = str(arrays["space"])
+                space, keep, vectors = str(arrays["space"]), float(arrays["keep"]), arrays["vectors"]
             assert space == f"{model}:fp32:{pixels}:3-heads:{end}"
             answer = client.post("/embed", params=query, content=Path(NAMES[0]).read_bytes())
             assert (answer.json()["space"], answer.headers["x-mae-space"]) == (space, space)
-            assert (answer.json()["precision"], answer.json()["keep"]) == ("fp32", float(query.get("keep", 1)))
+            assert (answer.json()["precision"], answer.json()["keep"]) == ("fp32", keep)
+            assert keep == 49 / 196 if "patches" in query else keep == float(query.get("keep", 1))
+            np.testing.assert_allclose(vectors, answer.json()["embeddings"], atol=1e-5)
             assert answer.json()["normalized"] is ("normalize" in query)
 
 
