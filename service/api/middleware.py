@@ -62,6 +62,12 @@ def record_of(scope: Scope) -> RequestRecord:
     return record
 
 
+def path_of(scope: Scope) -> str:
+    """The path of the request that `scope` belongs to, without the prefix of a proxy."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class ObservabilityMiddleware:
     """Gives each request an id; counts, times and logs the requests to inference routes.
 
@@ -119,9 +125,9 @@ class ObservabilityMiddleware:
 
     def _match(self, scope: Scope) -> str:
         """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         if path in self._exact:
-            return str(path)
+            return path
         for route in self._templates:
             if match := route.path_regex.match(path):
                 parameters: dict[str, Any] = match.groupdict()

@@ -23,7 +23,9 @@ from tests.support.metrics import families
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
-ACCESS = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed (query=\S+ )?status=\d+ [^\n]*client=127.0.0.1")
+ACCESS = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed (query=\S+ )?status=\d+ [^\n]*client=127.0.0.1"
+)
 FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 

@@ -137,7 +137,14 @@ def answer_keys(openapi: Mapping[str, Any], answers: Mapping[str, Any]) -> Itera
     for name, answer in answers.items():
         if answer.status_code == 200:
             yield from (f"{name}: {key}" for key in value_keys(answer.json()))
-    yield from (f"every error: {key}" for key in schema_keys({"$ref": "#/components/schemas/ErrorAnswer"}, openapi))
+    for where, body in [
+        ("every error", "ErrorAnswer"),
+        ("every error under /v1, /embeddings, /models", "OpenAIErrorAnswer"),
+        ("every error of /v2/embed", "CohereErrorAnswer"),
+        ("every error elsewhere under /v2", "OpenInferenceErrorAnswer"),
+    ]:
+        schema = {"$ref": f"#/components/schemas/{body}"}
+        yield from (f"{where}: {key}" for key in schema_keys(schema, openapi))
 
 
 def schema_keys(schema: Mapping[str, Any], openapi: Mapping[str, Any], before: str = "") -> Iterator[str]:
