@@ -2,7 +2,8 @@
 
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400        MalformedRequest 400
-      Unauthorized 401         NoDecoder 404            NoHead 404
+      ImagesOnly 400           Unauthorized 401
+      NoDecoder 404            NoHead 404               ModelNotFound 404
       NotFound 404             MethodNotAllowed 405
       NotAcceptable 406        RequestStalled 408
       UnsupportedType 415      InvalidParameter 422
@@ -70,6 +71,12 @@ class NoImages(ServiceError):
     status, code = 400, "no_images"
 
 
+class ImagesOnly(ServiceError):
+    """An input is text, sound, or anything else that is meant to be no image."""
+
+    status, code = 400, "images_only"
+
+
 class MalformedRequest(ServiceError):
     """What has arrived is no HTTP/1.1, or asks for a tunnel."""
 
@@ -97,6 +104,12 @@ class NoHead(ServiceError):
     """The model has no classification head, so it cannot classify."""
 
     status, code = 404, "no_head"
+
+
+class ModelNotFound(ServiceError):
+    """The request names another model than the one that is served."""
+
+    status, code = 404, "model_not_found"
 
 
 class NotFound(ServiceError):

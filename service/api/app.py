@@ -17,7 +17,7 @@ from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
 from service.api.responses import error_response
-from service.api.routes import classify, embed, explain, ops, reconstruct
+from service.api.routes import classify, cohere, embed, explain, openai, ops, reconstruct
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.lifecycle.engine_loader import BuildEngine
 from service.parameters import invalid_parameter
@@ -27,7 +27,15 @@ from service.settings import Settings, load_settings
 DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
 
 Send images as `multipart/form-data` (every file part is an image), as a raw body (one image), or as JSON in base64."""
-ROUTERS: tuple[APIRouter, ...] = (embed.router, classify.router, reconstruct.router, explain.router, ops.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    embed.router,
+    classify.router,
+    reconstruct.router,
+    explain.router,
+    openai.router,
+    cohere.router,
+    ops.router,
+)
 
 ROUTING_ERRORS: dict[int, type[ServiceError]] = {404: NotFound, 405: MethodNotAllowed}
 """What Starlette's routing raises as exceptions of its own."""

@@ -85,7 +85,9 @@ def routes(api: FastAPI) -> Iterator[str]:
             schema = parameter["schema"]
             default = f" = {schema['default']!r}" if "default" in schema else ""
             yield f"{method} {path} {kinds[parameter['in']]}{parameter['name']} {kind_of(schema)}{default}"
-        for media_type in operation.get("requestBody", {}).get("content", ()):
+        for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+            keys = sorted(body["schema"].get("properties", ())) if media_type == "application/json" else ()
+            yield from (f"{method} {path} takes {media_type} with {key}" for key in keys)
             yield f"{method} {path} takes {media_type}"
         for status, answer in operation["responses"].items():
             content = resolve(answer, api.openapi()).get("content", ())

@@ -50,17 +50,26 @@ def test_probes_and_metrics_need_no_key() -> None:
         assert "security" not in OPERATIONS[name]
 
 
-def test_all_errors_share_one_answer() -> None:
+@pytest.mark.parametrize(
+    ("prefix", "answer", "body"),
+    [
+        ("/v1/", "OpenAIError", "OpenAIErrorAnswer"),
+        ("/v2/embed", "CohereError", "CohereErrorAnswer"),
+        ("", "Error", "ErrorAnswer"),
+    ],
+)
+def test_all_errors_of_a_protocol_share_one_answer(prefix: str, answer: str, body: str) -> None:
     answers = {
         answer.get("$ref")
         for name, operation in OPERATIONS.items()
         if name not in ("GET /livez", "GET /readyz")
+        if (path := name.split()[1]).startswith(prefix) and (prefix or not path.startswith(("/v1/", "/v2/")))
         for status, answer in operation["responses"].items()
         if status != "200"
     }
-    assert answers == {"#/components/responses/Error"}
-    [content] = DESCRIPTION["components"]["responses"]["Error"]["content"].values()
-    assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}
+    assert answers == {f"#/components/responses/{answer}"}
+    [content] = DESCRIPTION["components"]["responses"][answer]["content"].values()
+    assert content["schema"] == {"$ref": f"#/components/schemas/{body}"}
 
 
 def test_a_reconstruction_is_a_picture_first() -> None:
@@ -69,7 +78,7 @@ def test_a_reconstruction_is_a_picture_first() -> None:
 
 def test_summaries_and_answers_are_sentences() -> None:
     summaries = [operation["summary"] for operation in OPERATIONS.values()]
-    assert len(set(summaries)) == len(OPERATIONS) == 8
+    assert len(set(summaries)) == len(OPERATIONS) == 12
     assert all(len(summary.split()) >= 4 for summary in summaries)
     for operation in OPERATIONS.values():
         assert operation["responses"]["200"]["description"] != "Successful Response"

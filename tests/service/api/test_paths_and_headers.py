@@ -13,12 +13,11 @@ from PIL import Image
 
 from model.engines.base import ServedModel
 from service.api.app import ROUTERS, create_app
-from service.api.fast_path import inference_routes
 from service.settings import Settings
 from tests.support.engines import FakeEngine
 
 GET_ROUTES = [
-    route.path
+    route.path.replace("{model:path}", "fake")
     for router in ROUTERS
     for route in router.routes
     if isinstance(route, APIRoute) and "GET" in route.methods
@@ -65,7 +64,7 @@ def test_head_of_a_route_that_takes_images_is_405(client: TestClient) -> None:
     assert client.head("/embed").status_code == 405
 
 
-@pytest.mark.parametrize("path", [route.path for route in inference_routes(ROUTERS)])
+@pytest.mark.parametrize("path", ["/embed", "/classify", "/reconstruct"])
 def test_slashes_too_many_are_served_and_counted(client: TestClient, path: str) -> None:
     def counted() -> float:
         lines = client.get("/metrics").text.splitlines()
