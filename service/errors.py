@@ -2,7 +2,7 @@
 
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400        MalformedRequest 400
-      ImagesOnly 400           Unauthorized 401
+      NotServed 400            ImagesOnly 400           Unauthorized 401
       NoDecoder 404            NoHead 404               ModelNotFound 404
       NotFound 404             MethodNotAllowed 405
       NotAcceptable 406        RequestStalled 408
@@ -83,6 +83,12 @@ class MalformedRequest(ServiceError):
     status, code, close = 400, "malformed_request", True
 
 
+class NotServed(ServiceError):
+    """The request asks for a part of its protocol that is not served."""
+
+    status, code = 400, "not_served"
+
+
 class Unauthorized(ServiceError):
     """The request has no key, or its key is not valid."""
 
@@ -107,7 +113,7 @@ class NoHead(ServiceError):
 
 
 class ModelNotFound(ServiceError):
-    """The request names another model than the one that is served."""
+    """The request names a model that is not served."""
 
     status, code = 404, "model_not_found"
 

@@ -80,7 +80,7 @@ class ObservabilityMiddleware:
         self._app = app
         self._service = service
         routes = tuple(routes)
-        self._exact = frozenset(route.path for route in routes if not route.param_convertors)
+        self._exact = frozenset(route.path_format for route in routes if not route.param_convertors)
         self._templates = tuple(route for route in routes if route.param_convertors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ class ObservabilityMiddleware:
                 scope["path_params"] = {
                     name: route.param_convertors[name].convert(value) for name, value in parameters.items()
                 }
-                return route.path
+                return route.path_format
         return ""
 
     def _observe(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:

@@ -47,6 +47,10 @@ class RequestContext:
         self.max_images = service.settings.max_images
         self._request = request
 
+    def end_after(self, seconds: float) -> None:
+        """Moves the deadline to `seconds` after the headers of the request, if it is later than that."""
+        self.deadline = min(self.deadline, self.record.started + seconds)
+
     async def read_body(self, takes_mask: bool = False, skips: bool = False) -> ImagesBody:
         """Reads the body; `takes_mask` and `skips` are those of `read_images`.
 
@@ -68,16 +72,33 @@ class RequestContext:
 
         The images that `read` finds may be no more than MAX_IMAGES, which it checks itself.
         """
-        headers, start = self._request.headers, time.monotonic()
-        encoding = headers.get("content-encoding", "identity").strip().lower()
+        content_type = self._request.headers.get("content-type", "")
+        body = await self._read(lambda chunks: read(content_type, chunks))
+        self.record.images = len(body.images)
+        return body
+
+    async def read_bytes(self) -> bytes:
+        """Reads the body as it is, whatever its type is said to be.
+
+        Raises:
+            ServiceError: as `read_body`, but for what is in the body.
+        """
+
+        async def join(chunks: AsyncIterator[bytes]) -> bytes:
+            return b"".join([chunk async for chunk in chunks])
+
+        return await self._read(join)
+
+    async def _read(self, read: Callable[[AsyncIterator[bytes]], Awaitable[T]]) -> T:
+        """Runs `read` on the body as it arrives, within the time that it may take."""
+        start = time.monotonic()
+        encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
             raise UnsupportedType(f"the body has the Content-Encoding {encoding}: send it as it is", encoding=encoding)
         async with _BodyTimeout(self._service, self.deadline) as timeout:
-            chunks = self._receive_chunks(timeout)
-            body = await read(headers.get("content-type", ""), chunks)
+            content = await read(self._receive_chunks(timeout))
         self.record.read = time.monotonic() - start
-        self.record.images = len(body.images)
-        return body
+        return content
 
     async def _receive_chunks(self, timeout: _BodyTimeout) -> AsyncIterator[bytes]:
         """The body as it arrives."""

@@ -190,10 +190,22 @@ class Info(BaseModel):
 
 
 class ServiceState(BaseModel):
-    """The response of the probes."""
+    """What both probes answer."""
 
     state: str = Field(description="loading, ready, draining or lost")
     reason: str = Field(description="the step that runs, or why the service is lost")
+
+
+class Liveness(ServiceState):
+    """The response of the probe of liveness."""
+
+    live: bool = Field(description="false once the engine is lost, as the status says")
+
+
+class Readiness(ServiceState):
+    """The response of the probe of readiness."""
+
+    ready: bool = Field(description="whether requests are accepted, as the status says")
 
 
 class ErrorDetail(BaseModel):

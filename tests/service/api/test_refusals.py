@@ -21,7 +21,8 @@ from model.engines.base import ServedModel
 from service import errors
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import inference_routes
-from service.api.routes import classify, embed, reconstruct
+from service.api.routes import classify, embed, explain, reconstruct
+from service.error_formats import error_format
 from service.errors import (
     ClientGone,
     ImagesOnly,
@@ -29,7 +30,9 @@ from service.errors import (
     ModelNotFound,
     NoDecoder,
     NoHead,
+    NotAcceptable,
     NotFound,
+    NotServed,
     ServiceError,
 )
 from service.settings import Settings
@@ -161,7 +164,7 @@ def combinations(route: str) -> list[tuple[str, ...]]:
 
 def test_every_route_with_the_three_bodies_is_in_the_table() -> None:
     """The routes of other protocols have bodies, and an order within these, of their own."""
-    own = (embed.router, classify.router, reconstruct.router)
+    own = (embed.router, classify.router, reconstruct.router, explain.router)
     assert {route.path for route in inference_routes(own)} == {lack.route for lack in LACKS}
 
 
@@ -246,7 +249,7 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 
 @pytest.mark.parametrize(
     "route",
-    [route.path for route in inference_routes(ROUTERS) if "POST" in route.methods and route.include_in_schema],
+    [route.path_format for route in inference_routes(ROUTERS) if "POST" in route.methods and route.include_in_schema],
 )
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
     lenient = {ImagesOnly, ModelNotFound}
@@ -256,9 +259,12 @@ def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, rou
         "/reconstruct": {NoDecoder},
         "/v1/embeddings": lenient,
         "/v2/embed": lenient,
+        "/v2/models/{name}/infer": {NoHead, NoDecoder, ModelNotFound},
     }.get(route, set())
-    elsewhere = {ClientGone, NoHead, NoDecoder, NotFound, MethodNotAllowed, *lenient}
+    elsewhere = {ClientGone, NoHead, NoDecoder, NotFound, NotServed, MethodNotAllowed, *lenient}
     possible = set(ServiceError.__subclasses__()) - elsewhere | own
+    if error_format(route) == "open-inference":
+        possible.discard(NotAcceptable)  # the request says in what form it wants the answer
     responses = rich.get("/openapi.json").json()["paths"][route]["post"]["responses"]
     listed = {int(status): response["description"] for status, response in responses.items() if status != "200"}
     assert set(listed) == {kind.status for kind in possible}
