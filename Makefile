@@ -14,6 +14,7 @@ TENSORRT_VENV ?= .venv-tensorrt
 MODELS ?= mae_tiny,mae_base
 # Clients of other projects, on top of what the suite's own environment has.
 CLIENTS_VENV ?= .venv-clients
+PYTRITON_VENV ?= .venv-pytriton
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -61,8 +62,14 @@ $(CLIENTS_VENV)/.dev: $(VENV)/.dev tests/clients/requirements.txt
 	@$(CLIENTS_VENV)/bin/python $(INSTALL) --requirement tests/clients/requirements.txt
 	@touch $@
 
-test-clients: $(CLIENTS_VENV)/.dev  ## real clients of other protocols against real servers, in an environment of its own
-	$(CLIENTS_VENV)/bin/python -m pytest tests/clients $(PYTEST)
+$(PYTRITON_VENV)/.dev: tests/clients/requirements-pytriton.txt
+	@echo "==> Making a Python environment in $(PYTRITON_VENV) for PyTriton's client, which needs an older NumPy"
+	@$(PYTHON) -m venv $(PYTRITON_VENV)
+	@$(PYTRITON_VENV)/bin/python $(INSTALL) --requirement tests/clients/requirements-pytriton.txt
+	@touch $@
+
+test-clients: $(CLIENTS_VENV)/.dev $(PYTRITON_VENV)/.dev  ## real clients of other protocols against real servers, in an environment of its own
+	PYTRITON_PYTHON=$(PYTRITON_VENV)/bin/python $(CLIENTS_VENV)/bin/python -m pytest tests/clients $(PYTEST)
 
 lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
@@ -81,4 +88,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) build dist *.egg-info
