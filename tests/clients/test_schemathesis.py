@@ -1,7 +1,14 @@
 """Schemathesis sends whatever the API's description allows, and much that it does not, to every route.
 
-Of its checks one is left out: `positive_data_acceptance` wants every text to be an image, because a description cannot
-say which bytes are one.
+Of its checks one is left out. `positive_data_acceptance` wants whatever the description allows to be answered 200, and
+reports what a description cannot say:
+
+- bodies whose bytes or texts are no image, or none at all (every route that takes images: 400);
+- parameters that exclude each other, such as `patches` and `mask_ratio`, or that need another one (`/embed`,
+  `/reconstruct`, `/explain`: 422);
+- parameters that the served weights cannot follow, such as `dimensions` without a whitening (`/embed`: 422);
+- tensors whose name, datatype and shape do not fit each other or the model (`/v2/models/{name}/infer`: 400), and names
+  of models that are not served (404).
 """
 
 import subprocess

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.open_inference.messages import HEADER_LENGTH
+from service.api.open_inference.messages import HEADER_LENGTH, MAX_DIMS
 from service.api.schemas import INFERENCE_ERRORS, error_responses
 from service.errors import ModelNotFound, NoDecoder, NoHead, NotAcceptable, ServiceError
 
@@ -17,7 +17,7 @@ class InputTensor(BaseModel):
     """An input in the JSON of a request."""
 
     name: str = Field(description="image (BYTES), pixels (UINT8), patches (UINT8) with positions (INT32), or mask")
-    shape: list[int]
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_DIMS)
     datatype: str = DATATYPE
     parameters: dict[str, Any] = Field({}, description="binary_data_size: bytes of the input behind the JSON")
     data: list[Any] | None = Field(

@@ -285,6 +285,18 @@ def test_server_and_models_are_described(client: TestClient) -> None:
     assert {(entry["version"], entry["state"]) for entry in index} == {("1", "READY")}
 
 
+def test_the_name_of_a_served_model_may_have_slashes(start: Start) -> None:
+    engine = FakeEngine()
+    engine.info = engine.info.model_copy(update={"model": "facebook/vit@base"})
+    client = start(engine)
+    for path in ("facebook/vit@base", "facebook/vit%40base"):  # as clients quote it
+        assert client.get(f"/v2/models/{path}").json()["name"] == "facebook/vit@base"
+        assert client.get(f"/v2/models/{path}/versions/1/ready").status_code == 200
+        answer = infer(client, path, bytes_input([picture(3)]))
+        assert answer.json()["model_name"] == "facebook/vit@base"
+        assert arrays(answer)["embedding"][0, 0] == 3
+
+
 def test_a_model_without_head_and_decoder(start: Start) -> None:
     encoder: MAEConfig = SMALL.model_copy(update={"decoder_depth": 0})
     client = start(FakeEngine(config=encoder))
