@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-tensorrt lint format build check-image clean
+.PHONY: help serve test test-fast test-tensorrt test-clients lint format build check-image clean
 # The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
 TEST_PROCESSES ?= 4
 PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
@@ -12,6 +12,9 @@ INSTALL = -m pip install --disable-pip-version-check --root-user-action ignore
 # Engines for TensorRT are built, not run, by a newer torch and the one distribution that needs no GPU for it (6 GB).
 TENSORRT_VENV ?= .venv-tensorrt
 MODELS ?= mae_tiny,mae_base
+# Clients of other projects, on top of what the suite's own environment has.
+CLIENTS_VENV ?= .venv-clients
+PYTRITON_VENV ?= .venv-pytriton
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +53,24 @@ $(TENSORRT_VENV)/.dev: pyproject.toml
 test-tensorrt: $(TENSORRT_VENV)/.dev  ## build the TensorRT engines of MODELS, in an environment of its own
 	$(TENSORRT_VENV)/bin/python -m pytest tests/tensorrt --models $(MODELS) $(PYTEST)
 
+# The packages of .venv come second: a client that needs another version of one gets its own.
+$(CLIENTS_VENV)/.dev: $(VENV)/.dev tests/clients/requirements.txt
+	@echo "==> Making a Python environment in $(CLIENTS_VENV), with clients of other projects beside the packages of $(VENV)"
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	    > $$($(CLIENTS_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/suite.pth
+	@$(CLIENTS_VENV)/bin/python $(INSTALL) --requirement tests/clients/requirements.txt
+	@touch $@
+
+$(PYTRITON_VENV)/.dev: tests/clients/requirements-pytriton.txt
+	@echo "==> Making a Python environment in $(PYTRITON_VENV) for PyTriton's client, which needs an older NumPy"
+	@$(PYTHON) -m venv $(PYTRITON_VENV)
+	@$(PYTRITON_VENV)/bin/python $(INSTALL) --requirement tests/clients/requirements-pytriton.txt
+	@touch $@
+
+test-clients: $(CLIENTS_VENV)/.dev $(PYTRITON_VENV)/.dev  ## real clients of other protocols against real servers, in an environment of its own
+	PYTRITON_PYTHON=$(PYTRITON_VENV)/bin/python $(CLIENTS_VENV)/bin/python -m pytest tests/clients $(PYTEST)
+
 lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +88,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) build dist *.egg-info

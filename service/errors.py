@@ -2,7 +2,9 @@
 
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400        MalformedRequest 400
-      Unauthorized 401         NoDecoder 404            NoHead 404
+      NotServed 400            ImagesOnly 400           Unauthorized 401
+      NoDecoder 404            NoHead 404               ModelNotFound 404
+      NotFound 404             MethodNotAllowed 405
       NotAcceptable 406        RequestStalled 408
       UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
@@ -10,7 +12,7 @@
       InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
-Each is raised where its cause is known; `service.api.responses` writes `{"error": {"code", "message", "details"}}`.
+Each is raised where its cause is known; `service.error_formats` turns it into the JSON of the client's protocol.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class ServiceError(Exception):
         return headers
 
     def body(self) -> dict[str, Any]:
-        """The body of the response, for JSON."""
+        """The body of the response in the service's own format, for JSON."""
         return {"error": {"code": self.code, "message": self.message, "details": self.details}}
 
 
@@ -69,10 +71,22 @@ class NoImages(ServiceError):
     status, code = 400, "no_images"
 
 
+class ImagesOnly(ServiceError):
+    """An input is text, sound, or anything else that is meant to be no image."""
+
+    status, code = 400, "images_only"
+
+
 class MalformedRequest(ServiceError):
     """What has arrived is no HTTP/1.1, or asks for a tunnel."""
 
     status, code, close = 400, "malformed_request", True
+
+
+class NotServed(ServiceError):
+    """The request asks for a part of its protocol that is not served."""
+
+    status, code = 400, "not_served"
 
 
 class Unauthorized(ServiceError):
@@ -96,6 +110,24 @@ class NoHead(ServiceError):
     """The model has no classification head, so it cannot classify."""
 
     status, code = 404, "no_head"
+
+
+class ModelNotFound(ServiceError):
+    """The request names a model that is not served."""
+
+    status, code = 404, "model_not_found"
+
+
+class NotFound(ServiceError):
+    """There is no such route."""
+
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The route does not have this method."""
+
+    status, code = 405, "method_not_allowed"
 
 
 class NotAcceptable(ServiceError):

@@ -10,6 +10,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.error_formats import error_body, error_headers
 from service.errors import HeadersTooLarge, MalformedRequest, RequestStalled, ServiceError
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -38,6 +39,7 @@ class HttpProtocol(HttpToolsProtocol):
             uvicorn: the arguments of uvicorn's protocol.
         """
         super().__init__(**uvicorn)
+        self.url = b""  # until there is one
         self._header_timeout_s = header_timeout_s
         self._body_stall_s = body_stall_s
         self._timer: asyncio.TimerHandle | None = None
@@ -183,8 +185,9 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.logger.warning("a request is refused: %s", error.message)
-        content = orjson.dumps(error.body())
-        headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
+        path = self.url.partition(b"?")[0].decode("latin-1")  # as far as it has arrived
+        content, own = orjson.dumps(error_body(error, path)), error_headers(error, path)
+        headers = {"content-type": "application/json", "content-length": str(len(content)), **own}
         headers["x-request-id"] = uuid.uuid4().hex
         lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", content]))

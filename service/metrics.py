@@ -90,6 +90,25 @@ class Metrics:
         self.batch_size = Histogram(
             "mae_batch_size", "Number of images in a batch.", ["operation"], buckets=POWERS_OF_TWO, registry=registry
         )
+        self.open_inference_requests = Counter(
+            "mae_open_inference_requests",
+            "Number of requests by the Open Inference Protocol, by model and outcome: success or fail.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.open_inference_images = Counter(
+            "mae_open_inference_images",
+            "Number of images in requests by the Open Inference Protocol that were answered, by model.",
+            ["model"],
+            registry=registry,
+        )
+        self.open_inference_seconds = Counter(
+            "mae_open_inference_seconds",
+            "Time of requests by the Open Inference Protocol, in seconds, by model and stage; total (from the headers"
+            " to the answer), decode, queue, infer, render, and fail (of those that were refused or failed).",
+            ["model", "stage"],
+            registry=registry,
+        )
         self.rejected = Counter(
             "mae_rejected", "Number of requests answered with an error, by its code.", ["reason"], registry=registry
         )

@@ -164,8 +164,7 @@ def test_the_table_of_views() -> None:
 def test_the_table_of_statuses() -> None:
     rows = first_table(section(ROOT / "service/README.md", "Statuses"))
     shown = {(int(row[0]), code) for row in rows for code in re.findall(r"`(\w+)`", row[1])}
-    of_starlette = {(404, "not_found"), (405, "method_not_allowed")}
-    assert shown == {(error.status, error.code) for error in [ServiceError, *subclasses(ServiceError)]} | of_starlette
+    assert shown == {(error.status, error.code) for error in [ServiceError, *subclasses(ServiceError)]}
 
 
 def subclasses(error: type[ServiceError]) -> list[type[ServiceError]]:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.evaluation", "model.benchmark"),  # what is done with engines
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
-    ("service.parameters",),  # the query parameters of routes, which are flags of commands too
+    ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.listener", "service.http_protocol"),  # also: where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.lifecycle",),  # loading, ready, draining, lost

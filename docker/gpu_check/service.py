@@ -35,7 +35,9 @@ def measure_service(context: Context, serve: Serve = serve_model) -> None:
     """
     report, numbers = context.report, context.numbers
     sample = generate_sample("JPEG", 500, 334, 8)
-    routes = load.routes_of(sample.files, PRESETS[MODEL].has_decoder)
+    config = PRESETS[MODEL]
+    pixels = [route for route in load.open_inference_routes(sample.files, config) if route.name == load.PIXELS]
+    routes = [*load.routes_of(sample.files, config.has_decoder), *pixels]
     jobs = [
         (workers, route, connections)
         for connections in numbers.connections

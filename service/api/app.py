@@ -16,9 +16,9 @@ from model.engines.build import build
 from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
-from service.api.responses import error_response, json_response
-from service.api.routes import classify, embed, explain, ops, reconstruct
-from service.errors import ServiceError
+from service.api.responses import error_response
+from service.api.routes import classify, cohere, embed, explain, open_inference, openai, ops, reconstruct
+from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.lifecycle.engine_loader import BuildEngine
 from service.parameters import invalid_parameter
 from service.service import LocalService, Service
@@ -27,7 +27,20 @@ from service.settings import Settings, load_settings
 DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
 
 Send images as `multipart/form-data` (every file part is an image), as a raw body (one image), or as JSON in base64."""
-ROUTERS: tuple[APIRouter, ...] = (embed.router, classify.router, reconstruct.router, explain.router, ops.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    embed.router,
+    classify.router,
+    reconstruct.router,
+    explain.router,
+    openai.router,
+    cohere.router,
+    open_inference.inference_router,
+    open_inference.router,
+    ops.router,
+)
+
+ROUTING_ERRORS: dict[int, type[ServiceError]] = {404: NotFound, 405: MethodNotAllowed}
+"""What Starlette's routing raises as exceptions of its own."""
 
 
 def create_app(
@@ -98,11 +111,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = error.detail.lower().replace(" ", "_")  # "Not Found", "Method Not Allowed"
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return json_response(
-        {"error": {"code": code, "message": message, "details": {}}}, error.status_code, dict(error.headers or {})
-    )
+    return error_response(request, ROUTING_ERRORS[error.status_code](message), error.headers)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

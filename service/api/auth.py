@@ -10,6 +10,8 @@ from starlette.requests import Request
 from service.api.request import service_of
 from service.errors import Unauthorized
 
+KEY_HEADERS = ("x-api-key", "triton-access-token")
+"""The headers that hold a key alone; PyTriton's client sends the second one and no other."""
 BEARER = re.compile(r"[ \t]*bearer[ \t]+(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -17,7 +19,8 @@ def check_key(request: Request) -> None:
     """Checks the key of a request; without API_KEYS every request passes.
 
     Inference routes call this function themselves; other routes name it as a dependency. The key comes as
-    `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, one of them must be valid.
+    `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, one of them must be valid. A client of
+    another protocol may send the key in a header of its own.
 
     Raises:
         Unauthorized: the request has no key, or no valid one.
@@ -37,7 +40,7 @@ def check_key(request: Request) -> None:
 
 def _sent_keys(request: Request) -> list[bytes]:
     """The keys of a request as bytes. The scheme's case does not matter, nor do blanks (RFC 9110, section 11)."""
-    keys = request.headers.getlist("x-api-key")
+    keys = [key for name in KEY_HEADERS for key in request.headers.getlist(name)]
     for credentials in request.headers.getlist("authorization"):
         if bearer := BEARER.fullmatch(credentials):
             keys.append(bearer[1])

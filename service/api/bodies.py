@@ -7,6 +7,7 @@ import codecs
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
@@ -21,6 +22,8 @@ from service.errors import (
     UnsupportedType,
 )
 
+RAW_TYPES = ("application/octet-stream", "application/x-image", "")
+"""Types of a body that is one image, beside `image/*`; `application/x-image` is what clients of SageMaker send."""
 ACCEPTED = "multipart/form-data, application/json, image/* or application/octet-stream"
 JSON_BODY = 'the JSON body must be {"images": ["data:image/…;base64,…" or base64, …]}'
 # A boundary may stand without quotes although RFC 9110 asks for them, as in boundary==_Part_1=
@@ -67,9 +70,9 @@ async def read_images(
         body = await _read_multipart(content_type, chunks, max_images, takes_mask, skips)
     elif kind == "application/json":
         # In a thread: decoding tens of megabytes of base64 would block the event loop for a tenth of a second.
-        body = await asyncio.to_thread(_parse_json, await _join(chunks), max_images, takes_mask, skips)
-    elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
-        body = ImagesBody([image] if (image := await _join(chunks)) else [])
+        body = await asyncio.to_thread(_parse_json, await join(chunks), max_images, takes_mask, skips)
+    elif kind.startswith("image/") or kind in RAW_TYPES:
+        body = ImagesBody([image] if (image := await join(chunks)) else [])
     else:
         hint = (
             ". curl sends this type by default: add -H 'Content-Type: application/octet-stream', or send a form with -F"
@@ -82,7 +85,8 @@ async def read_images(
     return body
 
 
-async def _join(chunks: AsyncIterator[bytes]) -> bytes:
+async def join(chunks: AsyncIterator[bytes]) -> bytes:
+    """The whole body."""
     return b"".join([chunk async for chunk in chunks])
 
 
@@ -140,7 +144,7 @@ async def _read_multipart(
                     elif segment is not None:
                         _add_part(body, segment, bytes(content), max_images, takes_mask, skips)
     except ParserLimitReached as error:
-        raise _too_many_images(max_images) if "segment count" in str(error) else MalformedBody(str(error)) from error
+        raise too_many_images(max_images) if "segment count" in str(error) else MalformedBody(str(error)) from error
     except MultipartError as error:
         raise MalformedBody(f"the multipart body cannot be parsed: {error}") from error
     return body
@@ -161,7 +165,7 @@ def _add_part(
             f"the form field {segment.name!r} is no file: parameters go into the query string", parameter=segment.name
         )
     elif len(body.images) == max_images:
-        raise _too_many_images(max_images)
+        raise too_many_images(max_images)
     else:
         index = len(body.images)
         if not content:
@@ -173,12 +177,7 @@ def _add_part(
 
 
 def _parse_json(text: bytes, max_images: int, takes_mask: bool, skips: bool) -> ImagesBody:
-    if not text:
-        raise NoImages("the body is empty")
-    try:
-        content = orjson.loads(_as_utf8(text))
-    except ValueError as error:  # orjson's is one
-        raise MalformedBody(f"the body is no JSON: {error}") from error
+    content = load_json(text)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         hint = ""
         if isinstance(content, dict) and "images" not in content and "image" in content:
@@ -190,17 +189,32 @@ def _parse_json(text: bytes, max_images: int, takes_mask: bool, skips: bool) -> 
         raise InvalidParameter(f"unknown JSON key {unknown[0]!r}: known are {', '.join(known)}", parameter=unknown[0])
     images, mask = content["images"], content.get("mask")
     if len(images) > max_images:
-        raise _too_many_images(max_images)
-    body = ImagesBody(mask=None if mask is None else _read_text(mask, "the mask", None) or None)
+        raise too_many_images(max_images)
+    body = ImagesBody(mask=None if mask is None else read_base64_image(mask, "the mask", None) or None)
     for index, image in enumerate(images):
         try:
-            body.images.append(_read_text(image, f"image {index}", index))
+            body.images.append(read_base64_image(image, f"image {index}", index))
         except MalformedBody as error:
             if not skips:
                 raise
             body.errors[index] = error
             body.images.append(b"")
     return body
+
+
+def load_json(text: bytes) -> Any:
+    """A body as JSON.
+
+    Raises:
+        NoImages: the body is empty.
+        MalformedBody: the body is no JSON.
+    """
+    if not text:
+        raise NoImages("the body is empty")
+    try:
+        return orjson.loads(_as_utf8(text))
+    except ValueError as error:  # orjson's is one
+        raise MalformedBody(f"the body is no JSON: {error}") from error
 
 
 def _as_utf8(text: bytes) -> bytes:
@@ -210,8 +224,14 @@ def _as_utf8(text: bytes) -> bytes:
     return text.removeprefix(codecs.BOM_UTF8)
 
 
-def _read_text(text: object, name: str, index: int | None) -> bytes:
-    """The bytes of image `index`, or of the mask; `name` is the subject of the error's message."""
+def read_base64_image(text: object, name: str, index: int | None) -> bytes:
+    """The bytes of image `index`, or of the mask, from base64 or a data URI.
+
+    `name` is the subject of the error's message.
+
+    Raises:
+        MalformedBody: `text` is none of both.
+    """
     details = {} if index is None else {"image": index}
     if not isinstance(text, str):
         raise MalformedBody(f"{name} must be a string of base64", **details)
@@ -228,5 +248,6 @@ def _read_text(text: object, name: str, index: int | None) -> bytes:
         raise MalformedBody(f"{name} is no base64: {error}", **details) from error
 
 
-def _too_many_images(limit: int) -> TooManyImages:
+def too_many_images(limit: int) -> TooManyImages:
+    """The error of a request with more than `limit` images."""
     return TooManyImages(f"more than {limit} images in one request", limit=limit)

@@ -96,7 +96,7 @@ class FastPathMiddleware:
         """Wraps `app`. The `ObservabilityMiddleware`, which is further out, has matched the path."""
         self._app = app
         self._handlers = {
-            (method, route.path): route.get_route_handler() for route in routes for method in route.methods or ()
+            (method, route.path_format): route.get_route_handler() for route in routes for method in route.methods or ()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

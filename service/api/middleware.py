@@ -62,6 +62,12 @@ def record_of(scope: Scope) -> RequestRecord:
     return record
 
 
+def path_of(scope: Scope) -> str:
+    """The path of the request that `scope` belongs to, without the prefix of a proxy."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class ObservabilityMiddleware:
     """Gives each request an id; counts, times and logs the requests to inference routes.
 
@@ -74,7 +80,7 @@ class ObservabilityMiddleware:
         self._app = app
         self._service = service
         routes = tuple(routes)
-        self._exact = frozenset(route.path for route in routes if not route.param_convertors)
+        self._exact = frozenset(route.path_format for route in routes if not route.param_convertors)
         self._templates = tuple(route for route in routes if route.param_convertors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,16 +125,16 @@ class ObservabilityMiddleware:
 
     def _match(self, scope: Scope) -> str:
         """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         if path in self._exact:
-            return str(path)
+            return path
         for route in self._templates:
             if match := route.path_regex.match(path):
                 parameters: dict[str, Any] = match.groupdict()
                 scope["path_params"] = {
                     name: route.param_convertors[name].convert(value) for name, value in parameters.items()
                 }
-                return route.path
+                return route.path_format
         return ""
 
     def _observe(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:

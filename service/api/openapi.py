@@ -1,18 +1,21 @@
-"""The API's description where FastAPI's own is not enough: keys, the one answer of all errors, and pictures first."""
+"""The API's description where FastAPI's own is not enough: keys, one answer of errors per format, pictures first."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
-from service.api.schemas import ERROR_ANSWER, ErrorAnswer, ErrorDetail
+from service.api.schemas import ERROR_ANSWERS, ErrorDetail, OpenAIErrorDetail
 
 SECURITY_SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "one of API_KEYS"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "one of API_KEYS"},
 }
 PICTURE = "image/png"
+OF_FASTAPI = "Validation Error"
+"""The description of the response that FastAPI adds to a route with parameters."""
 
 
 class DescribedAPI:
@@ -37,14 +40,18 @@ class DescribedAPI:
     def _complete(self, description: dict[str, Any]) -> dict[str, Any]:
         components = description.setdefault("components", {})
         components["securitySchemes"] = SECURITY_SCHEMES
-        components["responses"] = {ERROR_ANSWER: _error_answer()}
-        for model in (ErrorAnswer, ErrorDetail):
+        bodies: dict[str, type[BaseModel]] = dict(ERROR_ANSWERS.values())
+        components["responses"] = {name: _error_answer(body) for name, body in bodies.items()}
+        models: tuple[type[BaseModel], ...] = (*bodies.values(), ErrorDetail, OpenAIErrorDetail)
+        for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schema.pop("$defs", None)
             components.setdefault("schemas", {})[model.__name__] = schema
         for methods in description["paths"].values():
             for operation in methods.values():
                 responses = operation["responses"]
+                if responses.get("422", {}).get("description") == OF_FASTAPI:
+                    del responses["422"]  # no request is answered so: paths hold texts, and every text is valid
                 if "401" in responses:
                     operation["security"] = [{name: []} for name in SECURITY_SCHEMES]
                     operation["security"] += [] if self.needs_key else [{}]
@@ -54,8 +61,8 @@ class DescribedAPI:
         return description
 
 
-def _error_answer() -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
+def _error_answer(body: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
     return {
         "description": "An error: a code for programs, a sentence for people.",
         "content": {"application/json": {"schema": schema}},

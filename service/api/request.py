@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self, TypeVar
 
 from starlette.requests import Request
@@ -16,6 +16,8 @@ from service.inference.pipeline import Pipeline
 from service.service import Service
 
 T = TypeVar("T")
+ReadBody = Callable[[str, AsyncIterator[bytes]], Awaitable[ImagesBody]]
+"""Reads a body from its Content-Type (empty if there is none) and its pieces."""
 
 
 class RequestContext:
@@ -28,6 +30,7 @@ class RequestContext:
     Attributes:
         pipeline: the pipeline to the engine.
         record: describes the request for the log and the metrics.
+        max_images: MAX_IMAGES.
         deadline: the time by which the answer must be ready, in seconds of time.monotonic().
     """
 
@@ -41,8 +44,12 @@ class RequestContext:
         self.pipeline: Pipeline = service.pipeline
         self.record: RequestRecord = record_of(request.scope)
         self.deadline = self.record.started + service.settings.request_timeout_s
-        self._max_images = service.settings.max_images
+        self.max_images = service.settings.max_images
         self._request = request
+
+    def end_after(self, seconds: float) -> None:
+        """Moves the deadline to `seconds` after the headers of the request, if it is later than that."""
+        self.deadline = min(self.deadline, self.record.started + seconds)
 
     async def read_body(self, takes_mask: bool = False, skips: bool = False) -> ImagesBody:
         """Reads the body; `takes_mask` and `skips` are those of `read_images`.
@@ -56,16 +63,42 @@ class RequestContext:
             Draining, EngineLost: the process ends before the body has arrived.
             ClientGone: the client has closed the connection.
         """
-        headers, start = self._request.headers, time.monotonic()
-        encoding = headers.get("content-encoding", "identity").strip().lower()
+        return await self.read_body_by(
+            lambda content_type, chunks: read_images(content_type, chunks, self.max_images, takes_mask, skips)
+        )
+
+    async def read_body_by(self, read: ReadBody) -> ImagesBody:
+        """Reads the body by `read`, for a protocol with a body of its own; raises what it raises, else as `read_body`.
+
+        The images that `read` finds may be no more than MAX_IMAGES, which it checks itself.
+        """
+        content_type = self._request.headers.get("content-type", "")
+        body = await self._read(lambda chunks: read(content_type, chunks))
+        self.record.images = len(body.images)
+        return body
+
+    async def read_bytes(self) -> bytes:
+        """Reads the body as it is, whatever its type is said to be.
+
+        Raises:
+            ServiceError: as `read_body`, but for what is in the body.
+        """
+
+        async def join(chunks: AsyncIterator[bytes]) -> bytes:
+            return b"".join([chunk async for chunk in chunks])
+
+        return await self._read(join)
+
+    async def _read(self, read: Callable[[AsyncIterator[bytes]], Awaitable[T]]) -> T:
+        """Runs `read` on the body as it arrives, within the time that it may take."""
+        start = time.monotonic()
+        encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
             raise UnsupportedType(f"the body has the Content-Encoding {encoding}: send it as it is", encoding=encoding)
         async with _BodyTimeout(self._service, self.deadline) as timeout:
-            chunks = self._receive_chunks(timeout)
-            body = await read_images(headers.get("content-type", ""), chunks, self._max_images, takes_mask, skips)
+            content = await read(self._receive_chunks(timeout))
         self.record.read = time.monotonic() - start
-        self.record.images = len(body.images)
-        return body
+        return content
 
     async def _receive_chunks(self, timeout: _BodyTimeout) -> AsyncIterator[bytes]:
         """The body as it arrives."""

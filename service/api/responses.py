@@ -15,7 +15,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.middleware import record_of
+from service.api.middleware import path_of, record_of
+from service.error_formats import error_body, error_headers
 from service.errors import NotAcceptable, ServiceError
 
 T = TypeVar("T")
@@ -24,10 +25,15 @@ SAFE_IN_HEADER = string.punctuation.replace("%", "") + " "
 QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
-def error_response(request: Request, error: ServiceError) -> Response:
-    """`error` as JSON with its status and headers; its code goes into the request's record."""
+def error_response(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    """`error` in the JSON of the request's protocol, with its status; its code goes into the request's record.
+
+    `headers` are sent beside those of the error.
+    """
     record_of(request.scope).error = error.code
-    return Response(orjson.dumps(error.body()), error.status, error.headers, JSON)
+    path = path_of(request.scope)
+    content = orjson.dumps(error_body(error, path))
+    return Response(content, error.status, {**error_headers(error, path), **(headers or {})}, JSON)
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from model.engines.base import ComputedPrecision, EngineInfo
 from model.images.render import View
 from model.images.shares import SharesView
+from service.error_formats import ErrorFormat
 from service.errors import (
     BodyTooLarge,
     DeadlinePassed,
@@ -69,8 +70,6 @@ class SkippedImage(BaseModel):
 Skipped = Annotated[
     list[SkippedImage] | None, Field(description="the images that were left out, for on_error=skip, otherwise absent")
 ]
-ERROR_ANSWER = "Error"
-"""The name of the answer of all errors among OpenAPI's components."""
 
 
 class Embeddings(BaseModel):
@@ -191,10 +190,22 @@ class Info(BaseModel):
 
 
 class ServiceState(BaseModel):
-    """The response of the probes."""
+    """What both probes answer."""
 
     state: str = Field(description="loading, ready, draining or lost")
     reason: str = Field(description="the step that runs, or why the service is lost")
+
+
+class Liveness(ServiceState):
+    """The response of the probe of liveness."""
+
+    live: bool = Field(description="false once the engine is lost, as the status says")
+
+
+class Readiness(ServiceState):
+    """The response of the probe of readiness."""
+
+    ready: bool = Field(description="whether requests are accepted, as the status says")
 
 
 class ErrorDetail(BaseModel):
@@ -206,9 +217,45 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The shape of every error."""
+    """The shape of every error on the service's own routes."""
 
     error: ErrorDetail
+
+
+class OpenAIErrorDetail(BaseModel):
+    """The error itself, as OpenAI's API describes it."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, authentication_error, rate_limit_error or server_error")
+    param: str | None = Field(description="the parameter that is wrong, if it is one")
+    code: str
+
+
+class OpenAIErrorAnswer(BaseModel):
+    """The shape of every error under /v1, /embeddings and /models."""
+
+    error: OpenAIErrorDetail
+
+
+class CohereErrorAnswer(BaseModel):
+    """The shape of every error of /v2/embed."""
+
+    message: str
+
+
+class OpenInferenceErrorAnswer(BaseModel):
+    """The shape of every error of the Open Inference Protocol."""
+
+    error: str = Field(description="a sentence")
+
+
+ERROR_ANSWERS: dict[ErrorFormat, tuple[str, type[BaseModel]]] = {
+    "own": ("Error", ErrorAnswer),
+    "openai": ("OpenAIError", OpenAIErrorAnswer),
+    "cohere": ("CohereError", CohereErrorAnswer),
+    "open-inference": ("OpenInferenceError", OpenInferenceErrorAnswer),
+}
+"""By format, the answer of all errors: its name among OpenAPI's components, and its body."""
 
 
 def request_body(mask: str | None = None) -> dict[str, Any]:
@@ -234,10 +281,10 @@ def request_body(mask: str | None = None) -> dict[str, Any]:
     }
 
 
-def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+def error_responses(*errors: type[ServiceError], error_format: ErrorFormat = "own") -> dict[int | str, dict[str, Any]]:
     """The responses to `errors` as OpenAPI describes them: one per status, with the codes that it may carry."""
     codes: dict[int, list[str]] = {}
     for error in errors:
         codes.setdefault(error.status, []).append(f"`{error.code}`")
-    answer = f"#/components/responses/{ERROR_ANSWER}"
+    answer = f"#/components/responses/{ERROR_ANSWERS[error_format][0]}"
     return {status: {"$ref": answer, "description": " or ".join(names)} for status, names in sorted(codes.items())}

@@ -1,5 +1,6 @@
 -- A script for wrk: it sends the bodies in turn, and logs the begin, the end (CLOCK_MONOTONIC) and the status of each
--- request. Arguments: the log file, path, content type, mean pause of a connection in seconds (0: none), body files.
+-- request. Arguments: the log file, path, headers (a line each), mean pause of a connection in seconds (0: none), body
+-- files.
 -- Each request has the time of its begin as its X-Request-Id, which the server returns with the answer.
 local ffi = require("ffi")
 ffi.cdef([[
@@ -18,7 +19,10 @@ end
 
 function init(arguments)
   log = assert(io.open(arguments[1], "w"))
-  path, headers["Content-Type"], pause = arguments[2], arguments[3], tonumber(arguments[4])
+  path, pause = arguments[2], tonumber(arguments[4])
+  for name, value in arguments[3]:gmatch("([^:\n]+): ([^\n]+)") do
+    headers[name] = value
+  end
   for number = 5, #arguments do
     local file = assert(io.open(arguments[number], "rb"))
     bodies[#bodies + 1] = file:read("*a")

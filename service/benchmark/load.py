@@ -18,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from model.config import MAEConfig
+from service.api.open_inference.messages import HEADER_LENGTH
+from service.api.open_inference.tensors import LENGTH, Tensor, encode_values
 from service.benchmark.processes import ServerProcess
 from service.benchmark.results import LoadFigures
 
@@ -35,6 +38,8 @@ would delay the requests after it."""
 MAX_CONNECTIONS = 900
 """The largest number of connections, below the usual limit of 1024 open files."""
 BOUNDARY = "mae-bench-boundary"
+PIXELS = "/v2, pixels, nothing decoded"
+"""The name of the route to which squares of pixels are sent."""
 
 
 class LoadFailed(Exception):
@@ -49,6 +54,14 @@ class Route:
     path: str
     content_type: str
     bodies: tuple[bytes, ...]
+    json_length: int | None = None
+    """Length of the JSON before binary tensors, a header of the Open Inference Protocol; None: it is not sent."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that tell what the bodies are."""
+        length = {} if self.json_length is None else {HEADER_LENGTH.title(): str(self.json_length)}
+        return {"Content-Type": self.content_type, **length}
 
 
 def routes_of(files: Sequence[bytes], has_decoder: bool) -> list[Route]:
@@ -59,6 +72,34 @@ def routes_of(files: Sequence[bytes], has_decoder: bool) -> list[Route]:
         Route("/embed, multipart", "/embed", form, tuple(map(multipart, files))),
     ]
     return [*routes, Route("/reconstruct", "/reconstruct", raw, tuple(files))] if has_decoder else routes
+
+
+def open_inference_routes(files: Sequence[bytes], config: MAEConfig) -> list[Route]:
+    """Requests with one image each to the model `embed` of the Open Inference Protocol.
+
+    The image comes as a raw body, as the binary data of a tensor, or as a square of pixels, which needs no decoder.
+    """
+    path, kind, side = "/v2/models/embed/infer", "application/octet-stream", config.image_size
+    squares = np.random.default_rng(0).integers(0, 256, (len(files), 1, side, side, 3), dtype=np.uint8)
+    # JSON may end in blanks: so the files, which differ in size, have one header.
+    width = len(_tensor_json("image", "BYTES", [1, 1], LENGTH.size + max(map(len, files))))
+    encoded = []
+    for file in files:
+        data = encode_values(Tensor("image", "BYTES", (1, 1), [file]))
+        encoded.append(_tensor_json("image", "BYTES", [1, 1], len(data)).ljust(width) + data)
+    head = _tensor_json("pixels", "UINT8", list(squares.shape[1:]), squares[0].nbytes)
+    pixels = tuple(head + square.tobytes() for square in squares)
+    return [
+        Route("/v2, raw image", path, kind, tuple(files), 0),
+        Route("/v2, binary image", path, kind, tuple(encoded), width),
+        Route(PIXELS, path, kind, pixels, len(head)),
+    ]
+
+
+def _tensor_json(name: str, datatype: str, shape: list[int], size: int) -> bytes:
+    """The JSON of a request with one input of `size` bytes behind it, and all outputs behind the answer's JSON."""
+    tensor = {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+    return json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
 
 
 def multipart(file: bytes) -> bytes:
@@ -127,7 +168,8 @@ def _send_load(
         log = Path(folder) / "log"
         wrk = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
         wrk += ["--timeout", "60s", "--script", str(SCRIPT), server.url, "--"]
-        arguments = [str(log), route.path, route.content_type, f"{pause_s:.6f}", *map(str, files)]
+        headers = "\n".join(f"{name}: {value}" for name, value in route.headers.items())
+        arguments = [str(log), route.path, headers, f"{pause_s:.6f}", *map(str, files)]
         before = _ended_children_core_seconds()
         process = subprocess.Popen([*wrk, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:

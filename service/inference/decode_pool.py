@@ -11,6 +11,7 @@ from typing import TypeVar
 from model.arrays import Bytes, Indices
 from service.errors import ServiceError
 from service.inference.decode_memory import DecodeMemory, MemoryShortage
+from service.inference.images import Image
 from service.inference.pending_results import PendingResults
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import Scheduler
@@ -18,7 +19,7 @@ from service.inference.scheduler import Scheduler
 T = TypeVar("T")
 Pass = tuple[Bytes, Indices]
 """One pass of an image: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
-PrepareImage = Callable[[bytes, int, int], Sequence[Pass]]
+PrepareImage = Callable[[Image, int, int], Sequence[Pass]]
 """Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
 
 Returns its passes: as many as every image of the request has."""
@@ -46,7 +47,7 @@ class DecodePool:
         self,
         request: QueuedRequest,
         pending: PendingResults,
-        images: list[bytes],
+        images: Sequence[Image],
         prepare: PrepareImage,
         on_decoded: Callable[[float], None],
     ) -> None:
@@ -57,7 +58,7 @@ class DecodePool:
         Args:
             request: as the scheduler admitted it.
             pending: its results, which tell the images that are left out.
-            images: encoded images.
+            images: encoded images, or what was cut into patches already.
             prepare: decodes an image.
             on_decoded: called with the seconds that each image took.
 
@@ -84,7 +85,7 @@ class DecodePool:
         indexes: Iterator[int],
         request: QueuedRequest,
         pending: PendingResults,
-        images: list[bytes],
+        images: Sequence[Image],
         prepare: PrepareImage,
         on_decoded: Callable[[float], None],
     ) -> None:
@@ -101,17 +102,19 @@ class DecodePool:
             for number, (patches, visible_indices) in enumerate(prepared, index * request.passes):
                 self._scheduler.put(request, number, patches, visible_indices)
 
-    async def _prepare(self, prepare: PrepareImage, data: bytes, index: int) -> Sequence[Pass]:
+    async def _prepare(self, prepare: PrepareImage, image: Image, index: int) -> Sequence[Pass]:
         """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
 
-        So an image that waits for memory takes no thread from the others.
+        So an image that waits for memory takes no thread from the others. What needs no decoder needs no thread.
         """
+        if not isinstance(image, bytes):
+            return prepare(image, index, 0)
         try:
-            return await self.run(prepare, data, index, 0)
+            return await self.run(prepare, image, index, 0)
         except MemoryShortage as shortage:
             needed = shortage.needed
         reservation = await self._memory.reserve(needed)
-        future = self._pool.submit(prepare, data, index, needed)
+        future = self._pool.submit(prepare, image, index, needed)
         # Released when the thread has ended, or when the future is cancelled before a thread took it.
         future.add_done_callback(lambda _: reservation.release())
         return await asyncio.wrap_future(future)

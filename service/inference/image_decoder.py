@@ -43,6 +43,14 @@ class DecodedImage:
     """The EXIF orientation; 1 for upright."""
     upright_size: tuple[int, int]
     """Width and height as people see the image."""
+    index: int
+    """Its number within the request."""
+
+    @classmethod
+    def of_patches(cls, patches: Bytes, config: MAEConfig, index: int) -> DecodedImage:
+        """The model's square that came as patches, uint8 [N, P]."""
+        size = (config.image_size, config.image_size)
+        return cls(patches, size, 1, size, index)
 
 
 class ImageDecoder:
@@ -94,7 +102,7 @@ class ImageDecoder:
             image.require_pixels(self._least_side)
             needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
             with self.memory.hold(needed, reserved):
-                return self._decode(image)
+                return self._decode(image, index)
 
     def decode_when_free(self, data: bytes, index: int) -> DecodedImage:
         """Decodes image `index` as `decode` does; the thread waits until there is enough memory.
@@ -107,7 +115,7 @@ class ImageDecoder:
             image.require_pixels(self._least_side)
             needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
             with self.memory.hold_when_free(needed):
-                return self._decode(image)
+                return self._decode(image, index)
 
     def read_mask(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
         """Row-major indices of the patches that a mask removes: those that are more than half white in it.
@@ -144,13 +152,13 @@ class ImageDecoder:
         shares = patchify(np.asarray(flags)[..., :1], self._config.patch_size).mean(axis=1)
         return np.flatnonzero(shares > HALF)
 
-    def _decode(self, image: StoredImage) -> DecodedImage:
+    def _decode(self, image: StoredImage, index: int) -> DecodedImage:
         pixels = load_upright(image, self._least_side)
         square = resize_and_crop(pixels, self._config, self._preprocessing)
         if pixels.profile_was_ignored:
             self._on_ignored_profile()
         patches = patchify(np.asarray(square), self._config.patch_size)
-        return DecodedImage(patches, image.size, image.orientation, image.upright_size)
+        return DecodedImage(patches, image.size, image.orientation, image.upright_size, index)
 
     def _needed_bytes(self, image: StoredImage, least_side: int | None, name: str, index: int | None = None) -> int:
         """The most bytes that decoding and resizing hold.

@@ -20,6 +20,7 @@ from service.errors import NoDecoder, NoHead, ServiceError
 from service.inference.decode_pool import DecodePool, Pass, PrepareImage
 from service.inference.embedding import EmbeddingPlan
 from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.images import Image, VisiblePatches, WholeImage
 from service.inference.limits import WHOLE
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
@@ -88,7 +89,7 @@ class Pipeline:
 
     async def embed(
         self,
-        images: list[bytes],
+        images: Sequence[Image],
         pool: Pool,
         visible_indices: Indices,
         timings: Timings,
@@ -98,9 +99,10 @@ class Pipeline:
         """Embeds images.
 
         Args:
-            images: encoded images.
+            images: encoded images, or what was cut into patches already.
             pool: `mean` of the patch tokens, `cls`, or all `tokens` in the order of `visible_indices`.
-            visible_indices: the patches that are encoded, int32 [K], the same in all images.
+            visible_indices: the patches that are encoded, int32 [K], the same in all images; `VisiblePatches` have
+                their own.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: filled with the errors of images that are left out, by index; it may hold some already. If all
@@ -114,8 +116,10 @@ class Pipeline:
         """
         sampled: list[Bytes] = []
 
-        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            patches = self._decode(data, index, reserved, sampled).patches
+        def prepare(image: Image, index: int, reserved: int) -> Sequence[Pass]:
+            if isinstance(image, VisiblePatches):
+                return [image]
+            patches = self._decode(image, index, reserved, sampled).patches
             return [(_select(patches, visible_indices), visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
@@ -123,7 +127,7 @@ class Pipeline:
 
     async def embed_by_plan(
         self,
-        images: list[bytes],
+        images: Sequence[Image],
         plan: EmbeddingPlan,
         timings: Timings,
         deadline: float = math.inf,
@@ -132,7 +136,7 @@ class Pipeline:
         """Embeds images as a request asks for it; under load, of fewer patches if the request allows it.
 
         Args:
-            images: encoded images; a single one for a plan with a mask picture.
+            images: encoded images, or what was cut into patches already; a single one for a plan with a mask picture.
             plan: what was asked for.
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
@@ -151,9 +155,11 @@ class Pipeline:
             is_degraded = request.share < 1
             done = plan.degrade(request.share, config.grid) if is_degraded else plan
 
-            def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+            def prepare(image: Image, index: int, reserved: int) -> Sequence[Pass]:
                 nonlocal done
-                decoded = self._decode(data, index, reserved, sampled)
+                if isinstance(image, VisiblePatches):
+                    return [image]
+                decoded = self._decode(image, index, reserved, sampled)
                 if done.mask is not None:
                     done = done.encode_inside(self.image_decoder.read_mask(done.mask, decoded).tolist(), "mask")
                 return [(_select(decoded.patches, done.visible_indices), done.visible_indices)]
@@ -167,7 +173,7 @@ class Pipeline:
 
     async def classify(
         self,
-        images: list[bytes],
+        images: Sequence[WholeImage],
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
@@ -197,7 +203,7 @@ class Pipeline:
 
     async def reconstruct_passes(
         self,
-        images: list[bytes],
+        images: Sequence[WholeImage],
         choose_passes: ChoosePasses,
         passes: int,
         timings: Timings,
@@ -209,7 +215,7 @@ class Pipeline:
         An image is decoded once, and each of its passes counts as an image in the queue.
 
         Args:
-            images: encoded images.
+            images: encoded images, or squares that were cut into patches already.
             choose_passes: chooses the visible patches of each pass of an image; the same number in all passes.
             passes: number of passes of each image.
             timings: filled with the seconds of each stage.
@@ -227,8 +233,9 @@ class Pipeline:
         prepared: dict[int, Sequence[Pass]] = {}
         sampled: list[Bytes] = []
 
-        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            decoded = self._decode(data, index, reserved, sampled)
+        def prepare(image: Image, index: int, reserved: int) -> Sequence[Pass]:
+            assert not isinstance(image, VisiblePatches)
+            decoded = self._decode(image, index, reserved, sampled)
             prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
@@ -246,7 +253,7 @@ class Pipeline:
         return by_image
 
     async def embed_subsets(
-        self, images: list[bytes], subsets: Sequence[Indices], timings: Timings, deadline: float = math.inf
+        self, images: Sequence[WholeImage], subsets: Sequence[Indices], timings: Timings, deadline: float = math.inf
     ) -> tuple[Bytes, Floats, Floats]:
         """Embeds whole images, and the first of them also from subsets of its patches: the others are left out.
 
@@ -267,8 +274,9 @@ class Pipeline:
         decoded: dict[int, Bytes] = {}
         sampled: list[Bytes] = []
 
-        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
-            decoded[index] = self._decode(data, index, reserved, sampled).patches
+        def prepare(image: Image, index: int, reserved: int) -> Sequence[Pass]:
+            assert not isinstance(image, VisiblePatches)
+            decoded[index] = self._decode(image, index, reserved, sampled).patches
             return [(decoded[index], everything)]
 
         with (
@@ -305,7 +313,7 @@ class Pipeline:
     async def _infer(
         self,
         operation: Operation,
-        images: list[bytes],
+        images: Sequence[Image],
         prepare: PrepareImage,
         timings: Timings,
         deadline: float,
@@ -319,9 +327,12 @@ class Pipeline:
         self._offer(sampled)
         return results
 
-    def _decode(self, data: bytes, index: int, reserved: int, sampled: list[Bytes]) -> DecodedImage:
-        """Decodes an image, and adds its patches to `sampled` if chance chooses them."""
-        decoded = self.image_decoder.decode(data, index, reserved)
+    def _decode(self, image: WholeImage, index: int, reserved: int, sampled: list[Bytes]) -> DecodedImage:
+        """Decodes an image if it was not before, and adds its patches to `sampled` if chance chooses them."""
+        if isinstance(image, bytes):
+            decoded = self.image_decoder.decode(image, index, reserved)
+        else:
+            decoded = DecodedImage.of_patches(image, self.info.config, index)
         if random.random() < self._drift_sample:
             sampled.append(decoded.patches)
         return decoded

@@ -86,7 +86,7 @@ def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameter
     if parameters.view == "spread" and parameters.draws == 1:
         raise InvalidParameter("view: spread needs several draws, such as draws=8", parameter="view")
     if parameters.patches is not None:
-        _require_one_mask("patches", parameters)
+        require_one_mask("patches", parameters)
         removed = [int(index) for index in parameters.patches.split(",")]
         listed = _choose_or_refuse("patches", lambda: visible_without(removed, config.num_patches))
         return MaskPlan((), lambda image: [listed])
@@ -155,7 +155,7 @@ def choose_patches_by_picture(
     Raises:
         InvalidParameter: the request also describes another mask, or has several images.
     """
-    _require_one_mask("mask", parameters)
+    require_one_mask("mask", parameters)
     if count > 1:
         raise InvalidParameter("a mask goes with one image, and this request has more", parameter="mask")
 
@@ -166,7 +166,7 @@ def choose_patches_by_picture(
     return MaskPlan((), choose)
 
 
-def _require_one_mask(name: str, parameters: ReconstructParameters) -> None:
+def require_one_mask(name: str, parameters: ReconstructParameters) -> None:
     """Refuses parameters that describe another mask than `name`: "patches", or "mask" for a mask picture."""
     if name == "mask" and parameters.patches is not None:
         raise InvalidParameter("patches and a mask picture both say which patches to remove", parameter="mask")

@@ -2,6 +2,7 @@
 
     .venv/bin/python -m tests.benchmarks.compare main . --route /reconstruct --front
     .venv/bin/python -m tests.benchmarks.compare . . --front --setting-b HTTP_WORKERS=2
+    .venv/bin/python -m tests.benchmarks.compare . . --front --route-b "/v2, binary image"
 
 A revision is anything that git knows, or `.` for this checkout with its uncommitted changes. Both servers meet the same
 drift of the machine, since they take turns. core_ms is the server's CPU time in milliseconds per image: it hardly
@@ -22,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
+from model.config import PRESETS
 from service.benchmark import load
 from service.benchmark.processes import ServerProcess, environment_of, serve_model, serve_null_engine
 from service.benchmark.results import LoadFigures
@@ -78,7 +80,10 @@ def _mae(*arguments: str) -> Sequence[str]:
 
 
 def measure_in_turns(
-    servers: Sequence[ServerProcess], revisions: Sequence[str], route: load.Route, options: argparse.Namespace
+    servers: Sequence[ServerProcess],
+    revisions: Sequence[str],
+    routes: Sequence[load.Route],
+    options: argparse.Namespace,
 ) -> tuple[list[LoadFigures], list[LoadFigures]]:
     """The figures of both servers, one pair for each round; the order within a round alternates.
 
@@ -86,11 +91,11 @@ def measure_in_turns(
         SystemExit: a request failed.
     """
     figures: tuple[list[LoadFigures], list[LoadFigures]] = ([], [])
-    for server in servers:  # warms up: what is set up once is not compared
+    for server, route in zip(servers, routes, strict=True):  # warms up: what is set up once is not compared
         load.send_closed_load(server, route, options.connections, options.seconds)
     for number in range(options.rounds):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
-            result = load.send_closed_load(servers[side], route, options.connections, options.seconds)
+            result = load.send_closed_load(servers[side], routes[side], options.connections, options.seconds)
             if result.failed or not result.answered:
                 sys.exit(f"{revisions[side]}: {result.failed} requests failed, {result.answered} were answered")
             figures[side].append(result)
@@ -102,7 +107,8 @@ def print_table(
 ) -> None:
     """Prints both medians of each metric; then the median, lowest and highest of the ratios within each round."""
     kind = "front end alone" if options.front else "end to end"
-    print(f"{options.route}, {kind}, {options.connections} connections, {options.rounds} rounds of {options.seconds} s")
+    name = options.route if options.route_b is None else f"{options.route} (a) and {options.route_b} (b)"
+    print(f"{name}, {kind}, {options.connections} connections, {options.rounds} rounds of {options.seconds} s")
     print(f"{'':14}{revisions[0][:16]:>18}{revisions[1][:16]:>18}{'b / a':>9}{'lowest':>9}{'highest':>9}")
     for metric in METRICS:
         a, b = ([getattr(result, metric) for result in side] for side in figures)
@@ -124,10 +130,13 @@ def setting(text: str) -> tuple[str, str]:
 def main() -> None:
     """Measures two revisions in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    routes = {route.name: route for route in load.routes_of(generate_sample("JPEG", 500, 334, 8).files, True)}
+    files = generate_sample("JPEG", 500, 334, 8).files
+    every = [*load.routes_of(files, True), *load.open_inference_routes(files, PRESETS["mae_tiny"])]
+    routes = {route.name: route for route in every}
     parser.add_argument("a", help="the revision to compare with")
     parser.add_argument("b", help="the revision to measure")
     parser.add_argument("--route", choices=routes, default="/embed")
+    parser.add_argument("--route-b", choices=routes, help="another route for the second server")
     parser.add_argument("--front", action="store_true", help="the front end alone, without an engine")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of runs, one of each revision")
@@ -148,7 +157,9 @@ def main() -> None:
             for checkout, own in zip(checkouts, settings, strict=True)
         ]
         print(f"at most {2 * (options.rounds + 1) * options.seconds} s of load", file=sys.stderr)
-        figures = measure_in_turns(servers, revisions, routes[options.route], options)
+        figures = measure_in_turns(
+            servers, revisions, (routes[options.route], routes[options.route_b or options.route]), options
+        )
     print_table(figures, revisions, options)
 
 

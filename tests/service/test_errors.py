@@ -15,9 +15,10 @@ def test_the_contracts_statuses() -> None:
     for kind in CLASSES:
         by_status.setdefault(kind.status, set()).add(kind.code)
     assert by_status == {
-        400: {"undecodable_image", "malformed_body", "no_images", "malformed_request"},
+        400: {"undecodable_image", "malformed_body", "no_images", "images_only", "malformed_request", "not_served"},
         401: {"unauthorized"},
-        404: {"no_decoder", "no_head"},
+        404: {"no_decoder", "no_head", "not_found", "model_not_found"},
+        405: {"method_not_allowed"},
         406: {"not_acceptable"},
         408: {"request_stalled"},
         413: {"body_too_large", "too_many_pixels", "too_many_images"},

@@ -238,6 +238,19 @@ def test_headers_of_more_than_64_kib_are_answered_431(run: Any, sent: bytes, ste
     run(play)
 
 
+@pytest.mark.parametrize(
+    ("path", "is_sentence"), [("/v2/models/embed/infer?x=/embed", True), ("/v1/embeddings", False), ("/embed", False)]
+)
+def test_the_path_decides_the_format_of_a_refusal(run: Any, path: str, is_sentence: bool) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Large: ".encode() + bytes(70_000))
+        error = connection.refusal()[2]
+        assert isinstance(error, str) == is_sentence
+        assert is_sentence or ("type" in error) == path.startswith("/v1")
+
+    run(play)
+
+
 @pytest.mark.parametrize("step", [100, 70_000])
 def test_headers_of_less_than_64_kib_are_taken_again_and_again(run: Any, step: int) -> None:
     async def play(connection: Connection) -> None:

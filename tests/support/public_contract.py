@@ -85,7 +85,9 @@ def routes(api: FastAPI) -> Iterator[str]:
             schema = parameter["schema"]
             default = f" = {schema['default']!r}" if "default" in schema else ""
             yield f"{method} {path} {kinds[parameter['in']]}{parameter['name']} {kind_of(schema)}{default}"
-        for media_type in operation.get("requestBody", {}).get("content", ()):
+        for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+            keys = sorted(body["schema"].get("properties", ())) if media_type == "application/json" else ()
+            yield from (f"{method} {path} takes {media_type} with {key}" for key in keys)
             yield f"{method} {path} takes {media_type}"
         for status, answer in operation["responses"].items():
             content = resolve(answer, api.openapi()).get("content", ())
@@ -137,7 +139,14 @@ def answer_keys(openapi: Mapping[str, Any], answers: Mapping[str, Any]) -> Itera
     for name, answer in answers.items():
         if answer.status_code == 200:
             yield from (f"{name}: {key}" for key in value_keys(answer.json()))
-    yield from (f"every error: {key}" for key in schema_keys({"$ref": "#/components/schemas/ErrorAnswer"}, openapi))
+    for where, body in [
+        ("every error", "ErrorAnswer"),
+        ("every error under /v1, /embeddings, /models", "OpenAIErrorAnswer"),
+        ("every error of /v2/embed", "CohereErrorAnswer"),
+        ("every error elsewhere under /v2", "OpenInferenceErrorAnswer"),
+    ]:
+        schema = {"$ref": f"#/components/schemas/{body}"}
+        yield from (f"{where}: {key}" for key in schema_keys(schema, openapi))
 
 
 def schema_keys(schema: Mapping[str, Any], openapi: Mapping[str, Any], before: str = "") -> Iterator[str]:

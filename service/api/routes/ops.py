@@ -8,7 +8,7 @@ from service.api.auth import check_key
 from service.api.info import describe
 from service.api.request import service_of
 from service.api.responses import json_response
-from service.api.schemas import NOT_SERVING, Info, ServiceState, error_responses
+from service.api.schemas import NOT_SERVING, Info, Liveness, Readiness, error_responses
 from service.errors import Unauthorized
 
 router = APIRouter(tags=["operations"])
@@ -17,30 +17,32 @@ router = APIRouter(tags=["operations"])
 @router.get(
     "/livez",
     summary="Tell whether the process should go on",
-    response_model=ServiceState,
+    response_model=Liveness,
     response_description="It loads, serves or drains.",
-    responses={503: {"model": ServiceState, "description": "The engine is lost: the process should be restarted."}},
+    responses={503: {"model": Liveness, "description": "The engine is lost: the process should be restarted."}},
 )
 @router.get("/v2/health/live", include_in_schema=False)
 async def livez(request: Request) -> Response:
     """200 while the process loads, serves or drains; 503 once its engine is lost and it should be restarted."""
     service = service_of(request)
-    return json_response({"state": service.state, "reason": service.progress}, 503 if service.state == "lost" else 200)
+    live = service.state != "lost"
+    return json_response({"state": service.state, "reason": service.progress, "live": live}, 200 if live else 503)
 
 
 @router.get(
     "/readyz",
     summary="Tell whether requests are accepted",
-    response_model=ServiceState,
+    response_model=Readiness,
     response_description="Requests are accepted.",
-    responses={503: {"model": ServiceState, "description": "The service loads or drains, or the engine is lost."}},
+    responses={503: {"model": Readiness, "description": "The service loads or drains, or the engine is lost."}},
 )
 @router.get("/v2/health/ready", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """200 while the service accepts requests: after loading and the parity check, and before the drain."""
     service = service_of(request)
     ready = service.state == "ready"
-    return json_response({"state": service.state, "reason": "" if ready else service.progress}, 200 if ready else 503)
+    reason = "" if ready else service.progress
+    return json_response({"state": service.state, "reason": reason, "ready": ready}, 200 if ready else 503)
 
 
 @router.get(

@@ -62,11 +62,11 @@ def test_all_servers_are_measured_and_each_route_says_where_it_saturates(host: H
     measure_service(on_gpu, host.serve)
     found = rows(on_gpu)
     assert sorted(found) == sorted(planned(on_gpu))
-    assert len(found) == 2 * 3 + 2 + 3
+    assert len(found) == 2 * 4 + 2 + 4
     assert next(iter(found)) == "mae_tiny /embed, 8 workers, 4 connections"
     assert found["mae_tiny /reconstruct, 0 workers, 4 connections"]["per_s"] == 400
     assert found["mae_tiny /embed, 0 workers, 2 connections"]["per_s"] == 200
-    for route in ("/embed", "/embed, multipart", "/reconstruct"):
+    for route in ("/embed", "/embed, multipart", "/reconstruct", "/v2, pixels, nothing decoded"):
         row = found[f"{route}: where it saturates"]
         assert (row["per_s"], row["core_ms"]) == (1000, 2.5)
         assert row["note"].startswith("8 workers, 4 connections; the service keeps 7.2 of")
@@ -99,7 +99,7 @@ def test_requests_that_fail_fail_the_row(host: Host, on_gpu: Context) -> None:
     host.failed = 3
     measure_service(on_gpu, host.serve)
     assert "3 requests failed" in rows(on_gpu)["mae_tiny /embed, 0 workers, 2 connections"]["note"]
-    assert len(on_gpu.report.failures()) == 8
+    assert len(on_gpu.report.failures()) == 10
 
 
 def test_without_wrk_the_step_fails_and_says_so(host: Host, on_gpu: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from service.settings import Settings
 from tests.support.engines import FakeEngine
 from tests.support.waiting import until
 
-TEMPLATE = "/v2/models/{name}/infer"
+TEMPLATE = "/shelves/{name}/infer"
 router = APIRouter(route_class=InferenceRoute)
 
 
@@ -61,10 +61,10 @@ def metric(client: TestClient, name: str, **labels: str) -> float:
 def test_a_templated_route_is_served_counted_and_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "service.access")
     for name in ("resnet 50", "ä"):
-        response = client.post(f"/v2/models/{name}/infer", content=b"image")
+        response = client.post(f"/shelves/{name}/infer", content=b"image")
         assert response.json() == {"path": {"name": name}, "name": name, "images": 1}
         assert "read;dur=" in response.headers["server-timing"]
-    assert client.get("/v2/models/x/infer").status_code == 405, "a known route, by a method that it has not"
+    assert client.get("/shelves/x/infer").status_code == 405, "a known route, by a method that it has not"
     assert metric(client, "mae_requests_total") == metric(client, "mae_requests_total", endpoint=TEMPLATE) == 3
     assert metric(client, "mae_images_total", endpoint=TEMPLATE) == 2
     assert {line.fields["path"] for line in caplog.records} == {TEMPLATE}  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def test_a_templated_route_is_served_counted_and_logged(client: TestClient, capl
 def test_a_templated_route_is_refused_in_the_shape_of_the_others(client: TestClient) -> None:
     response = client.post("/v2/models/x/infer?top_k=0", content=b"image")
     assert response.status_code == 422
-    assert response.json()["error"]["details"] == {"parameter": "top_k"}
+    assert list(response.json()) == ["error"] and "top_k" in response.json()["error"], "a sentence, on these paths"
     assert metric(client, "mae_rejected_total", reason="invalid_parameter") == 1
 
 
@@ -89,7 +89,7 @@ def test_an_unexpected_error_tells_the_request_id_and_nothing_else(client: TestC
     message = "unexpected error, request abc"
     details = {"request_id": "abc"}
     assert response.json() == {"error": {"code": "internal_error", "message": message, "details": details}}
-    assert metric(client, "mae_requests_total", endpoint="/fails/{kind:path}", code="500") == 1
+    assert metric(client, "mae_requests_total", endpoint="/fails/{kind}", code="500") == 1
 
 
 @pytest.mark.parametrize(("method", "path", "code"), [("GET", "/nothing", "not_found"), ("GET", "/embed", None)])
@@ -131,3 +131,45 @@ def test_a_drain_waits_for_a_templated_route() -> None:
         assert messages[0]["status"] == 200
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body"),
+    [
+        ("/no", "POST", {"error": {"code": "not_found", "message": "POST /no: Not Found", "details": {}}}),
+        (
+            "/v1/no",
+            "POST",
+            {
+                "error": {
+                    "message": "POST /v1/no: Not Found",
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "not_found",
+                }
+            },
+        ),
+        ("/v2/no", "POST", {"error": "POST /v2/no: Not Found"}),
+        ("/v2/models/x/infer/", "GET", {"error": "GET /v2/models/x/infer: Method Not Allowed"}),
+    ],
+)
+def test_a_path_decides_the_format_of_its_errors(client: TestClient, path: str, method: str, body: Any) -> None:
+    response = client.request(method, path)
+    assert response.json() == body
+    assert ("allow" in response.headers) == (response.status_code == 405)
+
+
+def test_the_middleware_refuses_in_the_format_of_the_path() -> None:
+    app = create_app(
+        Settings(max_body_mb=1, api_keys=("k",)), lambda s, p: ServedModel(FakeEngine()), routers=(*ROUTERS, router)
+    )
+    with TestClient(app) as client:
+        assert client.post("/v2/models/x/infer").json() == {
+            "error": "a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+        }
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        response = client.post("/v2/models/embed/infer", content=bytes(1_000_001), headers={"x-api-key": "k"})
+        assert (response.status_code, response.json()) == (413, {"error": "the body has more than 1000000 bytes"})
+        prefixed = TestClient(app, root_path="/vision").post("/vision/v2/models/x/infer")
+        assert prefixed.json()["error"].startswith("a valid key is needed")

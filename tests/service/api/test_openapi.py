@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.api.app import create_app
+from service.error_formats import error_format
 from service.settings import Settings
 from tests.support.public_contract import operations
 
@@ -50,17 +51,28 @@ def test_probes_and_metrics_need_no_key() -> None:
         assert "security" not in OPERATIONS[name]
 
 
-def test_all_errors_share_one_answer() -> None:
+PROTOCOLS = {
+    "own": ("Error", "ErrorAnswer"),
+    "openai": ("OpenAIError", "OpenAIErrorAnswer"),
+    "cohere": ("CohereError", "CohereErrorAnswer"),
+    "open-inference": ("OpenInferenceError", "OpenInferenceErrorAnswer"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_all_errors_of_a_protocol_share_one_answer(protocol: str) -> None:
+    answer, body = PROTOCOLS[protocol]
     answers = {
         answer.get("$ref")
         for name, operation in OPERATIONS.items()
         if name not in ("GET /livez", "GET /readyz")
+        if error_format(name.split()[1]) == protocol
         for status, answer in operation["responses"].items()
         if status != "200"
     }
-    assert answers == {"#/components/responses/Error"}
-    [content] = DESCRIPTION["components"]["responses"]["Error"]["content"].values()
-    assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}
+    assert answers == {f"#/components/responses/{answer}"}
+    [content] = DESCRIPTION["components"]["responses"][answer]["content"].values()
+    assert content["schema"] == {"$ref": f"#/components/schemas/{body}"}
 
 
 def test_a_reconstruction_is_a_picture_first() -> None:
@@ -69,7 +81,7 @@ def test_a_reconstruction_is_a_picture_first() -> None:
 
 def test_summaries_and_answers_are_sentences() -> None:
     summaries = [operation["summary"] for operation in OPERATIONS.values()]
-    assert len(set(summaries)) == len(OPERATIONS) == 8
+    assert len(set(summaries)) == len(OPERATIONS) == 20
     assert all(len(summary.split()) >= 4 for summary in summaries)
     for operation in OPERATIONS.values():
         assert operation["responses"]["200"]["description"] != "Successful Response"

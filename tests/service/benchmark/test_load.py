@@ -4,13 +4,17 @@ import email
 import email.policy
 import shutil
 
+import numpy as np
 import pytest
 
+from model.config import PRESETS
+from service.api.open_inference.messages import parse_request
 from service.benchmark import load
 from service.benchmark.load import (
     Clocks,
     figures_of,
     multipart,
+    open_inference_routes,
     routes_of,
     run_seconds,
     send_closed_load,
@@ -99,12 +103,32 @@ def test_a_model_without_decoder_is_not_asked_to_reconstruct() -> None:
     assert [route.name for route in routes_of([b""], False)] == ["/embed", "/embed, multipart"]
 
 
+def test_bodies_of_the_open_inference_protocol_hold_the_images_and_squares() -> None:
+    files = (b"\xff\xd8one", b"\xff\xd8another")
+    raw, binary, pixels = open_inference_routes(files, PRESETS["mae_tiny"])
+    assert raw.bodies == files
+    for route in (raw, binary, pixels):
+        assert set(route.headers) == {"Content-Type", "Inference-Header-Content-Length"}
+        parsed = [
+            parse_request(body, route.headers["Inference-Header-Content-Length"], "image") for body in route.bodies
+        ]
+        assert all(request.is_binary("embedding") for request in parsed)
+        tensors = [next(iter(request.inputs.values())) for request in parsed]
+        if route is pixels:
+            squares = [np.asarray(tensor.values) for tensor in tensors]
+            assert all(square.shape == (1, 224, 224, 3) and square.dtype == np.uint8 for square in squares)
+            assert not np.array_equal(*squares)
+        else:
+            assert [tensor.values for tensor in tensors] == [[file] for file in files]
+
+
 @NEEDS_WRK
 def test_a_second_of_load(null_server: ServerProcess) -> None:
     """Every route answers; `failed` says when one does not."""
     small = generate_sample("JPEG", 250, 167, 2)
     embed, form, reconstruct = routes_of(small.files, True)
-    for route in (form, reconstruct):
+    pixels = open_inference_routes(small.files, PRESETS["mae_tiny"])[-1]
+    for route in (form, reconstruct, pixels):
         figures = send_closed_load(null_server, route, 4, 1)
         assert figures.answered > 0 and figures.failed == 0
         assert figures.images_per_s == pytest.approx(figures.answered / figures.window_s)

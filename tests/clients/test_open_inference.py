@@ -1,0 +1,375 @@
+"""Clients of the Open Inference Protocol: Triton's over HTTP, KServe's, and curl."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from PIL import Image
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
+
+from service.api.open_inference.tensors import Tensor, decode_values, encode_values
+from tests.clients.conftest import API_KEY
+from tests.live.conftest import LiveServer, Start
+from tests.support.clients import grey
+from tests.support.fake_server import POISON
+
+ROOT = Path(__file__).parents[2]
+CAT = ROOT / "tests" / "data" / "chelsea.jpg"
+T = TypeVar("T")
+NEAR = {"atol": 1e-6, "rtol": 0}
+
+
+def key() -> dict[str, str]:
+    """Headers with the key; a new object for each call, because Triton's client writes into them."""
+    return {"x-api-key": API_KEY}
+
+
+def host_of(server: LiveServer) -> str:
+    return server.url.removeprefix("http://")
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(host_of(server)) as client:
+        yield client
+
+
+def tensor(name: str, array: np.ndarray, binary: bool = True) -> triton.InferInput:
+    kind = {"O": "BYTES", "B": "UINT8", "i": "INT32", "?": "BOOL"}[array.dtype.char]
+    described = triton.InferInput(name, list(array.shape), kind)
+    described.set_data_from_numpy(array, binary_data=binary)
+    return described
+
+
+def files(*images: bytes) -> np.ndarray:
+    return np.array([[image] for image in images], object)
+
+
+def post(server: LiveServer, path: str, content: bytes, **headers: str) -> Any:
+    answer = httpx.post(server.url + path, content=content, headers={**key(), **headers}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def error_of(call: Any) -> InferenceServerException:
+    with pytest.raises(InferenceServerException) as caught:
+        call()
+    assert str(caught.value).startswith(f"[{caught.value.status()}] ")  # fails where the error is no string
+    return caught.value
+
+
+# --- the codec, against the client's own
+
+
+def test_our_bytes_are_those_of_tritons_client() -> None:
+    elements = [b"", b"\x00\xff", "Köln".encode(), bytes(70_000)]
+    theirs = serialize_byte_tensor(np.array(elements, object)).item()
+    assert encode_values(Tensor("x", "BYTES", (4,), elements)) == theirs
+    assert decode_values("x", "BYTES", (4,), memoryview(theirs)) == elements
+    assert list(deserialize_bytes_tensor(theirs)) == elements
+    rng = np.random.default_rng(0)
+    for dtype in ("bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"):
+        array = rng.integers(0, 2, (3, 5)).astype(dtype)
+        sent = triton.InferInput("x", [3, 5], Tensor.of("x", array).datatype).set_data_from_numpy(array)
+        raw = sent._get_binary_data()
+        assert encode_values(Tensor.of("x", array)) == raw
+        assert np.array_equal(decode_values("x", sent.datatype(), (3, 5), memoryview(raw)), array)
+
+
+# --- Triton's client
+
+
+def test_what_triton_asks_about(client: triton.InferenceServerClient, server: LiveServer) -> None:
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready("embed") and client.is_model_ready("embed", "1")
+    assert not client.is_model_ready("nobody") and not client.is_model_ready("embed", "2")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_configuration", "statistics"]
+    assert client.get_model_metadata("embed")["outputs"][0]["shape"] == [-1, 192]
+    config = client.get_model_config("tokens")
+    assert config["max_batch_size"] == 64 and config["output"][0]["dims"] == [-1, 192]
+    names = [entry["name"] for entry in client.get_model_repository_index()]
+    assert names == ["embed", "tokens", "reconstruct", "mae_tiny"]
+
+
+def test_vectors_are_those_of_embed(client: triton.InferenceServerClient, server: LiveServer) -> None:
+    cat, other = CAT.read_bytes(), grey(90)
+    expected = [post(server, "/embed?normalize=true", image)["embeddings"][0] for image in (cat, other)]
+    images = files(cat, other)
+    for name in ("embed", "mae_tiny"):
+        answer = client.infer(
+            name, [tensor("image", images)], "1", request_id="7", headers=key(), parameters={"normalize": True}
+        )
+        np.testing.assert_allclose(answer.as_numpy("embedding"), expected, **NEAR)
+        assert answer.get_response()["id"] == "7"
+    as_json = triton.InferRequestedOutput("embedding", binary_data=False)
+    answer = client.infer(
+        "embed", [tensor("image", images)], outputs=[as_json], headers=key(), parameters={"normalize": True}
+    )
+    np.testing.assert_allclose(answer.as_numpy("embedding"), expected, **NEAR)
+
+
+def test_tokens_and_reconstructions(client: triton.InferenceServerClient, server: LiveServer) -> None:
+    own = post(server, "/embed?pool=tokens&keep=0.25&seed=3", CAT.read_bytes())
+    answer = client.infer(
+        "tokens", [tensor("image", files(CAT.read_bytes()))], headers=key(), parameters={"keep": "0.25", "seed": 3}
+    )
+    np.testing.assert_allclose(answer.as_numpy("tokens"), own["embeddings"], **NEAR)
+    assert answer.as_numpy("positions").tolist() == [own["positions"]]
+    own = post(server, "/reconstruct?seed=3", CAT.read_bytes(), accept="application/json")
+    answer = client.infer(
+        "reconstruct", [tensor("image", files(CAT.read_bytes()))], headers=key(), parameters={"seed": 3}
+    )
+    np.testing.assert_allclose(answer.as_numpy("error")[0], own["reconstructions"][0]["error"], **NEAR)
+    assert answer.as_numpy("mask").tolist() == [own["mask"]]
+    assert answer.as_numpy("pixels").shape == (1, 224, 224, 3)
+
+
+def test_pixels_and_patches_give_the_vectors_of_the_image(client: triton.InferenceServerClient, golden: Any) -> None:
+    squares = golden["images"][:2]
+    answer = client.infer("embed", [tensor("pixels", squares)], headers=key())
+    # the golden numbers are another implementation's
+    np.testing.assert_allclose(answer.as_numpy("embedding"), golden["embed_mean"][:2], atol=1e-3)
+    patches = squares.reshape(2, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(2, 196, 768)
+    positions = np.tile(np.arange(196, dtype=np.int32), (2, 1))
+    whole = client.infer("embed", [tensor("patches", patches), tensor("positions", positions)], headers=key())
+    np.testing.assert_allclose(whole.as_numpy("embedding"), answer.as_numpy("embedding"), **NEAR)
+    mask = tensor("mask", golden["mask"][:2])
+    answer = client.infer("reconstruct", [tensor("pixels", squares), mask], headers=key())
+    assert answer.as_numpy("mask").tolist() == golden["mask"][:2].tolist()
+    removed = golden["mask"][:2].astype(bool)
+    losses = [error[flags].mean() for error, flags in zip(answer.as_numpy("error"), removed, strict=True)]
+    np.testing.assert_allclose(losses, golden["loss"][:2], rtol=1e-3)
+
+
+def test_only_what_may_be_seen_is_sent(client: triton.InferenceServerClient, server: LiveServer, golden: Any) -> None:
+    own = httpx.post(
+        server.url + "/embed?pool=tokens&keep=0.25&seed=9", content=png(golden["images"][0]), headers=key()
+    ).json()
+    positions = np.array([own["positions"]], np.int32)
+    patches = golden["images"][:1].reshape(1, 14, 16, 14, 16, 3).swapaxes(2, 3).reshape(1, 196, 768)[:, positions[0]]
+    inputs = [tensor("patches", np.ascontiguousarray(patches)), tensor("positions", positions)]
+    answer = client.infer("tokens", inputs, headers=key())
+    np.testing.assert_allclose(answer.as_numpy("tokens"), own["embeddings"], **NEAR)
+
+
+def png(square: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(square).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_errors_are_tritons_exceptions_with_our_sentences(client: triton.InferenceServerClient) -> None:
+    image = [tensor("image", files(CAT.read_bytes()))]
+    refusals: list[tuple[str, str, Any]] = [
+        ("401", "a valid key is needed", lambda: client.infer("embed", image)),
+        ("404", "there is no model nobody", lambda: client.infer("nobody", image, headers=key())),
+        ("404", "no classification head", lambda: client.infer("classify", image, headers=key())),
+        ("422", "no such parameter", lambda: client.infer("embed", image, headers=key(), parameters={"view": "panel"})),
+        ("400", "image 0 is no image", lambda: client.infer("embed", [tensor("image", files(b"x"))], headers=key())),
+        (
+            "415",
+            "Content-Encoding",
+            lambda: client.infer("embed", image, headers=key(), request_compression_algorithm="gzip"),
+        ),
+        ("504", "Deadline Exceeded", lambda: client.infer("embed", image, headers=key(), timeout=1)),
+        ("400", "loads and unloads no models", lambda: client.load_model("embed", headers=key())),
+        ("400", "shared memory", lambda: client.get_system_shared_memory_status(headers=key())),
+        ("400", "traces and the log", lambda: client.get_log_settings(headers=key())),
+    ]
+    for status, message, call in refusals:
+        error = error_of(call)
+        assert error.status() == status and message in error.message()
+
+
+def test_shared_memory_in_a_request_is_refused(client: triton.InferenceServerClient) -> None:
+    described = triton.InferInput("pixels", [1, 224, 224, 3], "UINT8")
+    described.set_shared_memory("region", 224 * 224 * 3)
+    assert "send it in the body" in error_of(lambda: client.infer("embed", [described], headers=key())).message()
+
+
+def test_statistics_count_what_was_sent(client: triton.InferenceServerClient, server: LiveServer) -> None:
+    """What perf_analyzer does: the difference of two answers, whichever worker gives them."""
+
+    def read() -> dict[str, Any]:
+        [statistics] = client.get_inference_statistics("embed")["model_stats"]
+        return dict(statistics)
+
+    before = read()
+    for _ in range(4):
+        with triton.InferenceServerClient(host_of(server)) as other:  # a connection of its own, to any worker
+            other.infer("embed", [tensor("image", files(grey(1), grey(2)))], headers=key())
+    after = read()
+    assert after["inference_count"] - before["inference_count"] == 8
+    batches = after["execution_count"] - before["execution_count"]
+    assert 4 <= batches <= 8
+    for name in ("success", "queue", "compute_input", "compute_infer"):
+        old, new = before["inference_stats"][name], after["inference_stats"][name]
+        assert new["count"] - old["count"] == 4 and new["ns"] > old["ns"]
+
+
+def test_requests_at_once_on_the_clients_own_connections(server: LiveServer) -> None:
+    expected = {value: post(server, "/embed", grey(value))["embeddings"][0] for value in (10, 200)}
+    with triton.InferenceServerClient(host_of(server), concurrency=8) as client:
+        values = [10, 200] * 8
+        pending = [
+            client.async_infer("embed", [tensor("image", files(grey(value)))], headers=key()) for value in values
+        ]
+        for value, request in zip(values, pending, strict=True):
+            vector = request.get_result().as_numpy("embedding")[0]
+            np.testing.assert_allclose(vector, expected[value], **NEAR)
+
+
+def test_a_poisoned_image_fails_alone_and_is_computed_once(poisonable: LiveServer) -> None:
+    with triton.InferenceServerClient(host_of(poisonable)) as client:
+        error = error_of(lambda: client.infer("embed", [tensor("image", files(grey(POISON)))], headers=key()))
+        assert error.status() == "500" and "the engine failed on image 0" in error.message()
+        answer = client.infer("embed", [tensor("image", files(grey(7)))], headers=key())
+        assert answer.as_numpy("embedding")[0, 0] == 7
+        too_many = tensor("image", files(*[grey(1)] * 9))
+        assert error_of(lambda: client.infer("embed", [too_many], headers=key())).status() == "413"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_queue_and_a_drain(start_server: Start, workers: int) -> None:
+    server = start_server(fake={"FAKE_S": "1"}, max_batch=1, queue_images=1, http_workers=workers, drain_timeout_s=20)
+    with triton.InferenceServerClient(host_of(server), concurrency=8) as client:
+        pending = [client.async_infer("embed", [tensor("image", files(grey(value)))]) for value in range(6)]
+        statuses = []
+        for request in pending:
+            try:
+                statuses.append(request.get_result().as_numpy("embedding").shape[0])
+            except InferenceServerException as error:
+                assert "are waiting and 1 more are too many" in error.message()
+                statuses.append(int(error.status()))
+        assert 1 in statuses and 429 in statuses
+    result: list[np.ndarray] = []
+
+    def ask() -> None:
+        with triton.InferenceServerClient(host_of(server)) as other:
+            result.append(other.infer("embed", [tensor("image", files(grey(5)))]).as_numpy("embedding"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    server.wait_for(lambda: server.metric("mae_inflight_requests") == 1, 10)
+    server.process.terminate()
+    server.wait_for(lambda: httpx.get(server.url + "/readyz").status_code == 503, 10)
+    with triton.InferenceServerClient(host_of(server)) as client:
+        assert not client.is_server_ready() and client.is_server_live()
+        error = error_of(lambda: client.infer("embed", [tensor("image", files(grey(5)))]))
+        assert error.status() == "503" and error.message() == "the server is shutting down"
+    health = httpx.get(server.url + "/v2/health/ready")
+    assert health.json() == {"state": "draining", "reason": "", "ready": False}
+    thread.join(20)
+    assert result[0][0, 0] == 5 and server.process.wait(30) == 0
+
+
+# --- KServe's client
+
+
+def ask_kserve(call: Callable[[InferenceRESTClient], Awaitable[T]]) -> T:
+    async def ask() -> T:
+        client = InferenceRESTClient(RESTConfig(protocol="v2"))
+        try:
+            return await call(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def kserve_request(binary: bool, **parameters: Any) -> InferRequest:
+    image = CAT.read_bytes() if binary else base64.b64encode(CAT.read_bytes())
+    described = InferInput("image", [1, 1], "BYTES")
+    described.set_data_from_numpy(files(image), binary_data=binary)
+    return InferRequest("embed", [described], parameters=parameters)
+
+
+def test_kserve_knows_that_the_server_is_ready(server: LiveServer) -> None:
+    async def ask(client: InferenceRESTClient) -> list[bool]:
+        return [
+            await client.is_server_ready(server.url),
+            await client.is_server_live(server.url),
+            await client.is_model_ready(server.url, "embed"),
+        ]
+
+    assert ask_kserve(ask) == [True, True, True]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_kserve_gets_the_vector_of_embed(server: LiveServer, binary: bool) -> None:
+    request = kserve_request(binary, normalize=True)
+    answer = ask_kserve(lambda client: client.infer(server.url, request, model_name="embed", headers=key()))
+    expected = post(server, "/embed?normalize=true", CAT.read_bytes())["embeddings"]
+    np.testing.assert_allclose(answer.outputs[0].as_numpy(), expected, **NEAR)
+
+
+def test_kserve_raises_our_sentence(server: LiveServer) -> None:
+    request = kserve_request(True)
+    with pytest.raises(httpx.HTTPStatusError, match="there is no model nobody: there are embed, tokens"):
+        ask_kserve(lambda client: client.infer(server.url, request, model_name="nobody", headers=key()))
+
+
+# --- curl
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_sends_a_picture_as_it_is(server: LiveServer) -> None:
+    command = ["curl", "-s", "-i", "-H", f"x-api-key: {API_KEY}", "-H", "Inference-Header-Content-Length: 0"]
+    command += ["--data-binary", f"@{CAT}", f"{server.url}/v2/models/embed/infer"]
+    answer = subprocess.run(command, capture_output=True, check=True).stdout
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"inference-header-content-length: ")[2].split()[0])
+    assert json.loads(body[:length])["outputs"][0]["shape"] == [1, 192]
+    expected = post(server, "/embed", CAT.read_bytes())["embeddings"][0]
+    np.testing.assert_allclose(np.frombuffer(body[length:], "<f4"), expected, **NEAR)
+
+
+# --- the README
+
+
+def shown_calls() -> dict[str, str]:
+    """The Python of the section in service/README.md, by the first module that it imports from elsewhere."""
+    text = (ROOT / "service" / "README.md").read_text()
+    section = re.search(r"^### Open Inference Protocol\n(.*?)^### ", text, re.MULTILINE | re.DOTALL)
+    assert section
+    blocks = re.findall(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    names = ("tritonclient", "kserve", "pytriton")
+    return {next(name for name in names if name in block): block for block in blocks}
+
+
+@pytest.fixture(scope="module")
+def open_server(start_server: Start, probe: Path) -> LiveServer:
+    """A server without keys, as the README has it."""
+    return start_server(weights=probe, max_batch=4)
+
+
+def test_the_readme_shows_every_client() -> None:
+    assert list(shown_calls()) == ["tritonclient", "kserve", "pytriton"]
+
+
+@pytest.mark.parametrize("name", ["tritonclient", "kserve", "pytriton"])
+def test_the_lines_of_the_readme_give_the_vector(open_server: LiveServer, name: str) -> None:
+    python = os.environ.get("PYTRITON_PYTHON") if name == "pytriton" else sys.executable
+    if not python:
+        pytest.skip("PYTRITON_PYTHON names no Python that has PyTriton")
+    call = shown_calls()[name].replace("localhost:8000", host_of(open_server))
+    code = f"{call}\nprint(vectors.reshape(-1).tolist())"
+    done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = httpx.post(open_server.url + "/embed", content=CAT.read_bytes()).json()["embeddings"][0]
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, **NEAR)
