@@ -17,7 +17,7 @@ from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
 from service.api.responses import error_response, json_response
-from service.api.routes import classify, embed, explain, ops, reconstruct
+from service.api.routes import anomaly, classify, embed, explain, ops, reconstruct
 from service.errors import ServiceError
 from service.lifecycle.engine_loader import BuildEngine
 from service.parameters import invalid_parameter
@@ -27,7 +27,14 @@ from service.settings import Settings, load_settings
 DESCRIPTION = """Masked autoencoders: images in, embeddings, classes and reconstructions out.
 
 Send images as `multipart/form-data` (every file part is an image), as a raw body (one image), or as JSON in base64."""
-ROUTERS: tuple[APIRouter, ...] = (embed.router, classify.router, reconstruct.router, explain.router, ops.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    embed.router,
+    classify.router,
+    reconstruct.router,
+    explain.router,
+    anomaly.router,
+    ops.router,
+)
 
 
 def create_app(

@@ -122,6 +122,33 @@ class Pipeline:
         vectors = [result for result in results if not isinstance(result, DecoderOutput)]
         return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
 
+    async def encode(
+        self,
+        images: list[bytes],
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
+    ) -> list[tuple[Bytes, Floats]]:
+        """Patches and tokens of whole images; the arguments and errors are those of `embed`.
+
+        Returns:
+            Patches uint8 [N, P] and patch tokens float32 [N, D] per image that is not left out.
+        """
+        visible_indices = all_indices(self.info.config.num_patches)
+        patches: dict[int, Bytes] = {}
+
+        def prepare(data: bytes, index: int, reserved: int) -> Sequence[Pass]:
+            patches[index] = self.image_decoder.decode(data, index, reserved).patches
+            return [(patches[index], visible_indices)]
+
+        tokens = await self._infer("tokens", images, prepare, timings, deadline, skipped)
+        indexes = [index for index in range(len(images)) if index not in (skipped or ())]
+        return [
+            (patches[index], result)
+            for index, result in zip(indexes, tokens, strict=True)
+            if not isinstance(result, DecoderOutput)
+        ]
+
     async def classify(
         self,
         images: list[bytes],
