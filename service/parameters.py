@@ -22,6 +22,8 @@ MAX_PASSES = 256
 ExplainTarget = Literal["class", "similarity"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 AnomalyMethod = Literal["features", "reconstruction"]
+MAX_ANOMALY_PASSES = 64
+"""The largest number of passes by which an image is reconstructed for its anomalies."""
 PATCHES = re.compile("[0-9]{1,9}(,[0-9]{1,9})*")
 OnError = Annotated[
     Literal["fail", "skip"],
@@ -121,7 +123,7 @@ class AnomalyParameters(BaseModel):
     passes: int | None = Field(
         None,
         ge=1,
-        le=64,
+        le=MAX_ANOMALY_PASSES,
         description="number of reconstructions of each image; by default the least that remove each patch once",
     )
     seed: Seed | None = Field(None, description="seed of the masks, which all images share")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from model.anomaly.scores import image_score
 from model.arrays import Floats
@@ -17,11 +18,21 @@ MAX_CANDIDATES = 200_000
 """Tokens that a coreset is chosen from, 1,000 images of 196 patches; of more, a random part is taken."""
 
 
+class FitConfig(BaseModel):
+    """The options of a fit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bank_tokens: int = Field(2000, ge=1, le=1_000_000, description="most tokens that the memory bank keeps")
+    limit: int = Field(1000, ge=2, description="most images to fit on, drawn by the seed")
+    seed: int = Field(0, ge=0, description="seed of the images, the parts and the choice of tokens")
+
+
 class FitError(ValueError):
     """No memory bank can be fitted on the images; the message is one sentence that says why."""
 
 
-def fit_memory_bank(tokens: Floats, size: int, image_size: int, seed: int = 0) -> MemoryBank:
+def fit_memory_bank(tokens: Floats, size: int, image_size: int, seed: int) -> MemoryBank:
     """Fits a memory bank of at most `size` tokens, and measures what normal images score that are not in it.
 
     Those scores are cross-validated: the images are drawn into `PARTS` parts, and each part is scored against a bank of

@@ -11,7 +11,7 @@ from model.anomaly.render import render_expected, render_mask, render_scores
 from model.anomaly.scores import expected_pixels, image_score, reconstruction_scores
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.memory_bank import MemoryBank
-from model.masking import MaskError, all_indices, complementary_visible, new_seed, passes_to_cover
+from model.masking import MaskError, complementary_visible, new_seed, passes_to_cover
 from service.errors import InvalidParameter, ServiceError
 from service.inference.pipeline import Pipeline, Timings
 from service.inference.reconstruction import Reconstruction

@@ -71,7 +71,7 @@ def _content(
 ) -> dict[str, Any]:
     """The response as JSON: `Anomalies`."""
     images = [
-        {"score": found.score, "flagged": found.flagged, "patches": np.ascontiguousarray(found.scores)}
+        {"score": np.float32(found.score), "flagged": found.flagged, "patches": np.ascontiguousarray(found.scores)}
         for found in anomalies
     ]
     content: dict[str, Any] = {
