@@ -31,7 +31,7 @@ def test_every_reference_leads_to_something() -> None:
             part = part[step]
 
 
-@pytest.mark.parametrize("name", ["POST /embed", "POST /classify", "POST /reconstruct", "GET /info"])
+@pytest.mark.parametrize("name", ["POST /embed", "POST /classify", "POST /reconstruct", "POST /anomaly", "GET /info"])
 def test_a_route_that_needs_a_key_names_both_ways_to_send_it(name: str) -> None:
     schemes = DESCRIPTION["components"]["securitySchemes"]
     assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {

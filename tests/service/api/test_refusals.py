@@ -50,6 +50,8 @@ class Lack:
     refusal: tuple[int, str, dict[str, Any]]
 
 
+DRAWN = ("/reconstruct", "/anomaly")
+"""The routes that need a decoder."""
 LACKS = (
     Lack("/embed", "whiten=true", (422, "invalid_parameter", {"parameter": "whiten"})),
     Lack("/embed", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
@@ -57,6 +59,9 @@ LACKS = (
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
     Lack("/explain", "target=class", (404, "no_head", {})),
+    Lack("/anomaly", "", (404, "no_decoder", {})),
+    Lack("/anomaly", "method=features", (422, "invalid_parameter", {"parameter": "method"})),
+    Lack("/anomaly", "mask_ratio=0.1&passes=2", (422, "invalid_parameter", {"parameter": "passes"})),
 )
 
 
@@ -232,7 +237,8 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 
 @pytest.mark.parametrize("route", [route.path for route in inference_routes(ROUTERS)])
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
-    own = {"/classify": {NoHead}, "/explain": {NoHead}, "/reconstruct": {NoDecoder}}.get(route, set())
+    heads, decoders = dict.fromkeys(("/classify", "/explain"), {NoHead}), dict.fromkeys(DRAWN, {NoDecoder})
+    own = (heads | decoders).get(route, set())
     possible = set(ServiceError.__subclasses__()) - {ClientGone, NoHead, NoDecoder} | own
     responses = rich.get("/openapi.json").json()["paths"][route]["post"]["responses"]
     listed = {int(status): response["description"] for status, response in responses.items() if status != "200"}
