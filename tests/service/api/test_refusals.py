@@ -61,7 +61,6 @@ LACKS = (
     Lack("/explain", "target=class", (404, "no_head", {})),
     Lack("/anomaly", "", (404, "no_decoder", {})),
     Lack("/anomaly", "method=features", (422, "invalid_parameter", {"parameter": "method"})),
-    Lack("/anomaly", "mask_ratio=0.1&passes=2", (422, "invalid_parameter", {"parameter": "passes"})),
 )
 
 
