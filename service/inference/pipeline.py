@@ -273,8 +273,9 @@ class Pipeline:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
         start = time.monotonic()
         result = await self.run_in_pool(write)
-        timings.render = time.monotonic() - start
-        self._metrics.stage_duration.labels("render").observe(timings.render)
+        seconds = time.monotonic() - start
+        timings.render += seconds
+        self._metrics.stage_duration.labels("render").observe(seconds)
         return result
 
     async def run_in_pool(self, work: Callable[..., T], *arguments: object) -> T:

@@ -42,7 +42,7 @@ from model.masking import complementary_visible, passes_to_cover, removed_flags
 
 SEED = 0
 BANK_TOKENS = 2000
-PASSES = ((0.75, None), (0.5, None), (0.75, 8), (0.5, 8), (0.75, 32))
+PASSES = ((0.75, None), (0.75, 8), (0.5, 8))
 """Mask ratios and passes of the reconstructions; None is the least number."""
 TEXTURES = ("brick", "grass", "gravel")
 CROP = 128
@@ -63,8 +63,9 @@ class Methods:
         everything = np.arange(len(patches), dtype=np.int32)[None]
         return self.engine.tokens(0, patches[None], everything)[0]
 
-    def fit(self, images: Sequence[Bytes], size: int = BANK_TOKENS) -> MemoryBank:
-        return fit_memory_bank(np.stack([self.tokens(image) for image in images]), size, self.config.image_size, SEED)
+    def fit(self, images: Sequence[Bytes]) -> MemoryBank:
+        tokens = np.stack([self.tokens(image) for image in images])
+        return fit_memory_bank(tokens, BANK_TOKENS, self.config.image_size, SEED)
 
     def all(self, bank: MemoryBank) -> dict[str, Score]:
         """Every method by its name."""
@@ -145,24 +146,22 @@ def piped(methods: Methods, folder: Path) -> Iterator[tuple[str, str, float, flo
         bad = [read(engine, path.read_bytes()) for path in names]
         masks = {numbers(path): path for path in (kind / "masks").iterdir()}
         faulty = squares(engine, [np.asarray(Image.open(masks[numbers(path)]).convert("L")) < 128 for path in names])
-        bank = methods.fit(good[:32])
+        tokens_of_good, tokens_of_bad = ([methods.tokens(image) for image in images] for images in (good, bad))
+        normal = np.stack(tokens_of_good[:32])
+        bank = fit_memory_bank(normal, BANK_TOKENS, methods.config.image_size, SEED)
         for name, score in methods.all(bank).items():
             result = measure_anomalies(list(map(score, good[32:])), list(map(score, bad)), faulty, None)
             yield kind.name, name, result.image_auroc, result.pixel_auroc or 0
-        for size in (250, 500, 1000, 4000, 10**6):
-            other = methods.fit(good[:32], size)
-            result = measure_anomalies(
-                [other.distances(methods.tokens(image)) for image in good[32:]],
-                [other.distances(methods.tokens(image)) for image in bad],
-                faulty,
-                other.threshold(0.01),
-            )
+        for size in (200, 500, 1000, 10**6):
+            other = fit_memory_bank(normal, size, methods.config.image_size, SEED)
+            scores = (list(map(other.distances, tokens)) for tokens in (tokens_of_good[32:], tokens_of_bad))
+            result = measure_anomalies(*scores, faulty, None)
             yield kind.name, f"features, {size} tokens", result.image_auroc, result.pixel_auroc or 0
         for share in (0.01, 0.05, 0.1):
             threshold = bank.threshold(share)
             flagged = [
-                np.mean([bank.distances(methods.tokens(image)).max() > threshold for image in images])
-                for images in (good[32:], bad)
+                np.mean([bank.distances(tokens).max() > threshold for tokens in images])
+                for images in (tokens_of_good[32:], tokens_of_bad)
             ]
             yield kind.name, f"share of good and of bad flagged at {share}", float(flagged[0]), float(flagged[1])
 
