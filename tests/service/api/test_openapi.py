@@ -69,7 +69,7 @@ def test_a_reconstruction_is_a_picture_first() -> None:
 
 def test_summaries_and_answers_are_sentences() -> None:
     summaries = [operation["summary"] for operation in OPERATIONS.values()]
-    assert len(set(summaries)) == len(OPERATIONS) == 8
+    assert len(set(summaries)) == len(OPERATIONS) == 9
     assert all(len(summary.split()) >= 4 for summary in summaries)
     for operation in OPERATIONS.values():
         assert operation["responses"]["200"]["description"] != "Successful Response"

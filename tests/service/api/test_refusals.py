@@ -52,6 +52,8 @@ class Lack:
 
 DRAWN = ("/reconstruct", "/anomaly")
 """The routes that need a decoder."""
+CLASSIFYING = ("/classify", "/explain")
+"""The routes that need a head."""
 LACKS = (
     Lack("/embed", "whiten=true", (422, "invalid_parameter", {"parameter": "whiten"})),
     Lack("/embed", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
@@ -236,8 +238,7 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 
 @pytest.mark.parametrize("route", [route.path for route in inference_routes(ROUTERS)])
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
-    heads, decoders = dict.fromkeys(("/classify", "/explain"), {NoHead}), dict.fromkeys(DRAWN, {NoDecoder})
-    own = (heads | decoders).get(route, set())
+    own = {lacked for lacked, routes in ((NoHead, CLASSIFYING), (NoDecoder, DRAWN)) if route in routes}
     possible = set(ServiceError.__subclasses__()) - {ClientGone, NoHead, NoDecoder} | own
     responses = rich.get("/openapi.json").json()["paths"][route]["post"]["responses"]
     listed = {int(status): response["description"] for status, response in responses.items() if status != "200"}
