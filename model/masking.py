@@ -76,6 +76,40 @@ def visible_inside(region: Iterable[int], num_patches: int) -> Indices:
     return inside
 
 
+def passes_to_cover(num_patches: int, mask_ratio: float) -> int:
+    """The least number of passes in which each patch is removed at least once: ceil(N / R), of which R are removed.
+
+    Raises:
+        MaskError: the ratio removes none or all of the patches.
+    """
+    _require_mixed(all_indices(visible := visible_count(num_patches, mask_ratio)), num_patches)
+    return math.ceil(num_patches / (num_patches - visible))
+
+
+def complementary_visible(grid: int, mask_ratio: float, passes: int, seed: int) -> list[Indices]:
+    """Chooses the visible patches of several passes, int32 [K] each, so that each patch is removed at least once.
+
+    The passes come in rounds of `passes_to_cover`. Each round puts the patches into a random order of its own, and its
+    passes remove evenly spaced stretches of this order, which goes on at its start where it ends.
+
+    Raises:
+        MaskError: the ratio removes none or all of the patches, or there are too few passes for it.
+    """
+    num_patches, kept = grid**2, visible_count(grid**2, mask_ratio)
+    in_round = passes_to_cover(num_patches, mask_ratio)
+    if passes < in_round:
+        raise MaskError(f"mask_ratio={mask_ratio} needs {in_round} passes to remove each patch at least once")
+    bits, chosen = np.random.PCG64(seed), []
+    for number in range(passes):
+        place = number % in_round
+        if place == 0:
+            order = np.argsort(bits.random_raw(num_patches), kind="stable")
+        # The order without the stretch that is removed: the K patches before it, in the ring.
+        kept_patches = np.roll(order, kept - place * num_patches // in_round)[:kept]
+        chosen.append(np.sort(kept_patches).astype(np.int32))
+    return chosen
+
+
 def all_indices(num_patches: int) -> Indices:
     """All indices 0..N-1, int32 [N]: the whole image is visible."""
     return np.arange(num_patches, dtype=np.int32)

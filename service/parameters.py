@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from model.anomaly.render import AnomalyView
 from model.images.render import View
 from model.images.shares import SharesView
 from model.masking import MAX_SEED, Strategy
@@ -21,6 +22,9 @@ MAX_PASSES = 256
 """The largest number of passes by which an image is explained."""
 ExplainTarget = Literal["class", "similarity"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+AnomalyMethod = Literal["features", "reconstruction"]
+MAX_ANOMALY_PASSES = 64
+"""The largest number of passes by which an image is reconstructed for its anomalies."""
 PATCHES = re.compile("[0-9]{1,9}(,[0-9]{1,9})*")
 OnError = Annotated[
     Literal["fail", "skip"],
@@ -126,6 +130,37 @@ class ExplainParameters(BaseModel):
     passes: int = Field(128, ge=2, le=MAX_PASSES, description="number of times that a half of the patches is left out")
     seed: Seed | None = Field(None, description="seed by which the patches are left out")
     view: SharesView = Field("overlay", description="what the PNG shows")
+
+
+class AnomalyParameters(BaseModel):
+    """The query of POST /anomaly."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: AnomalyMethod | None = Field(
+        None,
+        description="features: distance to the memory bank of normal images, the default where the weights hold one;"
+        " reconstruction: error of each patch as the decoder predicts it from the others",
+    )
+    view: AnomalyView = Field("overlay", description="what the PNG shows")
+    false_alarms: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of normal images that the threshold may flag, for method=features",
+    )
+    mask_ratio: float = Field(
+        0.75, ge=0, le=1, allow_inf_nan=False, description="share of the patches that each pass removes"
+    )
+    passes: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ANOMALY_PASSES,
+        description="number of reconstructions of each image; by default the least that remove each patch once",
+    )
+    seed: Seed | None = Field(None, description="seed of the masks, which all images share")
+    on_error: OnError = "fail"
 
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from model.anomaly.render import AnomalyView
 from model.config import PRESETS
 from model.images.render import View
-from service.cli.main import app
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.parameters import ClassifyParameters, EmbedParameters, ExplainParameters, ReconstructParameters
+from service.parameters import (
+    AnomalyParameters,
+    ClassifyParameters,
+    EmbedParameters,
+    ExplainParameters,
+    ReconstructParameters,
+)
 from service.settings import Settings
+from tests.support.command_line import all_commands
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("service", "model", "docker", "tests")
@@ -26,7 +32,8 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?<![\w-])mae(?: ([a-z]+))?((?: [^#|]*)?)")
 FLAG = re.compile(r"(?<=\s)(--[a-z][a-z0-9-]*|-[a-z])\b")
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = all_commands()
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 GLOBAL_FLAGS = {"--help", "--version"}
 
 
@@ -141,6 +148,7 @@ def settings_fields(settings: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]
         ("POST /classify", ClassifyParameters),
         ("POST /reconstruct", ReconstructParameters),
         ("POST /explain", ExplainParameters),
+        ("POST /anomaly", AnomalyParameters),
     ],
 )
 def test_the_tables_of_parameters(heading: str, parameters: type[BaseModel]) -> None:
@@ -155,10 +163,11 @@ def test_the_tables_of_parameters(heading: str, parameters: type[BaseModel]) -> 
                 assert f"`{choice}`" in row[2], choice
 
 
-def test_the_table_of_views() -> None:
-    text = section(ROOT / "service/README.md", "POST /reconstruct")
+@pytest.mark.parametrize(("heading", "views"), [("POST /reconstruct", View), ("POST /anomaly", AnomalyView)])
+def test_the_table_of_views(heading: str, views: Any) -> None:
+    text = section(ROOT / "service/README.md", heading)
     (head,) = re.findall(r"^\| `view` \| PNG \|$", text, re.MULTILINE)
-    assert [row[0].strip("`") for row in first_table(text[text.index(head) :])] == list(get_args(View))
+    assert [row[0].strip("`") for row in first_table(text[text.index(head) :])] == list(get_args(views))
 
 
 def test_the_table_of_statuses() -> None:
@@ -176,8 +185,10 @@ def test_every_command_and_flag_exists(page: Path) -> None:
     wrong = []
     for span in code_spans(page):
         for command, arguments in COMMAND.findall(span):
+            if command in GROUPS and arguments.strip():
+                command = f"{command} {arguments.split()[0]}"
             known = GLOBAL_FLAGS | (flags_of(command) if command in COMMANDS else set())
-            if (command and command not in COMMANDS) or set(FLAG.findall(f" {arguments}")) - known:
+            if (command and command not in (*COMMANDS, *GROUPS)) or set(FLAG.findall(f" {arguments}")) - known:
                 wrong.append(span)
     assert not wrong
 

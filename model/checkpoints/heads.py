@@ -1,7 +1,7 @@
-"""Heads: a classification and a whitening, which the host computes from pooled vectors.
+"""Heads: a classification, a whitening and a memory bank, which the host applies to an engine's vectors and tokens.
 
-The module imports no torch, so that serving needs none. Both heads lie in our own safetensors beside the model's
-tensors, in float32 whatever the model's precision. Neither is part of a compiled graph.
+The module imports no torch, so that serving needs none. All heads lie in our own safetensors beside the model's
+tensors, in float32 whatever the model's precision. None is part of a compiled graph.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from safetensors import safe_open
 
 from model.arrays import Floats
 from model.checkpoints.errors import WeightsError, wrap_read_errors
+from model.checkpoints.memory_bank import MemoryBank
 from model.checkpoints.native import HeadConfig, Metadata, Pooled, read_metadata
 from model.config import MAEConfig
 
-PREFIXES = ("head.", "whitening.")
+PREFIXES = ("head.", "whitening.", "memory_bank.")
 POOL_INDEX: dict[Pooled, int] = {"cls": 0, "mean": 1}
 """Index of each pooled vector in the [B, 2, D] that an engine returns."""
 
@@ -80,10 +81,11 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Heads:
-    """Classification head and whitening of a model; by default it has neither."""
+    """Classification head, whitening and memory bank of a model; by default it has none of them."""
 
     head: Head | None = None
     whitening: Mapping[Pooled, Whitening] = field(default_factory=dict)
+    memory_bank: MemoryBank | None = None
 
     def arrays(self) -> dict[str, Floats]:
         """All arrays, float32, by their names in the file."""
@@ -92,6 +94,8 @@ class Heads:
             arrays |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
         for pool, whitening in self.whitening.items():
             arrays |= {f"whitening.{pool}.centre": whitening.centre, f"whitening.{pool}.matrix": whitening.matrix}
+        if (bank := self.memory_bank) is not None:
+            arrays |= {"memory_bank.tokens": bank.tokens, "memory_bank.scores": bank.scores}
         return arrays
 
     @classmethod
@@ -127,9 +131,15 @@ class Heads:
             pool: Whitening(take(f"whitening.{pool}.centre", width), take(f"whitening.{pool}.matrix", width, None))
             for pool in pools
         }
+        bank = None
+        if any(name.startswith("memory_bank.") for name in left):
+            tokens, scores = take("memory_bank.tokens", None, width), take("memory_bank.scores", None)
+            bank = MemoryBank(tokens, scores, metadata.config.image_size)
+            if not len(bank.tokens) or len(bank.scores) < 2 or np.any(np.diff(bank.scores) < 0):
+                raise WeightsError(f"{path} holds a memory bank without tokens, or without two ascending scores")
         if left:
             raise WeightsError(f"{path} holds {min(left)}, which its metadata does not explain")
-        return cls(head, whitening)
+        return cls(head, whitening, bank)
 
 
 def fold_batch_norm(weight: Floats, bias: Floats, mean: Floats, variance: Floats, eps: float) -> tuple[Floats, Floats]:
@@ -160,7 +170,7 @@ def why_no_cls(config: MAEConfig) -> str:
 
 
 def read_heads(path: Path) -> Heads:
-    """Reads head and whitening from one of our own files; there are none in any other kind of checkpoint.
+    """Reads the heads from one of our own files; there are none in any other kind of checkpoint.
 
     Raises:
         WeightsError: the file cannot be read, or as `Heads.from_arrays`.
@@ -174,5 +184,5 @@ def read_heads(path: Path) -> Heads:
 
 
 def is_head_tensor(name: str) -> bool:
-    """Tells whether a tensor of this name belongs to head or whitening rather than to the model."""
+    """Tells whether a tensor of this name belongs to a head rather than to the model."""
     return name.startswith(PREFIXES)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads
+from model.checkpoints.memory_bank import MemoryBankInfo
 from model.checkpoints.native import HeadConfig, Pooled
 from model.config import MAEConfig, Preprocessing
 
@@ -171,6 +172,8 @@ class EngineInfo(BaseModel):
     """What the checkpoint did not tell and what was taken instead, and what else was changed on reading it."""
     whitening: tuple[Pooled, ...] = ()
     """The pooled vectors that can be whitened."""
+    memory_bank: MemoryBankInfo | None = None
+    """The size of the memory bank of normal images, by which /anomaly compares features, if there is one."""
     parity: Parity | None = None
     quantisation: Quantisation | None = None
     """How the graphs were quantised, if the engine is in int8."""

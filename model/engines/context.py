@@ -98,6 +98,7 @@ class BuildContext:
             notes=model.notes,
             head=head and head.config,
             whitening=tuple(self.heads.whitening),
+            memory_bank=self.heads.memory_bank and self.heads.memory_bank.info,
             fallback=self.choice.fallback,
             **more,
         )

@@ -24,6 +24,7 @@ COMMON = (
     "model.checkpoints.heads",
     "model.checkpoints.huggingface",
     "model.checkpoints.locate",
+    "model.checkpoints.memory_bank",
     "model.checkpoints.names",
     "model.checkpoints.native",
     "model.checkpoints.preprocessors",

@@ -1,33 +1,33 @@
-"""Storing a whitening in a file of weights. The module imports torch."""
+"""Storing heads in a file of weights. The module imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
 
 from model.checkpoints.checkpoint import load, save
-from model.checkpoints.heads import Whitening, is_head_tensor
+from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.locate import Source
-from model.checkpoints.native import Pooled, is_safetensors
+from model.checkpoints.native import is_safetensors
 
 
-def store_whitening(
+def store_heads(
     source: Source,
     output: Path,
-    whitening: Mapping[Pooled, Whitening],
+    change: Callable[[Heads], Heads],
     model: str | None = None,
     norm_pix_loss: bool | None = None,
     heads: Sequence[int] | None = None,
 ) -> None:
-    """Writes weights in our own format with whitening beside them; a classification head is kept.
+    """Writes weights in our own format with other heads beside them.
 
     Args:
         source: weights of any layout.
         output: the file to make or replace, which may be that of the source.
-        whitening: replaces the whitening in the file.
+        change: makes the heads to write from those in the file.
         model: as for `model.checkpoints.checkpoint.load`.
         norm_pix_loss: as for `model.checkpoints.checkpoint.load`.
         heads: as for `model.checkpoints.checkpoint.load`.
@@ -36,11 +36,7 @@ def store_whitening(
         WeightsError: the weights cannot be read.
     """
     checkpoint = load(source.path, model, norm_pix_loss, heads)
-    checkpoint = replace(
-        checkpoint,
-        heads=replace(checkpoint.heads, whitening=dict(whitening)),
-        license=checkpoint.license or source.license,
-    )
+    checkpoint = replace(checkpoint, heads=change(checkpoint.heads), license=checkpoint.license or source.license)
     save(output, checkpoint, half=_is_half(source.path))
 
 

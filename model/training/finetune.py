@@ -187,7 +187,7 @@ def starting_point(weights: Checkpoint, recipe: FinetuningRecipe, name: str) -> 
         model = weights.build(recipe.image_size)
     except ValueError as error:
         raise RunError(f"--image-size does not fit the weights: {first_sentence(error)}") from error
-    # Whitening describes the vectors of one encoder at one image size.
+    # Whitening and memory bank describe the vectors of one encoder at one image size.
     keeps_vectors = recipe.frozen and model.config.image_size == weights.config.image_size
     start = Checkpoint(
         model.config.model_copy(update={"name": name}),
@@ -195,7 +195,7 @@ def starting_point(weights: Checkpoint, recipe: FinetuningRecipe, name: str) -> 
         "mae-serve",
         dict(model.state_dict()),
         recipe.license or weights.license,
-        Heads(whitening=weights.heads.whitening if keeps_vectors else {}),
+        replace(weights.heads, head=None) if keeps_vectors else Heads(),
     )
     return start if recipe.frozen else without_decoder(start)
 

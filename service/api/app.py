@@ -17,7 +17,7 @@ from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
 from service.api.responses import error_response
-from service.api.routes import classify, cohere, embed, explain, open_inference, openai, ops, reconstruct
+from service.api.routes import anomaly, classify, cohere, embed, explain, open_inference, openai, ops, reconstruct
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.lifecycle.engine_loader import BuildEngine
 from service.parameters import invalid_parameter
@@ -32,6 +32,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     classify.router,
     reconstruct.router,
     explain.router,
+    anomaly.router,
     openai.router,
     cohere.router,
     open_inference.inference_router,

@@ -33,7 +33,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedType,
 )
-from service.parameters import DType, ExplainTarget, Pool
+from service.parameters import AnomalyMethod, DType, ExplainTarget, Pool
 
 NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
 INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
@@ -178,6 +178,33 @@ class ExplanationAnswer(BaseModel):
     seed: int
     view: SharesView
     png: str = Field(description="the PNG in base64")
+
+
+class DetectedAnomaly(BaseModel):
+    """One image in the response of POST /anomaly."""
+
+    score: float = Field(description="the largest of the patches' scores")
+    flagged: bool | None = Field(description="whether the score is above the threshold; null without one")
+    patches: list[float] = Field(description="score of each patch, row-major")
+
+
+class Anomalies(BaseModel):
+    """The response of POST /anomaly as JSON."""
+
+    model: str = Field(description="name@weights-hash")
+    method: AnomalyMethod
+    count: int
+    grid: tuple[int, int] = Field(description="rows and columns of patches")
+    calibrated: bool = Field(description="whether normal images gave a threshold; false: the scores are raw")
+    false_alarms: float | None = Field(description="share of normal images that the threshold may flag")
+    threshold: float | None = Field(description="score above which a patch, and so its image, is flagged")
+    mask_ratio: float | None = Field(description="share of the patches that each pass removes; null without masks")
+    passes: int | None = Field(description="reconstructions of each image; null without masks")
+    seed: int | None = Field(description="seed of the masks; null without masks")
+    anomalies: list[DetectedAnomaly | None] = Field(
+        description="one per image, in the order of the images; null for an image that was left out"
+    )
+    errors: Skipped = None
 
 
 class Info(BaseModel):

@@ -27,6 +27,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "mae explain rose.jpg -o rose.png --weights my-classes",
         "mae explain rose.jpg other.jpg -o rose.png --target similarity --json",
     ),
+    "anomaly fit": (
+        "mae anomaly fit normal/ -o paper.safetensors",
+        "mae anomaly fit normal/ --weights my-run -o paper.safetensors --bank-tokens 4000",
+    ),
+    "anomaly test": (
+        "mae anomaly test paper/ --weights paper.safetensors",
+        "mae anomaly test paper/ --method reconstruction --passes 8 --seed 7",
+    ),
     "info": ("mae info", "mae info --weights my-run --json"),
     "bench": ("mae bench", "mae bench --weights my-run --compare", "mae bench --parts all --json figures.json"),
     "compile": (

@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 from pydantic.fields import FieldInfo
 
+from model.anomaly.fit import FitConfig
 from model.checkpoints.errors import WeightsError
 from model.engines.base import EngineBuildError
 from model.evaluation.config import EvalConfig
 from model.images.packs import PackError
 from model.training.config import FinetuningRecipe, Recipe
+from service.cli.commands.anomaly import fit, test
 from service.cli.commands.bench import bench
 from service.cli.commands.classify import classify
 from service.cli.commands.compile import compile_engine
@@ -33,7 +35,13 @@ from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
-from service.parameters import ClassifyParameters, EmbedParameters, ExplainParameters, ReconstructParameters
+from service.parameters import (
+    AnomalyParameters,
+    ClassifyParameters,
+    EmbedParameters,
+    ExplainParameters,
+    ReconstructParameters,
+)
 from service.settings import InvalidSettings, Settings
 
 app = typer.Typer(
@@ -43,9 +51,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+anomaly = typer.Typer(help="Find what is not normal in images: fit on normal images, and test.", no_args_is_help=True)
 OF_THE_ROUTE = ("min_keep", "dtype", "encoding", "on_error")
 """The parameters of POST /embed that `mae embed` does not take: for load, and for forms of the answer."""
 EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name not in OF_THE_ROUTE}
+ANOMALY_OPTIONS = {
+    name: field for name, field in AnomalyParameters.model_fields.items() if name not in ("view", "on_error")
+}
 RECONSTRUCT_OPTIONS = {name: field for name, field in ReconstructParameters.model_fields.items() if name != "on_error"}
 
 
@@ -73,12 +85,21 @@ def _root(
     """Masked autoencoders: serve, train and evaluate them; embed, classify and reconstruct images."""
 
 
-def _add(command: Callable[..., None], fields: Mapping[str, FieldInfo], name: str | None = None) -> None:
-    """Adds a command with one option per field; its help is the docstring, unwrapped, and examples."""
+def _add(
+    command: Callable[..., None],
+    fields: Mapping[str, FieldInfo],
+    name: str | None = None,
+    group: typer.Typer = app,
+    prefix: str = "",
+) -> None:
+    """Adds a command with one option per field; its help is the docstring, unwrapped, and examples.
+
+    The command belongs to `group`, whose words begin with `prefix`.
+    """
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    epilog = format_examples(name or command.__name__)
-    app.command(name, help=unwrapped, epilog=epilog)(with_options(command, fields))
+    epilog = format_examples(prefix + (name or command.__name__))
+    group.command(name, help=unwrapped, epilog=epilog)(with_options(command, fields))
 
 
 _add(serve, Settings.model_fields)
@@ -94,3 +115,6 @@ _add(pack, {})
 _add(pretrain, Recipe.model_fields)
 _add(evaluate, {**EvalConfig.model_fields, **ENGINE_OPTIONS})
 _add(finetune, FinetuningRecipe.model_fields)
+_add(fit, {**FitConfig.model_fields, **ENGINE_OPTIONS}, group=anomaly, prefix="anomaly ")
+_add(test, {**ANOMALY_OPTIONS, **ENGINE_OPTIONS}, group=anomaly, prefix="anomaly ")
+app.add_typer(anomaly, name="anomaly")

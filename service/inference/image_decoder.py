@@ -120,6 +120,16 @@ class ImageDecoder:
     def read_mask(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
         """Row-major indices of the patches that a mask removes: those that are more than half white in it.
 
+        Raises:
+            InvalidParameter, UndecodableImage, UnsupportedType, TooManyPixels: as `read_mask_square`.
+        """
+        square = self.read_mask_square(mask, decoded)
+        shares = patchify(square[..., None], self._config.patch_size).mean(axis=1)
+        return np.flatnonzero(shares > HALF)
+
+    def read_mask_square(self, mask: bytes, decoded: DecodedImage) -> Bytes:
+        """How white the pixels of the model's square are in a mask, 0 to 255, uint8 [S, S].
+
         A mask is drawn over the image as people see it. One of another size may be drawn over the image as stored.
 
         Args:
@@ -149,8 +159,7 @@ class ImageDecoder:
                 flags = resize_and_crop(
                     DecodedPixels.whole(white), self._config, self._preprocessing, Image.Resampling.BOX
                 )
-        shares = patchify(np.asarray(flags)[..., :1], self._config.patch_size).mean(axis=1)
-        return np.flatnonzero(shares > HALF)
+        return np.asarray(flags)[..., 0]
 
     def _decode(self, image: StoredImage, index: int) -> DecodedImage:
         pixels = load_upright(image, self._least_side)

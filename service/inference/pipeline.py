@@ -171,6 +171,35 @@ class Pipeline:
             self._metrics.degraded_images.inc(len(results))
         return _pooled(results, plan.pool), done
 
+    async def encode(
+        self,
+        images: Sequence[WholeImage],
+        timings: Timings,
+        deadline: float = math.inf,
+        skipped: dict[int, ServiceError] | None = None,
+    ) -> list[tuple[Bytes, Floats]]:
+        """Patches and tokens of whole images; the arguments and errors are those of `embed`.
+
+        Returns:
+            Patches uint8 [N, P] and patch tokens float32 [N, D] per image that is not left out.
+        """
+        visible_indices = all_indices(self.info.config.num_patches)
+        patches: dict[int, Bytes] = {}
+        sampled: list[Bytes] = []
+
+        def prepare(image: Image, index: int, reserved: int) -> Sequence[Pass]:
+            assert not isinstance(image, VisiblePatches)
+            patches[index] = self._decode(image, index, reserved, sampled).patches
+            return [(patches[index], visible_indices)]
+
+        tokens = await self._infer("tokens", images, prepare, timings, deadline, skipped, sampled=sampled)
+        indexes = [index for index in range(len(images)) if index not in (skipped or ())]
+        return [
+            (patches[index], result)
+            for index, result in zip(indexes, tokens, strict=True)
+            if not isinstance(result, DecoderOutput)
+        ]
+
     async def classify(
         self,
         images: Sequence[WholeImage],
@@ -297,8 +326,9 @@ class Pipeline:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
         start = time.monotonic()
         result = await self.run_in_pool(write)
-        timings.render = time.monotonic() - start
-        self._metrics.stage_duration.labels("render").observe(timings.render)
+        seconds = time.monotonic() - start
+        timings.render += seconds
+        self._metrics.stage_duration.labels("render").observe(seconds)
         return result
 
     async def run_in_pool(self, work: Callable[..., T], *arguments: object) -> T:

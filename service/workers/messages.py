@@ -13,6 +13,7 @@ import orjson
 import safetensors.numpy
 
 from model.checkpoints.heads import POOL_INDEX, Head, Heads, Whitening
+from model.checkpoints.memory_bank import MemoryBank
 from model.engines.base import EngineInfo
 from service.errors import ServiceError
 from service.inference.queue import Operation
@@ -111,4 +112,7 @@ def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
         for pool in POOL_INDEX
         if f"whitening.{pool}.centre" in arrays
     }
-    return info, Heads(head, whitening), content["slots"]
+    bank = None
+    if info.memory_bank is not None:
+        bank = MemoryBank(arrays["memory_bank.tokens"], arrays["memory_bank.scores"], info.memory_bank.image_size)
+    return info, Heads(head, whitening, bank), content["slots"]

@@ -125,6 +125,9 @@ def test_answers_are_those_of_one_process(
         ("/explain?seed=8&target=class", {}, bodies[:1]),
         ("/explain?seed=8&target=similarity", {}, [bodies[0], b"no image"]),
         ("/reconstruct?seed=7&draws=64", {"accept": "application/json"}, bodies[:2]),
+        ("/anomaly?seed=7&passes=5", {}, bodies[:1]),
+        ("/anomaly?seed=8&mask_ratio=0.5", {}, bodies),
+        ("/anomaly?on_error=skip&seed=9", {}, [grey(POISON), bodies[0]]),
         ("/embed", {}, [grey(POISON), bodies[0]]),
         ("/embed", {}, [b"no image"]),
         ("/embed?pool=none", {}, bodies[:1]),
@@ -145,7 +148,15 @@ def test_answers_are_those_of_one_process(
     for expected, answer in zip(asyncio.run(ask(single)), asyncio.run(ask(pair)), strict=True):
         assert answer.status_code == expected.status_code
         assert answer.content == expected.content
-        for name in ("x-mae-loss", "x-mae-seed", "x-mae-model", "content-type", "retry-after", "connection"):
+        for name in (
+            "x-mae-loss",
+            "x-mae-score",
+            "x-mae-seed",
+            "x-mae-model",
+            "content-type",
+            "retry-after",
+            "connection",
+        ):
             assert answer.headers.get(name) == expected.headers.get(name)
     assert httpx.get(pair.url + "/info").json() == httpx.get(single.url + "/info").json()
     assert single.terminate(10) == 0

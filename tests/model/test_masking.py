@@ -10,7 +10,9 @@ from model.masking import (
     Strategy,
     all_indices,
     choose_visible,
+    complementary_visible,
     new_seed,
+    passes_to_cover,
     random_visible,
     removed_flags,
     restore_indices_for,
@@ -172,3 +174,39 @@ def test_new_seeds_survive_a_double() -> None:
     seeds = [new_seed() for _ in range(100)]
     assert all(0 <= seed < 2**53 and int(float(seed)) == seed for seed in seeds)
     assert len(set(seeds)) == 100
+
+
+@pytest.mark.parametrize(
+    ("grid", "ratio", "least"),
+    [(14, 0.75, 2), (14, 0.5, 2), (14, 0.3, 4), (14, 0.9, 2), (14, 0.25, 4), (7, 0.6, 2), (3, 0.75, 2), (3, 0.3, 3)],
+)
+def test_complementary_masks_remove_every_patch(grid: int, ratio: float, least: int) -> None:
+    assert passes_to_cover(grid**2, ratio) == least
+    kept = int(grid**2 * (1 - ratio))
+    for passes in (least, least + 1, 4 * least):
+        chosen = complementary_visible(grid, ratio, passes, seed=5)
+        assert [len(visible) for visible in chosen] == [kept] * passes
+        removed = np.sum([removed_flags(visible, grid**2).astype(int) for visible in chosen], axis=0)
+        assert removed.min() >= passes // least
+        assert removed.sum() == passes * (grid**2 - kept)
+    first, second = chosen[0], chosen[least]
+    assert set(first) != set(second), "each round has an order of its own"
+
+
+def test_complementary_masks_by_the_raw_outputs_of_pcg64() -> None:
+    bits = np.random.PCG64(11)
+    for number, visible in enumerate(complementary_visible(3, 0.5, 4, seed=11)):
+        if number % 2 == 0:
+            raw = bits.random_raw(9).tolist()
+            order = sorted(range(9), key=lambda patch: raw[patch])
+        start = (number % 2) * 9 // 2
+        removed = {order[(start + step) % 9] for step in range(9 - int(9 * 0.5))}
+        assert visible.tolist() == sorted(set(range(9)) - removed)
+
+
+def test_complementary_masks_need_enough_passes() -> None:
+    with pytest.raises(MaskError, match="needs 4 passes"):
+        complementary_visible(14, 0.25, 3, seed=0)
+    for ratio in (0.0, 1.0):
+        with pytest.raises(MaskError, match="patches would be removed"):
+            passes_to_cover(196, ratio)

@@ -25,6 +25,7 @@ from service.errors import ServiceError
 from service.gpu_metrics import GPUCollector
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
+from tests.support.command_line import all_commands
 from tests.support.engines import FakeEngine
 
 PINNED = Path(__file__).parents[1] / "data" / "public_contract.txt"
@@ -63,7 +64,7 @@ def default_of(field: FieldInfo) -> str:
 def commands() -> Iterator[str]:
     """Arguments and flags with their kinds and defaults, and the exit codes that the help names."""
     root: Any = typer.main.get_command(command_line)
-    for words, command in [("mae", root), *((f"mae {name}", command) for name, command in root.commands.items())]:
+    for words, command in [("mae", root), *((f"mae {name}", command) for name, command in all_commands().items())]:
         for parameter in command.params:
             names = ", ".join([*parameter.opts, *parameter.secondary_opts])
             if parameter.param_type_name == "argument":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,10 +163,17 @@ def _fit(folder: Path, config: EvalConfig, settings: Settings, output: Path | No
         if found.left_out.sentence:
             progress.write_line(found.left_out.sentence)
         whitening, count = fit_pools(engine, read, paths, numbers, progress)
-    from model.evaluation.store import store_whitening
+    from model.evaluation.store import store_heads
 
     source = locate(settings.weights, settings.model)
-    store_whitening(source, target, whitening, settings.model, settings.norm_pix_loss, settings.heads)
+    store_heads(
+        source,
+        target,
+        lambda heads: replace(heads, whitening=whitening),
+        settings.model,
+        settings.norm_pix_loss,
+        settings.heads,
+    )
     sizes = ", ".join(f"{pool} to {fitted.matrix.shape[1]} numbers" for pool, fitted in whitening.items())
     print(f"{target}: whitening of {sizes}, fitted on {count} images")
     if progress.skipped:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from PIL import Image
 from model.checkpoints.checkpoint import load
 from model.checkpoints.heads import Whitening
 from model.checkpoints.locate import locate
-from model.evaluation.store import store_whitening
+from model.evaluation.store import store_heads
 from model.images.folders import find_images
 from model.masking import choose_visible
 from model.training.config import Recipe
@@ -194,7 +195,7 @@ def test_a_finished_run_that_is_resumed_keeps_the_whitening_of_its_weights(whole
     weights = run / "model.safetensors"
     width = load(weights).config.embed_dim
     whitening = Whitening(np.zeros(width, np.float32), np.eye(width, dtype=np.float32))
-    store_whitening(locate(str(run), None), weights, {"mean": whitening})
+    store_heads(locate(str(run), None), weights, lambda heads: replace(heads, whitening={"mean": whitening}))
     before = weights.read_bytes()
     run_command("-o", run, "--resume")
     assert weights.read_bytes() == before and load(weights).heads.whitening.keys() == {"mean"}

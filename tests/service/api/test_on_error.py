@@ -20,7 +20,14 @@ from service.settings import Settings
 from tests.support.engines import FakeEngine
 
 POISON = 201
-ROUTES = {"/embed": "embeddings", "/classify": "classifications", "/reconstruct": "reconstructions"}
+ROUTES = {
+    "/embed": "embeddings",
+    "/classify": "classifications",
+    "/reconstruct": "reconstructions",
+    "/anomaly": "anomalies",
+}
+DRAWN = ("/reconstruct", "/anomaly")
+"""The routes that draw masks."""
 
 
 def grey(value: int, size: int = 32) -> bytes:
@@ -64,8 +71,8 @@ def test_images_that_fail_are_null_and_named(client: TestClient, route: str) -> 
     assert content["count"] == len(images)
     answers = content[ROUTES[route]]
     assert [answer is None for answer in answers] == [False, *[True] * len(BAD), False]
-    alone = post(client, route, images[-1], query="seed=1" if route == "/reconstruct" else "", headers=JSON).json()
-    if route != "/reconstruct":  # there the mask is another one
+    alone = post(client, route, images[-1], query="seed=1" if route in DRAWN else "", headers=JSON).json()
+    if route not in DRAWN:  # there the mask is another one
         assert answers[-1] == alone[ROUTES[route]][0]
     assert [error["image"] for error in content["errors"]] == list(range(1, 1 + len(BAD)))
     assert [error["code"] for error in content["errors"]] == list(BAD)
@@ -118,7 +125,12 @@ def test_by_default_one_image_fails_the_request(client: TestClient, route: str) 
 
 @pytest.mark.parametrize(
     ("route", "accept"),
-    [("/embed", "application/x-npy"), ("/reconstruct", "image/png"), ("/reconstruct", "application/zip")],
+    [
+        ("/embed", "application/x-npy"),
+        ("/reconstruct", "image/png"),
+        ("/reconstruct", "application/zip"),
+        ("/anomaly", "image/png"),
+    ],
 )
 def test_only_json_has_gaps(client: TestClient, route: str, accept: str) -> None:
     response = post(client, route, grey(1), headers={"accept": accept})

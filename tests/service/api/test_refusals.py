@@ -21,7 +21,7 @@ from model.engines.base import ServedModel
 from service import errors
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import inference_routes
-from service.api.routes import classify, embed, explain, reconstruct
+from service.api.routes import anomaly, classify, embed, explain, reconstruct
 from service.error_formats import error_format
 from service.errors import (
     ClientGone,
@@ -63,6 +63,10 @@ class Lack:
     refusal: tuple[int, str, dict[str, Any]]
 
 
+DRAWN = ("/reconstruct", "/anomaly")
+"""The routes that need a decoder."""
+CLASSIFYING = ("/classify", "/explain")
+"""The routes that need a head."""
 LACKS = (
     Lack("/embed", "whiten=true", (422, "invalid_parameter", {"parameter": "whiten"})),
     Lack("/embed", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
@@ -72,6 +76,8 @@ LACKS = (
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
     Lack("/explain", "target=class", (404, "no_head", {})),
+    Lack("/anomaly", "", (404, "no_decoder", {})),
+    Lack("/anomaly", "method=features", (422, "invalid_parameter", {"parameter": "method"})),
 )
 
 
@@ -157,14 +163,14 @@ def require_refusal(response: httpx.Response, lack: Lack, faults: tuple[str, ...
 
 def combinations(route: str) -> list[tuple[str, ...]]:
     """Each fault alone, every pair, and each fault with all that come after it."""
-    possible = [fault for fault in ORDER if fault != "mask" or route != "/classify"]
+    possible = [fault for fault in ORDER if fault != "mask" or route in ("/embed", "/reconstruct")]
     pairs = itertools.combinations(possible, 2)
     return [*((fault,) for fault in possible), *pairs, *(tuple(possible[n:]) for n in range(len(possible)))]
 
 
 def test_every_route_with_the_three_bodies_is_in_the_table() -> None:
     """The routes of other protocols have bodies, and an order within these, of their own."""
-    own = (embed.router, classify.router, reconstruct.router, explain.router)
+    own = (embed.router, classify.router, reconstruct.router, explain.router, anomaly.router)
     assert {route.path for route in inference_routes(own)} == {lack.route for lack in LACKS}
 
 
@@ -253,10 +259,7 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 )
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
     lenient = {ImagesOnly, ModelNotFound}
-    own = {
-        "/classify": {NoHead},
-        "/explain": {NoHead},
-        "/reconstruct": {NoDecoder},
+    own = {lacked for lacked, routes in ((NoHead, CLASSIFYING), (NoDecoder, DRAWN)) if route in routes} | {
         "/v1/embeddings": lenient,
         "/v2/embed": lenient,
         "/v2/models/{name}/infer": {NoHead, NoDecoder, ModelNotFound},

@@ -6,13 +6,13 @@ import sys
 from importlib.metadata import version
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from service.cli.examples import EXAMPLES
 from service.cli.main import app
 from service.settings import Settings
 from tests.service.cli.conftest import SCRIPT, Mae
+from tests.support.command_line import all_commands
 
 HEAVY = ("torch", "openvino", "fastapi", "starlette", "pyarrow", "safetensors.torch", "sklearn", "scipy")
 
@@ -46,21 +46,26 @@ def test_every_setting_is_an_option_of_serve() -> None:
 
 
 def test_every_command_has_examples_that_it_takes() -> None:
-    root = typer.main.get_command(app)
-    assert set(EXAMPLES) == set(root.commands)  # type: ignore[attr-defined]
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
-        text = help_of(name)
+    commands = all_commands()
+    assert set(EXAMPLES) == set(commands)
+    for name, command in commands.items():
+        text, own = help_of(*name.split()), name.split()
         for example in EXAMPLES[name]:
             assert example in text.partition("Examples:")[2]
             words = shlex.split(example)
             start = words.index("mae")
-            assert all("=" in variable for variable in words[:start]) and words[start + 1] == name
-            command.make_context(name, words[start + 2 :])  # it parses them, and refuses what it does not know
+            assert all("=" in variable for variable in words[:start])
+            assert words[start + 1 : start + 1 + len(own)] == own
+            command.make_context(
+                name, words[start + 1 + len(own) :]
+            )  # it parses them, and refuses what it does not know
 
 
-@pytest.mark.parametrize("command", ["embed", "reconstruct", "info", "evaluate", "classify"])
+@pytest.mark.parametrize(
+    "command", ["embed", "reconstruct", "info", "evaluate", "classify", "anomaly fit", "anomaly test"]
+)
 def test_commands_take_the_engines_options_and_no_others(command: str) -> None:
-    text = help_of(command)
+    text = help_of(*command.split())
     assert "--weights <text>" in text and "--max-pixels <int>" in text
     assert "--port" not in text and "--queue-images" not in text and "--encoding" not in text
 

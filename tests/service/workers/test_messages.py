@@ -5,6 +5,7 @@ import orjson
 import pytest
 
 from model.checkpoints.heads import Head, Heads, Whitening
+from model.checkpoints.memory_bank import MemoryBank
 from model.checkpoints.native import HeadConfig
 from service.errors import InferenceFailed, QueueFull, ServiceError
 from service.settings import Settings
@@ -53,17 +54,21 @@ def test_an_engine_keeps_its_heads() -> None:
     config = HeadConfig(pool="cls", classes=("ä", "b"))
     head = Head(config, draw.standard_normal((2, 8), np.float32), draw.standard_normal(2, np.float32))
     whitening = Whitening(draw.standard_normal(8, np.float32), draw.standard_normal((8, 3), np.float32))
-    info = fake_info(preferred_batch=7).model_copy(update={"head": config})
-    unpacked, heads, slot_count = unpack_engine(pack_engine(info, Heads(head, {"mean": whitening}), 9))
+    scores = np.array([1, 2, 4], np.float32)
+    bank = MemoryBank(draw.standard_normal((5, 8), np.float32), scores, 32)
+    info = fake_info(preferred_batch=7).model_copy(update={"head": config, "memory_bank": bank.info})
+    unpacked, heads, slot_count = unpack_engine(pack_engine(info, Heads(head, {"mean": whitening}, bank), 9))
     assert (unpacked, slot_count) == (info, 9)
     assert heads.head is not None and heads.head.config == config
     assert (heads.head.weight == head.weight).all() and (heads.head.bias == head.bias).all()
     assert set(heads.whitening) == {"mean"}
     assert (heads.whitening["mean"].centre == whitening.centre).all()
     assert (heads.whitening["mean"].matrix == whitening.matrix).all()
+    assert heads.memory_bank is not None and heads.memory_bank.image_size == 32
+    assert (heads.memory_bank.tokens == bank.tokens).all() and (heads.memory_bank.scores == scores).all()
 
 
 def test_an_engine_without_heads() -> None:
     info, heads, slot_count = unpack_engine(pack_engine(fake_info(), Heads(), 1))
     assert (info, slot_count) == (fake_info(), 1)
-    assert heads.head is None and not heads.whitening
+    assert heads.head is None and not heads.whitening and heads.memory_bank is None

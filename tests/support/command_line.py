@@ -1,0 +1,21 @@
+"""The commands of `mae`."""
+
+from typing import Any
+
+import typer
+
+from service.cli.main import app
+
+
+def all_commands() -> dict[str, Any]:
+    """Each command by its words after `mae`; `anomaly fit` is one in a group."""
+    root: Any = typer.main.get_command(app)
+    return dict(_inside(root, ""))
+
+
+def _inside(group: Any, before: str) -> list[tuple[str, Any]]:
+    found = []
+    for name, command in group.commands.items():
+        words = f"{before} {name}".strip()
+        found += _inside(command, words) if hasattr(command, "commands") else [(words, command)]
+    return found
