@@ -12,6 +12,8 @@ INSTALL = -m pip install --disable-pip-version-check --root-user-action ignore
 # Engines for TensorRT are built, not run, by a newer torch and the one distribution that needs no GPU for it (6 GB).
 TENSORRT_VENV ?= .venv-tensorrt
 MODELS ?= mae_tiny,mae_base
+# The page is tested in a browser, by an environment that has a driver for it and nothing of ours.
+PAGE_VENV ?= .venv-page
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +49,17 @@ $(TENSORRT_VENV)/.dev: pyproject.toml
 	@$(TENSORRT_VENV)/bin/python $(INSTALL) --editable '.[tensorrt-rtx]' 'pytest>=8.3' 'scikit-image>=0.25'
 	@touch $@
 
+$(PAGE_VENV)/.dev: Makefile
+	@echo "==> Making a Python environment with playwright and axe-core in $(PAGE_VENV)"
+	@$(PYTHON) -m venv $(PAGE_VENV)
+	@$(PAGE_VENV)/bin/python $(INSTALL) 'playwright==1.65.2' 'pytest>=8.3'
+	@npm install --prefix $(PAGE_VENV) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
+
+test-page: $(VENV)/.serve $(PAGE_VENV)/.dev  ## the page in Chromium (CHROMIUM=PATH where it is not on the PATH)
+	SERVER_VENV=$(abspath $(VENV)) AXE=$(abspath $(PAGE_VENV))/node_modules/axe-core/axe.min.js \
+		$(PAGE_VENV)/bin/python -m pytest -c tests/page/pytest.ini --rootdir tests/page --confcutdir tests/page tests/page $(PYTEST)
+
 test-tensorrt: $(TENSORRT_VENV)/.dev  ## build the TensorRT engines of MODELS, in an environment of its own
 	$(TENSORRT_VENV)/bin/python -m pytest tests/tensorrt --models $(MODELS) $(PYTEST)
 
@@ -67,4 +80,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(PAGE_VENV) build dist *.egg-info

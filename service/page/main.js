@@ -30,7 +30,10 @@ class Context extends EventTarget {
   /** Asks the server for its description. */
   async refresh() {
     this.info = await requestJson("info");
-    byId("model").textContent = this.info.engine.model;
+    const { engine } = this.info;
+    byId("model").textContent = engine.model;
+    tabs.offer("reconstruct", engine.config.decoder_depth > 0);
+    tabs.offer("classify", engine.head !== null);
     this.dispatchEvent(new Event("info"));
   }
 }

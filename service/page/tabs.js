@@ -5,6 +5,9 @@ import { notify } from "./notices.js";
 
 const MODULES = {
   reconstruct: () => import("./reconstruct/tab.js"),
+  compare: () => import("./compare/tab.js"),
+  classify: () => import("./classify/tab.js"),
+  status: () => import("./status/tab.js"),
 };
 
 /** Shows one tab at a time (the pattern "tabs" of WAI-ARIA: arrow keys move, and what has the focus is shown). */
