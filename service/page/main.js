@@ -33,6 +33,7 @@ class Context extends EventTarget {
     const { engine } = this.info;
     byId("model").textContent = engine.model;
     tabs.offer("reconstruct", engine.config.decoder_depth > 0);
+    tabs.offer("anomaly", engine.config.decoder_depth > 0 || Boolean(engine.memory_bank));
     tabs.offer("classify", engine.head !== null);
     this.dispatchEvent(new Event("info"));
   }

@@ -6,6 +6,7 @@ import { notify } from "./notices.js";
 const MODULES = {
   reconstruct: () => import("./reconstruct/tab.js"),
   compare: () => import("./compare/tab.js"),
+  anomaly: () => import("./anomaly/tab.js"),
   classify: () => import("./classify/tab.js"),
   status: () => import("./status/tab.js"),
 };

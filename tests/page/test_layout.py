@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from .conftest import OpenVisit, Server, Visit
 
 AXE = Path(os.environ.get("AXE", Path(__file__).parents[2] / ".venv-page/node_modules/axe-core/axe.min.js"))
-TABS = ("reconstruct", "compare", "status")
+TABS = ("reconstruct", "compare", "anomaly", "status")
 RUN = "() => axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] })"
 # Width and height in CSS pixels: a telephone, a desktop, the desktop zoomed to 200 % and 400 %, a large screen.
 SIZES = {"390": (390, 844), "1280": (1280, 900), "200 %": (640, 450), "400 %": (320, 225), "1920": (1920, 1080)}

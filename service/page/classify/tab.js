@@ -2,9 +2,11 @@
 
 import { imageForm, requestJson } from "../api.js";
 import { announce, byId, make } from "../dom.js";
+import { ExplanationFigure } from "../explain/figure.js";
 import { readFragment, writeFragment } from "../fragment.js";
 import { bytesOf } from "../images/library.js";
 import { notify } from "../notices.js";
+import { describeError } from "../picture.js";
 
 const CLASSES = 8;
 
@@ -17,9 +19,15 @@ class ClassifyTab {
   #context;
   #isShown = false;
   #controller = new AbortController();
+  #explanation = new ExplanationFigure(byId("classes-column"));
+  /** The most probable class of the selected image. */
+  #first = "";
 
   constructor(context) {
     this.#context = context;
+    byId("explain-class").addEventListener("click", () =>
+      this.#explanation.show([context.library.selected], { target: "class", label: this.#first }, ({ score, label }) => `Probability of ${label}, ${(100 * score).toFixed(1)} %`),
+    );
     context.library.addEventListener("select", () => this.#isShown && this.#classify());
     context.addEventListener("info", () => this.#isShown && this.#classify());
     const { tab, parameters } = readFragment();
@@ -42,6 +50,7 @@ class ClassifyTab {
     const item = this.#context.library.selected;
     writeFragment("classify", new URLSearchParams(item.example ? { image: item.id } : {}));
     this.#controller.abort();
+    this.#explanation.clear();
     const controller = (this.#controller = new AbortController());
     byId("classes-image").textContent = item.name;
     try {
@@ -52,11 +61,14 @@ class ClassifyTab {
     } catch (error) {
       if (controller.signal.aborted) return;
       byId("classes").replaceChildren();
-      notify("classify", `${error.details?.image === undefined ? "" : `${item.name}: `}${error.message.replace(/^image 0 /, "it ")}`);
+      byId("explain-class").hidden = true;
+      notify("classify", describeError(error, item));
     }
   }
 
   #draw(item, classes) {
+    this.#first = classes[0].label;
+    byId("explain-class").hidden = false;
     byId("classes-picture").replaceChildren(item.thumbnail ? make("img", { src: item.thumbnail, alt: "" }) : "");
     byId("classes").replaceChildren(
       ...classes.map(({ label, probability }) => {

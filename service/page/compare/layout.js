@@ -1,6 +1,7 @@
 /** Places for pictures on a map: near the points that they stand for, and not over each other. */
 
-const ROUNDS = 200;
+const ANGLES = 16;
+const RINGS = 120;
 
 /**
  * @param {Array<Array<number>>} points `[x, y]` in any units.
@@ -10,41 +11,33 @@ const ROUNDS = 200;
  * @returns {Array<Array<number>>} the centres of the pictures in pixels. Pictures overlap only if the map is too small.
  */
 export function place(points, width, height, side) {
-  const places = points.map(([x, y]) => [x, y]);
-  scaleAxis(places, 0, side / 2, width - side / 2);
-  scaleAxis(places, 1, side / 2, height - side / 2);
-  for (let round = 0; round < ROUNDS && pushApart(places, side); round++) {
-    for (const centre of places) {
-      centre[0] = clamp(centre[0], side / 2, width - side / 2);
-      centre[1] = clamp(centre[1], side / 2, height - side / 2);
-    }
-  }
+  const xs = scale(points.map(([x]) => x), side / 2, width - side / 2);
+  const ys = scale(points.map(([, y]) => y), side / 2, height - side / 2);
+  const places = [];
+  for (const index of points.keys()) places.push(nearestFree([xs[index], ys[index]], places, width, height, side));
   return places;
 }
 
-/** Moves overlapping pictures apart along the axis on which they overlap less; tells whether any did. */
-function pushApart(places, side) {
-  let moved = false;
-  for (let first = 0; first < places.length; first++) {
-    for (let second = first + 1; second < places.length; second++) {
-      const between = [0, 1].map((axis) => places[second][axis] - places[first][axis]);
-      const overlap = between.map((distance) => side - Math.abs(distance));
-      if (overlap[0] <= 0.5 || overlap[1] <= 0.5) continue;
-      const axis = overlap[0] < overlap[1] ? 0 : 1;
-      const shift = ((between[axis] < 0 ? -1 : 1) * overlap[axis]) / 2;
-      places[first][axis] -= shift;
-      places[second][axis] += shift;
-      moved = true;
+/** The free place nearest to `wanted`, searched on rings around it; `wanted` itself if there is none. */
+function nearestFree(wanted, taken, width, height, side) {
+  for (let ring = 0; ring < RINGS; ring++) {
+    const radius = (ring * side) / 4;
+    for (let turn = 0; turn < (ring ? ANGLES : 1); turn++) {
+      const angle = (2 * Math.PI * turn) / ANGLES;
+      const x = clamp(wanted[0] + radius * Math.cos(angle), side / 2, width - side / 2);
+      const y = clamp(wanted[1] + radius * Math.sin(angle), side / 2, height - side / 2);
+      const isFree = taken.every((other) => Math.max(Math.abs(x - other[0]), Math.abs(y - other[1])) >= side);
+      if (isFree) return [x, y];
     }
   }
-  return moved;
+  return wanted;
 }
 
-function scaleAxis(places, axis, low, high) {
-  const values = places.map((point) => point[axis]);
+/** `values` scaled so that they fill the range from `low` to `high`. */
+function scale(values, low, high) {
   const least = Math.min(...values);
   const range = Math.max(...values) - least;
-  for (const point of places) point[axis] = range ? low + ((point[axis] - least) / range) * (high - low) : (low + high) / 2;
+  return values.map((value) => (range ? low + ((value - least) / range) * (high - low) : (low + high) / 2));
 }
 
 function clamp(value, low, high) {

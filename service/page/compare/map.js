@@ -3,24 +3,31 @@
 import { byId, make, makeSvg } from "../dom.js";
 import { place } from "./layout.js";
 
-const GAP = 6;
+const GAP = 12;
 
-/** Shows pictures at their places. Dispatches "look" with the index of the picture that is hovered or has the focus. */
+/**
+ * Shows pictures at their places. Dispatches "look" with the index of the picture that is hovered or has the focus, "pick"
+ * with that of one that is clicked, and "leave".
+ */
 export class ImageMap extends EventTarget {
   #element = byId("map");
   #lines = byId("map-lines");
   #buttons = [];
   #points = [];
   #places = [];
+  /** The index of the connected image and its neighbours, or null. */
+  #connected = null;
 
   constructor() {
     super();
     new ResizeObserver(() => this.#place()).observe(this.#element);
-    const look = ({ target }) => {
+    const tell = (name, target) => {
       const at = this.#buttons.indexOf(target.closest("button"));
-      if (at >= 0) this.dispatchEvent(new CustomEvent("look", { detail: at }));
+      if (at >= 0) this.dispatchEvent(new CustomEvent(name, { detail: at }));
     };
-    for (const name of ["pointerover", "focusin", "click"]) this.#element.addEventListener(name, look);
+    for (const name of ["pointerover", "focusin"]) this.#element.addEventListener(name, ({ target }) => tell("look", target));
+    this.#element.addEventListener("click", ({ target }) => tell("pick", target));
+    this.#element.addEventListener("pointerleave", () => this.dispatchEvent(new Event("leave")));
   }
 
   /**
@@ -30,8 +37,10 @@ export class ImageMap extends EventTarget {
    * @param {Array<string>} labels what each picture says to those who do not see it.
    */
   draw(items, points, labels) {
+    this.#connected = null;
     const focused = this.#buttons.indexOf(document.activeElement);
     this.#points = points;
+    this.#places = [];
     this.#buttons = items.map((item, index) =>
       make(
         "button",
@@ -55,11 +64,13 @@ export class ImageMap extends EventTarget {
 
   /** Draws lines from one image to its neighbours, the thicker the nearer, and dims the others. */
   connect(index, neighbours) {
+    this.#connected = { index, neighbours };
     const near = new Set([index, ...neighbours.map((pair) => pair.index)]);
     this.#buttons.forEach((button, at) => {
       button.classList.toggle("far", !near.has(at));
       button.classList.toggle("looked-at", at === index);
     });
+    if (!this.#places[index]) return; // the map has no size yet
     const [x1, y1] = this.#places[index];
     this.#lines.replaceChildren(
       ...neighbours.map((pair) => {
@@ -81,6 +92,6 @@ export class ImageMap extends EventTarget {
       button.style.top = `${this.#places[index][1] - side / 2}px`;
     });
     this.#lines.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.#lines.replaceChildren();
+    if (this.#connected) this.connect(this.#connected.index, this.#connected.neighbours);
   }
 }

@@ -1,8 +1,10 @@
 /** The tab Compare: all images by similarity, their neighbours and duplicates, and the files for TensorBoard's projector. */
 
 import { announce, byId, download, make } from "../dom.js";
+import { ExplanationFigure } from "../explain/figure.js";
 import { writeFragment } from "../fragment.js";
 import { notify } from "../notices.js";
+import { describeWait } from "../picture.js";
 import { ImageMap } from "./map.js";
 import { projectorFiles } from "./projector.js";
 import { centre, duplicates, nearest, normalize, principalPlane, products } from "./similarity.js";
@@ -24,6 +26,7 @@ class CompareTab {
   #cosines = [];
   #groups = [];
   #lookedAt = 0;
+  #explanation = new ExplanationFigure(byId("explain-column"));
 
   constructor(context) {
     this.#context = context;
@@ -34,10 +37,14 @@ class CompareTab {
     });
     context.library.addEventListener("change", () => this.#update());
     context.library.addEventListener("thumbnail", () => this.#isShown && this.#draw());
-    context.library.addEventListener("select", () => this.#lookAt(this.#items.indexOf(context.library.selected)));
+    const lookAtSelected = () => this.#lookAt(this.#items.indexOf(context.library.selected));
+    context.library.addEventListener("select", lookAtSelected);
     this.#map.addEventListener("look", ({ detail }) => this.#lookAt(detail));
+    this.#map.addEventListener("pick", ({ detail }) => context.library.select(this.#items[detail].id));
+    this.#map.addEventListener("leave", lookAtSelected);
     byId("neighbour-count").addEventListener("input", () => this.#lookAt(this.#lookedAt));
     byId("duplicate-threshold").addEventListener("input", () => this.#findDuplicates());
+    byId("explain-similarity").addEventListener("click", () => this.#explain());
     byId("export").addEventListener("click", () => this.#export());
   }
 
@@ -67,8 +74,7 @@ class CompareTab {
         onProgress: (done, count) => {
           progress.textContent = done < count ? `${done} of ${count} images embedded` : "";
         },
-        onWait: (seconds) =>
-          notify("queue", seconds ? `The server is busy. The next attempt is in ${Math.ceil(seconds)} s.` : "", "hint"),
+        onWait: (seconds) => notify("queue", describeWait(seconds), "hint"),
       });
     } catch (error) {
       if (!signal.aborted) notify("compare", error.message);
@@ -121,6 +127,7 @@ class CompareTab {
 
   #lookAt(index) {
     if (index < 0 || index >= this.#cosines.length) return;
+    if (index !== this.#lookedAt) this.#explanation.clear();
     this.#lookedAt = index;
     const count = byId("neighbour-count").valueAsNumber;
     byId("neighbour-number").textContent = count;
@@ -134,6 +141,13 @@ class CompareTab {
         return make("li", {}, picture, make("span", { class: "label" }, name), make("b", {}, pair.cosine.toFixed(3)));
       }),
     );
+  }
+
+  #explain() {
+    const [{ index }] = nearest(this.#cosines, this.#lookedAt, 1);
+    const pair = [this.#items[this.#lookedAt], this.#items[index]];
+    const describe = ({ score }) => `Cosine of ${pair[0].name} with ${pair[1].name}, ${score.toFixed(2)}`;
+    this.#explanation.show(pair, { target: "similarity" }, describe);
   }
 
   async #export() {

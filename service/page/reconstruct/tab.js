@@ -3,6 +3,7 @@
 import { announce, byId } from "../dom.js";
 import { readFragment, writeFragment } from "../fragment.js";
 import { notify } from "../notices.js";
+import { describeError, describeWait } from "../picture.js";
 import { choiceFromParameters, choiceToParameters, FIRST_CHOICE } from "./choice.js";
 import { Controls } from "./controls.js";
 import { PatchGrid, SMALLEST_TARGET } from "./grid.js";
@@ -11,6 +12,7 @@ import { Latest } from "./latest.js";
 import { countRemoved, equal } from "./mask.js";
 import { curlCommand } from "./query.js";
 import { Session } from "./session.js";
+import { Spread } from "./spread.js";
 import { Stage } from "./stage.js";
 
 const SLOW_MS = 150;
@@ -27,6 +29,7 @@ class ReconstructTab {
   #grid = new PatchGrid(byId("grid"));
   #controls = new Controls(this.#grid, FIRST_CHOICE);
   #stage = new Stage();
+  #spread = new Spread(() => ({ item: this.#item, choice: this.#history.present }));
   #history = new History(FIRST_CHOICE);
   #latest = new Latest((job, signal) => this.#run(job, signal));
   #sessions = new WeakMap();
@@ -136,6 +139,7 @@ class ReconstructTab {
     const choice = this.#history.present;
     const count = this.#grid.mask.length;
     this.#controls.show(choice, count, this.#history);
+    this.#spread.reset(choice);
     byId("curl").textContent = curlCommand(choice, this.#stage.view, this.#item.name);
     byId("image-name").textContent = this.#item.name;
     if (!this.#isShown) return;
@@ -154,8 +158,7 @@ class ReconstructTab {
 
   async #run({ subject, session, choice, asked }, signal) {
     try {
-      const wait = (seconds) =>
-        notify("queue", seconds ? `The server is busy. The next attempt is in ${Math.ceil(seconds)} s.` : "", "hint");
+      const wait = (seconds) => notify("queue", describeWait(seconds), "hint");
       const result = await session.reconstruct(choice, signal, wait);
       if (signal.aborted || subject !== this.#item) return;
       this.#show(result, choice);
@@ -165,8 +168,7 @@ class ReconstructTab {
       if (signal.aborted || subject !== this.#item) return;
       this.#stage.clear();
       drawOriginal(null);
-      const name = error.details?.image === undefined ? "" : `${subject.name}: `;
-      notify("reconstruct", `${name}${error.message.replace(/^image 0 /, "it ")}`);
+      notify("reconstruct", describeError(error, subject));
     } finally {
       clearTimeout(this.#slow);
       this.#slow = 0;

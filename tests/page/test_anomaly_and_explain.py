@@ -1,0 +1,86 @@
+"""The tab Anomaly, the spread over several masks, and which patches carry a score."""
+
+import json
+import re
+import urllib.request
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+from .conftest import OpenVisit, Server, StartServer, Visit
+from .support import BROKEN, drop, example, file
+
+PICTURE_SHOWN = "(image) => image.complete && image.naturalWidth"
+
+
+def post(server: Server, path: str, content: bytes, accept: str = "application/json") -> Any:
+    request = urllib.request.Request(f"{server.url}/{path}", content, {"content-type": "image/jpeg", "accept": accept})
+    return urllib.request.urlopen(request)
+
+
+def expect_score(page: Page, score: float) -> None:
+    shown = page.locator("#anomaly-score")
+    expect(shown).to_have_text(re.compile(r"\d"))
+    assert abs(float(shown.text_content() or "") - score) <= 0.006 * score
+
+
+def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
+    page = visit.open("#anomaly?image=coffee")
+    with post(server, "anomaly?method=reconstruction&seed=7", example("coffee")) as response:
+        expect_score(page, json.load(response)["anomalies"][0]["score"])
+    expect(page.locator("#anomaly-unfit")).to_contain_text("mae anomaly fit FOLDER")
+    expect(page.locator("#anomaly-verdict")).to_have_text("raw score")
+    expect(page.get_by_label("features")).to_be_disabled()
+    expect(page.get_by_label("mask", exact=True)).to_be_disabled()
+    picture = page.locator("#anomaly-picture")
+    expect(picture).to_have_attribute("alt", re.compile("^overlay of coffee.jpg, score"))
+    assert picture.evaluate(PICTURE_SHOWN) == 224
+    page.get_by_label("expected").check()
+    expect(picture).to_have_attribute("alt", re.compile("^expected of coffee.jpg"))
+    assert page.evaluate("location.hash") == "#anomaly?image=coffee&method=reconstruction&view=expected"
+    drop(page, [file("holiday.jpg", BROKEN)])
+    expect(page.locator("#alerts")).to_contain_text("holiday.jpg: it ")
+    expect(picture).to_be_hidden()
+    page.locator('[data-image="rocket"]').click()
+    expect(picture).to_have_attribute("alt", re.compile("rocket.jpg"))
+    expect(page.locator("#alerts .notice")).to_have_count(0)
+    visit.expect_errors("status of 400")
+
+
+def test_the_spread_of_eight_masks(visit: Visit, server: Server) -> None:
+    page = visit.open_reconstruct("image=coffee&ratio=0.5&strategy=random&seed=3")
+    page.locator("#draw-spread").click()
+    with post(server, "reconstruct?mask_ratio=0.5&seed=3&draws=8&view=spread", example("coffee")) as response:
+        spread = [value for value in json.load(response)["reconstructions"][0]["spread"] if value is not None]
+    mean = sum(spread) / len(spread)
+    expect(page.locator("#spread-text")).to_have_text(f"8 masks, seeds 3 to 10: mean spread {mean:.1f} of 255 levels")
+    assert page.locator("#spread-picture").evaluate(PICTURE_SHOWN) == 224
+    page.locator("#clear").click()
+    expect(page.locator("#spread")).to_be_hidden()
+    expect(page.locator("#draw-spread")).to_be_disabled()
+    expect(page.locator("#spread-hint")).to_be_visible()
+
+
+def test_which_patches_make_two_images_similar(visit: Visit) -> None:
+    page = visit.open("#compare")
+    page.locator('#map-items button[title="coffee.jpg"]').click()
+    page.mouse.move(1, 1)
+    nearest = (page.locator("#neighbours .label").first.text_content() or "").strip()
+    page.locator("#explain-similarity").click()
+    figure = page.locator(".explanation").filter(has_text=f"Cosine of coffee.jpg with {nearest}")
+    expect(figure).to_contain_text("red patches raise it")
+    assert figure.locator("img").evaluate(PICTURE_SHOWN) == 224
+    page.locator('#map-items button[title="rocket.jpg"]').click()
+    expect(figure).to_have_count(0)
+
+
+def test_which_patches_carry_a_class(start_server: StartServer, visit_server: OpenVisit) -> None:
+    server = start_server(fake={"FAKE_HEAD": "night,dusk,day", "FAKE_S": "0.001"})
+    visit = visit_server(server)
+    page = visit.open("#classify?image=rocket")
+    page.locator("#explain-class").click()
+    figure = page.locator("#classes-column figure")
+    expect(figure).to_contain_text(re.compile(r"Probability of night, \d+\.\d %: red patches raise it"))
+    assert figure.locator("img").evaluate(PICTURE_SHOWN) == 224
+    page.locator('[data-image="chelsea"]').click()
+    expect(figure).to_be_hidden()
