@@ -71,7 +71,7 @@ def test_which_patches_make_two_images_similar(visit: Visit) -> None:
     expect(figure).to_contain_text("red patches raise it")
     assert figure.locator("img").evaluate(PICTURE_SHOWN) == 224
     page.locator('#map-items button[title="rocket.jpg"]').click()
-    expect(figure).to_have_count(0)
+    expect(figure).to_be_hidden()
 
 
 def test_which_patches_carry_a_class(start_server: StartServer, visit_server: OpenVisit) -> None:
