@@ -47,6 +47,24 @@ def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
     visit.expect_errors("status of 400")
 
 
+def test_all_images_by_score(visit: Visit, server: Server) -> None:
+    page = visit.open("#anomaly")
+    drop(page, [file("holiday.jpg", BROKEN)])
+    page.locator("#rank").click()
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    scores = {}
+    for name in names:
+        with post(server, "anomaly?method=reconstruction&seed=7", example(name)) as response:
+            scores[name] = json.load(response)["anomalies"][0]["score"]
+    expect(page.locator("#ranking li")).to_have_count(4, timeout=60_000)
+    order = [re.sub(r"\.jpg.*", "", text) for text in page.locator("#ranking li").all_text_contents()]
+    assert order == sorted(names, key=lambda name: -scores[name])
+    expect(page.locator('[data-notice="ranking"]')).to_contain_text("Left out: holiday.jpg: it ")
+    page.locator("#ranking button").first.click()
+    expect(page.locator("#anomaly-name")).to_have_text(f"{order[0]}.jpg")
+    visit.expect_errors("status of 400")
+
+
 def test_the_spread_of_eight_masks(visit: Visit, server: Server) -> None:
     page = visit.open_reconstruct("image=coffee&ratio=0.5&strategy=random&seed=3")
     page.locator("#draw-spread").click()

@@ -4,11 +4,43 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from playwright.sync_api import expect
 
-from .conftest import OpenVisit, StartServer
+from .conftest import OpenVisit, Server, StartServer
 from .support import example
+
+
+class PrefixProxy(BaseHTTPRequestHandler):
+    """Passes requests under /tools/mae/ on to `target`, and answers 404 to all others."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        path = self.path.removeprefix("/tools/mae/")
+        if path == self.path:
+            self.send_error(404)
+            return
+        body = self.rfile.read(int(self.headers.get("content-length", 0))) if self.command == "POST" else None
+        names = ("accept", "content-type", "if-none-match")
+        headers = {name: self.headers[name] for name in names if name in self.headers}
+        request = urllib.request.Request(f"{self.target}/{path}", body, headers, method=self.command)
+        with urllib.request.urlopen(request) as response:
+            content = response.read()
+            self.send_response(response.status)
+            for name in ("content-type", "content-security-policy", "server-timing"):
+                if name in response.headers:
+                    self.send_header(name, response.headers[name])
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
 
 REFUSED = r"Failed to load resource"
 
@@ -73,6 +105,27 @@ def test_a_full_queue_is_waited_for(start_server: StartServer, visit_server: Ope
     expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("44 % removed"))
     expect(page.locator(".notice")).to_have_count(0)
     visit.expect_errors(r"status of 429")
+
+
+def test_behind_a_prefix(server: Server, visit_server: OpenVisit) -> None:
+    """As behind a proxy that takes the prefix off: all addresses of the page are relative."""
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("Proxy", (PrefixProxy,), {"target": server.url}))
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    try:
+        visit = visit_server(server)
+        visit.url = f"http://127.0.0.1:{proxy.server_port}/tools/mae"
+        page = visit.open_reconstruct()
+        expect(page.locator("#curl")).to_contain_text(f"{visit.url}/reconstruct?")
+        for tab in ("compare", "status"):
+            page.locator(f"#tab-{tab}").click()
+        expect(page.locator("#engine-facts")).to_contain_text("mae_tiny@")
+        expect(page.locator("#chart-queue .now")).to_have_text(re.compile("of 512"))
+        page.close()
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_alone(start_server: StartServer, visit_server: OpenVisit) -> None:

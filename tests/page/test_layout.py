@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from .conftest import OpenVisit, Server, Visit
+from .support import BROKEN, drop, file
 
 AXE = Path(os.environ.get("AXE", Path(__file__).parents[2] / ".venv-page/node_modules/axe-core/axe.min.js"))
 TABS = ("reconstruct", "compare", "anomaly", "status")
@@ -22,15 +23,33 @@ def open_tab(visit: Visit, tab: str) -> Page:
     return page
 
 
+def violations(page: Page) -> list[tuple[str, list[str]]]:
+    page.evaluate(AXE.read_text())
+    return [(found["id"], [node["html"] for node in found["nodes"]]) for found in page.evaluate(RUN)["violations"]]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("tab", TABS)
 def test_axe_finds_nothing(visit_server: OpenVisit, server: Server, tab: str, width: int, scheme: str) -> None:
     visit = visit_server(server, color_scheme=scheme, viewport={"width": width, "height": 900})
-    page = open_tab(visit, tab)
-    page.evaluate(AXE.read_text())
-    violations = page.evaluate(RUN)["violations"]
-    assert [(found["id"], [node["html"] for node in found["nodes"]]) for found in violations] == []
+    assert violations(open_tab(visit, tab)) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_what_appears_later(visit_server: OpenVisit, server: Server, scheme: str) -> None:
+    visit = visit_server(server, color_scheme=scheme)
+    page = visit.open_reconstruct("image=coffee&view=error")
+    page.locator("#clear").click()
+    page.locator('#grid [data-index="9"]').click()
+    page.locator("#seed").fill("no number")
+    page.get_by_text("The request").click()
+    drop(page, [file("holiday.jpg", BROKEN), file("notes.txt", b"", "text/plain")])
+    expect(page.locator("#alerts .notice")).to_have_count(2)
+    assert violations(page) == []
+    page.locator("#key-button").click()
+    assert violations(page) == []
+    visit.expect_errors("status of 400")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,6 +7,7 @@ import { bytesOf } from "../images/library.js";
 import { notify } from "../notices.js";
 import { describeError, describeWait, hidePicture, showPicture } from "../picture.js";
 import { drawRamp } from "../reconstruct/heat.js";
+import { Ranking } from "./ranking.js";
 
 /** The score that is shown in the brightest colour where there is no threshold. */
 const RAW_BRIGHTEST = 2;
@@ -22,12 +23,17 @@ class AnomalyTab {
   #context;
   #isShown = false;
   #controller = new AbortController();
+  #ranking;
 
   constructor(panel, context) {
     this.#panel = panel;
     this.#context = context;
+    this.#ranking = new Ranking(context, () => this.#query());
     drawRamp(byId("anomaly-ramp"));
-    panel.addEventListener("change", () => this.#detect());
+    panel.addEventListener("change", ({ target }) => {
+      if (target.name !== "anomaly-view") this.#ranking.clear();
+      this.#detect();
+    });
     context.library.addEventListener("select", () => this.#detect());
     context.addEventListener("info", () => {
       this.#offer();
@@ -51,6 +57,7 @@ class AnomalyTab {
   hide() {
     this.#isShown = false;
     this.#controller.abort();
+    this.#ranking.cancel();
   }
 
   #chosen(name) {
@@ -74,6 +81,13 @@ class AnomalyTab {
     byId("anomaly-unfit").hidden = able.features;
   }
 
+  /** The parameters of the route that decide about scores. */
+  #query() {
+    const method = this.#chosen("method");
+    if (method === "features") return new URLSearchParams({ method, false_alarms: byId("false-alarms").value });
+    return new URLSearchParams({ method, seed: SEED });
+  }
+
   async #detect() {
     if (!this.#isShown) return;
     const item = this.#context.library.selected;
@@ -84,9 +98,9 @@ class AnomalyTab {
     byId("false-alarms-choice").hidden = !isCalibrated;
     const view = this.#chosen("view");
     writeFragment("anomaly", new URLSearchParams({ ...(item.example ? { image: item.id } : {}), method, view }));
-    const query = new URLSearchParams({ method, view });
-    if (isCalibrated) query.set("false_alarms", byId("false-alarms").value);
-    if (!isCalibrated || view === "expected") query.set("seed", SEED);
+    const query = this.#query();
+    query.set("view", view);
+    if (view === "expected") query.set("seed", SEED);
     this.#controller.abort();
     const { signal } = (this.#controller = new AbortController());
     this.#panel.classList.add("waiting");
