@@ -4,6 +4,8 @@ import { askForKey, currentKey, keyHeaders } from "./key.js";
 import { server } from "./server.js";
 
 const ATTEMPTS = 4;
+/** The time before which the server wants no requests, in milliseconds of performance.now(). */
+let busyUntil = 0;
 
 /** An error that the server has answered. */
 export class RequestError extends Error {
@@ -33,6 +35,7 @@ export class RequestError extends Error {
  */
 export async function request(path, { onWait = () => {}, ...options } = {}) {
   for (let failures = 0; ; ) {
+    await waitUntil(busyUntil, options.signal, onWait);
     const key = currentKey();
     let response;
     try {
@@ -49,7 +52,7 @@ export async function request(path, { onWait = () => {}, ...options } = {}) {
     if (error.status === 401) {
       if (currentKey() === key && !(await askForKey())) throw error;
     } else if (error.status === 429) {
-      await pause(error.retryAfter || 1, options.signal, onWait);
+      busyUntil = performance.now() + 1000 * (error.retryAfter || 1);
     } else if (error.status === 503) {
       await server.check();
       await server.whenReady(options.signal);
@@ -82,15 +85,28 @@ async function readError(response) {
   }
 }
 
-/** Waits for `seconds` and tells `onWait` every second how many are left. */
-async function pause(seconds, signal, onWait) {
+/** Waits until `time` and tells `onWait` every second how many seconds are left. */
+async function waitUntil(time, signal, onWait) {
+  let left = time - performance.now();
+  if (left <= 0) return;
   try {
-    for (let left = seconds; left > 0; left--) {
-      onWait(left);
-      await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(left, 1)));
-      signal?.throwIfAborted();
+    for (; left > 0; left = time - performance.now()) {
+      onWait(left / 1000);
+      await sleep(Math.min(left, 1000), signal);
     }
   } finally {
     onWait(0);
   }
+}
+
+/** Waits for some milliseconds; rejects as soon as `signal` aborts. */
+function sleep(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
 }

@@ -6,8 +6,22 @@ export function readFragment() {
   return { tab, parameters: new URLSearchParams(query) };
 }
 
-/** Writes the tab and its parameters into the fragment, without a new entry in the history of the browser. */
+/** Browsers refuse more than about three changes of the address a second. */
+const PAUSE_MS = 400;
+let waiting = "";
+let timer = 0;
+
+/** Writes the tab and its parameters into the fragment, soon, without a new entry in the history of the browser. */
 export function writeFragment(tab, parameters = new URLSearchParams()) {
   const query = parameters.toString();
-  history.replaceState(null, "", `#${tab}${query ? `?${query}` : ""}`);
+  waiting = `#${tab}${query ? `?${query}` : ""}`;
+  timer ||= setTimeout(flushFragment, PAUSE_MS);
+}
+
+/** Writes at once what `writeFragment` was given last. */
+export function flushFragment() {
+  clearTimeout(timer);
+  timer = 0;
+  if (waiting) history.replaceState(null, "", waiting);
+  waiting = "";
 }

@@ -76,6 +76,9 @@ byId("key-button").addEventListener("click", async () => {
   if ((await askForKey()) && server.state === "ready") await describe();
 });
 server.addEventListener("change", describe);
-addEventListener("hashchange", () => tabs.show(readFragment().tab));
+addEventListener("hashchange", () => {
+  const { tab } = readFragment();
+  if (tabs.names.includes(tab)) tabs.show(tab); // the link that skips to the content has a fragment, too
+});
 showServer();
 server.watch();

@@ -37,7 +37,7 @@ def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
     assert picture.evaluate(PICTURE_SHOWN) == 224
     page.get_by_label("expected").check()
     expect(picture).to_have_attribute("alt", re.compile("^expected of coffee.jpg"))
-    assert page.evaluate("location.hash") == "#anomaly?image=coffee&method=reconstruction&view=expected"
+    expect(page).to_have_url(f"{server.url}/#anomaly?image=coffee&method=reconstruction&view=expected")
     drop(page, [file("holiday.jpg", BROKEN)])
     expect(page.locator("#alerts")).to_contain_text("holiday.jpg: it ")
     expect(picture).to_be_hidden()

@@ -48,6 +48,7 @@ export class Stage extends EventTarget {
 
   /** Draws a result of `Session.reconstruct`. */
   show(result) {
+    this.#result?.prediction.close();
     this.#result = result;
     byId("stage").classList.remove("empty");
     for (const view of VIEWS) drawView(this.#canvases[view], view, result);

@@ -1,7 +1,7 @@
 /** The tab Reconstruct: removes patches of a photograph and shows what the decoder makes of the rest. */
 
 import { announce, byId } from "../dom.js";
-import { readFragment, writeFragment } from "../fragment.js";
+import { flushFragment, readFragment, writeFragment } from "../fragment.js";
 import { notify } from "../notices.js";
 import { describeError, describeWait } from "../picture.js";
 import { choiceFromParameters, choiceToParameters, FIRST_CHOICE } from "./choice.js";
@@ -95,7 +95,10 @@ class ReconstructTab {
     this.#panel.addEventListener("keydown", (event) => this.#pressShortcut(event));
     this.#stage.addEventListener("view", () => this.#isShown && this.#write());
     byId("copy-curl").addEventListener("click", () => copyText(byId("curl").textContent, byId("copy-curl")));
-    byId("copy-link").addEventListener("click", () => copyText(location.href, byId("copy-link")));
+    byId("copy-link").addEventListener("click", () => {
+      flushFragment();
+      copyText(location.href, byId("copy-link"));
+    });
     byId("zoom").addEventListener("change", () => this.#fit());
     new ResizeObserver(() => this.#fit()).observe(byId("editor"));
     addEventListener("hashchange", () => {
