@@ -112,6 +112,7 @@ class ReconstructTab {
   #describe() {
     const { image_size: size, patch_size: patch } = this.#context.info.engine.config;
     this.#grid.resize(size / patch, size / patch);
+    byId("editor").style.setProperty("--grid-columns", size / patch);
     const { present } = this.#history;
     if (present.kind === "painted" && present.mask.length !== this.#grid.mask.length) this.#history = new History(FIRST_CHOICE);
     this.#fit();
