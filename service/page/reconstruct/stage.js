@@ -66,8 +66,9 @@ export class Stage extends EventTarget {
     byId("stage").classList.add("empty");
     for (const canvas of [...Object.values(this.#canvases), byId("before"), byId("after")]) {
       canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-      canvas.removeAttribute("aria-label");
     }
+    byId("after").setAttribute("aria-label", "no picture");
+    for (const view of VIEWS) this.#buttons[view].setAttribute("aria-label", `${SHORT[view]}: no picture`);
     byId("loss").textContent = byId("total").textContent = "–";
     byId("download").disabled = true;
     drawStages(byId("stages-bar"), byId("stages"), []);
