@@ -26,7 +26,11 @@ class ClassifyTab {
   constructor(context) {
     this.#context = context;
     byId("explain-class").addEventListener("click", () =>
-      this.#explanation.show([context.library.selected], { target: "class", label: this.#first }, ({ score, label }) => `Probability of ${label}, ${(100 * score).toFixed(1)} %`),
+      this.#explanation.show(
+        [context.library.selected],
+        { target: "class", label: this.#first },
+        ({ score, label }) => `Probability of ${label}, ${(100 * score).toFixed(1)} %`,
+      ),
     );
     context.library.addEventListener("select", () => this.#isShown && this.#classify());
     context.addEventListener("info", () => this.#isShown && this.#classify());

@@ -40,7 +40,8 @@ export class ExplanationFigure {
       const onWait = (seconds) => notify("queue", describeWait(seconds), "hint");
       const explanation = await explain(items, parameters, { signal, onWait });
       if (signal.aborted) return;
-      const text = `${describe(explanation)}: red patches raise it, blue ones lower it, at most by ${explanation.scale.toPrecision(2)}.`;
+      const scale = explanation.scale.toPrecision(2);
+      const text = `${describe(explanation)}: red patches raise it, blue ones lower it, at most by ${scale}.`;
       this.#caption.textContent = text;
       showPicture(this.#image, explanation.picture, `${items[0].name}, ${text}`);
       notify("explain");

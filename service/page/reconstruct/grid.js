@@ -39,7 +39,9 @@ export class PatchGrid extends EventTarget {
     element.addEventListener("pointerup", (event) => this.#end(event));
     element.addEventListener("pointercancel", () => this.#cancel());
     element.addEventListener("pointerleave", () => this.#gesture || this.#outline(this.#anchored()));
-    element.addEventListener("focusin", ({ target }) => this.#cells.includes(target) && this.#focus(Number(target.dataset.index)));
+    element.addEventListener("focusin", ({ target }) => {
+      if (target.dataset.index) this.#focus(Number(target.dataset.index));
+    });
   }
 
   /** Makes the cells of a grid of `rows` by `columns`. */

@@ -55,7 +55,8 @@ export class Spread {
     const [{ spread, png }] = answer.reconstructions;
     const known = spread.filter((value) => value !== null);
     const mean = known.reduce((sum, value) => sum + value, 0) / known.length;
-    const text = `${DRAWS} masks, seeds ${answer.seeds[0]} to ${answer.seeds.at(-1)}: mean spread ${mean.toFixed(1)} of 255 levels`;
+    const seeds = `seeds ${answer.seeds[0]} to ${answer.seeds.at(-1)}`;
+    const text = `${DRAWS} masks, ${seeds}: mean spread ${mean.toFixed(1)} of 255 levels`;
     byId("spread-text").textContent = text;
     const bytes = Uint8Array.from(atob(png), (letter) => letter.charCodeAt(0));
     showPicture(byId("spread-picture"), new Blob([bytes], { type: "image/png" }), `spread of ${item.name} over ${text}`);

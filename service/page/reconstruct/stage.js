@@ -6,7 +6,13 @@ import { describeView, drawView, VIEWS } from "./pictures.js";
 import { drawStages } from "./timing.js";
 import { Wipe } from "./wipe.js";
 
-const SHORT = { original: "Original", masked: "Masked", reconstruction: "Reconstruction", composite: "Composite", error: "Error" };
+const SHORT = {
+  original: "Original",
+  masked: "Masked",
+  reconstruction: "Reconstruction",
+  composite: "Composite",
+  error: "Error",
+};
 
 /** Shows results. Dispatches "view" when the user chooses another view. */
 export class Stage extends EventTarget {
@@ -78,7 +84,9 @@ export class Stage extends EventTarget {
     copy(this.#canvases.original, byId("before"));
     copy(this.#canvases[this.view], byId("after"));
     byId("after").setAttribute("aria-label", describeView(this.view, this.#result));
-    for (const view of VIEWS) this.#buttons[view].setAttribute("aria-label", `${SHORT[view]}: ${describeView(view, this.#result)}`);
+    for (const view of VIEWS) {
+      this.#buttons[view].setAttribute("aria-label", `${SHORT[view]}: ${describeView(view, this.#result)}`);
+    }
   }
 
   #download() {

@@ -9,7 +9,7 @@ import { KEPT, Rates } from "./rates.js";
 const SCRAPE_MS = 2000;
 const CHARTS = [
   { id: "images", title: "Images per second", series: ["images"], digits: 1, least: 1 },
-  { id: "latency", title: "Latency of requests", series: ["p95", "p50"], names: ["p95", "p50"], unit: "ms", digits: 0, least: 20 },
+  { id: "latency", title: "Latency of requests", series: ["p95", "p50"], isNamed: true, unit: "ms", digits: 0, least: 20 },
   { id: "queue", title: "Images admitted, not yet in a batch", series: ["queue"], limit: "queue", digits: 0, least: 4 },
   { id: "lanes", title: "Busy lanes", series: ["lanes"], limit: "lanes", digits: 0, least: 1 },
   { id: "requests", title: "Requests per second", series: ["requests"], digits: 1, least: 1 },
@@ -71,11 +71,11 @@ class StatusTab {
   }
 
   #draw() {
-    for (const { id, title, series, names, limit, unit = "", digits, least } of CHARTS) {
+    for (const { id, title, series, isNamed, limit, unit = "", digits, least } of CHARTS) {
       const values = series.map((name) => this.#rates.values[name]);
       const { svg, now } = this.#charts[id];
       const text = (value) => (value === null ? "–" : value.toFixed(digits));
-      const parts = values.map((list, index) => `${names ? `${names[index]} ` : ""}${text(list.at(-1))}`);
+      const parts = values.map((list, index) => `${isNamed ? `${series[index]} ` : ""}${text(list.at(-1))}`);
       const of = limit ? ` of ${this.#rates.limits[limit]}` : "";
       const isKnown = values.some((list) => list.at(-1) !== null);
       now.textContent = isKnown ? `${parts.join(" · ")}${of} ${unit}` : "–";
@@ -95,7 +95,8 @@ class StatusTab {
       ["Head", engine.head ? `${engine.head.classes.length} classes` : "none"],
       ["Licence of the weights", engine.license],
       ["Engine", `${engine.backend} on ${engine.device}`],
-      ["Precision", engine.computes === engine.precision ? engine.computes : `${engine.precision}, computed in ${engine.computes}`],
+      ["Precision", engine.precision],
+      ["Computes in", engine.computes],
       ["Lanes", `${engine.lanes} with ${engine.threads_per_lane} threads each, batches of at most ${limits.max_batch}`],
       ["Fallback", engine.fallback],
       ["Parity, centred cosine", parity && parity.cosine?.toFixed(6)],
@@ -106,8 +107,8 @@ class StatusTab {
       ["Version", version],
       ["Libraries", Object.entries(versions).map(([name, number]) => `${name} ${number}`).join(", ")],
     ];
-    const rows = (pairs) =>
-      pairs.filter(([, value]) => value).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value))));
+    const row = ([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)));
+    const rows = (pairs) => pairs.filter(([, value]) => value).map(row);
     byId("engine-facts").replaceChildren(...rows(facts));
     byId("limit-facts").replaceChildren(
       ...rows(Object.entries(limits).map(([name, value]) => [name.toUpperCase(), value.toLocaleString("en")])),
