@@ -1,14 +1,17 @@
 """The tab Anomaly, the spread over several masks, and which patches carry a score."""
 
+import base64
 import json
 import re
+import subprocess
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from .conftest import OpenVisit, Server, StartServer, Visit
-from .support import BROKEN, drop, example, file
+from .conftest import BIN, OpenVisit, Server, StartServer, Visit
+from .support import BROKEN, EXAMPLES, drop, example, file
 
 PICTURE_SHOWN = "(image) => image.complete && image.naturalWidth"
 
@@ -16,6 +19,19 @@ PICTURE_SHOWN = "(image) => image.complete && image.naturalWidth"
 def post(server: Server, path: str, content: bytes, accept: str = "application/json") -> Any:
     request = urllib.request.Request(f"{server.url}/{path}", content, {"content-type": "image/jpeg", "accept": accept})
     return urllib.request.urlopen(request)
+
+
+def turn_over(page: Page, name: str) -> bytes:
+    """An example upside down, drawn by the browser."""
+    turn = """async (base64) => {
+      const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+      const bitmap = await createImageBitmap(new Blob([bytes]), { imageOrientation: "flipY" });
+      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+      canvas.getContext("2d").drawImage(bitmap, 0, 0);
+      const blob = await canvas.convertToBlob({ type: "image/png" });
+      return btoa(Array.from(new Uint8Array(await blob.arrayBuffer()), (byte) => String.fromCharCode(byte)).join(""));
+    }"""
+    return base64.b64decode(page.evaluate(turn, base64.b64encode(example(name)).decode()))
 
 
 def expect_score(page: Page, score: float) -> None:
@@ -45,6 +61,30 @@ def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
     expect(picture).to_have_attribute("alt", re.compile("rocket.jpg"))
     expect(page.locator("#alerts .notice")).to_have_count(0)
     visit.expect_errors("status of 400")
+
+
+def test_a_fit_on_normal_images(start_server: StartServer, visit_server: OpenVisit, tmp_path: Path) -> None:
+    fitted = tmp_path / "fitted.safetensors"
+    fit = [BIN / "mae", "anomaly", "fit", EXAMPLES, "-o", fitted]
+    subprocess.run(fit, check=True, capture_output=True)
+    server = start_server(weights=fitted)
+    page = visit_server(server).open("#anomaly?image=coffee")
+    expect(page.get_by_label("features")).to_be_checked()
+    expect(page.locator("#anomaly-unfit")).to_be_hidden()
+    expect(page.locator("#anomaly-verdict")).to_have_text("normal")  # it is one of the normal images
+
+    def expect_threshold(query: str) -> None:
+        with post(server, f"anomaly?{query}", example("coffee")) as response:
+            threshold = json.load(response)["threshold"]
+        expect(page.locator("#anomaly-threshold")).to_have_text(f"{threshold:.3g}")
+
+    expect_threshold("false_alarms=0.01")
+    page.locator("#false-alarms").select_option("0.1")
+    expect_threshold("false_alarms=0.1")
+    drop(page, [file("turned.jpg", turn_over(page, "rocket"))])
+    expect(page.locator("#anomaly-verdict")).to_have_text("anomalous")
+    page.get_by_label("mask", exact=True).check()
+    expect(page.locator("#anomaly-picture")).to_have_attribute("alt", re.compile("^mask of turned.jpg, .*, anomalous$"))
 
 
 def test_all_images_by_score(visit: Visit, server: Server) -> None:
