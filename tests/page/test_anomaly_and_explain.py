@@ -1,10 +1,11 @@
 """The tab Anomaly, the spread over several masks, and which patches carry a score."""
 
-import base64
 import json
 import re
+import struct
 import subprocess
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,15 @@ def post(server: Server, path: str, content: bytes, accept: str = "application/j
     return urllib.request.urlopen(request)
 
 
-def turn_over(page: Page, name: str) -> bytes:
-    """An example upside down, drawn by the browser."""
-    turn = """async (base64) => {
-      const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-      const bitmap = await createImageBitmap(new Blob([bytes]), { imageOrientation: "flipY" });
-      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      const blob = await canvas.convertToBlob({ type: "image/png" });
-      return btoa(Array.from(new Uint8Array(await blob.arrayBuffer()), (byte) => String.fromCharCode(byte)).join(""));
-    }"""
-    return base64.b64decode(page.evaluate(turn, base64.b64encode(example(name)).decode()))
+def stripes() -> bytes:
+    """A PNG of 64 x 64 pixels that is like no photograph: green and magenta columns."""
+    row = b"\0" + b"\0\xff\0\xff\0\xff" * 32
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row * 64)), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def expect_score(page: Page, score: float) -> None:
@@ -81,10 +80,12 @@ def test_a_fit_on_normal_images(start_server: StartServer, visit_server: OpenVis
     expect_threshold("false_alarms=0.01")
     page.locator("#false-alarms").select_option("0.1")
     expect_threshold("false_alarms=0.1")
-    drop(page, [file("turned.jpg", turn_over(page, "rocket"))])
+    drop(page, [file("stripes.png", stripes(), "image/png")])
     expect(page.locator("#anomaly-verdict")).to_have_text("anomalous")
     page.get_by_label("mask", exact=True).check()
-    expect(page.locator("#anomaly-picture")).to_have_attribute("alt", re.compile("^mask of turned.jpg, .*, anomalous$"))
+    expect(page.locator("#anomaly-picture")).to_have_attribute(
+        "alt", re.compile("^mask of stripes.png, .*, anomalous$")
+    )
 
 
 def test_all_images_by_score(visit: Visit, server: Server) -> None:

@@ -77,11 +77,6 @@ export class PatchGrid extends EventTarget {
     this.#draw(mask);
   }
 
-  /** Whether a rectangle has one corner and waits for the other. */
-  get waitsForCorner() {
-    return this.#anchor !== null;
-  }
-
   #draw(mask) {
     mask.forEach((flag, index) => {
       if (flag !== this.#mask[index]) this.#cells[index].setAttribute("aria-selected", flag === 1);

@@ -16,11 +16,6 @@ export class Latest {
     this.#run = run;
   }
 
-  /** Whether a job runs. */
-  get busy() {
-    return this.#running !== null;
-  }
-
   /** Runs `job` as soon as possible. A running job is aborted if it is of another `subject`, or has run for long. */
   submit(job) {
     this.#waiting = job;
