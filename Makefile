@@ -15,6 +15,8 @@ MODELS ?= mae_tiny,mae_base
 # Clients of other projects, on top of what the suite's own environment has.
 CLIENTS_VENV ?= .venv-clients
 PYTRITON_VENV ?= .venv-pytriton
+# The page is tested in a browser, by an environment that has a driver for it and nothing of ours.
+PAGE_VENV ?= .venv-page
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -49,6 +51,17 @@ $(TENSORRT_VENV)/.dev: pyproject.toml
 	@$(PYTHON) -m venv $(TENSORRT_VENV)
 	@$(TENSORRT_VENV)/bin/python $(INSTALL) --editable '.[tensorrt-rtx]' 'pytest>=8.3' 'scikit-image>=0.25'
 	@touch $@
+
+$(PAGE_VENV)/.dev: Makefile
+	@echo "==> Making a Python environment with playwright and axe-core in $(PAGE_VENV)"
+	@$(PYTHON) -m venv $(PAGE_VENV)
+	@$(PAGE_VENV)/bin/python $(INSTALL) 'playwright==1.65.2' 'pytest>=8.3'
+	@npm install --prefix $(PAGE_VENV) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
+
+test-page: $(VENV)/.serve $(PAGE_VENV)/.dev  ## the page in Chromium (CHROMIUM=PATH where it is not on the PATH)
+	SERVER_VENV=$(abspath $(VENV)) AXE=$(abspath $(PAGE_VENV))/node_modules/axe-core/axe.min.js \
+		$(PAGE_VENV)/bin/python -m pytest -c tests/page/pytest.ini --rootdir tests/page --confcutdir tests/page tests/page $(PYTEST)
 
 test-tensorrt: $(TENSORRT_VENV)/.dev  ## build the TensorRT engines of MODELS, in an environment of its own
 	$(TENSORRT_VENV)/bin/python -m pytest tests/tensorrt --models $(MODELS) $(PYTEST)
@@ -88,4 +101,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) $(PAGE_VENV) build dist *.egg-info

@@ -14,6 +14,7 @@ from model.engines.cuda import identity
 from tests.support import costly
 
 TESTS = Path(__file__).parent
+collect_ignore = ["page"]  # their environment has a browser and none of our packages: make test-page
 
 # Of torch, here and in every process that a test starts: threads that wait for work sleep. By default they spin, and
 # with small models on few cores that takes more than the work does.

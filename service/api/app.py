@@ -10,12 +10,13 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from model.engines.build import build
 from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
+from service.api.page import Page
 from service.api.responses import error_response
 from service.api.routes import anomaly, classify, cohere, embed, explain, open_inference, openai, ops, reconstruct
 from service.errors import MethodNotAllowed, NotFound, ServiceError
@@ -92,12 +93,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    app.add_api_route("/", _root, include_in_schema=False)
+    Page().add_routes(app)
     return app
-
-
-async def _root() -> Response:
-    return RedirectResponse("docs")
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

@@ -85,6 +85,12 @@ def preferred_type(accept: str, offered: tuple[str, ...]) -> str:
     return offered[best]
 
 
+def names_type(accept: str, media_type: str) -> bool:
+    """Whether an Accept header names `media_type` itself, not only by `*/*` or its family."""
+    ranges = [_parse_range(part) for part in accept.split(",")]
+    return any(pattern == media_type and quality > 0 for pattern, quality in ranges)
+
+
 def _parse_range(part: str) -> tuple[str, float]:
     """One part of an Accept header -> a media range and its weight; a weight that is no number counts as 0."""
     pattern, *options = (piece.strip() for piece in part.lower().split(";"))

@@ -79,7 +79,7 @@ def test_the_answer_is_the_one_that_is_shown(packaged: LiveServer, tmp_path: Pat
         (file,) = tmp_path.iterdir()
         assert not answer and file.name in shown
         with Image.open(file) as picture, Image.open(ROOT / "model/weights/reconstruction.png") as sheet:
-            assert (picture.format, picture.width) == ("PNG", sheet.width)  # a row of the picture above
+            assert (picture.format, picture.width) == ("PNG", sheet.width)  # four pictures in a row
     else:
         assert_shown(json.loads(re.sub(r"([\[,])…", r'\1"…"', shown)), json.loads(answer))
 

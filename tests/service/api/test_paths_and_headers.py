@@ -37,7 +37,7 @@ GET_ROUTES = [
     for route in router.routes
     if isinstance(route, APIRoute) and "GET" in route.methods
 ]
-PAGES = ["/", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+PAGES = ["/", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css", "/favicon.ico", "/page/main.js"]
 
 
 def picture(size: int = 32) -> bytes:
