@@ -169,7 +169,7 @@ def test_a_full_queue_is_tried_again(poisonable: LiveServer) -> None:
         )
         filler.start()
         poisonable.wait_for(lambda: poisonable.metric("mae_admitted_images") > 0, 10)
-        with pytest.raises(openai.RateLimitError, match="queue") as raised:
+        with pytest.raises(openai.RateLimitError, match="images are waiting") as raised:
             client.with_options(max_retries=0).embeddings.create(model="mae_tiny", input=whole_queue)
         assert raised.value.code == "queue_full" and raised.value.type == "rate_limit_error"
         patient = client.with_options(max_retries=5)
