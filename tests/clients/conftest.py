@@ -27,5 +27,16 @@ def server(request: pytest.FixtureRequest, start_server: Start, probe: Path) -> 
 
 @pytest.fixture(scope="session", params=HTTP_WORKERS, ids=lambda workers: f"{workers}-workers")
 def poisonable(request: pytest.FixtureRequest, start_server: Start) -> LiveServer:  # noqa: F811
-    """A fake engine that fails where an image has the grey POISON of tests.support.fake_server."""
-    return start_server(fake={"FAKE": "raises"}, max_images=8, http_workers=request.param, api_keys=API_KEY)
+    """A fake engine that fails where an image has the grey POISON of tests.support.fake_server.
+
+    It takes a fifth of a second per image, so 8 images fill the queue for a while.
+    """
+    limits = {"max_images": 8, "queue_images": 8, "max_batch": 1}
+    fake = {"FAKE": "raises", "FAKE_S": "0.2"}
+    return start_server(fake=fake, http_workers=request.param, api_keys=API_KEY, **limits)
+
+
+@pytest.fixture(scope="session")
+def open_server(start_server: Start, probe: Path) -> LiveServer:  # noqa: F811
+    """A server without keys, as the documentation has it."""
+    return start_server(weights=probe, max_batch=4)

@@ -1,0 +1,42 @@
+"""The lines that the documentation shows for clients, run as they stand there."""
+
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.live.conftest import LiveServer
+
+ROOT = Path(__file__).parents[2]
+CAT = ROOT / "tests" / "data" / "chelsea.jpg"
+
+
+def shown_lines() -> dict[str, str]:
+    """The Python under each heading of the section of OpenAI's and Cohere's APIs in service/README.md."""
+    page = (ROOT / "service" / "README.md").read_text()
+    blocks = re.findall(r"^#### ([^\n]+)\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return {heading: lines for heading, lines in blocks if heading.endswith(" API")}
+
+
+def test_every_api_has_lines() -> None:
+    assert list(shown_lines()) == ["OpenAI's API", "Cohere's API"]
+
+
+@pytest.mark.parametrize("heading", shown_lines())
+def test_the_lines_give_the_vector(open_server: LiveServer, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    opened: list[object] = []
+
+    def open_and_remember(*arguments: object) -> object:
+        opened.append(open(*arguments))  # type: ignore[call-overload]  # noqa: SIM115  (the lines leave it to Python)
+        return opened[-1]
+
+    names: dict[str, object] = {"open": open_and_remember}
+    exec(shown_lines()[heading].replace("http://localhost:8000", open_server.url), names)
+    for thing in (*opened, names.get("client")):
+        if thing is not None:
+            thing.close()  # type: ignore[attr-defined]
+    [expected] = httpx.post(f"{open_server.url}/embed", content=CAT.read_bytes()).json()["embeddings"]
+    np.testing.assert_allclose(names["vector"], expected, atol=1e-6, rtol=0)
