@@ -14,6 +14,7 @@ from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
+from service.inference.served_name import with_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState, State
@@ -146,7 +147,8 @@ class LocalService(Service):
         self.metrics.close()
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
-        info, s = scheduler.engine.info, self.settings
+        s = self.settings
+        info = with_served_name(scheduler.engine.info, s.served_name)
         self._pipeline = Pipeline(
             info, heads, self._image_decoder(info), scheduler, self.metrics, s.decode_threads, s.drift_sample
         )
