@@ -101,6 +101,8 @@ class Settings(EngineSettings, BaseSettings):
     """Longest pause within a request's body, in seconds; after it the request is answered 408."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
+    cache_mb: float = Field(default=0, ge=0)
+    """Megabytes of results that are kept for images that come again, in all processes together; 0: none."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
     drift_sample: float = Field(default=0, ge=0, le=1)
@@ -193,6 +195,11 @@ class Settings(EngineSettings, BaseSettings):
     def max_decode_bytes(self) -> int:
         """MAX_DECODE_MB in bytes."""
         return int(self.max_decode_mb * 1e6)
+
+    @property
+    def cache_bytes(self) -> int:
+        """CACHE_MB in bytes, in one of the processes that keep results: each HTTP worker has an equal part."""
+        return int(self.cache_mb * 1e6) // max(1, self.http_workers)
 
     @property
     def engine(self) -> EngineSettings:

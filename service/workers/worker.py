@@ -139,7 +139,14 @@ class WorkerService(Service):
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
         self._pipeline = Pipeline(
-            info, heads, self._image_decoder(info), self._scheduler, self.metrics, threads, s.drift_sample
+            info,
+            heads,
+            self._image_decoder(info),
+            self._scheduler,
+            self.metrics,
+            threads,
+            s.drift_sample,
+            self._result_cache(),
         )
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:

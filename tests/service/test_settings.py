@@ -35,7 +35,7 @@ def test_the_contract_names_them_all() -> None:
         MAX_INFLIGHT_MB DECODE_THREADS MAX_BODY_MB MAX_PIXELS MAX_DECODE_MB MAX_IMAGES REQUEST_TIMEOUT_S DRAIN_TIMEOUT_S
         ENGINE_CACHE API_KEYS LOG_FORMAT HEADS NORM_PIX_LOSS CUDA_GRAPHS COMPILE_TIMEOUT_S PARITY_COSINE
         PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS HEADER_TIMEOUT_S BODY_STALL_S DRIFT_SAMPLE
-        ROOT_PATH HEALTH_ROUTE PREDICT_ROUTE CORS_ORIGINS SERVED_NAME"""
+        ROOT_PATH HEALTH_ROUTE PREDICT_ROUTE CORS_ORIGINS SERVED_NAME CACHE_MB"""
     assert {name.upper() for name in Settings.model_fields} == set(names.split())
 
 
@@ -76,6 +76,7 @@ VALUES = {
     "PREDICT_ROUTE": ("/v1/endpoints/1/deployedModels/2:predict", "/v1/endpoints/1/deployedModels/2:predict"),
     "CORS_ORIGINS": ("https://a.example, http://localhost:3000,,", ("https://a.example", "http://localhost:3000")),
     "SERVED_NAME": ("my shelf/1", "my shelf/1"),
+    "CACHE_MB": ("0.5", 0.5),
 }
 
 
@@ -141,6 +142,8 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CORS_ORIGINS", "a.example"),
         ("CORS_ORIGINS", "https://*.example"),
         ("SERVED_NAME", " "),
+        ("CACHE_MB", "-1"),
+        ("CACHE_MB", "inf"),
         ("SERVED_NAME", "a\nb"),
     ],
 )

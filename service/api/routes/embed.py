@@ -55,7 +55,9 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
         plan = plan.with_mask(body.mask, len(body.images))
 
     async def work() -> Response:
-        vectors, done = await pipeline.embed_by_plan(body.images, plan, timings, context.deadline, skipped)
+        vectors, done = await pipeline.embed_by_plan(
+            body.images, plan, timings, context.deadline, skipped, context.cache_key()
+        )
         context.record.images = len(vectors)
 
         def write() -> Response:

@@ -89,7 +89,9 @@ async def predict(request: Request, parameters: Annotated[NoParameters, Query()]
     skipped = body.errors if requested.on_error == "skip" else None
 
     async def work() -> Response:
-        vectors, done = await pipeline.embed_by_plan(body.images, plan, timings, context.deadline, skipped)
+        vectors, done = await pipeline.embed_by_plan(
+            body.images, plan, timings, context.deadline, skipped, context.cache_key()
+        )
         context.record.images = len(vectors)
 
         def write() -> Response:

@@ -73,6 +73,7 @@ LACKS = (
     Lack("/embed", "keep=0.01", (422, "invalid_parameter", {"parameter": "keep"})),
     Lack("/embed", "patches=4", (422, "invalid_parameter", {"parameter": "patches"})),
     Lack("/embed", "dimensions=4", (422, "invalid_parameter", {"parameter": "dimensions"})),
+    Lack("/invocations", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
     Lack("/explain", "target=class", (404, "no_head", {})),
