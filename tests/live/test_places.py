@@ -1,6 +1,7 @@
 """One server with workers in a place of its own: a prefix, a name, another origin, Vertex's routes, and a cache."""
 
 import base64
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
@@ -27,8 +28,9 @@ def placed(start_server: Start) -> LiveServer:
 
 
 @pytest.fixture
-def client(placed: LiveServer) -> httpx.Client:
-    return httpx.Client(base_url=placed.url + "/mae", timeout=60, headers={"x-api-key": "key"})
+def client(placed: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=placed.url + "/mae", timeout=60, headers={"x-api-key": "key"}) as client:
+        yield client
 
 
 def test_workers_serve_where_the_settings_say(client: httpx.Client) -> None:
