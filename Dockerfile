@@ -66,6 +66,7 @@ COPY model model
 COPY service service
 RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --target /opt/mae .
 COPY docker/healthcheck.py /opt/mae/bin/
+COPY --chmod=755 docker/serve.sh /opt/mae/bin/serve
 
 
 # The packaged model's engine, compared with eager float32 as at any start, so that the cpu image's first start is warm.
@@ -93,7 +94,6 @@ ENV PATH=/opt/mae/bin:/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MAE_HOST=0.0.0.0 \
-    MAE_PORT=8000 \
     MAE_ENGINE_CACHE=/cache/engines
 EXPOSE 8000
 # The check asks /readyz, not /livez, because those who wait for "healthy" want to send requests. The start period is

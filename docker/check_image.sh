@@ -152,6 +152,20 @@ ok "the health check passes"
     fail "the health check passes where nothing listens"
 ok "and fails where nothing listens"
 
+echo "== SageMaker"
+"$TOOL" rm --force "$NAME" >/dev/null 2>&1
+"${RUN[@]}" --detach --name "$NAME" --volume "$VOLUME:/cache" --env MAE_HOST=127.0.0.1 --env "PORT=$PORT" "$IMAGE" serve >/dev/null
+for _ in $(seq 300); do
+    "$TOOL" exec "$NAME" python -I /opt/mae/bin/healthcheck.py >/dev/null 2>&1 && break
+    sleep 0.2
+done
+"$TOOL" exec "$NAME" python -I /opt/mae/bin/healthcheck.py >/dev/null || fail "the argument serve starts no server"
+is "the port of serve, by its health check" "$("$TOOL" exec --env PORT= "$NAME" python -I -c '
+import runpy
+print(runpy.run_path("/opt/mae/bin/healthcheck.py")["own_port"]())')" 8080
+ok "the argument serve starts a server"
+start
+
 echo "== requests"
 "${RUN[@]}" --rm "$IMAGE" python -c '
 import io, sys

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from service.errors import DeadlinePassed, RequestStalled, ServiceError
+from service.settings import VERTEX_ROUTES
 
 ErrorFormat = Literal["own", "openai", "cohere", "open-inference"]
 
@@ -18,7 +19,7 @@ ErrorFormat = Literal["own", "openai", "cohere", "open-inference"]
 def error_format(path: str) -> ErrorFormat:
     """The format of the errors of a path, which is without the prefix of a proxy and need not be that of a route."""
     first, _, rest = path.removeprefix("/").partition("/")
-    if first in ("v1", "embeddings", "models"):
+    if first in ("v1", "embeddings", "models") and not path.startswith(VERTEX_ROUTES):
         return "openai"
     if first == "v2":
         return "cohere" if rest == "embed" else "open-inference"

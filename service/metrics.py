@@ -128,6 +128,15 @@ class Metrics:
             "Number of images whose colour profile could not be used: it is damaged, too large or for other pixels.",
             registry=registry,
         )
+        self.cache_hits = Counter(
+            "mae_cache_hits", "Number of images whose result was in the cache.", registry=registry
+        )
+        self.cache_misses = Counter(
+            "mae_cache_misses", "Number of images that were looked up in the cache in vain.", registry=registry
+        )
+        self.cache_evictions = Counter(
+            "mae_cache_evictions", "Number of results that left the cache to make room for others.", registry=registry
+        )
         self.engine_failures = Counter(
             "mae_engine_failures",
             "Number of failures of the engine: calls that raised, and images whose output was not finite.",
@@ -165,6 +174,9 @@ class Metrics:
             "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them. An"
             " image of which min_keep lets fewer patches be encoded counts as that share of an image.",
             registry=registry,
+        )
+        self.cache_bytes = Gauge(
+            "mae_cache_bytes", "Size of the results in the cache, in bytes; CACHE_MB limits it.", registry=registry
         )
         self.lanes_busy = Gauge("mae_lanes_busy", "Number of lanes that run a batch now.", registry=registry)
         self.inflight_bytes = Gauge(

@@ -9,11 +9,13 @@ from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 from model.engines.build import build
 from service.errors import Draining, EngineLost, NotReady, ServiceError
+from service.inference.cache import ResultCache
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
 from service.inference.scheduler import BatchScheduler
+from service.inference.served_name import with_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState, State
@@ -97,6 +99,12 @@ class Service(ABC):
             self.metrics.ignored_profiles.inc,
         )
 
+    def _result_cache(self) -> ResultCache | None:
+        """The cache of a pipeline; None without CACHE_MB."""
+        if not self.settings.cache_bytes:
+            return None
+        return ResultCache(self.settings.cache_bytes, self.budgets.cache, self.budgets.images, self.metrics)
+
     @abstractmethod
     def start(self) -> None:
         """Begins to load the engine or to wait for it; probes are answered meanwhile. Call this on the event loop."""
@@ -146,7 +154,15 @@ class LocalService(Service):
         self.metrics.close()
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
-        info, s = scheduler.engine.info, self.settings
+        s = self.settings
+        info = with_served_name(scheduler.engine.info, s.served_name)
         self._pipeline = Pipeline(
-            info, heads, self._image_decoder(info), scheduler, self.metrics, s.decode_threads, s.drift_sample
+            info,
+            heads,
+            self._image_decoder(info),
+            scheduler,
+            self.metrics,
+            s.decode_threads,
+            s.drift_sample,
+            self._result_cache(),
         )

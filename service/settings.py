@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -21,6 +22,26 @@ PREFIX = "MAE_"
 SERVICE_LINK = re.compile(r"MAE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 DEFAULT_PORT = 8000
+PLATFORM_VARIABLES: dict[str, tuple[str, ...]] = {
+    "port": ("AIP_HTTP_PORT", "PORT"),
+    "health_route": ("AIP_HEALTH_ROUTE",),
+    "predict_route": ("AIP_PREDICT_ROUTE",),
+}
+"""The variables by which platforms (Vertex AI; Knative and Cloud Run) give settings that are not set otherwise.
+
+The first one that is set counts. docker/healthcheck.py has the same rule for the port."""
+OWN_SEGMENTS = frozenset(
+    {
+        *("anomaly", "classify", "docs", "embed", "embeddings", "explain", "info", "invocations", "livez", "metrics"),
+        *("models", "openapi.json", "page", "ping", "readyz", "reconstruct", "search", "static-offline-docs"),
+        *("v1", "v2"),
+    }
+)
+"""The first segments of the paths of this service, which ROOT_PATH and PREDICT_ROUTE must leave free."""
+VERTEX_ROUTES = "/v1/endpoints/"
+"""The beginning of the paths that Vertex AI takes by default."""
+ROUTE = re.compile(r"(/[\w.~:@!$&'()*+,;=-]+)+", re.ASCII)
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,*]+", re.IGNORECASE)
 
 
 class InvalidSettings(ValueError):
@@ -44,6 +65,16 @@ class Settings(EngineSettings, BaseSettings):
     """Address to listen on; `::` takes IPv6 and IPv4."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    root_path: str | None = None
+    """Path under which a proxy serves this service, such as `/mae`."""
+    health_route: str | None = None
+    """Path that answers as `/readyz` does, beside it."""
+    predict_route: str | None = None
+    """Path that takes `{"instances": [{"b64": …}]}` and answers `{"predictions": […]}`, as Vertex AI asks."""
+    cors_origins: tuple[str, ...] = ()
+    """Comma-separated origins whose pages may read the answers, such as `https://app.example`; `*`: all."""
+    served_name: str | None = None
+    """Name of the model in answers, in place of the name that the weights have."""
     http_workers: int = Field(default=0, ge=0, le=256)
     """Processes that read, decode and answer requests, before the process of the engine; 0: one process does it all."""
     max_delay_ms: float = Field(default=0, ge=0, le=10_000)
@@ -70,6 +101,8 @@ class Settings(EngineSettings, BaseSettings):
     """Longest pause within a request's body, in seconds; after it the request is answered 408."""
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
+    cache_mb: float = Field(default=0, ge=0)
+    """Megabytes of results that are kept for images that come again, in all processes together; 0: none."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
     drift_sample: float = Field(default=0, ge=0, le=1)
@@ -86,6 +119,49 @@ class Settings(EngineSettings, BaseSettings):
         if value and not keys:  # or a slip of the pen would leave the service open
             raise ValueError("there is no key in it")
         return keys
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin: write scheme, host and port alone, as in https://app.example")
+        return origins
+
+    @field_validator("root_path")
+    @classmethod
+    def _normalise_root_path(cls, value: str | None) -> str | None:
+        value = (value or "").rstrip("/")
+        if not value:
+            return None
+        if not ROUTE.fullmatch(value):
+            raise ValueError("a path begins with / and has neither blanks, %, ? nor #")
+        _require_free(value)
+        return value
+
+    @field_validator("health_route", "predict_route")
+    @classmethod
+    def _require_route(cls, value: str | None) -> str | None:
+        if value is not None and not ROUTE.fullmatch(value):
+            raise ValueError("a route begins with /, does not end with it, and has neither blanks, %, ? nor #")
+        return value
+
+    @field_validator("predict_route")
+    @classmethod
+    def _require_free_route(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(VERTEX_ROUTES):
+            _require_free(value)
+        return value
+
+    @field_validator("served_name")
+    @classmethod
+    def _require_name(cls, value: str | None) -> str | None:
+        if value is not None and (value != value.strip() or not value.isprintable() or not value):
+            raise ValueError("a name has visible characters, and no blanks at its ends")
+        return value
 
     @field_validator("port", mode="before")
     @classmethod
@@ -121,6 +197,11 @@ class Settings(EngineSettings, BaseSettings):
         return int(self.max_decode_mb * 1e6)
 
     @property
+    def cache_bytes(self) -> int:
+        """CACHE_MB in bytes, in one of the processes that keep results: each HTTP worker has an equal part."""
+        return int(self.cache_mb * 1e6) // max(1, self.http_workers)
+
+    @property
     def engine(self) -> EngineSettings:
         """The settings that concern the engine."""
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.model_fields})
@@ -128,6 +209,8 @@ class Settings(EngineSettings, BaseSettings):
 
 def load_settings(**flags: Any) -> Settings:
     """Reads settings from the environment, and from `flags`, which override it; None stands for a flag not used.
+
+    `PLATFORM_VARIABLES` count where neither a flag nor a variable MAE_… gives the setting.
 
     Raises:
         InvalidSettings: a value is wrong, or a variable MAE_… is no setting.
@@ -139,10 +222,32 @@ def load_settings(**flags: Any) -> Settings:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f": did you mean {PREFIX}{close[0].upper()}?" if close else ""
             raise InvalidSettings(f"{variable} is no setting{hint}")
+    given = {name: value for name, value in flags.items() if value is not None}
+    platform = _platform_variables(given)
+    given |= {name: os.environ[variable] for name, variable in platform.items()}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
-        raise InvalidSettings("; ".join(map(_describe_error, error.errors()))) from error
+        raise InvalidSettings("; ".join(_describe_error(one, platform) for one in error.errors())) from error
+
+
+def _platform_variables(given: Mapping[str, object]) -> dict[str, str]:
+    """The variables of a platform that count, by setting; those in `given` and those set by MAE_… need none."""
+    variables = {}
+    for name, platform in PLATFORM_VARIABLES.items():
+        own = os.environ.get(PREFIX + name.upper(), "")
+        if name in given or (own and not SERVICE_ADDRESS.fullmatch(own)):
+            continue
+        if variable := next((variable for variable in platform if os.environ.get(variable)), None):
+            variables[name] = variable
+    return variables
+
+
+def _require_free(path: str) -> None:
+    """Raises a ValueError if a route of this service begins with the first segment of `path`."""
+    first = path.split("/")[1]
+    if first in OWN_SEGMENTS:
+        raise ValueError(f"/{first} is a path of the service itself: take another one")
 
 
 def _is_service_link(variable: str, value: str) -> bool:
@@ -151,10 +256,13 @@ def _is_service_link(variable: str, value: str) -> bool:
     return SERVICE_LINK.fullmatch(variable) is not None
 
 
-def _describe_error(error: Any) -> str:
-    """The sentence for an error of pydantic, with the wrong value unless it is a key."""
+def _describe_error(error: Any, platform: Mapping[str, str]) -> str:
+    """The sentence for an error of pydantic, with the wrong value unless it is a key.
+
+    It names the setting, or the variable of `platform` that has given it.
+    """
     if not error["loc"]:
         return str(error["msg"]).removeprefix("Value error, ")
-    name = str(error["loc"][0]).upper()
+    name = platform.get(str(error["loc"][0]), str(error["loc"][0]).upper())
     value = "" if name == "API_KEYS" else f" (given: {error['input']!r})"
     return f"{name}: {str(error['msg']).removeprefix('Value error, ')}{value}"

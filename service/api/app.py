@@ -13,12 +13,27 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from model.engines.build import build
+from service.api.cors import CrossOriginMiddleware
 from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
 from service.api.page import Page
 from service.api.responses import error_response
-from service.api.routes import anomaly, classify, cohere, embed, explain, open_inference, openai, ops, reconstruct
+from service.api.root_path import RootPathMiddleware
+from service.api.routes import (
+    anomaly,
+    classify,
+    cohere,
+    docs,
+    embed,
+    explain,
+    open_inference,
+    openai,
+    ops,
+    reconstruct,
+    sagemaker,
+)
+from service.api.routes.vertex import vertex_router
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.lifecycle.engine_loader import BuildEngine
 from service.parameters import invalid_parameter
@@ -38,7 +53,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     cohere.router,
     open_inference.inference_router,
     open_inference.router,
+    sagemaker.router,
     ops.router,
+    docs.router,
 )
 
 ROUTING_ERRORS: dict[int, type[ServiceError]] = {404: NotFound, 405: MethodNotAllowed}
@@ -72,7 +89,7 @@ def create_app(
         await service.close()
 
     app = FastAPIOffline(
-        docs_url="/docs",
+        docs_url=None,  # ours has relative links
         redoc_url=None,
         redirect_slashes=False,
         title="mae-serve",
@@ -81,14 +98,20 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    app.openapi = DescribedAPI(app, bool(service.settings.api_keys))  # type: ignore[method-assign]
+    described = DescribedAPI(app, bool(service.settings.api_keys), service.settings.root_path)
+    app.openapi = described  # type: ignore[method-assign]
+    routers = (*routers, vertex_router(service.settings))
     for router in routers:
         app.include_router(router)
     routes = inference_routes(routers)
     app.add_middleware(FastPathMiddleware, routes=routes)
     app.add_middleware(BodyLimitMiddleware, service=service)
+    if service.settings.cors_origins:
+        app.add_middleware(CrossOriginMiddleware, origins=service.settings.cors_origins)
     app.add_middleware(ObservabilityMiddleware, service=service, routes=routes)
-    app.add_middleware(RequestLineMiddleware)  # the last one added is the outermost
+    app.add_middleware(RequestLineMiddleware)
+    if service.settings.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=service.settings.root_path)  # the last one is the outermost
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -20,7 +20,7 @@ def check_key(request: Request) -> None:
 
     Inference routes call this function themselves; other routes name it as a dependency. The key comes as
     `Authorization: Bearer KEY` or as `X-API-Key: KEY`; where both are sent, one of them must be valid. A client of
-    another protocol may send the key in a header of its own.
+    another protocol may send the key in a header of its own. The valid key is left in `request.state.api_key`.
 
     Raises:
         Unauthorized: the request has no key, or no valid one.
@@ -34,8 +34,10 @@ def check_key(request: Request) -> None:
         [hmac.compare_digest(key, form) for key in sent_keys for form in _encoded_forms(valid_key)]
         for valid_key in valid_keys
     ]
-    if not any(map(any, matches)):
+    matching = [key for key, match in zip(valid_keys, matches, strict=True) if any(match)]
+    if not matching:
         raise Unauthorized("a valid key is needed: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+    request.state.api_key = matching[0]
 
 
 def _sent_keys(request: Request) -> list[bytes]:

@@ -126,7 +126,14 @@ async def embed_images(request: Request, protocol: EmbeddingProtocol[Body]) -> R
     space = space_of(pipeline.info, plan.parameters)
 
     async def work() -> bytes:
-        vectors = await pipeline.embed(images, plan.pool, plan.visible_indices, timings, context.deadline)
+        vectors = await pipeline.embed(
+            images,
+            plan.pool,
+            plan.visible_indices,
+            timings,
+            context.deadline,
+            cache_key=context.cache_key() if plan.is_determined else None,
+        )
 
         def write() -> bytes:
             embedded = Embedded(plan.finish(vectors), pipeline.info, space, plan, context.record.id)

@@ -29,5 +29,6 @@ def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
             "header_timeout_s": settings.header_timeout_s,
             "body_stall_s": settings.body_stall_s,
             "drain_timeout_s": settings.drain_timeout_s,
+            "cache_mb": settings.cache_mb,
         },
     }

@@ -124,7 +124,12 @@ class ObservabilityMiddleware:
             self._observe(scope, record, headers)
 
     def _match(self, scope: Scope) -> str:
-        """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope."""
+        """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope.
+
+        What browsers ask before a request (OPTIONS) is no inference.
+        """
+        if scope["method"] == "OPTIONS":
+            return ""
         path = path_of(scope)
         if path in self._exact:
             return path

@@ -23,11 +23,13 @@ class DescribedAPI:
 
     Attributes:
         needs_key: whether API_KEYS is set; without it the keys are described as optional.
+        root_path: the path prefix of the service behind a proxy; None if there is none.
     """
 
-    def __init__(self, app: FastAPI, needs_key: bool) -> None:
+    def __init__(self, app: FastAPI, needs_key: bool, root_path: str | None = None) -> None:
         """Takes the place of the app's own `openapi`."""
         self.needs_key = needs_key
+        self.root_path = root_path
         self._describe = app.openapi
         self._description: dict[str, Any] | None = None
 
@@ -38,6 +40,8 @@ class DescribedAPI:
         return self._description
 
     def _complete(self, description: dict[str, Any]) -> dict[str, Any]:
+        if self.root_path:
+            description["servers"] = [{"url": self.root_path}]
         components = description.setdefault("components", {})
         components["securitySchemes"] = SECURITY_SCHEMES
         bodies: dict[str, type[BaseModel]] = dict(ERROR_ANSWERS.values())

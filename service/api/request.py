@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from hashlib import sha256
 from typing import Any, Self, TypeVar
 
 from starlette.requests import Request
@@ -114,6 +115,21 @@ class RequestContext:
             if not more:
                 return
         raise ClientGone("the client closed the connection while it was sending")
+
+    def cache_key(self, *determines: bytes) -> bytes | None:
+        """The `cache_key` of the pipeline's operations, for an answer that no drawn seed decides.
+
+        Results are kept for each API key apart: otherwise the time of an answer would tell one client whether another
+        one has sent the same image. Without CACHE_MB there is none.
+
+        Args:
+            determines: what decides the result beside the image, the operation and the patches that are known before
+                the image is decoded.
+        """
+        if not self._service.settings.cache_bytes:
+            return None
+        owner: str = getattr(self._request.state, "api_key", "")
+        return b"".join(sha256(part).digest() for part in (owner.encode(), *determines))
 
     async def run_while_client_waits(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` and returns its result; cancels it at the deadline, or when the client closes the connection.

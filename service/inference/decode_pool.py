@@ -57,7 +57,7 @@ class DecodePool:
 
         Args:
             request: as the scheduler admitted it.
-            pending: its results, which tell the images that are left out.
+            pending: its results, which tell the images that are left out, and those whose results are known.
             images: encoded images, or what was cut into patches already.
             prepare: decodes an image.
             on_decoded: called with the seconds that each image took.
@@ -65,7 +65,9 @@ class DecodePool:
         Raises:
             ServiceError: an image is refused.
         """
-        indexes = iter([index for index in range(len(images)) if not pending.is_skipped(index)])
+        indexes = iter(
+            [index for index in range(len(images)) if not (pending.is_skipped(index) or pending.is_known(index))]
+        )
         if len(images) == 1:
             await self._queue_next(indexes, request, pending, images, prepare, on_decoded)
             return

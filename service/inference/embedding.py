@@ -150,6 +150,11 @@ class EmbeddingPlan:
         """What the engine computes."""
         return "tokens" if self.pool == "tokens" else "embed"
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether the same request would get the same vectors again: no seed was drawn for it."""
+        return self.seed is None or self.parameters.seed is not None
+
     def dim(self, config: MAEConfig) -> int:
         """Length of a finished vector, D'."""
         return config.embed_dim if self.whitening is None else self.whitening.matrix.shape[1]

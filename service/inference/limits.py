@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.errors import QueueFull, TooManyImages
@@ -66,6 +66,8 @@ class Budgets:
     fewer patches are encoded because of the load."""
     decodes: Budget
     """Bytes of memory that decodes hold, up to MAX_DECODE_MB. Threads of the pool take from it, under a lock."""
+    cache: Budget = field(default_factory=LocalBudget)
+    """Bytes of cached results; only counted, since each process keeps to its share of CACHE_MB."""
 
 
 def require_possible(budget: Budget, count: int, passes: int = 1) -> None:

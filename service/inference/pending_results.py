@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from service.errors import ServiceError
 from service.inference.queue import QueueEntry, Result
@@ -12,8 +12,21 @@ from service.inference.queue import QueueEntry, Result
 class PendingResults:
     """The `ResultSink` of a request in this process: a future of all its results."""
 
-    def __init__(self, count: int, skipped: dict[int, ServiceError] | None = None, passes: int = 1) -> None:
-        """Waits for the results of `count` images with `passes` passes each; `skipped` is that of `Pipeline.embed`."""
+    def __init__(
+        self,
+        count: int,
+        skipped: dict[int, ServiceError] | None = None,
+        passes: int = 1,
+        known: Mapping[int, Sequence[Result]] | None = None,
+    ) -> None:
+        """Waits for the results of `count` images with `passes` passes each.
+
+        Args:
+            count: number of images.
+            skipped: that of `Pipeline.embed`.
+            passes: number of passes of each image.
+            known: the results of images that need not be computed, by the index of the image.
+        """
         self.queue_s = 0.0
         """Seconds in the queue, of the slowest image."""
         self.infer_s = 0.0
@@ -23,6 +36,10 @@ class PendingResults:
         self._skipped = skipped
         self._missing = [0 if index in (skipped or ()) else passes for index in range(count)]
         """The number of results that have not come, by image."""
+        self._known = known or {}
+        for index, results in self._known.items():
+            self._results[index * passes : (index + 1) * passes] = results
+            self._missing[index] = 0
         self._future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         if not any(self._missing):
             self._finish()
@@ -41,6 +58,10 @@ class PendingResults:
     def is_skipped(self, index: int) -> bool:
         """Whether image `index` is left out."""
         return self._skipped is not None and index in self._skipped
+
+    def is_known(self, index: int) -> bool:
+        """Whether the results of image `index` need not be computed."""
+        return index in self._known
 
     def can_skip(self, error: ServiceError) -> bool:
         """Whether `error` leaves one image out; otherwise it fails the request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,11 +17,12 @@ from model.checkpoints.heads import POOL_INDEX, Head, Heads
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
+from service.inference.cache import CachedResults, ResultCache
 from service.inference.decode_pool import DecodePool, Pass, PrepareImage
 from service.inference.embedding import EmbeddingPlan
 from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.inference.images import Image, VisiblePatches, WholeImage
-from service.inference.limits import WHOLE
+from service.inference.limits import WHOLE, require_possible
 from service.inference.pending_results import PendingResults
 from service.inference.queue import DecoderOutput, Operation, QueuedRequest, Result
 from service.inference.reconstruction import ChoosePasses, Reconstruction
@@ -54,10 +55,12 @@ class Pipeline:
         metrics: Metrics,
         threads: int,
         drift_sample: float = 0.0,
+        cache: ResultCache | None = None,
     ) -> None:
         """For one engine, with a pool of `threads` threads that decode images and write answers.
 
         The share `drift_sample` of the images also goes to `Scheduler.sample`, once their request has its results.
+        Results are kept in `cache`, if there is one, for requests that have a `cache_key`.
         """
         self.info = info
         self.heads = heads
@@ -65,6 +68,7 @@ class Pipeline:
         self.scheduler = scheduler
         self._metrics = metrics
         self._drift_sample = drift_sample
+        self._cache = cache
         self._pool = DecodePool(image_decoder.memory, scheduler, threads)
 
     @property
@@ -95,6 +99,7 @@ class Pipeline:
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
+        cache_key: bytes | None = None,
     ) -> list[Floats]:
         """Embeds images.
 
@@ -107,6 +112,9 @@ class Pipeline:
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: filled with the errors of images that are left out, by index; it may hold some already. If all
                 images are left out, the error of the first is raised. None: any error of an image is raised.
+            cache_key: names whose results these are, and what decides them beside the image and `visible_indices`.
+                None: nothing is looked up in the cache or stored there. It must be None where `visible_indices` were
+                drawn by a seed that nobody has given.
 
         Returns:
             A vector per image that is not left out, float32 [D]; float32 [K, D] for `tokens`.
@@ -123,7 +131,13 @@ class Pipeline:
             return [(_select(patches, visible_indices), visible_indices)]
 
         operation: Operation = "tokens" if pool == "tokens" else "embed"
-        return _pooled(await self._infer(operation, images, prepare, timings, deadline, skipped, sampled=sampled), pool)
+        cached = await self._look_up(cache_key, (operation.encode(), visible_indices.tobytes(), b""), images, skipped)
+        known: dict[int, Sequence[Result]] = {index: arrays[:1] for index, arrays in cached.known.items()}
+        results = await self._infer(
+            operation, images, prepare, timings, deadline, skipped, sampled=sampled, known=known
+        )
+        self._store(cached, images, results, skipped)
+        return _pooled(results, pool)
 
     async def embed_by_plan(
         self,
@@ -132,6 +146,7 @@ class Pipeline:
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
+        cache_key: bytes | None = None,
     ) -> tuple[list[Floats], EmbeddingPlan]:
         """Embeds images as a request asks for it; under load, of fewer patches if the request allows it.
 
@@ -141,6 +156,7 @@ class Pipeline:
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: as in `embed`.
+            cache_key: names whose results these are. It is not used where a seed was drawn for the plan.
 
         Returns:
             What `embed` returns, and the plan that was carried out: it has the patches that were encoded.
@@ -151,7 +167,19 @@ class Pipeline:
         """
         config = self.info.config
         sampled: list[Bytes] = []
-        with self._admit(plan.operation, len(images), deadline, skipped, shares=plan.shares) as (request, pending):
+        operation, mask = plan.operation.encode(), plan.mask or b""
+        if not plan.is_determined:
+            cache_key = None
+        cached = await self._look_up(cache_key, (operation, plan.visible_indices.tobytes(), mask), images, skipped)
+        known: dict[int, Sequence[Result]] = {index: arrays[:1] for index, arrays in cached.known.items()}
+        if known and len(known) == len(_answered(images, skipped)):
+            if plan.mask is not None:  # of a single image, whose patches were stored with its vector
+                plan = plan.encode_inside(cached.known[0][1].tolist(), "mask")
+            return _pooled([result for index in sorted(known) for result in known[index]], plan.pool), plan
+        if len(plan.shares) > 1:
+            known = {}  # all images of an answer have the same patches, which the load decides
+        with self._admit(plan.operation, len(images), deadline, skipped, shares=plan.shares, known=known) as admitted:
+            request, pending = admitted
             is_degraded = request.share < 1
             done = plan.degrade(request.share, config.grid) if is_degraded else plan
 
@@ -169,6 +197,10 @@ class Pipeline:
         self._offer(sampled)
         if is_degraded:
             self._metrics.degraded_images.inc(len(results))
+            # They are stored as what they are, unless a seed was drawn for them.
+            key = None if plan.parameters.seed is None else cache_key
+            cached = await self._look_up(key, (operation, done.visible_indices.tobytes(), mask), images, skipped)
+        self._store(cached, images, results, skipped, *(() if plan.mask is None else (done.visible_indices,)))
         return _pooled(results, plan.pool), done
 
     async def encode(
@@ -206,6 +238,7 @@ class Pipeline:
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
+        cache_key: bytes | None = None,
     ) -> list[Floats]:
         """Classifies images by the model's head.
 
@@ -217,6 +250,7 @@ class Pipeline:
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: as in `embed`.
+            cache_key: as in `embed`; the results are the same.
 
         Returns:
             The classes' probabilities per image that is not left out, float32 [C], in the order of the head's classes.
@@ -227,7 +261,7 @@ class Pipeline:
         """
         head = self.head
         visible_indices = all_indices(self.info.config.num_patches)
-        vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline, skipped)
+        vectors = await self.embed(images, head.config.pool, visible_indices, timings, deadline, skipped, cache_key)
         return await self.render(lambda: [head.probabilities(vector[None])[0] for vector in vectors], timings)
 
     async def reconstruct_passes(
@@ -238,6 +272,7 @@ class Pipeline:
         timings: Timings,
         deadline: float = math.inf,
         skipped: dict[int, ServiceError] | None = None,
+        cache_key: bytes | None = None,
     ) -> list[list[Reconstruction]]:
         """Reconstructs each image several times, from other visible patches in each pass.
 
@@ -250,6 +285,7 @@ class Pipeline:
             timings: filled with the seconds of each stage.
             deadline: in seconds of time.monotonic(); later than that no image enters a batch.
             skipped: as in `embed`; the images that are left out have no reconstruction.
+            cache_key: as in `embed`; the masks of all passes are among what it names.
 
         Returns:
             The passes of each image that is not left out.
@@ -268,17 +304,25 @@ class Pipeline:
             prepared[index] = [(decoded.patches, visible_indices) for visible_indices in choose_passes(decoded)]
             return prepared[index]
 
-        results = iter(await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes, sampled))
+        cached = await self._look_up(cache_key, (b"reconstruct",), images, skipped, passes)
+        known: dict[int, Sequence[Result]] = {}
+        for index, (patches, *outputs) in cached.known.items():
+            of_passes = [outputs[first : first + 3] for first in range(0, len(outputs), 3)]
+            prepared[index] = [(patches, visible_indices) for visible_indices, _, _ in of_passes]
+            known[index] = [DecoderOutput(pixels, error) for _, pixels, error in of_passes]
+        results = iter(
+            await self._infer("reconstruct", images, prepare, timings, deadline, skipped, passes, sampled, known)
+        )
         by_image = []
-        for index in range(len(images)):
-            if index in (skipped or ()):
-                continue
+        for index in _answered(images, skipped):
             reconstructions = []
             for patches, visible_indices in prepared[index]:
                 result = next(results)
                 assert isinstance(result, DecoderOutput)
                 reconstructions.append(Reconstruction(patches, result.pixels, result.error, visible_indices))
             by_image.append(reconstructions)
+            outputs = [array for one in reconstructions for array in (one.visible_indices, one.pixels, one.error)]
+            cached.store(index, (reconstructions[0].patches, *outputs))
         return by_image
 
     async def embed_subsets(
@@ -340,6 +384,39 @@ class Pipeline:
         self.scheduler.stop()
         self._pool.close()
 
+    async def _look_up(
+        self,
+        cache_key: bytes | None,
+        context: tuple[bytes, ...],
+        images: Sequence[Image],
+        skipped: dict[int, ServiceError] | None,
+        passes: int = 1,
+    ) -> CachedResults:
+        """Looks the images of a request up in the cache; `context` decides a result beside `cache_key` and the image.
+
+        Raises:
+            TooManyImages: the queue could never hold the request, which is refused whatever is cached.
+        """
+        if self._cache is None or cache_key is None:
+            return CachedResults()
+        require_possible(self._cache.queue, len(images), passes)
+        encoded = {index: image for index in _answered(images, skipped) if isinstance(image := images[index], bytes)}
+        return await self._cache.look_up((cache_key, *context), encoded, self.run_in_pool)
+
+    def _store(
+        self,
+        cached: CachedResults,
+        images: Sequence[Image],
+        results: Sequence[Result],
+        skipped: dict[int, ServiceError] | None,
+        *others: Indices,
+    ) -> None:
+        """Stores the vectors of a request, and `others` with each, for all images that were looked up in vain."""
+        if cached.keys:
+            for index, result in zip(_answered(images, skipped), results, strict=True):
+                assert not isinstance(result, DecoderOutput)
+                cached.store(index, (result, *others))
+
     async def _infer(
         self,
         operation: Operation,
@@ -350,8 +427,11 @@ class Pipeline:
         skipped: dict[int, ServiceError] | None,
         passes: int = 1,
         sampled: Sequence[Bytes] = (),
+        known: Mapping[int, Sequence[Result]] | None = None,
     ) -> list[Result]:
-        with self._admit(operation, len(images), deadline, skipped, passes) as (request, pending):
+        if known and len(known) == len(_answered(images, skipped)):
+            return [result for index in sorted(known) for result in known[index]]
+        with self._admit(operation, len(images), deadline, skipped, passes, known=known) as (request, pending):
             await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
             results = await self._wait(pending, timings)
         self._offer(sampled)
@@ -390,10 +470,12 @@ class Pipeline:
         skipped: dict[int, ServiceError] | None = None,
         passes: int = 1,
         shares: Sequence[float] = WHOLE,
+        known: Mapping[int, Sequence[Result]] | None = None,
     ) -> Iterator[tuple[QueuedRequest, PendingResults]]:
-        """Admits a request for `count` images, and releases it in the end."""
-        pending = PendingResults(count, skipped, passes)
-        request = self.scheduler.admit(operation, count * passes, deadline, pending, passes, shares)
+        """Admits a request for `count` images less those that are known, and releases it in the end."""
+        pending = PendingResults(count, skipped, passes, known)
+        computed = count - len(known or ())
+        request = self.scheduler.admit(operation, computed * passes, deadline, pending, passes, shares)
         try:
             yield request, pending
         finally:
@@ -415,3 +497,8 @@ def _pooled(results: list[Result], pool: Pool) -> list[Floats]:
     """The vectors of a pool, float32 [D] per image, or [K, D] for `tokens`."""
     vectors = [result for result in results if not isinstance(result, DecoderOutput)]
     return vectors if pool == "tokens" else [vector[POOL_INDEX[pool]] for vector in vectors]
+
+
+def _answered(images: Sequence[Image], skipped: dict[int, ServiceError] | None) -> list[int]:
+    """The indexes of the images that are not left out."""
+    return [index for index in range(len(images)) if index not in (skipped or ())]

@@ -70,6 +70,7 @@ class EngineLifecycle:
         metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
         metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
         metrics.read_at_scrape(metrics.admitted_images, lambda: budgets.images.used / IMAGE)
+        metrics.read_at_scrape(metrics.cache_bytes, lambda: budgets.cache.used)
         metrics.describe_limits(settings.queue_images, settings.max_inflight_bytes)
 
     def start(self) -> None:

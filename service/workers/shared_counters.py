@@ -42,6 +42,8 @@ class Column(IntEnum):
     """1 while the worker accepts connections."""
     DECODES = 6
     """Bytes of memory that the worker's decodes hold."""
+    CACHE = 7
+    """Bytes of results that the worker has cached."""
 
 
 class SharedCounters:
@@ -155,4 +157,5 @@ def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: i
         requests=SharedBudget(counters, worker_index, Column.REQUESTS),
         images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images * IMAGE, Column.RELEASED),
         decodes=SharedBudget(counters, worker_index, Column.DECODES, settings.max_decode_bytes),
+        cache=SharedBudget(counters, worker_index, Column.CACHE),
     )

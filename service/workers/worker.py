@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
+from service.inference.served_name import with_served_name
 from service.lifecycle.background import BackgroundTasks
 from service.server import exit_now
 from service.service import Service
@@ -133,11 +134,19 @@ class WorkerService(Service):
         """Takes requests from now on, for the engine that the engine process has loaded."""
         s = self.settings
         info, heads, slot_count = unpack_engine(data)
+        info = with_served_name(info, s.served_name)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
         self._pipeline = Pipeline(
-            info, heads, self._image_decoder(info), self._scheduler, self.metrics, threads, s.drift_sample
+            info,
+            heads,
+            self._image_decoder(info),
+            self._scheduler,
+            self.metrics,
+            threads,
+            s.drift_sample,
+            self._result_cache(),
         )
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:

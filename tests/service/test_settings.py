@@ -13,6 +13,8 @@ from service.settings import InvalidSettings, Settings, load_settings
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in [name for name in os.environ if name.upper().startswith("MAE_")]:
         monkeypatch.delenv(variable)
+    for variable in ("PORT", "AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 def test_defaults_work_with_nothing_set() -> None:
@@ -32,7 +34,8 @@ def test_the_contract_names_them_all() -> None:
     names = """HOST PORT MODEL WEIGHTS IMAGE_SIZE PREPROCESS BACKEND PRECISION LANES MAX_BATCH MAX_DELAY_MS QUEUE_IMAGES
         MAX_INFLIGHT_MB DECODE_THREADS MAX_BODY_MB MAX_PIXELS MAX_DECODE_MB MAX_IMAGES REQUEST_TIMEOUT_S DRAIN_TIMEOUT_S
         ENGINE_CACHE API_KEYS LOG_FORMAT HEADS NORM_PIX_LOSS CUDA_GRAPHS COMPILE_TIMEOUT_S PARITY_COSINE
-        PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS HEADER_TIMEOUT_S BODY_STALL_S DRIFT_SAMPLE"""
+        PARITY_PSNR_DB PARITY_LOSS HTTP_WORKERS HEADER_TIMEOUT_S BODY_STALL_S DRIFT_SAMPLE
+        ROOT_PATH HEALTH_ROUTE PREDICT_ROUTE CORS_ORIGINS SERVED_NAME CACHE_MB"""
     assert {name.upper() for name in Settings.model_fields} == set(names.split())
 
 
@@ -68,6 +71,12 @@ VALUES = {
     "ENGINE_CACHE": ("/tmp/engines", Path("/tmp/engines")),
     "API_KEYS": (" one, two ,,", ("one", "two")),
     "LOG_FORMAT": ("json", "json"),
+    "ROOT_PATH": ("/a/mae/", "/a/mae"),
+    "HEALTH_ROUTE": ("/v1/endpoints/1/deployedModels/2", "/v1/endpoints/1/deployedModels/2"),
+    "PREDICT_ROUTE": ("/v1/endpoints/1/deployedModels/2:predict", "/v1/endpoints/1/deployedModels/2:predict"),
+    "CORS_ORIGINS": ("https://a.example, http://localhost:3000,,", ("https://a.example", "http://localhost:3000")),
+    "SERVED_NAME": ("my shelf/1", "my shelf/1"),
+    "CACHE_MB": ("0.5", 0.5),
 }
 
 
@@ -118,6 +127,24 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REQUEST_TIMEOUT_S", "inf"),
         ("DRAIN_TIMEOUT_S", "-1"),
         ("LOG_FORMAT", "xml"),
+        ("ROOT_PATH", "mae"),
+        ("ROOT_PATH", "/a b"),
+        ("ROOT_PATH", "https://a.example/mae"),
+        ("ROOT_PATH", "/embed"),
+        ("ROOT_PATH", "/v2/mae/"),
+        ("HEALTH_ROUTE", "/health/"),
+        ("HEALTH_ROUTE", "/{health}"),
+        ("PREDICT_ROUTE", "predict"),
+        ("PREDICT_ROUTE", "/predict?x=1"),
+        ("PREDICT_ROUTE", "/embed"),
+        ("PREDICT_ROUTE", "/v1/embeddings"),
+        ("CORS_ORIGINS", "https://a.example/"),
+        ("CORS_ORIGINS", "a.example"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("SERVED_NAME", " "),
+        ("CACHE_MB", "-1"),
+        ("CACHE_MB", "inf"),
+        ("SERVED_NAME", "a\nb"),
     ],
 )
 def test_a_wrong_value_names_its_setting(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +211,42 @@ def test_what_kubernetes_says_of_its_services_is_ignored(service: str, monkeypat
     for name, value in links.items():
         monkeypatch.setenv(f"{service}_{name}", value)
     assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("variables", "port"),
+    [
+        ({"PORT": "8080"}, 8080),
+        ({"AIP_HTTP_PORT": "7080"}, 7080),
+        ({"PORT": "8080", "AIP_HTTP_PORT": "7080"}, 7080),
+        ({"PORT": "8080", "AIP_HTTP_PORT": "7080", "MAE_PORT": "9000"}, 9000),
+        ({"PORT": "8080", "MAE_PORT": ""}, 8080),
+        ({"PORT": "8080", "MAE_PORT": "tcp://10.0.0.11:8000"}, 8080),
+        ({"PORT": "", "AIP_HTTP_PORT": ""}, 8000),
+    ],
+)
+def test_the_port_of_a_platform_counts_where_none_is_set(
+    variables: dict[str, str], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == port
+    assert load_settings(port="1").port == 1
+
+
+def test_a_wrong_port_of_a_platform_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HTTP_PORT", "http")
+    with pytest.raises(InvalidSettings, match=r"^AIP_HTTP_PORT: .*given: 'http'"):
+        load_settings()
+
+
+def test_the_routes_of_vertex_come_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/1/deployedModels/2")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/1/deployedModels/2:predict")
+    settings = load_settings()
+    assert settings.health_route == "/v1/endpoints/1/deployedModels/2"
+    assert settings.predict_route == "/v1/endpoints/1/deployedModels/2:predict"
+    assert load_settings(predict_route="/predict").predict_route == "/predict"
 
 
 def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

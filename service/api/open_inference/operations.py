@@ -52,8 +52,9 @@ class Answer:
     """The seed that chose patches; None where none did."""
 
 
-Run = Callable[[Timings, float], Coroutine[Any, Any, Answer]]
-"""Runs a model on the images of a request, given where the seconds of each stage go, and the deadline."""
+Run = Callable[[Timings, float, bytes | None], Coroutine[Any, Any, Answer]]
+"""Runs a model on the images of a request, given where the seconds of each stage go, the deadline, and whose cached
+results it may use."""
 
 
 def timeout_s(request: InferenceRequest) -> float | None:
@@ -144,8 +145,8 @@ def _prepare_embedding(
         # A region, as on /embed; `space_of` says that it is one, and not which.
         plan = plan.encode_inside(sent[0].tolist(), "patches")
 
-    async def run(timings: Timings, deadline: float) -> Answer:
-        vectors, done = await pipeline.embed_by_plan(images, plan, timings, deadline)
+    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
+        vectors, done = await pipeline.embed_by_plan(images, plan, timings, deadline, cache_key=cache_key)
 
         def write() -> list[Tensor]:
             finished = done.finish(vectors)
@@ -163,8 +164,8 @@ def _prepare_embedding(
 def _prepare_classification(images: list[Any], classes: int, pipeline: Pipeline) -> Run:
     labels = pipeline.head.config.classes
 
-    async def run(timings: Timings, deadline: float) -> Answer:
-        probabilities = np.stack(await pipeline.classify(images, timings, deadline))
+    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
+        probabilities = np.stack(await pipeline.classify(images, timings, deadline, cache_key=cache_key))
 
         def write() -> list[Tensor]:
             if classes:
@@ -190,7 +191,7 @@ def _prepare_reconstruction(
         masks = read_masks(request.inputs[MASK], len(images), config.num_patches)
         plan = MaskPlan((), lambda image: [masks[image.index]])
 
-    async def run(timings: Timings, deadline: float) -> Answer:
+    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
         by_image = await pipeline.reconstruct_passes(images, plan.choose_passes, plan.draws, timings, deadline)
         found = [passes[0] for passes in by_image]
 

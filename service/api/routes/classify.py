@@ -42,7 +42,7 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     body = await context.read_body(skips=skips)
     skipped = body.errors if skips else None
     probabilities = await context.run_while_client_waits(
-        pipeline.classify(body.images, context.record.timings, context.deadline, skipped)
+        pipeline.classify(body.images, context.record.timings, context.deadline, skipped, context.cache_key())
     )
     context.record.images = len(probabilities)
     classified = [{"classes": most_probable(image, labels, parameters.top_k)} for image in probabilities]

@@ -55,14 +55,16 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
         plan = plan.with_mask(body.mask, len(body.images))
 
     async def work() -> Response:
-        vectors, done = await pipeline.embed_by_plan(body.images, plan, timings, context.deadline, skipped)
+        vectors, done = await pipeline.embed_by_plan(
+            body.images, plan, timings, context.deadline, skipped, context.cache_key()
+        )
         context.record.images = len(vectors)
 
         def write() -> Response:
             typed = convert_vectors(done.finish(vectors), parameters.dtype)
-            headers = _headers(pipeline.info, done)
+            headers = embedding_headers(pipeline.info, done)
             if media_type == JSON:
-                content = json_bytes(_content(pipeline.info, done, typed, skipped))
+                content = json_bytes(embeddings_content(pipeline.info, done, typed, skipped))
             else:
                 headers |= _array_headers(typed, parameters.dtype, media_type)
                 content = npy_bytes(typed.numbers) if media_type == NPY else little_endian(typed.numbers)
@@ -81,7 +83,7 @@ def _media_types(parameters: EmbedParameters) -> tuple[str, ...]:
     return (JSON, NPY, BYTES)
 
 
-def _headers(info: EngineInfo, plan: EmbeddingPlan) -> dict[str, str]:
+def embedding_headers(info: EngineInfo, plan: EmbeddingPlan) -> dict[str, str]:
     """The headers of every answer: what was encoded, and how."""
     headers = {
         "x-mae-model": header_value(info.model_id),
@@ -111,10 +113,10 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _content(
+def embeddings_content(
     info: EngineInfo, plan: EmbeddingPlan, typed: TypedVectors, skipped: dict[int, ServiceError] | None
 ) -> dict[str, Any]:
-    """The response as JSON: `Embeddings`."""
+    """The response as JSON: `Embeddings`. Other protocols take its `embeddings` and `errors` for their own answers."""
     parameters, numbers = plan.parameters, typed.numbers
     vectors = numbers if parameters.encoding == "float" else [base64_numbers(image) for image in numbers]
     content: dict[str, Any] = {

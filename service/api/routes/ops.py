@@ -37,6 +37,14 @@ async def livez(request: Request) -> Response:
     responses={503: {"model": Readiness, "description": "The service loads or drains, or the engine is lost."}},
 )
 @router.get("/v2/health/ready", include_in_schema=False)
+@router.get(
+    "/ping",
+    summary="Tell SageMaker whether requests are accepted",
+    tags=["platforms"],
+    response_model=Readiness,
+    response_description="Requests are accepted.",
+    responses={503: {"model": Readiness, "description": "The service loads or drains, or the engine is lost."}},
+)
 async def readyz(request: Request) -> Response:
     """200 while the service accepts requests: after loading and the parity check, and before the drain."""
     service = service_of(request)

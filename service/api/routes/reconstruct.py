@@ -59,9 +59,14 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     if body.mask is not None:
         plan = choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count)
 
+    cache_key = None
+    if plan.seed is None or parameters.seed is not None:  # no seed was drawn: the same request gets the same answer
+        masks = parameters.model_dump_json(include={"mask_ratio", "strategy", "seed", "patches", "draws"})
+        cache_key = context.cache_key(masks.encode(), body.mask or b"")
+
     async def work() -> tuple[bytes, list[Reconstruction]]:
         by_image = await pipeline.reconstruct_passes(
-            body.images, plan.choose_passes, plan.draws, timings, context.deadline, skipped
+            body.images, plan.choose_passes, plan.draws, timings, context.deadline, skipped, cache_key
         )
         context.record.images = len(by_image)
 

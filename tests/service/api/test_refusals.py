@@ -21,7 +21,7 @@ from model.engines.base import ServedModel
 from service import errors
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import inference_routes
-from service.api.routes import anomaly, classify, embed, explain, reconstruct
+from service.api.routes import anomaly, classify, embed, explain, reconstruct, sagemaker
 from service.error_formats import error_format
 from service.errors import (
     ClientGone,
@@ -73,6 +73,7 @@ LACKS = (
     Lack("/embed", "keep=0.01", (422, "invalid_parameter", {"parameter": "keep"})),
     Lack("/embed", "patches=4", (422, "invalid_parameter", {"parameter": "patches"})),
     Lack("/embed", "dimensions=4", (422, "invalid_parameter", {"parameter": "dimensions"})),
+    Lack("/invocations", "pool=cls", (422, "invalid_parameter", {"parameter": "pool"})),
     Lack("/classify", "", (404, "no_head", {})),
     Lack("/reconstruct", "", (404, "no_decoder", {})),
     Lack("/explain", "target=class", (404, "no_head", {})),
@@ -163,14 +164,14 @@ def require_refusal(response: httpx.Response, lack: Lack, faults: tuple[str, ...
 
 def combinations(route: str) -> list[tuple[str, ...]]:
     """Each fault alone, every pair, and each fault with all that come after it."""
-    possible = [fault for fault in ORDER if fault != "mask" or route in ("/embed", "/reconstruct")]
+    possible = [fault for fault in ORDER if fault != "mask" or route in ("/embed", "/invocations", "/reconstruct")]
     pairs = itertools.combinations(possible, 2)
     return [*((fault,) for fault in possible), *pairs, *(tuple(possible[n:]) for n in range(len(possible)))]
 
 
 def test_every_route_with_the_three_bodies_is_in_the_table() -> None:
     """The routes of other protocols have bodies, and an order within these, of their own."""
-    own = (embed.router, classify.router, reconstruct.router, explain.router, anomaly.router)
+    own = (embed.router, classify.router, reconstruct.router, explain.router, anomaly.router, sagemaker.router)
     assert {route.path for route in inference_routes(own)} == {lack.route for lack in LACKS}
 
 
