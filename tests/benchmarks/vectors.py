@@ -117,7 +117,9 @@ def finish(served: ServedModel, parameters: EmbedParameters, vectors: Floats) ->
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table in Markdown, and an empty line."""
-    for row in (head, ["---"] * len(head), *rows):
+    print(f"| {' | '.join(head)} |")
+    print("|---" * len(head) + "|")
+    for row in rows:
         print(f"| {' | '.join(row)} |")
     print()
 
