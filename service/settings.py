@@ -32,7 +32,19 @@ PLATFORM_VARIABLES: dict[str, tuple[str, ...]] = {
 The first one that is set counts. docker/healthcheck.py has the same rule for the port."""
 OWN_SEGMENTS = frozenset(
     {
-        *("anomaly", "classify", "docs", "embed", "embeddings", "explain", "info", "invocations", "livez", "metrics"),
+        *(
+            "anomaly",
+            "classify",
+            "docs",
+            "embed",
+            "embeddings",
+            "explain",
+            "favicon.ico",
+            "info",
+            "invocations",
+            "livez",
+            "metrics",
+        ),
         *("models", "openapi.json", "page", "ping", "readyz", "reconstruct", "search", "static-offline-docs"),
         *("v1", "v2"),
     }

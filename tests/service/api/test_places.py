@@ -113,6 +113,13 @@ def test_everything_works_behind_a_proxy_with_a_prefix(port: int, strips: bool) 
             for address in addresses:
                 assert address.startswith(base + "/")
                 assert client.get(address).status_code == 200, address
+        page = client.get(base, headers={"accept": "text/html"}, follow_redirects=not strips)
+        if strips:  # the proxy has sent "/" for the prefix alone, so only the address with a slash can work
+            page = client.get(base + "/", headers={"accept": "text/html"})
+        links = re.findall(r"""(?:href|src)="([^"#:]+)\"""", page.text)
+        assert page.status_code == 200 and links
+        for link in links:
+            assert client.get(urljoin(str(page.url), link)).status_code == 200, link
         description = client.get(base + "/openapi.json").json()
         [server] = description["servers"]
         api = urljoin(base + "/openapi.json", server["url"])
