@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
@@ -22,19 +24,24 @@ from service.lifecycle.state import ServiceState, State
 from service.metrics import Metrics
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracer
+
 
 class Service(ABC):
     """The service as the routes see it. `LocalService` has the engine in its own process, a `WorkerService` has not."""
 
-    def __init__(self, settings: Settings, budgets: Budgets) -> None:
+    def __init__(self, settings: Settings, budgets: Budgets, tracer: Tracer | None) -> None:
         """Takes no work yet.
 
         Args:
             settings: of the service.
             budgets: the amounts that all requests share, in this process or in all workers.
+            tracer: records the requests; None: they are not traced.
         """
         self.settings = settings
         self.budgets = budgets
+        self.tracer = tracer
         self.metrics = Metrics()
         self.interrupts: set[Callable[[], object]] = set()
         """Called once, when the process is to end: each wakes a request that still waits for something."""
@@ -105,6 +112,10 @@ class Service(ABC):
             return None
         return ResultCache(self.settings.cache_bytes, self.budgets.cache, self.budgets.images, self.metrics)
 
+    async def _close_tracer(self) -> None:
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
+
     @abstractmethod
     def start(self) -> None:
         """Begins to load the engine or to wait for it; probes are answered meanwhile. Call this on the event loop."""
@@ -121,17 +132,17 @@ class Service(ABC):
 class LocalService(Service):
     """The service in a single process, which has the engine itself."""
 
-    def __init__(self, settings: Settings, build_engine: BuildEngine = build) -> None:
-        """Nothing is loaded yet; `build_engine` builds the engine after `start`."""
+    def __init__(self, settings: Settings, build_engine: BuildEngine = build, tracer: Tracer | None = None) -> None:
+        """Nothing is loaded yet; `build_engine` builds the engine after `start`. `close` closes the tracer."""
         budgets = Budgets(
             bodies=LocalBudget(settings.max_inflight_bytes),
             requests=LocalBudget(),
             images=LocalBudget(settings.queue_images * IMAGE),
             decodes=LocalBudget(settings.max_decode_bytes),
         )
-        super().__init__(settings, budgets)
+        super().__init__(settings, budgets, tracer)
         self._lifecycle = EngineLifecycle(
-            settings, build_engine, self._state, self.metrics, budgets, budgets.images, self._open
+            settings, build_engine, self._state, self.metrics, budgets, budgets.images, self._open, tracer
         )
 
     def start(self) -> None:
@@ -152,6 +163,7 @@ class LocalService(Service):
         if self._pipeline is not None:
             self._pipeline.close()
         self.metrics.close()
+        await self._close_tracer()
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         s = self.settings

@@ -18,7 +18,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
-    ("service.metrics", "service.listener", "service.http_protocol"),  # also: where and how connections are taken
+    ("service.metrics", "service.tracing"),  # what operators see of requests
+    ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.lifecycle",),  # loading, ready, draining, lost
     ("service.service",),  # what the routes see of all that

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import BodyTooLarge, MemoryFull, RequestStalled
 from service.inference.pipeline import Timings
 from service.service import Service
+from service.tracing.traceparent import parse_traceparent
 
 log = logging.getLogger("service.access")
 REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -47,12 +48,14 @@ class RequestRecord:
     """Status of the response; 499 until it has begun, for a client that closes the connection before."""
     error: str = ""
     """The code of the error that the response reports; empty if there is none."""
+    traceparent: str = ""
+    """The request's own `traceparent` if it is valid, or that of its span where requests are traced."""
     timing: str = ""
     """The Server-Timing header that was sent."""
 
     def server_timing(self) -> str:
         """The Server-Timing header: milliseconds of each stage that the request has passed, and in total."""
-        seconds_by_stage = {"read": self.read, **vars(self.timings), "total": time.monotonic() - self.started}
+        seconds_by_stage = {"read": self.read, **self.timings.seconds(), "total": time.monotonic() - self.started}
         return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in seconds_by_stage.items() if seconds)
 
 
@@ -93,12 +96,16 @@ class ObservabilityMiddleware:
         if not REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         record = RequestRecord(request_id, self._match(scope))
+        record.traceparent = parse_traceparent(headers.get("traceparent", ""))
+        if record.endpoint and (tracer := self._service.tracer) is not None:
+            trace = record.timings.trace = tracer.start_request(scope, record.endpoint, record.id)
+            record.traceparent = trace.traceparent
         scope.setdefault("state", {})["record"] = record
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                added = {"x-request-id": record.id, "traceparent": headers.get("traceparent")}
+                added = {"x-request-id": record.id, "traceparent": record.traceparent}
                 if record.endpoint:
                     added["server-timing"] = record.timing = record.server_timing()
                 pairs = [(name.encode(), value.encode("latin-1")) for name, value in added.items() if value]
@@ -121,7 +128,7 @@ class ObservabilityMiddleware:
         finally:
             if is_counted:
                 self._service.budgets.requests.give(1)
-            self._observe(scope, record, headers)
+            self._observe(scope, record)
 
     def _match(self, scope: Scope) -> str:
         """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope.
@@ -142,7 +149,7 @@ class ObservabilityMiddleware:
                 return route.path_format
         return ""
 
-    def _observe(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:
+    def _observe(self, scope: Scope, record: RequestRecord) -> None:
         """Counts an answered request, and logs it."""
         seconds, metrics = time.monotonic() - record.started, self._service.metrics
         metrics.requests.labels(record.endpoint, str(record.status)).inc()
@@ -165,11 +172,13 @@ class ObservabilityMiddleware:
                 "ms": round(1000 * seconds, 1),
                 "timing": record.timing or record.server_timing(),
                 "request_id": record.id,
-                "traceparent": headers.get("traceparent", ""),
+                "traceparent": record.traceparent,
                 "client": (scope.get("client") or [""])[0],
             }
             present = {name: value for name, value in fields.items() if value or name == "ms"}
             log.info("request", extra={"fields": present})
+        if (trace := record.timings.trace) is not None:
+            trace.end(record.status, record.error, record.images)
 
 
 class RequestLineMiddleware:

@@ -96,8 +96,9 @@ class RequestContext:
         encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", ""):
             raise UnsupportedType(f"the body has the Content-Encoding {encoding}: send it as it is", encoding=encoding)
-        async with _BodyTimeout(self._service, self.deadline) as timeout:
-            content = await read(self._receive_chunks(timeout))
+        with self.record.timings.record_span("read"):
+            async with _BodyTimeout(self._service, self.deadline) as timeout:
+                content = await read(self._receive_chunks(timeout))
         self.record.read = time.monotonic() - start
         return content
 

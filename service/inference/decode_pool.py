@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import TypeVar
 
@@ -23,6 +24,10 @@ PrepareImage = Callable[[Image, int, int], Sequence[Pass]]
 """Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
 
 Returns its passes: as many as every image of the request has."""
+
+
+def _no_span(stage: str, **attributes: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class DecodePool:
@@ -50,6 +55,7 @@ class DecodePool:
         images: Sequence[Image],
         prepare: PrepareImage,
         on_decoded: Callable[[float], None],
+        record_span: Callable[..., AbstractContextManager[None]] = _no_span,
     ) -> None:
         """Decodes and queues the images of a request, at most as many at once as the pool has threads.
 
@@ -61,6 +67,7 @@ class DecodePool:
             images: encoded images, or what was cut into patches already.
             prepare: decodes an image.
             on_decoded: called with the seconds that each image took.
+            record_span: that of `Timings`.
 
         Raises:
             ServiceError: an image is refused.
@@ -69,11 +76,11 @@ class DecodePool:
             [index for index in range(len(images)) if not (pending.is_skipped(index) or pending.is_known(index))]
         )
         if len(images) == 1:
-            await self._queue_next(indexes, request, pending, images, prepare, on_decoded)
+            await self._queue_next(indexes, request, pending, images, prepare, on_decoded, record_span)
             return
         # The tasks share one iterator: each takes the next image when it has queued the one before.
         tasks = [
-            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, on_decoded))
+            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, on_decoded, record_span))
             for _ in range(min(len(images), self._threads))
         ]
         try:
@@ -90,11 +97,13 @@ class DecodePool:
         images: Sequence[Image],
         prepare: PrepareImage,
         on_decoded: Callable[[float], None],
+        record_span: Callable[..., AbstractContextManager[None]],
     ) -> None:
         for index in indexes:
             start = monotonic()
             try:
-                prepared = await self._prepare(prepare, images[index], index)
+                with record_span("decode", image=index):
+                    prepared = await self._prepare(prepare, images[index], index)
             except ServiceError as error:
                 if not pending.can_skip(error):
                     raise

@@ -6,9 +6,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,11 @@ from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.parameters import Pool
 
+if TYPE_CHECKING:
+    from service.tracing.spans import RequestTrace
+
 T = TypeVar("T")
+_NO_SPAN = nullcontext()
 
 
 @dataclass
@@ -41,6 +45,21 @@ class Timings:
     queue: float = 0.0
     infer: float = 0.0
     render: float = 0.0
+    trace: RequestTrace | None = None
+    """Records the stages as spans; None where requests are not traced."""
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each stage, by its name."""
+        return {"decode": self.decode, "queue": self.queue, "infer": self.infer, "render": self.render}
+
+    def record_span(self, stage: str, **attributes: int) -> AbstractContextManager[None]:
+        """A context whose time is recorded as a span, where requests are traced."""
+        return _NO_SPAN if self.trace is None else self.trace.stage(stage, **attributes)
+
+    @property
+    def traceparent(self) -> str:
+        """Names the request's span for spans of its batches; empty if the request is not sampled."""
+        return "" if self.trace is None else self.trace.sampled_traceparent
 
 
 class Pipeline:
@@ -178,8 +197,15 @@ class Pipeline:
             return _pooled([result for index in sorted(known) for result in known[index]], plan.pool), plan
         if len(plan.shares) > 1:
             known = {}  # all images of an answer have the same patches, which the load decides
-        with self._admit(plan.operation, len(images), deadline, skipped, shares=plan.shares, known=known) as admitted:
-            request, pending = admitted
+        with self._admit(
+            plan.operation,
+            len(images),
+            deadline,
+            skipped,
+            shares=plan.shares,
+            known=known,
+            traceparent=timings.traceparent,
+        ) as (request, pending):
             is_degraded = request.share < 1
             done = plan.degrade(request.share, config.grid) if is_degraded else plan
 
@@ -192,7 +218,9 @@ class Pipeline:
                     done = done.encode_inside(self.image_decoder.read_mask(done.mask, decoded).tolist(), "mask")
                 return [(_select(decoded.patches, done.visible_indices), done.visible_indices)]
 
-            await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
+            await self._pool.queue_images(
+                request, pending, images, prepare, self._decode_timer(timings), timings.record_span
+            )
             results = await self._wait(pending, timings)
         self._offer(sampled)
         if is_degraded:
@@ -353,10 +381,15 @@ class Pipeline:
             return [(decoded[index], everything)]
 
         with (
-            self._admit("embed", len(images), deadline) as (whole, whole_pending),
-            self._admit("embed", 1, deadline, passes=len(subsets)) as (request, pending),
+            self._admit("embed", len(images), deadline, traceparent=timings.traceparent) as (whole, whole_pending),
+            self._admit("embed", 1, deadline, passes=len(subsets), traceparent=timings.traceparent) as (
+                request,
+                pending,
+            ),
         ):
-            await self._pool.queue_images(whole, whole_pending, images, prepare, self._decode_timer(timings))
+            await self._pool.queue_images(
+                whole, whole_pending, images, prepare, self._decode_timer(timings), timings.record_span
+            )
             patches = decoded[0]
             gathered = await self.run_in_pool(lambda: [patches[visible_indices] for visible_indices in subsets])
             for number, visible_indices in enumerate(subsets):
@@ -369,7 +402,8 @@ class Pipeline:
     async def render(self, write: Callable[[], T], timings: Timings) -> T:
         """Runs `write`, which computes or writes the answer, in the pool, and measures its time."""
         start = time.monotonic()
-        result = await self.run_in_pool(write)
+        with timings.record_span("render"):
+            result = await self.run_in_pool(write)
         seconds = time.monotonic() - start
         timings.render += seconds
         self._metrics.stage_duration.labels("render").observe(seconds)
@@ -431,8 +465,11 @@ class Pipeline:
     ) -> list[Result]:
         if known and len(known) == len(_answered(images, skipped)):
             return [result for index in sorted(known) for result in known[index]]
-        with self._admit(operation, len(images), deadline, skipped, passes, known=known) as (request, pending):
-            await self._pool.queue_images(request, pending, images, prepare, self._decode_timer(timings))
+        with self._admit(
+            operation, len(images), deadline, skipped, passes, known=known, traceparent=timings.traceparent
+        ) as (request, pending):
+            decode_timer = self._decode_timer(timings)
+            await self._pool.queue_images(request, pending, images, prepare, decode_timer, timings.record_span)
             results = await self._wait(pending, timings)
         self._offer(sampled)
         return results
@@ -471,11 +508,12 @@ class Pipeline:
         passes: int = 1,
         shares: Sequence[float] = WHOLE,
         known: Mapping[int, Sequence[Result]] | None = None,
+        traceparent: str = "",
     ) -> Iterator[tuple[QueuedRequest, PendingResults]]:
         """Admits a request for `count` images less those that are known, and releases it in the end."""
         pending = PendingResults(count, skipped, passes, known)
         computed = count - len(known or ())
-        request = self.scheduler.admit(operation, computed * passes, deadline, pending, passes, shares)
+        request = self.scheduler.admit(operation, computed * passes, deadline, pending, passes, shares, traceparent)
         try:
             yield request, pending
         finally:

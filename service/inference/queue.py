@@ -78,6 +78,8 @@ class QueuedRequest:
     """Passes of each image: pass p of image i has the index i * passes + p."""
     share: float = 1.0
     """The share of an image that each of its images counts as in the queue."""
+    traceparent: str = ""
+    """Names the request's span in traces; empty if the request is not traced."""
     unbatched: int = field(init=False)
     """Number of its passes that hold room in the queue: neither in a batch nor dropped."""
     key: BatchKey | None = None

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from model.arrays import Bytes, Indices
 from model.engines.base import Engine
@@ -23,6 +23,10 @@ from service.inference.executor import BatchExecutor
 from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
 from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
 from service.metrics import Metrics
+from service.tracing.images import TracedImage, error_name
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracer
 
 log = logging.getLogger(__name__)
 LAST_BATCH_S = 5.0
@@ -40,6 +44,7 @@ class Scheduler(Protocol):
         sink: ResultSink,
         passes: int = 1,
         shares: Sequence[float] = WHOLE,
+        traceparent: str = "",
     ) -> QueuedRequest:
         """Reserves room for `count` images, before they are decoded.
 
@@ -53,6 +58,7 @@ class Scheduler(Protocol):
             passes: number of passes of each image.
             shares: the shares of an image that each image may count as, the largest first. The request gets one of
                 them, by `reserve_images`; the caller must encode no more of its images than that.
+            traceparent: names the request's span in traces; empty if the request is not traced.
 
         Raises:
             TooManyImages: the queue can never hold so many.
@@ -101,6 +107,7 @@ class BatchScheduler:
         max_delay_s: float = 0.0,
         on_lost: Callable[[str], None] = log.critical,
         drift: DriftMonitor | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """No lane runs yet.
 
@@ -111,6 +118,7 @@ class BatchScheduler:
             max_delay_s: time that a free lane waits for a batch to fill, counted from its oldest image.
             on_lost: called on the event loop with the reason when the engine has failed for good.
             drift: measures the images of `sample`; None drops them.
+            tracer: records the batches; None: they are not traced.
         """
         self.engine = engine
         self.lost: str | None = None
@@ -121,6 +129,7 @@ class BatchScheduler:
         self._infer_duration = metrics.stage_duration.labels("infer")
         self._on_lost = on_lost
         self._drift = drift
+        self._tracer = tracer
         self._measuring = False
         """Whether a lane measures drift; at most one does, so that another one is free for requests."""
         self._changed = threading.Condition()
@@ -155,6 +164,7 @@ class BatchScheduler:
         sink: ResultSink,
         passes: int = 1,
         shares: Sequence[float] = WHOLE,
+        traceparent: str = "",
     ) -> QueuedRequest:
         """See `Scheduler.admit`."""
         require_possible(self._images, count, passes)
@@ -162,7 +172,7 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             share = reserve_images(self._images, count, shares)
-            request = QueuedRequest(operation, count, deadline, sink, passes, share)
+            request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
             self._requests.add(request)
         return request
 
@@ -187,6 +197,7 @@ class BatchScheduler:
             if request.unbatched:
                 if entries := self._queue.remove(request):
                     request.sink.on_dropped(entries)
+                    self._trace_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
 
@@ -233,12 +244,17 @@ class BatchScheduler:
                 if isinstance(batch, Sample):
                     self._measure_drift(lane, batch)
                     continue
+                taken_at = time.monotonic()
                 try:
                     results, seconds = executor.run(batch[0].request.operation, batch)
+                except BaseException as error:
+                    self._trace_batch(lane, batch, taken_at, [error] * len(batch))
+                    raise
                 finally:
                     with self._changed:
                         self._busy -= 1
                 self._deliver(batch, results, seconds)
+                self._trace_batch(lane, batch, taken_at, results)
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
@@ -269,6 +285,7 @@ class BatchScheduler:
                 for entry in batch.expired:
                     entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
+                self._trace_dropped(batch.expired)
                 if batch.entries:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
@@ -297,6 +314,22 @@ class BatchScheduler:
             self._queue_duration.observe(queue_s)
             self._infer_duration.observe(infer_s)
         self._call_on_loop(partial(_send_results, batch, results, waits, infer_s))
+
+    def _trace_batch(
+        self, lane: int, batch: Sequence[QueueEntry], taken_at: float, outcomes: Sequence[Result | BaseException]
+    ) -> None:
+        """Records the spans of a batch that has ended, with a result or an error for each image."""
+        if self._tracer is not None:
+            images = [
+                TracedImage(entry.request.traceparent, entry.queued_at, error_name(outcome))
+                for entry, outcome in zip(batch, outcomes, strict=True)
+            ]
+            self._tracer.record_batch(batch[0].request.operation, lane, images, taken_at)
+
+    def _trace_dropped(self, entries: Sequence[QueueEntry]) -> None:
+        """Records the wait of images that enter no batch."""
+        if self._tracer is not None and entries:
+            self._tracer.record_dropped([TracedImage(entry.request.traceparent, entry.queued_at) for entry in entries])
 
     def _lose(self, reason: str) -> None:
         """Fails all admitted requests, and refuses all requests to come."""

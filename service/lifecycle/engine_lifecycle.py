@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
 from model.engines.base import ServedModel
@@ -19,6 +20,9 @@ from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState
 from service.metrics import Metrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracer
 
 log = logging.getLogger(__name__)
 # How long probes can read the reason why the engine is lost before the process ends.
@@ -40,6 +44,7 @@ class EngineLifecycle:
         budgets: Budgets,
         queue: Budget,
         on_open: Callable[[BatchScheduler, Heads], None],
+        tracer: Tracer | None = None,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -52,6 +57,7 @@ class EngineLifecycle:
             queue: budget of the images in the scheduler's queue.
             on_open: called with the started scheduler and the model's heads, before the state is "ready". The creator
                 of this object stops the scheduler in the end.
+            tracer: records the batches; None: they are not traced.
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
@@ -63,6 +69,7 @@ class EngineLifecycle:
         self._requests = budgets.requests
         self._queue = queue
         self._on_open = on_open
+        self._tracer = tracer
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
         self._loader = EngineLoader(settings.engine, build_engine, state.report, self._open, state.fail)
@@ -95,7 +102,13 @@ class EngineLifecycle:
         info, s = served.info, self._settings
         drift = DriftMonitor(served.engine, served.heads, self._metrics) if s.drift_sample else None
         scheduler = BatchScheduler(
-            served.engine, self._metrics, self._queue, s.max_delay_ms / 1000, self._on_engine_lost, drift=drift
+            served.engine,
+            self._metrics,
+            self._queue,
+            s.max_delay_ms / 1000,
+            self._on_engine_lost,
+            drift=drift,
+            tracer=self._tracer,
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads

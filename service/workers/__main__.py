@@ -20,6 +20,7 @@ def main() -> None:
     from service.api.app import create_app
     from service.logs import configure_logging
     from service.settings import Settings
+    from service.tracing.configuration import load_tracer
     from service.workers.acceptor import serve_as_worker
     from service.workers.channel import receive_first
     from service.workers.shared_counters import SharedCounters
@@ -32,7 +33,7 @@ def main() -> None:
         sys.exit(1)
     configure_logging(settings.log_format)
     counters = SharedCounters(counters_fd, workers)
-    service = WorkerService(settings, channel, counters, worker_index, slots_fd)
+    service = WorkerService(settings, channel, counters, worker_index, slots_fd, load_tracer())
     serve_as_worker(create_app(service=service), socket.socket(fileno=listener_fd), counters, worker_index)
 
 

@@ -18,6 +18,7 @@ from service.listener import listen
 from service.metrics import Metrics
 from service.server import SIGNALS, leave
 from service.settings import Settings
+from service.tracing.configuration import load_tracer
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
 from service.workers.metrics_merge import CounterAggregator, exposition, unpack_counters
 from service.workers.shared_counters import SharedCounters, shared_budgets
@@ -38,12 +39,13 @@ class EngineProcess:
         """Listens, but loads no engine and starts no worker yet. Call this on the event loop.
 
         Raises:
-            InvalidSettings: nobody can listen on HOST and PORT.
+            InvalidSettings: nobody can listen on HOST and PORT, or a variable OTEL_… is wrong.
         """
         [self._listener] = listen(settings.host, settings.port, first_only=True)
         self._settings = settings
         self._counters = SharedCounters.create(settings.http_workers)
         self._metrics = Metrics()
+        self._tracer = load_tracer()
         self._aggregator = CounterAggregator()
         self._numbers = itertools.count(1)
         self._pulls: dict[int, asyncio.Future[None]] = {}
@@ -61,6 +63,7 @@ class EngineProcess:
             shared_budgets(settings, self._counters, 0),
             LocalBudget(),  # no limit: the workers enforce QUEUE_IMAGES before they send an image
             self._on_open,
+            self._tracer,
         )
         self._supervisor = WorkerSupervisor(
             self._counters, self._listener, settings.model_dump_json().encode(), listener=self
@@ -80,6 +83,8 @@ class EngineProcess:
         self._lifecycle.close()
         if self._lifecycle.scheduler is not None:
             self._lifecycle.scheduler.stop()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         self._metrics.close()
         self._counters.close()
         return self._state.exit_code or 0
@@ -158,7 +163,7 @@ def serve_with_workers(settings: Settings, build_engine: BuildEngine) -> int:
     """Serves until the end; returns the exit code.
 
     Raises:
-        InvalidSettings: nobody can listen on HOST and PORT.
+        InvalidSettings: nobody can listen on HOST and PORT, or a variable OTEL_… is wrong.
     """
 
     async def run() -> int:

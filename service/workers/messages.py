@@ -45,7 +45,8 @@ class Kind(IntEnum):
     STATE = 4
     """To a worker: the state of the service. Content of `pack_state`."""
     PUT = 5
-    """From a worker: an image waits in a slot, which now belongs to the engine process. PUT."""
+    """From a worker: an image waits in a slot, which now belongs to the engine process. PUT, then the `traceparent` of
+    the request's span in ASCII, if the request is traced."""
     DONE = 6
     """To a worker: the image's result is in the slot, which now belongs to the worker. DONE."""
     RELEASED = 7

@@ -73,11 +73,12 @@ class SchedulerClient:
         sink: ResultSink,
         passes: int = 1,
         shares: Sequence[float] = WHOLE,
+        traceparent: str = "",
     ) -> QueuedRequest:
         """See `Scheduler.admit`. The room is that of the whole service, and no message is needed to reserve it."""
         require_possible(self._images, count, passes)
         share = reserve_images(self._images, count, shares)
-        request = QueuedRequest(operation, count, deadline, sink, passes, share)
+        request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
         number = next(self._numbers) & 0xFFFFFFFF
         self._progress[request], self._requests[number] = _Progress(number), request
         return request
@@ -164,4 +165,4 @@ class SchedulerClient:
             operation = OPERATIONS.index(request.operation)
             counts = request.count, request.passes, visible, request.room(1)
             message = (progress.number, slot, entry.index, *counts, operation, request.deadline)
-            self._channel.send(Kind.PUT, PUT.pack(*message))
+            self._channel.send(Kind.PUT, PUT.pack(*message) + request.traceparent.encode("ascii"))

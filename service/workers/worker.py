@@ -7,6 +7,7 @@ import itertools
 import logging
 import socket
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
@@ -21,6 +22,9 @@ from service.workers.metrics_merge import pack_counters
 from service.workers.scheduler_client import SchedulerClient
 from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import SharedCounters, shared_budgets
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracer
 
 log = logging.getLogger(__name__)
 # How often a worker sends its counters: a worker that is killed loses the counts since then. A scrape asks for them.
@@ -52,7 +56,13 @@ class WorkerService(Service):
     """The service in a worker. The engine process tells it its state and its engine."""
 
     def __init__(
-        self, settings: Settings, channel: socket.socket, counters: SharedCounters, worker_index: int, slots_fd: int
+        self,
+        settings: Settings,
+        channel: socket.socket,
+        counters: SharedCounters,
+        worker_index: int,
+        slots_fd: int,
+        tracer: Tracer | None = None,
     ) -> None:
         """Not connected yet.
 
@@ -62,8 +72,9 @@ class WorkerService(Service):
             counters: of all workers.
             worker_index: says which of the cells are this worker's.
             slots_fd: the memory that this worker shares with the engine process.
+            tracer: records the requests; None: they are not traced.
         """
-        super().__init__(settings, shared_budgets(settings, counters, worker_index))
+        super().__init__(settings, shared_budgets(settings, counters, worker_index), tracer)
         self._channel = channel
         self._slots_fd = slots_fd
         self._scheduler: SchedulerClient | None = None
@@ -126,6 +137,7 @@ class WorkerService(Service):
         if self._pipeline is not None:
             self._pipeline.close()
         self.metrics.close()
+        await self._close_tracer()
         self._push_if_changed()
         await asyncio.sleep(0)  # the channel writes at the end of a turn
         self._connection.close()

@@ -116,7 +116,7 @@ class WorkerConnection(Channel):
         """Handles HELLO and the messages about images, and hands the others on."""
         self.messages += 1
         if kind is Kind.PUT:
-            self._put(*PUT.unpack(content))
+            self._put(str(content[PUT.size :], "ascii"), *PUT.unpack_from(content))
         elif kind is Kind.CANCEL:
             if sink := self._sinks.get(*NUMBER.unpack(content)):
                 self.end(sink)
@@ -135,6 +135,7 @@ class WorkerConnection(Channel):
 
     def _put(
         self,
+        traceparent: str,
         number: int,
         slot: int,
         index: int,
@@ -151,7 +152,9 @@ class WorkerConnection(Channel):
             if sink is None:
                 sink = ChannelSink(self, number, OPERATIONS[operation], count)
                 shares = (room / IMAGE,)
-                sink.request = self._scheduler.admit(OPERATIONS[operation], count, deadline, sink, passes, shares)
+                sink.request = self._scheduler.admit(
+                    OPERATIONS[operation], count, deadline, sink, passes, shares, traceparent
+                )
                 self._sinks[number] = sink
             sink.slots[index] = slot  # before a lane can have the image
             self._scheduler.put(sink.request, index, *self.slots.image(slot, OPERATIONS[operation], visible))

@@ -22,7 +22,7 @@ def count_success(metrics: Metrics, model: str, images: int, timings: Timings, s
     """Counts a request that was answered after `seconds`."""
     metrics.open_inference_requests.labels(model, "success").inc()
     metrics.open_inference_images.labels(model).inc(images)
-    for stage, value in {"total": seconds, **vars(timings)}.items():
+    for stage, value in {"total": seconds, **timings.seconds()}.items():
         if stage in STAGES.values():
             metrics.open_inference_seconds.labels(model, stage).inc(value)
 

@@ -68,6 +68,7 @@ class TestTensorRT:
         assert "neither torch-tensorrt nor torch-tensorrt-rtx" in rows(on_gpu)["TensorRT"]["note"]
         assert on_gpu.report.failures() == []
 
+    @pytest.mark.slow
     def test_its_refusal_is_told_in_its_own_words(self, on_gpu: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
 

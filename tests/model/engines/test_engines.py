@@ -46,6 +46,7 @@ def call(engine: Engine, operation: str, patches: np.ndarray, visible_indices: n
     return (getattr(engine, operation)(lane, gather_visible(patches, visible_indices), visible_indices),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visible", [1, 7, 49, 196])
 @pytest.mark.parametrize("operation", ["embed", "tokens", "reconstruct"])
 def test_an_image_gets_the_same_bits_alone_and_in_any_batch(

@@ -34,6 +34,7 @@ def call(engine: Engine, operation: str, patches: np.ndarray, visible_indices: n
     return (getattr(engine, operation)(0, gather_visible(patches, visible_indices), visible_indices),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visible", [5, 49])
 def test_an_image_gets_the_same_bits_alone_and_in_any_batch(
     resnet_engine: Engine, crowd: np.ndarray, visible: int

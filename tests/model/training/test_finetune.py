@@ -253,6 +253,7 @@ def test_the_classes_are_told_before_the_first_step(
     assert said.startswith("mae: 29 images to learn from, 4 held out, of 2 classes: blue, green; 1 step of 16 images")
 
 
+@pytest.mark.slow
 def test_a_run_whose_classes_would_now_differ_does_not_go_on(folder: Path, tmp_path: Path) -> None:
     """An earlier version recorded no classes, and took each innermost folder for one."""
     zoo, run = tmp_path / "zoo", tmp_path / "run"
@@ -278,6 +279,7 @@ def test_a_run_is_not_overwritten_nor_changed(folder: Path, whole: Path, tmp_pat
     assert (whole / "state.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_begun_with_a_presets_name_goes_on(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "preset"
     run_command(folder, "-o", run, *SMALL, "--steps", "1", "--weights", "mae_tiny")

@@ -132,6 +132,7 @@ def test_a_run_goes_on_after_kill_9_as_if_nothing_had_happened(folder: Path, who
     assert all(tensor.equal(others[name]) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_the_loss_on_held_out_images_is_that_of_their_centre_squares(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     choices = (*SMALL[:-1], "0.3", "--steps", "3", "--init", "mae_tiny", "--mask-ratio", "0.5")
@@ -167,6 +168,7 @@ def test_held_out_images_are_few_and_never_all(count: int, share: float, number:
     assert chosen == choose_held_out_images(count, share, seed=3)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_held_nothing_out_goes_on_with_all_images(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "old"
     run_command(folder, "-o", run, *SMALL, "--steps", "1")
@@ -201,6 +203,7 @@ def test_a_finished_run_that_is_resumed_keeps_the_whitening_of_its_weights(whole
     assert weights.read_bytes() == before and load(weights).heads.whitening.keys() == {"mean"}
 
 
+@pytest.mark.slow
 def test_a_run_begun_with_a_relative_folder_goes_on_from_elsewhere(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

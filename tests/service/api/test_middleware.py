@@ -323,6 +323,15 @@ def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     assert "traceparent" not in run(Client(observed(answer), path=path).run()).headers
 
 
+def test_what_is_no_traceparent_is_neither_given_back_nor_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    forged = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 status=200"
+    answered = run(Client(observed(answer), headers={"traceparent": forged}).run())
+    assert "traceparent" not in answered.headers
+    [logged] = [record for record in caplog.records if record.name == "service.access"]
+    assert "traceparent" not in logged.fields  # type: ignore[attr-defined]
+
+
 def test_server_timing_tells_the_stages_that_were_passed() -> None:
     timing = run(Client(observed(answer)).run()).headers["server-timing"]
     stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", part).groups() for part in timing.split(", "))  # type: ignore[union-attr]

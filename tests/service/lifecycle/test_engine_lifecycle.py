@@ -25,7 +25,7 @@ from tests.support.waiting import until
 class StubScheduler:
     """Stands for the scheduler: records what the lifecycle does with it."""
 
-    def __init__(self, engine: Any, *arguments: Any, drift: Any) -> None:
+    def __init__(self, engine: Any, *arguments: Any, drift: Any, tracer: Any) -> None:
         self.engine = engine
         self.lose = arguments[-1]
         self.calls: list[str] = []

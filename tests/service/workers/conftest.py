@@ -60,12 +60,14 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def connected(engine: FakeEngine, slots: int = 8, queue_images: int = 64) -> AsyncIterator[Pair]:
+async def connected(
+    engine: FakeEngine, slots: int = 8, queue_images: int = 64, tracer: Any = None
+) -> AsyncIterator[Pair]:
     """A worker and the engine process, which must have nothing in the queue in the end."""
     counters, fd = SharedCounters.create(1), os.memfd_create("slots")
     engine_end, worker_end = socket.socketpair()
     engine_metrics, worker_metrics = Metrics(), Metrics()
-    scheduler = BatchScheduler(engine, engine_metrics, LocalBudget())
+    scheduler = BatchScheduler(engine, engine_metrics, LocalBudget(), tracer=tracer)
     scheduler.start()
     connection, worker = WorkerConnection(0, counters, fd, lambda connection, kind, content: None), WorkerEnd()
     budget = SharedBudget(counters, 0, Column.ADMITTED, queue_images * IMAGE, Column.RELEASED)

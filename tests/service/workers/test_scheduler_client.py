@@ -225,3 +225,31 @@ def test_an_image_of_which_less_is_encoded_counts_as_less_in_all_processes() -> 
             await pair.until(lambda: pair.budget.used == 0)
 
     run(main())
+
+
+class RecordingTracer:
+    """Records what the engine process's scheduler says of batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def record_batch(self, operation: str, lane: int, images: Any, taken_at: float) -> None:
+        self.batches.append([image.traceparent for image in images])
+
+
+def test_the_trace_of_a_request_crosses_with_its_images() -> None:
+    tracer, traceparent = RecordingTracer(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    async def main() -> None:
+        async with connected(FakeEngine(1), tracer=tracer) as pair:
+            for name in (traceparent, ""):
+                pending = PendingResults(2)
+                request = pair.client.admit("embed", 2, 1e9, pending, traceparent=name)
+                for index in range(2):
+                    pair.client.put(request, index, image(index), ALL_FOUR)
+                await pending.wait()
+                pair.client.release(request)
+            await pair.until(lambda: len(tracer.batches) == 4)
+
+    run(main())
+    assert tracer.batches == [[traceparent], [traceparent], [""], [""]]
