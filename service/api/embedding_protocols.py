@@ -14,14 +14,11 @@ from model.arrays import Floats
 from model.engines.base import EngineInfo
 from service.api.bodies import ImagesBody, join, load_json
 from service.api.request import RequestContext
-from service.api.responses import JSON, header_value, json_bytes, preferred_type
+from service.api.responses import JSON, LARGE, header_value, json_bytes, preferred_type
 from service.errors import MalformedBody, ModelNotFound, UnsupportedType
 from service.inference.embedding import EmbeddingPlan, space_of
 from service.inference.served_name import served_name_of
 from service.parameters import EmbedParameters, Seed, invalid_parameter
-
-# A response of more numbers than this is written in the pool, because it would block the event loop for too long.
-LARGE = 50_000
 
 
 class NoParameters(BaseModel):
