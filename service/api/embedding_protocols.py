@@ -140,7 +140,11 @@ async def embed_images(request: Request, protocol: EmbeddingProtocol[Body]) -> R
         return await pipeline.render(write, timings) if large else write()
 
     content = await context.run_while_client_waits(work())
-    headers = {"x-mae-model": header_value(pipeline.info.model_id), "x-mae-space": space}
+    headers = {
+        "x-mae-model": header_value(pipeline.info.model_id),
+        "x-mae-space": space,
+        "x-mae-keep": f"{plan.keep(pipeline.info.config):.6g}",
+    }
     if plan.seed is not None:
         headers["x-mae-seed"] = str(plan.seed)
     return Response(content, headers=headers, media_type=JSON)
