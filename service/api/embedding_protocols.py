@@ -14,14 +14,11 @@ from model.arrays import Floats
 from model.engines.base import EngineInfo
 from service.api.bodies import ImagesBody, join, load_json
 from service.api.request import RequestContext
-from service.api.responses import JSON, header_value, json_bytes, preferred_type
+from service.api.responses import JSON, LARGE, header_value, json_bytes, preferred_type
 from service.errors import MalformedBody, ModelNotFound, UnsupportedType
 from service.inference.embedding import EmbeddingPlan, space_of
 from service.inference.served_name import served_name_of
 from service.parameters import EmbedParameters, Seed, invalid_parameter
-
-# A response of more numbers than this is written in the pool, because it would block the event loop for too long.
-LARGE = 50_000
 
 
 class NoParameters(BaseModel):
@@ -143,7 +140,11 @@ async def embed_images(request: Request, protocol: EmbeddingProtocol[Body]) -> R
         return await pipeline.render(write, timings) if large else write()
 
     content = await context.run_while_client_waits(work())
-    headers = {"x-mae-model": header_value(pipeline.info.model_id), "x-mae-space": space}
+    headers = {
+        "x-mae-model": header_value(pipeline.info.model_id),
+        "x-mae-space": space,
+        "x-mae-keep": f"{plan.keep(pipeline.info.config):.6g}",
+    }
     if plan.seed is not None:
         headers["x-mae-seed"] = str(plan.seed)
     return Response(content, headers=headers, media_type=JSON)

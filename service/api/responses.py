@@ -21,6 +21,8 @@ from service.errors import NotAcceptable, ServiceError
 
 T = TypeVar("T")
 JSON = "application/json"
+LARGE = 50_000
+"""A response of more numbers than this is written in the pool, because it would block the event loop for too long."""
 SAFE_IN_HEADER = string.punctuation.replace("%", "") + " "
 QVALUE = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
+from service.api.responses import JSON, LARGE, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
 from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.errors import ServiceError
 from service.inference.dtypes import TypedVectors, convert_vectors
@@ -23,8 +23,6 @@ from service.parameters import DType, EmbedParameters
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY, BYTES = "application/x-npy", "application/octet-stream"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-# A response of more numbers than this is written in the pool, because it would block the event loop for too long.
-LARGE = 50_000
 
 
 @router.post(

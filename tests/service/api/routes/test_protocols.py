@@ -103,6 +103,7 @@ def test_an_answer_in_openais_shape(client: TestClient) -> None:
     assert content["usage"] == {"prompt_tokens": 3 * 2, "total_tokens": 3 * 2}, "two of four patches, three images"
     assert content["space"] == response.headers["x-mae-space"] and content["space"].endswith("mean:keep=0.5")
     assert (response.headers["x-mae-seed"], response.headers["x-mae-model"]) == ("7", MODEL)
+    assert response.headers["x-mae-keep"] == "0.5"
     assert "infer;dur=" in response.headers["server-timing"]
 
 
@@ -150,6 +151,19 @@ def test_models(client: TestClient) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
     assert "'org/other'" in response.json()["error"]["message"]
     assert client.get("/v1/models", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_the_served_name_is_one_of_the_names() -> None:
+    app = create_app(Settings(served_name="cats/v1"), lambda settings, progress: ServedModel(Projection(), HEADS))
+    with TestClient(app) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        [model] = client.get("/v1/models").json()["data"]
+        assert model["id"] == "cats/v1@000000000000"
+        for name in ("cats/v1", model["id"], "fake"):
+            assert client.get(f"/v1/models/{name}").json() == model
+            assert post(client, model=name).json()["model"] == model["id"]
+        assert post(client, model="cats").status_code == 404
 
 
 REFUSALS = [
