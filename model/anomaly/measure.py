@@ -48,9 +48,6 @@ def measure_anomalies(
         masks: the faulty pixels of the model's square of each bad image, [S, S]; at least one is faulty.
         threshold: the score above which an image is flagged.
     """
-    # scikit-learn takes a second to import, and only this function needs it.
-    from sklearn.metrics import f1_score, roc_auc_score
-
     scores = np.array([image_score(patches) for patches in (*good, *bad)])
     is_bad = np.arange(len(scores)) >= len(good)
     pixel_auroc = None
@@ -58,15 +55,33 @@ def measure_anomalies(
         side = len(masks[0])
         maps = np.stack([score_map(patches, side) for patches in (*good, *bad)])
         faulty = np.concatenate([np.zeros((len(good), side, side), bool), np.stack(masks)])
-        pixel_auroc = float(roc_auc_score(faulty.ravel(), maps.ravel()))
-    flagged = None if threshold is None else scores > threshold
+        pixel_auroc = auroc(maps, faulty)
+    flagged_good = flagged_bad = f1 = None
+    if threshold is not None:
+        flagged_good, flagged_bad = (int((scores[which] > threshold).sum()) for which in (~is_bad, is_bad))
+        f1 = 2 * flagged_bad / (flagged_bad + flagged_good + len(bad))
     return AnomalyResult(
         good=len(good),
         bad=len(bad),
-        image_auroc=float(roc_auc_score(is_bad, scores)),
+        image_auroc=auroc(scores, is_bad),
         pixel_auroc=pixel_auroc,
         threshold=threshold,
-        flagged_good=None if flagged is None else int(flagged[: len(good)].sum()),
-        flagged_bad=None if flagged is None else int(flagged[len(good) :].sum()),
-        f1=None if flagged is None else float(f1_score(is_bad, flagged, zero_division=0.0)),
+        flagged_good=flagged_good,
+        flagged_bad=flagged_bad,
+        f1=f1,
     )
+
+
+def auroc(scores: Floats, faulty: Flags) -> float:
+    """Area under the ROC curve: the share of pairs of one faulty and one good in which the faulty one scores more.
+
+    A tie counts half. Few are faulty among millions of pixels, so only the good ones are sorted, which takes a tenth of
+    the time of scikit-learn's `roc_auc_score`.
+
+    Args:
+        scores: any shape.
+        faulty: of the same shape, with at least one of each kind.
+    """
+    good = np.sort(scores[~faulty])
+    below, not_above = (np.searchsorted(good, scores[faulty], side=side) for side in ("left", "right"))
+    return float((below + not_above).mean() / (2 * len(good)))

@@ -26,10 +26,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage import data
-from sklearn.metrics import roc_auc_score
 
 from model.anomaly.fit import fit_memory_bank
-from model.anomaly.measure import measure_anomalies
+from model.anomaly.measure import auroc, measure_anomalies
 from model.anomaly.scores import expected_pixels, reconstruction_scores
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.memory_bank import MemoryBank
@@ -193,7 +192,7 @@ def photographs(methods: Methods, folder: Path) -> Iterator[tuple[str, float]]:
     bank = methods.fit([read(engine, paths[number].read_bytes()) for number in order[200:500]])
     for name, score in methods.all(bank).items():
         scores = np.stack([score(image) for image in images])
-        yield name, float(roc_auc_score(np.ravel(inside), scores.ravel()))
+        yield name, auroc(scores, np.stack(inside))
 
 
 def crop(texture: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,9 @@
 """AUROC and F1, beside counts of pairs."""
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from model.anomaly.measure import measure_anomalies
+from model.anomaly.measure import auroc, measure_anomalies
 
 
 def auroc_by_pairs(good: np.ndarray, bad: np.ndarray) -> float:
@@ -21,6 +22,13 @@ def test_images_and_threshold() -> None:
     raw = measure_anomalies(good, bad, None, threshold=None)
     assert (raw.threshold, raw.f1, raw.flagged_good, raw.flagged_bad) == (None, None, None, None)
     assert raw.image_auroc == result.image_auroc
+
+
+def test_auroc_with_ties() -> None:
+    rng = np.random.default_rng(3)
+    scores, faulty = rng.integers(0, 20, (50, 40)).astype(np.float32), rng.uniform(size=(50, 40)) > 0.9
+    assert np.isclose(auroc(scores, faulty), roc_auc_score(faulty.ravel(), scores.ravel()))
+    assert auroc(faulty.astype(np.float32), faulty) == 1 and auroc(-scores * 0, faulty) == 0.5
 
 
 def test_pixels() -> None:
