@@ -24,8 +24,8 @@ from service.gpu_metrics import GPUCollector
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
 CREATED = "_created"
 """The ending of the samples by which prometheus-client tells when a counter began."""
-# Measured by tests/benchmarks/drift.py: losses from 0.02 (paper under a lamp) and 0.06 (microscope) over 0.4 to 0.7
-# (photographs) to 1.7 (noise), and distances from 0.6 (photographs of the fit) to 2.7 (one grey).
+# Measured by tests/benchmarks/drift.py: losses from 0.02 (paper under a lamp) and 0.05 (microscope) over 0.4 to 0.7
+# (photographs) to 1.7 (noise), and distances from 0.6 (photographs of the fit) to 2.6 (noise, one grey).
 LOSSES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 4)
 DISTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 4, 6)
 POWERS_OF_TWO = tuple(2**n for n in range(11))
