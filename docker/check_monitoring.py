@@ -144,6 +144,7 @@ def send_load(url: str, seconds: float) -> Counter[int]:
         ("/embed?pool=tokens", {"content": small, "headers": image}),
         ("/reconstruct?seed=1", {"content": small, "headers": image}),
         ("/reconstruct?mask_ratio=0.5&view=panel", {"content": large, "headers": image}),
+        ("/v2/models/embed/infer", {"content": small, "headers": {"inference-header-content-length": "0"}}),
     ]
     refused: list[tuple[str, dict[str, Any]]] = [
         ("/embed", {"content": b"no image", "headers": image}),
