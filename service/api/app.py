@@ -101,8 +101,8 @@ def create_app(
     described = DescribedAPI(app, bool(service.settings.api_keys), service.settings.root_path)
     app.openapi = described  # type: ignore[method-assign]
     routers = (*routers, vertex_router(service.settings))
-    for router in routers:
-        app.include_router(router)
+    # Without a prefix the routes are used as they are: include_router would make each of them anew for this app.
+    app.router.routes += [route for router in routers for route in router.routes]
     routes = inference_routes(routers)
     app.add_middleware(FastPathMiddleware, routes=routes)
     app.add_middleware(BodyLimitMiddleware, service=service)
