@@ -17,7 +17,7 @@ from service.api.request import RequestContext
 from service.api.responses import JSON, LARGE, header_value, json_bytes, preferred_type
 from service.errors import MalformedBody, ModelNotFound, UnsupportedType
 from service.inference.embedding import EmbeddingPlan, space_of
-from service.inference.served_name import served_name_of
+from service.inference.served_name import names_of
 from service.parameters import EmbedParameters, Seed, invalid_parameter
 
 
@@ -156,8 +156,7 @@ def require_model(name: str | None, info: EngineInfo) -> None:
     Raises:
         ModelNotFound: another model is served.
     """
-    names = (info.model_id, served_name_of(info), info.model, info.config.name)
-    if name and name not in names:
+    if name and name not in names_of(info):
         raise ModelNotFound(f"the model {name!r} is not served here, but {info.model_id}", parameter="model")
 
 

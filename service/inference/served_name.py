@@ -30,3 +30,8 @@ def with_served_name(info: EngineInfo, served_name: str | None) -> EngineInfo:
 def served_name_of(info: EngineInfo) -> str:
     """The name under which clients see the model: SERVED_NAME, otherwise the name that the weights have."""
     return info.served_name if isinstance(info, NamedEngineInfo) else info.model
+
+
+def names_of(info: EngineInfo) -> tuple[str, ...]:
+    """Every name by which a request may ask for the served model: those that answers have, and those of the weights."""
+    return (served_name_of(info), info.model_id, info.model, info.config.name)

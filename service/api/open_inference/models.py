@@ -13,6 +13,7 @@ from typing import Any, Literal
 from model.engines.base import EngineInfo
 from service.errors import ModelNotFound
 from service.inference.pipeline import Pipeline
+from service.inference.served_name import names_of, served_name_of
 
 ModelName = Literal["embed", "tokens", "classify", "reconstruct"]
 VERSION = "1"
@@ -67,7 +68,7 @@ def describe_models(info: EngineInfo) -> Mapping[ModelName, ModelDescription]:
 
 
 def find_model(name: str, version: str, pipeline: Pipeline) -> ModelDescription:
-    """The model that a client calls `name`; the name of the served model means `embed`.
+    """The model that a client calls `name`; every name of the served model means `embed`.
 
     Raises:
         ModelNotFound: there is no such model, or no such version of it.
@@ -77,23 +78,19 @@ def find_model(name: str, version: str, pipeline: Pipeline) -> ModelDescription:
         _ = pipeline.head  # or the error that says how to get one
     if name == "reconstruct":
         pipeline.require_decoder()
-    models = {str(known): model for known, model in describe_models(pipeline.info).items()}
-    models.setdefault(served_name(pipeline.info), models["embed"])
+    described = describe_models(pipeline.info)
+    models: dict[str, ModelDescription] = dict.fromkeys(names_of(pipeline.info), described["embed"])
+    models.update((str(known), model) for known, model in described.items())
     if name not in models:
-        raise ModelNotFound(f"there is no model {name[:100]}: there are {', '.join(models)}")
+        raise ModelNotFound(f"there is no model {name[:100]}: there are {', '.join(all_names(pipeline.info))}")
     if version != VERSION:
         raise ModelNotFound(f"the model {name} has no version {version[:20]}: it has version {VERSION} alone")
     return models[name]
 
 
-def served_name(info: EngineInfo) -> str:
-    """The name of the served model, which stands for `embed`."""
-    return info.model
-
-
 def all_names(info: EngineInfo) -> list[str]:
-    """The names of all models that can be asked, each once."""
-    return list(dict.fromkeys([*describe_models(info), served_name(info)]))
+    """The names of all models that can be asked, each once; the served model has more, for `find_model`."""
+    return list(dict.fromkeys([*describe_models(info), served_name_of(info)]))
 
 
 def metadata(name: str, model: ModelDescription) -> dict[str, Any]:

@@ -297,6 +297,20 @@ def test_the_name_of_a_served_model_may_have_slashes(start: Start) -> None:
         assert arrays(answer)["embedding"][0, 0] == 3
 
 
+def test_the_served_name_is_a_model_and_so_are_the_names_that_answers_have(start: Start) -> None:
+    client = start(FakeEngine(), served_name="cats/v1")
+    index = [entry["name"] for entry in client.post("/v2/repository/index").json()]
+    assert index == ["embed", "tokens", "reconstruct", "cats/v1"]
+    described = client.post("/embed", content=picture(3)).json()["model"]
+    assert described == "cats/v1@000000000000"
+    for name in ("cats/v1", described, "fake"):
+        assert client.get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}
+        answer = infer(client, name, bytes_input([picture(3)]))
+        assert answer.json()["model_name"] == name and arrays(answer)["embedding"][0, 0] == 3
+    refused = client.get("/v2/models/cats")
+    assert refused.status_code == 404 and "embed, tokens, reconstruct, cats/v1" in refused.json()["error"]
+
+
 def test_a_model_without_head_and_decoder(start: Start) -> None:
     encoder: MAEConfig = SMALL.model_copy(update={"decoder_depth": 0})
     client = start(FakeEngine(config=encoder))
