@@ -14,6 +14,7 @@ import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import POOL_INDEX, Head, Heads
+from model.checkpoints.memory_bank import use_one_blas_thread
 from model.engines.base import EngineInfo
 from model.masking import all_indices
 from service.errors import NoDecoder, NoHead, ServiceError
@@ -88,6 +89,8 @@ class Pipeline:
         self._metrics = metrics
         self._drift_sample = drift_sample
         self._cache = cache
+        if heads.memory_bank is not None:
+            use_one_blas_thread()
         self._pool = DecodePool(image_decoder.memory, scheduler, threads)
 
     @property

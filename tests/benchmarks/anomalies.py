@@ -31,7 +31,7 @@ from model.anomaly.fit import fit_memory_bank
 from model.anomaly.measure import auroc, measure_anomalies
 from model.anomaly.scores import expected_pixels, reconstruction_scores
 from model.arrays import Bytes, Floats, Indices
-from model.checkpoints.memory_bank import MemoryBank
+from model.checkpoints.memory_bank import MemoryBank, use_one_blas_thread
 from model.engines.base import Engine
 from model.engines.build import build
 from model.engines.settings import EngineSettings
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("--weights", help="by default the packaged ones")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
+    use_one_blas_thread()  # as the service does
     settings = EngineSettings(weights=options.weights, precision="fp32", lanes=1)
     methods = Methods(build(settings, lambda step: None).engine)
     print(methods.engine.info.model_id, flush=True)

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_info
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads
@@ -105,6 +106,12 @@ def test_features_are_distances_to_the_bank(start: Start) -> None:
         np.testing.assert_allclose(found["patches"], wanted, rtol=1e-6)
         assert found["score"] == max(found["patches"])
     assert [found["flagged"] for found in answer["anomalies"]] == [True, False]  # 10 sqrt(8), and sqrt(8)
+
+
+def test_distances_take_one_thread(start: Start) -> None:
+    start(Mosaic(scores=[1, 2]))
+    threads = [library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"]
+    assert threads and set(threads) == {1}
 
 
 def test_false_alarms_move_the_threshold(start: Start) -> None:
