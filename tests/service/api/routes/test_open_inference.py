@@ -459,6 +459,12 @@ def test_parameters_that_are_none(client: TestClient, model: str, parameters: di
     assert answer.status_code == 422 and message in answer.json()["error"]
 
 
+def test_an_error_does_not_repeat_thousands_of_names(client: TestClient) -> None:
+    inputs = [array_input(f"input{number}", np.zeros((1, 1), np.uint8)) for number in range(5000)]
+    answer = infer(client, "embed", *inputs)
+    assert answer.status_code == 400 and "given are input0" in answer.json()["error"] and len(answer.content) < 500
+
+
 def test_parameters_that_belong_to_the_protocol_change_nothing(client: TestClient) -> None:
     ignored = {"sequence_id": 3, "sequence_start": True, "priority": 1, "triton_enable_empty_final_response": True}
     assert infer(client, "embed", bytes_input([picture(1)]), **ignored).status_code == 200
