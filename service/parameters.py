@@ -165,7 +165,8 @@ class AnomalyParameters(BaseModel):
 
 def invalid_parameter(error: Mapping[str, Any]) -> InvalidParameter:
     """The error that the client gets for `error`, one of those that pydantic finds in the parameters."""
-    name = str(error["loc"][-1])
+    # The last part that is a name: of a value inside a list, the list is the parameter.
+    name = next(part for part in reversed(error["loc"]) if isinstance(part, str))
     reason = "unknown parameter" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
     return InvalidParameter(f"{name}: {reason}", parameter=name)
 

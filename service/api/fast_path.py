@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, get_type_hints
 
 from fastapi import APIRouter
@@ -55,7 +55,7 @@ class InferenceRoute(APIRoute):
         async def handle(request: Request) -> Response:
             check_key(request)
             try:
-                parameters = query.model_validate(_read_query(request))
+                parameters = query.model_validate(unique_parameters(request.query_params.multi_items()))
             except ValidationError as error:
                 raise invalid_parameter(error.errors()[0]) from error
             response: Response = await endpoint(
@@ -66,13 +66,12 @@ class InferenceRoute(APIRoute):
         return handle
 
 
-def _read_query(request: Request) -> dict[str, str]:
-    """The query of a request.
+def unique_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The parameters of a query, given as pairs of name and value.
 
     Raises:
         InvalidParameter: a parameter stands in it twice, and nobody could say which one counts.
     """
-    pairs = request.query_params.multi_items()
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
         names = [name for name, _ in pairs]

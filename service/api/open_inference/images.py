@@ -17,6 +17,8 @@ from service.inference.images import Image, VisiblePatches, WholeImage
 
 IMAGE, PIXELS, PATCHES, POSITIONS, MASK = "image", "pixels", "patches", "positions", "mask"
 """The names of the inputs."""
+MAX_NAMES = 8
+"""How many names of inputs an error lists; a request may have thousands."""
 
 
 def read_images(
@@ -46,7 +48,7 @@ def read_images(
     given = set(inputs) - ({MASK} if takes_mask else set())
     if given not in forms:
         choices = " or ".join(" with ".join(sorted(form)) for form in forms)
-        names = ", ".join(sorted(name[:30] for name in given)) or "none of them"
+        names = ", ".join([name[:30] for name in sorted(given)[:MAX_NAMES]]) or "none of them"
         raise MalformedBody(f"the images come as the inputs {choices}: given are {names}")
     first = next(tensor for name, tensor in inputs.items() if name != MASK)
     count = first.shape[0] if first.shape else 0

@@ -6,6 +6,7 @@ The bytes are those of the tensors whose values are not in the JSON, one after t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from service.errors import InvalidParameter, MalformedBody, NoImages
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of the JSON; 0: the body is the one element of one BYTES input."""
 MAX_DIMS = 16
+MAX_VALUES = 2**31
+"""A shape asks for no more values than this, sizes of 0 left aside; bodies are far smaller."""
 
 
 class RequestedOutput(NamedTuple):
@@ -183,6 +186,8 @@ def _parse_input(entry: dict[str, Any], binary: _BinaryData) -> Tensor:
 def _parse_shape(name: str, shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_count, shape)):
         raise MalformedBody(f"the shape of the input {name} must be a list of at most {MAX_DIMS} sizes", input=name)
+    if math.prod(size or 1 for size in shape) > MAX_VALUES:  # NumPy bounds it for an empty array, too
+        raise MalformedBody(f"the shape of the input {name} asks for more than {MAX_VALUES} values", input=name)
     return tuple(shape)
 
 

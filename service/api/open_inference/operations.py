@@ -30,6 +30,8 @@ P = TypeVar("P", bound=BaseModel)
 RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 """Parameters that belong to the protocol, and so do those that begin with `RESERVED_PREFIX`."""
 RESERVED_PREFIX = "triton_"
+MAX_DIGITS = 20
+"""A number that is written as text has fewer digits."""
 EMBED = ("pool", "whiten", "dimensions", "normalize", "keep", "min_keep", "seed")
 TOKENS = ("normalize", "keep", "min_keep", "seed")
 RECONSTRUCT = ("mask_ratio", "strategy", "seed", "patches")
@@ -50,6 +52,8 @@ class Answer:
     """The vector space, where there are vectors."""
     seed: int | None = None
     """The seed that chose patches; None where none did."""
+    keep: float | None = None
+    """The share of the patches that was encoded, where there are vectors."""
 
 
 Run = Callable[[Timings, float, bytes | None], Coroutine[Any, Any, Answer]]
@@ -64,17 +68,22 @@ def timeout_s(request: InferenceRequest) -> float | None:
         InvalidParameter: the parameter is no number of microseconds.
     """
     timeout = request.parameters.get("timeout", 0)
+    if isinstance(timeout, str) and timeout.isascii() and timeout.isdecimal() and len(timeout) < MAX_DIGITS:
+        timeout = int(timeout)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
         raise InvalidParameter("timeout: it must be a whole number of microseconds", parameter="timeout")
     return timeout / 1e6 or None
 
 
 def require_outputs(model: ModelDescription, request: InferenceRequest) -> None:
-    """Checks that the model has the outputs that a request asks for.
+    """Checks that the model has the outputs that a request asks for, and that it says how they are sent.
 
     Raises:
-        InvalidParameter: it has not, or classes are asked for where there are none.
+        InvalidParameter: it has not, classes are asked for where there are none, or `binary_data_output` is neither
+            true nor false.
     """
+    if not isinstance(request.parameters.get("binary_data_output"), bool | None):
+        raise InvalidParameter("binary_data_output: it must be true or false", parameter="binary_data_output")
     known = [output.name for output in model.outputs]
     for name, output in request.outputs.items():
         if name not in known:
@@ -156,7 +165,7 @@ def _prepare_embedding(
             return [Tensor.of("tokens", finished), Tensor.of("positions", positions)]
 
         size = len(vectors) * vectors[0].size
-        return Answer(len(vectors), write, size, space_of(info, done.parameters), done.seed)
+        return Answer(len(vectors), write, size, space_of(info, done.parameters), done.seed, done.keep(info.config))
 
     return run
 

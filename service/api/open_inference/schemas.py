@@ -48,6 +48,7 @@ class InferenceResponseParameters(BaseModel):
 
     model: str = Field(description="name@weights-hash")
     space: str | None = Field(None, description="the vector space in one word, where there are vectors")
+    keep: float | None = Field(None, description="the share of the patches that was encoded, where there are vectors")
     seed: int | None = Field(None, description="the seed that chose patches, where one did")
 
 

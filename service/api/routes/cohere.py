@@ -123,7 +123,9 @@ def _read_images(content: dict[str, Any], max_images: int) -> list[bytes]:
     if content.get("texts"):
         raise ImagesOnly(f"texts are not served: {IMAGES_ONLY}", parameter="texts")
     images, inputs = content.get("images"), content.get("inputs")
-    if (images is None) == (inputs is None):
+    if images is not None and inputs is not None:
+        raise MalformedBody('the JSON body has both "images" and "inputs": send one of them', parameter="images")
+    if images is None and inputs is None:
         raise MalformedBody('the JSON body needs "images" or, in their place, "inputs"', parameter="images")
     name, items = ("images", images) if inputs is None else ("inputs", inputs)
     if not isinstance(items, list):

@@ -108,6 +108,8 @@ async def _infer(request: Request, name: str, version: str) -> Response:
     headers = {"x-mae-model": header_value(pipeline.info.model_id)}
     if answer.space is not None:
         headers["x-mae-space"] = answer.space
+    if answer.keep is not None:
+        headers["x-mae-keep"] = f"{answer.keep:.6g}"
     if answer.seed is not None:
         headers["x-mae-seed"] = str(answer.seed)
     if json_length is not None:
@@ -120,7 +122,7 @@ def _content(name: str, request: InferenceRequest, answer: Answer, model_id: str
     content: dict[str, Any] = {"model_name": name, "model_version": models.VERSION}
     if request.id is not None:
         content["id"] = request.id
-    described = {"model": model_id, "space": answer.space, "seed": answer.seed}
+    described = {"model": model_id, "space": answer.space, "keep": answer.keep, "seed": answer.seed}
     content["parameters"] = {key: value for key, value in described.items() if value is not None}
     return content
 

@@ -170,7 +170,9 @@ def _read_parameters(body: OpenAIBody) -> EmbedParameters:
 
 def _read_images(content: dict[str, Any], max_images: int) -> list[bytes]:
     value, messages = content.get("input"), content.get("messages")
-    if (value is None) == (messages is None):
+    if value is not None and messages is not None:
+        raise MalformedBody('the JSON body has both "input" and "messages": send one of them', parameter="input")
+    if value is None and messages is None:
         raise MalformedBody('the JSON body needs "input" or, in its place, "messages"', parameter="input")
     return read_items(value, max_images) if messages is None else read_conversations(messages, max_images)
 

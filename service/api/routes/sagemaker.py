@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from service.api.fast_path import InferenceRoute
+from service.api.fast_path import InferenceRoute, unique_parameters
 from service.api.routes.embed import BINARY, BYTES, NPY, embed
 from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.parameters import EmbedParameters, invalid_parameter
@@ -34,7 +34,13 @@ async def invocations(request: Request, parameters: Annotated[EmbedParameters, Q
     if attributes := request.headers.get(ATTRIBUTES):
         given = {name: getattr(parameters, name) for name in parameters.model_fields_set}
         try:
-            parameters = EmbedParameters.model_validate({**dict(parse_qsl(attributes)), **given})
+            parameters = EmbedParameters.model_validate({**_read_attributes(attributes), **given})
         except ValidationError as error:
             raise invalid_parameter(error.errors()[0]) from error
     return await embed(request, parameters)
+
+
+def _read_attributes(attributes: str) -> dict[str, str]:
+    """The parameters among the custom attributes, which are written like a query; parts without `=` are none."""
+    parts = [part for part in attributes.split("&") if "=" in part]
+    return unique_parameters(parse_qsl("&".join(parts), keep_blank_values=True))

@@ -92,6 +92,11 @@ MALFORMED = {
     "no data": (*body([entry("x", "UINT8", [1])]), "neither data nor"),
     "a shape that is none": (*body([entry("x", "UINT8", [-1], data=[])]), "list of at most 16 sizes"),
     "a deep shape": (*body([entry("x", "UINT8", [1] * 17, data=[1])]), "list of at most 16 sizes"),
+    "an empty array too large for NumPy": (
+        *body([entry("x", "UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1], data=[])]),
+        "more than 2147483648 values",
+    ),
+    "its bytes": (*body([entry("x", "INT64", [2**31 - 1, 0, 2**31 - 1], 0)]), "more than 2147483648 values"),
     "an unknown datatype": (*body([entry("x", "BF16", [1], 2)], b"ab"), "datatype BF16, which no model takes"),
     "two of one name": (*body([entry("x", "UINT8", [1], data=[1])] * 2), "two inputs named x"),
     "a number too large": (*body([entry("x", "UINT8", [1], data=[256])]), "not all UINT8"),

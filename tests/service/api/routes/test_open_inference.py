@@ -178,6 +178,8 @@ def test_our_parameters_are_those_of_the_routes(client: TestClient, engine: Brig
     assert np.array_equal(arrays(answer)["embedding"], np.array(own.json()["embeddings"], np.float32))
     assert answer.headers["x-mae-space"] == own.headers["x-mae-space"] == answer.json()["parameters"]["space"]
     assert answer.headers["x-mae-seed"] == "7" and answer.json()["parameters"]["seed"] == 7
+    assert answer.headers["x-mae-keep"] == own.headers["x-mae-keep"] == "0.5"
+    assert answer.json()["parameters"]["keep"] == 0.5
     assert np.array_equal(engine.received[0][1], engine.received[1][1])
 
 
@@ -446,6 +448,8 @@ BAD_PARAMETERS: list[tuple[str, dict[str, Any], str]] = [
     ("reconstruct", {"mask_ratio": 0}, "mask_ratio: "),
     ("reconstruct", {"view": "panel"}, "view: "),
     ("embed", {"timeout": "soon"}, "timeout: it must be a whole number of microseconds"),
+    ("embed", {"timeout": "9" * 500}, "timeout: it must be a whole number of microseconds"),
+    ("embed", {"binary_data_output": "false"}, "binary_data_output: it must be true or false"),
 ]
 
 
@@ -453,6 +457,12 @@ BAD_PARAMETERS: list[tuple[str, dict[str, Any], str]] = [
 def test_parameters_that_are_none(client: TestClient, model: str, parameters: dict[str, Any], message: str) -> None:
     answer = infer(client, model, bytes_input([picture(1)]), **parameters)
     assert answer.status_code == 422 and message in answer.json()["error"]
+
+
+def test_an_error_does_not_repeat_thousands_of_names(client: TestClient) -> None:
+    inputs = [array_input(f"input{number}", np.zeros((1, 1), np.uint8)) for number in range(5000)]
+    answer = infer(client, "embed", *inputs)
+    assert answer.status_code == 400 and "given are input0" in answer.json()["error"] and len(answer.content) < 500
 
 
 def test_parameters_that_belong_to_the_protocol_change_nothing(client: TestClient) -> None:
@@ -496,8 +506,9 @@ def test_too_many_images_are_refused_before_they_are_decoded(start: Start) -> No
 
 def test_a_timeout_of_the_client_is_a_deadline(start: Start) -> None:
     client = start(FakeEngine(before=lambda images: time.sleep(0.3)))
-    answer = infer(client, "embed", bytes_input([picture(1)]), timeout=50_000)
-    assert answer.status_code == 504 and "Deadline Exceeded" in answer.json()["error"]
+    for timeout in (50_000, "50000"):
+        answer = infer(client, "embed", bytes_input([picture(1)]), timeout=timeout)
+        assert answer.status_code == 504 and "Deadline Exceeded" in answer.json()["error"]
     assert infer(client, "embed", bytes_input([picture(1)]), timeout=0).status_code == 200
 
 

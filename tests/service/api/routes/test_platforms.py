@@ -82,7 +82,13 @@ def test_invocations_take_forms_and_json_too(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("attributes", "status", "parameter"),
-    [("c000b4f9-df62-4c85-a0bf-7c525f9104a4", 200, None), ("pool=max", 422, "pool"), ("trace=1", 422, "trace")],
+    [
+        ("c000b4f9-df62-4c85-a0bf-7c525f9104a4", 200, None),
+        ("pool=max", 422, "pool"),
+        ("trace=1", 422, "trace"),
+        ("pool=cls&pool=mean", 422, "pool"),
+        ("pool=", 422, "pool"),
+    ],
 )
 def test_attributes_are_checked_like_a_query(
     client: TestClient, attributes: str, status: int, parameter: str | None
