@@ -6,9 +6,9 @@ import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
-from .conftest import OpenVisit, Server, StartServer
+from .conftest import OpenVisit, Server, StartServer, Visit
 from .support import example
 
 
@@ -69,6 +69,48 @@ def test_a_server_that_was_killed_and_is_back(start_server: StartServer, visit_s
     expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("33 % removed"))
     expect(page.locator(".notice")).to_have_count(0)
     visit.expect_errors(REFUSED)
+
+
+def test_tabs_that_are_opened_while_the_server_is_gone(start_server: StartServer, visit_server: OpenVisit) -> None:
+    server = start_server(fake={})
+    visit = visit_server(server)
+    page = visit.open_reconstruct()
+    page.locator("#tab-status").click()
+    expect(page.locator("#chart-queue .now")).to_have_text(re.compile("of 512"))
+    server.kill()
+    page.locator("#tab-compare").click()  # its module was not loaded before
+    expect(page.locator("#hints")).to_contain_text("cannot be reached")
+    page.locator("#tab-status").click()
+    page.wait_for_timeout(7000)  # three readings of /metrics are due
+    asked: list[str] = []
+    page.on("requestfinished", lambda request: asked.append(request.url))
+    server.start()
+    expect(page.locator("#state-text")).to_have_text("ready", timeout=30_000)
+    page.wait_for_timeout(1000)
+    assert sum(url.endswith("/metrics") for url in asked) in (1, 2)
+    page.locator("#tab-compare").click()
+    expect(page.locator("#map button")).to_have_count(4)
+    expect(page.locator(".notice")).to_have_count(0)
+    visit.expect_errors(REFUSED)
+
+
+def test_a_refusal_by_what_stands_before_the_server_is_not_repeated_at_once(visit: Visit) -> None:
+    page = visit.open_reconstruct()
+    refused: list[str] = []
+
+    def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        route.fulfill(status=503, body="too many requests")
+
+    page.route("**/reconstruct?*", refuse)
+    page.locator("#ratio").fill("33")
+    expect(page.locator("#hints")).to_contain_text("The server is busy. The next attempt is in 1 s.")
+    page.wait_for_timeout(2000)
+    assert 2 <= len(refused) <= 4
+    page.unroute("**/reconstruct?*")
+    expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("33 % removed"))
+    expect(page.locator(".notice")).to_have_count(0)
+    visit.expect_errors("status of 503")
 
 
 def test_a_full_queue_is_waited_for(start_server: StartServer, visit_server: OpenVisit) -> None:

@@ -25,6 +25,7 @@ class StatusTab {
   #context;
   #rates = new Rates();
   #timer = 0;
+  #controller = new AbortController();
   #charts = {};
 
   constructor(context) {
@@ -43,31 +44,34 @@ class StatusTab {
   /** The tab is shown. */
   show() {
     writeFragment("status");
-    this.#scrape();
+    this.#scrape((this.#controller = new AbortController()).signal);
   }
 
   /** Another tab is shown. */
   hide() {
     clearTimeout(this.#timer);
-    this.#timer = 0;
+    this.#controller.abort();
   }
 
-  async #scrape() {
-    this.#timer = setTimeout(() => this.#scrape(), SCRAPE_MS);
-    if (document.hidden) return;
-    const timer = this.#timer;
+  async #scrape(signal) {
     try {
-      const response = await request("metrics", { cache: "no-store" });
-      this.#rates.add(await response.text(), performance.now());
-      byId("no-metrics").hidden = true;
-      byId("charts").hidden = false;
-      this.#draw();
+      if (!document.hidden) await this.#read(signal);
     } catch (error) {
+      if (signal.aborted) return;
       byId("no-metrics").hidden = false;
       byId("no-metrics").textContent = `There are no figures of the load, since /metrics cannot be read: ${error.message}`;
       byId("charts").hidden = true;
-      if (this.#timer === timer) this.hide();
+      return;
     }
+    if (!signal.aborted) this.#timer = setTimeout(() => this.#scrape(signal), SCRAPE_MS);
+  }
+
+  async #read(signal) {
+    const response = await request("metrics", { cache: "no-store", signal });
+    this.#rates.add(await response.text(), performance.now());
+    byId("no-metrics").hidden = true;
+    byId("charts").hidden = false;
+    this.#draw();
   }
 
   #draw() {
