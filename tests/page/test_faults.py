@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from playwright.sync_api import Route, expect
 
 from .conftest import OpenVisit, Server, StartServer, Visit
-from .support import example
+from .support import drop, example, file
 
 
 class PrefixProxy(BaseHTTPRequestHandler):
@@ -147,6 +147,14 @@ def test_a_full_queue_is_waited_for(start_server: StartServer, visit_server: Ope
     expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("44 % removed"))
     expect(page.locator(".notice")).to_have_count(0)
     visit.expect_errors(r"status of 429")
+
+
+def test_a_file_that_is_too_large_is_named(start_server: StartServer, visit_server: OpenVisit) -> None:
+    visit = visit_server(start_server(fake={}, max_body_mb=1))
+    page = visit.open_reconstruct()
+    drop(page, [file("poster.jpg", example("rocket") + bytes(1_100_000))])
+    expect(page.locator("#alerts")).to_contain_text("poster.jpg: the body has more than 1000000 bytes")
+    visit.expect_errors("status of 413", REFUSED)
 
 
 def test_behind_a_prefix(server: Server, visit_server: OpenVisit) -> None:

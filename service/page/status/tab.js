@@ -101,7 +101,7 @@ class StatusTab {
       ["Engine", `${engine.backend} on ${engine.device}`],
       ["Precision", engine.precision],
       ["Computes in", engine.computes],
-      ["Lanes", `${engine.lanes} with ${engine.threads_per_lane} threads each, batches of at most ${limits.max_batch}`],
+      ["Lanes", `${engine.lanes} with ${number(engine.threads_per_lane, "thread")} each, batches of at most ${number(limits.max_batch, "image")}`],
       ["Fallback", engine.fallback],
       ["Parity, centred cosine", parity && parity.cosine?.toFixed(6)],
       ["Parity, PSNR", parity?.psnr_db && `${parity.psnr_db.toFixed(1)} dB`],
@@ -118,4 +118,8 @@ class StatusTab {
       ...rows(Object.entries(limits).map(([name, value]) => [name.toUpperCase(), value.toLocaleString("en")])),
     );
   }
+}
+
+function number(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
