@@ -55,7 +55,9 @@ export async function request(path, { onWait = () => {}, ...options } = {}) {
       busyUntil = performance.now() + 1000 * (error.retryAfter || 1);
     } else if (error.status === 503) {
       await server.check();
-      await server.whenReady(options.signal);
+      // What stands before the server may refuse a request, too: its state then tells nothing.
+      if (server.state === "ready") busyUntil = performance.now() + 1000 * (error.retryAfter || 1);
+      else await server.whenReady(options.signal);
     } else {
       throw error;
     }

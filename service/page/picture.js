@@ -18,7 +18,7 @@ export function hidePicture(image) {
 
 /** What went wrong with an image, with its name where the server means the image. */
 export function describeError(error, item) {
-  const isOfImage = error.details?.image !== undefined;
+  const isOfImage = error.details?.image !== undefined || error.code === "body_too_large";
   return isOfImage ? `${item.name}: ${error.message.replace(/^image \d+ /, "it ")}` : error.message;
 }
 

@@ -2,6 +2,7 @@
 
 import { byId } from "./dom.js";
 import { notify } from "./notices.js";
+import { server } from "./server.js";
 
 const MODULES = {
   reconstruct: () => import("./reconstruct/tab.js"),
@@ -41,8 +42,8 @@ export class Tabs {
   /** Shows a tab, or the first one if there is none of that name. */
   async show(name) {
     const chosen = this.names.includes(name) ? name : this.names[0];
-    if (chosen === this.current) return;
-    this.#opened.get(this.current)?.then((tab) => tab.hide?.());
+    if (chosen === this.current && this.#opened.has(chosen)) return;
+    this.#opened.get(this.current)?.then((tab) => tab.hide?.(), () => {});
     this.current = chosen;
     for (const button of this.#buttons) {
       const selected = button.dataset.tab === chosen;
@@ -53,10 +54,15 @@ export class Tabs {
     byId("tray").hidden = chosen === "status";
     notify("tab");
     if (!this.#opened.has(chosen)) {
-      this.#opened.set(chosen, MODULES[chosen]().then((module) => module.open(byId(`panel-${chosen}`), this.#context)));
+      this.#opened.set(chosen, load(chosen).then((module) => module.open(byId(`panel-${chosen}`), this.#context)));
     }
-    const tab = await this.#opened.get(chosen);
-    if (this.current === chosen) tab.show();
+    try {
+      const tab = await this.#opened.get(chosen);
+      if (this.current === chosen) tab.show();
+    } catch (error) {
+      this.#opened.delete(chosen);
+      notify("tab", `This tab cannot be loaded: ${error.message}`);
+    }
   }
 
   #move(event) {
@@ -68,5 +74,16 @@ export class Tabs {
     const button = buttons.at(to % buttons.length);
     button.focus();
     this.show(button.dataset.tab);
+  }
+}
+
+/** The module of a tab. Where the server is gone, it is waited for. */
+async function load(name) {
+  try {
+    return await MODULES[name]();
+  } catch {
+    await server.check();
+    await server.whenReady();
+    return MODULES[name]();
   }
 }

@@ -44,7 +44,8 @@ def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
     with post(server, "anomaly?method=reconstruction&seed=7", example("coffee")) as response:
         expect_score(page, json.load(response)["anomalies"][0]["score"])
     expect(page.locator("#anomaly-unfit")).to_contain_text("mae anomaly fit FOLDER")
-    expect(page.locator("#anomaly-verdict")).to_have_text("raw score")
+    expect(page.locator("#anomaly-verdict")).to_have_text("none")
+    expect(page.locator("#anomaly-meaning")).to_contain_text("Each patch is predicted from the others")
     expect(page.get_by_label("features")).to_be_disabled()
     expect(page.get_by_label("mask", exact=True)).to_be_disabled()
     picture = page.locator("#anomaly-picture")
@@ -70,6 +71,7 @@ def test_a_fit_on_normal_images(start_server: StartServer, visit_server: OpenVis
     page = visit_server(server).open("#anomaly?image=coffee")
     expect(page.get_by_label("features")).to_be_checked()
     expect(page.locator("#anomaly-unfit")).to_be_hidden()
+    expect(page.locator("#anomaly-meaning")).to_contain_text("nearest one of normal images")
     expect(page.locator("#anomaly-verdict")).to_have_text("normal")  # it is one of the normal images
 
     def expect_threshold(query: str) -> None:

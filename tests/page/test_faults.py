@@ -6,10 +6,10 @@ import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
-from .conftest import OpenVisit, Server, StartServer
-from .support import example
+from .conftest import OpenVisit, Server, StartServer, Visit
+from .support import drop, example, file
 
 
 class PrefixProxy(BaseHTTPRequestHandler):
@@ -71,6 +71,48 @@ def test_a_server_that_was_killed_and_is_back(start_server: StartServer, visit_s
     visit.expect_errors(REFUSED)
 
 
+def test_tabs_that_are_opened_while_the_server_is_gone(start_server: StartServer, visit_server: OpenVisit) -> None:
+    server = start_server(fake={})
+    visit = visit_server(server)
+    page = visit.open_reconstruct()
+    page.locator("#tab-status").click()
+    expect(page.locator("#chart-queue .now")).to_have_text(re.compile("of 512"))
+    server.kill()
+    page.locator("#tab-compare").click()  # its module was not loaded before
+    expect(page.locator("#hints")).to_contain_text("cannot be reached")
+    page.locator("#tab-status").click()
+    page.wait_for_timeout(7000)  # three readings of /metrics are due
+    asked: list[str] = []
+    page.on("requestfinished", lambda request: asked.append(request.url))
+    server.start()
+    expect(page.locator("#state-text")).to_have_text("ready", timeout=30_000)
+    page.wait_for_timeout(1000)
+    assert sum(url.endswith("/metrics") for url in asked) in (1, 2)
+    page.locator("#tab-compare").click()
+    expect(page.locator("#map button")).to_have_count(4)
+    expect(page.locator(".notice")).to_have_count(0)
+    visit.expect_errors(REFUSED)
+
+
+def test_a_refusal_by_what_stands_before_the_server_is_not_repeated_at_once(visit: Visit) -> None:
+    page = visit.open_reconstruct()
+    refused: list[str] = []
+
+    def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        route.fulfill(status=503, body="too many requests")
+
+    page.route("**/reconstruct?*", refuse)
+    page.locator("#ratio").fill("33")
+    expect(page.locator("#hints")).to_contain_text("The server is busy. The next attempt is in 1 s.")
+    page.wait_for_timeout(2000)
+    assert 2 <= len(refused) <= 4
+    page.unroute("**/reconstruct?*")
+    expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("33 % removed"))
+    expect(page.locator(".notice")).to_have_count(0)
+    visit.expect_errors("status of 503")
+
+
 def test_a_full_queue_is_waited_for(start_server: StartServer, visit_server: OpenVisit) -> None:
     server = start_server(fake={"FAKE_S": "1"}, queue_images=1, max_batch=1, lanes=1)
     visit = visit_server(server)
@@ -105,6 +147,14 @@ def test_a_full_queue_is_waited_for(start_server: StartServer, visit_server: Ope
     expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("44 % removed"))
     expect(page.locator(".notice")).to_have_count(0)
     visit.expect_errors(r"status of 429")
+
+
+def test_a_file_that_is_too_large_is_named(start_server: StartServer, visit_server: OpenVisit) -> None:
+    visit = visit_server(start_server(fake={}, max_body_mb=1))
+    page = visit.open_reconstruct()
+    drop(page, [file("poster.jpg", example("rocket") + bytes(1_100_000))])
+    expect(page.locator("#alerts")).to_contain_text("poster.jpg: the body has more than 1000000 bytes")
+    visit.expect_errors("status of 413", REFUSED)
 
 
 def test_behind_a_prefix(server: Server, visit_server: OpenVisit) -> None:

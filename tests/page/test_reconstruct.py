@@ -237,6 +237,13 @@ def test_curl_sends_the_request_that_the_page_shows(visit: Visit, server: Server
     page.locator("#clear").click()
     cell(page, 5).click()
     expect(page.locator("#curl")).to_contain_text("reconstruct?patches=5&view=masked'")
+    name = 'we, 3; "two".jpg'
+    (tmp_path / name).write_bytes(example("chelsea"))
+    drop(page, [file(name, example("chelsea"))])
+    expect(page.locator("#curl")).to_contain_text("two")
+    command = shlex.split(page.locator("#curl").text_content() or "")
+    subprocess.run([*command, "-s", "-S", "--fail"], cwd=tmp_path, check=True)
+    assert (tmp_path / 'we, 3; "two"-masked.png').exists()
 
 
 def test_the_state_is_in_the_address(visit: Visit, visit_server: OpenVisit, server: Server) -> None:
@@ -287,6 +294,28 @@ def test_a_broken_image_is_named(visit: Visit) -> None:
     expect(page.locator("#alerts .notice")).to_have_count(0)
     expect(page.locator("#loss")).to_have_text(re.compile(r"\d"))
     visit.expect_errors("status of 400")
+
+
+def test_names_below_the_images_keep_their_ends(visit: Visit) -> None:
+    page = visit.open_reconstruct()
+    drop(page, [file(f"photograph-of-a-holiday-{number}.jpg", example("coffee")) for number in (1001, 1002)])
+    for number in (1001, 1002):
+        image = page.get_by_role("button", name=f"photograph-of-a-holiday-{number}.jpg", exact=True)
+        end = image.locator(".name > :last-child")
+        expect(end).to_have_text(str(number))
+        assert end.bounding_box()["width"] > 20  # type: ignore[index]
+        right = "(element) => element.getBoundingClientRect().right"
+        assert end.evaluate(right) <= image.evaluate(right)
+
+
+def test_each_view_says_what_it_shows(visit: Visit) -> None:
+    page = visit.open_reconstruct()
+    expect(page.get_by_text("The model sees only the patches that are left")).to_be_in_viewport()
+    meanings = set()
+    for view in ("original", "masked", "reconstruction", "composite", "error"):
+        page.locator(f'[data-view="{view}"]').click()
+        meanings.add(page.locator("#stage-meaning").text_content())
+    assert len(meanings) == 5 and "" not in meanings
 
 
 def test_a_link_is_that_of_the_moment(visit_server: OpenVisit, server: Server) -> None:

@@ -15,6 +15,8 @@ def test_status_draws_what_metrics_count(visit: Visit) -> None:
     page.locator("#tab-status").click()
     expect(page.locator("#engine-facts")).to_contain_text("openvino on cpu")
     expect(page.locator("#engine-facts")).to_contain_text("Parity, PSNR")
+    expect(page.locator("#engine-facts")).to_contain_text(re.compile(r"with (1 thread|\d+ threads) each, batches"))
+    expect(page.locator("#panel-status h2").first).to_contain_text("the last 4 minutes")
     expect(page.locator("#limit-facts")).to_contain_text("QUEUE_IMAGES512")
     expect(page.locator("#chart-queue .now")).to_have_text(re.compile("0 of 512"))
     for _ in range(5):
@@ -54,9 +56,13 @@ def test_classes_of_the_selected_image(start_server: StartServer, visit_server: 
     expect(shown).to_have_count(3)
     assert shown.all_text_contents() == [f"{found['label']}{100 * found['probability']:.1f} %" for found in classes]
     assert classes[0]["label"] == "night"
+    picture = page.locator("#classes-picture img")
+    natural = "(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    assert picture.evaluate(natural) == [500, 334]  # the file itself
     drop(page, [file("broken.jpg", b"nothing")])
     expect(page.locator("#alerts")).to_contain_text("broken.jpg: it ")
     expect(shown).to_have_count(0)
+    expect(picture).to_have_count(0)
     page.locator('[data-image="chelsea"]').click()
     expect(shown).to_have_count(3)
     expect(page.locator("#alerts .notice")).to_have_count(0)

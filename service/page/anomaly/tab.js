@@ -12,6 +12,10 @@ import { Ranking } from "./ranking.js";
 /** The score that is shown in the brightest colour where there is no threshold. */
 const RAW_BRIGHTEST = 2;
 const SEED = "7";
+const MEANINGS = {
+  features: "The score of a patch is the distance of its token to the nearest one of normal images.",
+  reconstruction: "Each patch is predicted from the others. Its score is the error of the prediction: high where it is unlike the rest of the image.",
+};
 
 /** Fills the panel; see `Tabs`. */
 export function open(panel, context) {
@@ -96,6 +100,7 @@ class AnomalyTab {
     this.#panel.querySelector('input[name="anomaly-view"][value="mask"]').disabled = !isCalibrated;
     if (!isCalibrated && this.#chosen("view") === "mask") this.#choose("view", "overlay");
     byId("false-alarms-choice").hidden = !isCalibrated;
+    byId("anomaly-meaning").textContent = MEANINGS[method];
     const view = this.#chosen("view");
     writeFragment("anomaly", new URLSearchParams({ ...(item.example ? { image: item.id } : {}), method, view }));
     const query = this.#query();
@@ -127,7 +132,7 @@ class AnomalyTab {
     const score = Number(headers.get("x-mae-score"));
     const threshold = headers.get("x-mae-threshold");
     const flagged = headers.get("x-mae-flagged");
-    const verdict = { true: "anomalous", false: "normal" }[flagged] ?? "raw score";
+    const verdict = { true: "anomalous", false: "normal" }[flagged] ?? "none";
     byId("anomaly-name").textContent = item.name;
     byId("anomaly-score").textContent = score.toPrecision(3);
     byId("anomaly-threshold").textContent = threshold === null ? "none" : Number(threshold).toPrecision(3);
@@ -136,7 +141,7 @@ class AnomalyTab {
     const brightest = threshold === null ? RAW_BRIGHTEST : 2 * threshold;
     byId("anomaly-brightest").textContent = `≥ ${brightest.toPrecision(2)}`;
     byId("anomaly-legend").hidden = view === "mask" || view === "expected";
-    const words = `${view} of ${item.name}, score ${score.toPrecision(3)}, ${verdict}`;
+    const words = `${view} of ${item.name}, score ${score.toPrecision(3)}${flagged === null ? "" : `, ${verdict}`}`;
     showPicture(byId("anomaly-picture"), picture, words);
     announce(words);
   }

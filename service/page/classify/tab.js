@@ -6,7 +6,7 @@ import { ExplanationFigure } from "../explain/figure.js";
 import { readFragment, writeFragment } from "../fragment.js";
 import { bytesOf } from "../images/library.js";
 import { notify } from "../notices.js";
-import { describeError } from "../picture.js";
+import { describeError, describeWait } from "../picture.js";
 
 const CLASSES = 8;
 
@@ -59,12 +59,15 @@ class ClassifyTab {
     byId("classes-image").textContent = item.name;
     try {
       const body = imageForm([{ blob: await bytesOf(item), name: item.name }]);
-      const answer = await requestJson(`classify?top_k=${CLASSES}`, { method: "POST", body, signal: controller.signal });
+      const onWait = (seconds) => notify("queue", describeWait(seconds), "hint");
+      const options = { method: "POST", body, signal: controller.signal, onWait };
+      const answer = await requestJson(`classify?top_k=${CLASSES}`, options);
       notify("classify");
       this.#draw(item, answer.classifications[0].classes);
     } catch (error) {
       if (controller.signal.aborted) return;
       byId("classes").replaceChildren();
+      byId("classes-picture").replaceChildren();
       byId("explain-class").hidden = true;
       notify("classify", describeError(error, item));
     }
@@ -73,7 +76,9 @@ class ClassifyTab {
   #draw(item, classes) {
     this.#first = classes[0].label;
     byId("explain-class").hidden = false;
-    byId("classes-picture").replaceChildren(item.thumbnail ? make("img", { src: item.thumbnail, alt: "" }) : "");
+    const url = URL.createObjectURL(item.blob); // the whole file: thumbnails are small
+    const picture = make("img", { src: url, alt: "", load: () => URL.revokeObjectURL(url) });
+    byId("classes-picture").replaceChildren(item.thumbnail === null ? "" : picture);
     byId("classes").replaceChildren(
       ...classes.map(({ label, probability }) => {
         const bar = make("span", { class: "bar" });

@@ -18,5 +18,7 @@ export function curlCommand(choice, view, name) {
   const stem = name.replace(/\.[^.]*$/, "");
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const url = quote(`${address}?${query.toString().replaceAll("%2C", ",")}`);
-  return `curl -F ${quote(`image=@${name}`)}${key} ${url} -o ${quote(`${stem}-${query.get("view")}.png`)}`;
+  // Between double quotes, commas and semicolons belong to the name.
+  const file = /[,;"\\]/.test(name) ? `"${name.replaceAll(/["\\]/g, "\\$&")}"` : name;
+  return `curl -F ${quote(`image=@${file}`)}${key} ${url} -o ${quote(`${stem}-${query.get("view")}.png`)}`;
 }

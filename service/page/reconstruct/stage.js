@@ -13,6 +13,13 @@ const SHORT = {
   composite: "Composite",
   error: "Error",
 };
+const MEANINGS = {
+  original: "what the model was given, before patches were removed",
+  masked: "all that the model sees",
+  reconstruction: "the prediction for every patch",
+  composite: "what is visible, and the prediction for the rest",
+  error: "where the prediction is wrong",
+};
 
 /** Shows results. Dispatches "view" when the user chooses another view. */
 export class Stage extends EventTarget {
@@ -45,6 +52,7 @@ export class Stage extends EventTarget {
     this.view = view;
     for (const name of VIEWS) this.#buttons[name].setAttribute("aria-pressed", name === view);
     byId("stage-title").textContent = SHORT[view];
+    byId("stage-meaning").textContent = MEANINGS[view];
     byId("after-label").textContent = SHORT[view].toLowerCase();
     byId("legend").hidden = view !== "error";
     byId("stage").classList.toggle("plain", view === "original");

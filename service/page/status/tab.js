@@ -25,6 +25,7 @@ class StatusTab {
   #context;
   #rates = new Rates();
   #timer = 0;
+  #controller = new AbortController();
   #charts = {};
 
   constructor(context) {
@@ -43,31 +44,34 @@ class StatusTab {
   /** The tab is shown. */
   show() {
     writeFragment("status");
-    this.#scrape();
+    this.#scrape((this.#controller = new AbortController()).signal);
   }
 
   /** Another tab is shown. */
   hide() {
     clearTimeout(this.#timer);
-    this.#timer = 0;
+    this.#controller.abort();
   }
 
-  async #scrape() {
-    this.#timer = setTimeout(() => this.#scrape(), SCRAPE_MS);
-    if (document.hidden) return;
-    const timer = this.#timer;
+  async #scrape(signal) {
     try {
-      const response = await request("metrics", { cache: "no-store" });
-      this.#rates.add(await response.text(), performance.now());
-      byId("no-metrics").hidden = true;
-      byId("charts").hidden = false;
-      this.#draw();
+      if (!document.hidden) await this.#read(signal);
     } catch (error) {
+      if (signal.aborted) return;
       byId("no-metrics").hidden = false;
       byId("no-metrics").textContent = `There are no figures of the load, since /metrics cannot be read: ${error.message}`;
       byId("charts").hidden = true;
-      if (this.#timer === timer) this.hide();
+      return;
     }
+    if (!signal.aborted) this.#timer = setTimeout(() => this.#scrape(signal), SCRAPE_MS);
+  }
+
+  async #read(signal) {
+    const response = await request("metrics", { cache: "no-store", signal });
+    this.#rates.add(await response.text(), performance.now());
+    byId("no-metrics").hidden = true;
+    byId("charts").hidden = false;
+    this.#draw();
   }
 
   #draw() {
@@ -97,7 +101,7 @@ class StatusTab {
       ["Engine", `${engine.backend} on ${engine.device}`],
       ["Precision", engine.precision],
       ["Computes in", engine.computes],
-      ["Lanes", `${engine.lanes} with ${engine.threads_per_lane} threads each, batches of at most ${limits.max_batch}`],
+      ["Lanes", `${engine.lanes} with ${number(engine.threads_per_lane, "thread")} each, batches of at most ${number(limits.max_batch, "image")}`],
       ["Fallback", engine.fallback],
       ["Parity, centred cosine", parity && parity.cosine?.toFixed(6)],
       ["Parity, PSNR", parity?.psnr_db && `${parity.psnr_db.toFixed(1)} dB`],
@@ -114,4 +118,8 @@ class StatusTab {
       ...rows(Object.entries(limits).map(([name, value]) => [name.toUpperCase(), value.toLocaleString("en")])),
     );
   }
+}
+
+function number(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
