@@ -8,16 +8,16 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from model.engines.base import EngineInfo
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import INFERENCE_ERRORS, Anomalies, error_responses, request_body
+from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
+from service.api.schemas import BINARY, Anomalies, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.anomaly import Anomaly, AnomalyPlan
 from service.parameters import AnomalyParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
-PNG = "image/png"
 
 
 @router.post(
@@ -26,7 +26,7 @@ PNG = "image/png"
     response_description="A picture of the scores as PNG, for one image; or the scores as JSON.",
     response_model=Anomalies,
     responses={
-        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"content": {PNG: BINARY}},
         **error_responses(*INFERENCE_ERRORS, NoDecoder),
     },
     openapi_extra=request_body(),
@@ -44,7 +44,7 @@ async def detect_anomalies(request: Request, parameters: Annotated[AnomalyParame
     media_type = preferred_type(accept, (PNG, JSON) if len(body.images) == 1 and not skips else (JSON,))
 
     async def work() -> tuple[bytes, list[Anomaly]]:
-        anomalies = await plan.detect(pipeline, body.images, timings, context.deadline, skipped)
+        anomalies = await plan.detect(pipeline, context.images_to_infer(body.images, skipped, caches=False))
         context.record.images = len(anomalies)
         if media_type == PNG:
             return await pipeline.render(lambda: anomalies[0].render(parameters), timings), anomalies

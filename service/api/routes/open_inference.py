@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from service.api.error_schemas import NOT_SERVING
 from service.api.fast_path import InferenceRoute
 from service.api.middleware import record_of
 from service.api.open_inference import models, schemas
@@ -23,7 +24,6 @@ from service.api.open_inference.operations import Answer, Run, prepare, require_
 from service.api.open_inference.statistics import count_failure, count_success, statistics
 from service.api.request import RequestContext, service_of
 from service.api.responses import JSON, header_value, json_response
-from service.api.schemas import NOT_SERVING
 from service.errors import ModelNotFound, NoDecoder, NoHead, NotServed, ServiceError
 
 BINARY = "application/octet-stream"
@@ -90,7 +90,7 @@ async def _infer(request: Request, name: str, version: str) -> Response:
             context.end_after(seconds)
 
         async def work() -> tuple[Answer, bytes, int | None]:
-            answer = await run(timings, context.deadline, context.cache_key())
+            answer = await run(context)
             record.images = answer.count
 
             def write() -> tuple[bytes, int | None]:

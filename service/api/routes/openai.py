@@ -13,16 +13,16 @@ from service.api.embedding_protocols import (
     EmbeddingBody,
     EmbeddingProtocol,
     NoParameters,
+    answer_request,
     describe_body,
-    embed_images,
     require_model,
 )
+from service.api.error_schemas import INFERENCE_ERRORS, NOT_SERVING, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.image_inputs import IMAGES_ONLY, read_conversations, read_items
 from service.api.request import RequestContext
 from service.api.responses import json_response
 from service.api.routes.embed import base64_numbers
-from service.api.schemas import INFERENCE_ERRORS, NOT_SERVING, error_responses
 from service.errors import (
     ImagesOnly,
     InvalidParameter,
@@ -122,7 +122,7 @@ async def embeddings(request: Request, parameters: Annotated[NoParameters, Query
 
     The same as /embeddings.
     """
-    return await embed_images(request, PROTOCOL)
+    return await answer_request(request, PROTOCOL)
 
 
 @router.get(

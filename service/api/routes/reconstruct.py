@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import zipfile
 from typing import Annotated, Any
@@ -13,10 +12,12 @@ from fastapi import APIRouter, Query, Request, Response
 from model.engines.base import EngineInfo
 from model.images.render import View, render
 from model.masking import removed_flags
+from service.api.base64_text import encode_base64
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
+from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
+from service.api.schemas import BINARY, Reconstructions, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.reconstruction import (
     MaskPlan,
@@ -24,12 +25,12 @@ from service.inference.reconstruction import (
     choose_patches_by_picture,
     choose_patches_to_remove,
     mean_of_draws,
+    reconstruct_images,
 )
 from service.parameters import ReconstructParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
-PNG, ZIP = "image/png", "application/zip"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+ZIP = "application/zip"
 
 
 @router.post(
@@ -59,15 +60,8 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     if body.mask is not None:
         plan = choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count)
 
-    cache_key = None
-    if plan.seed is None or parameters.seed is not None:  # no seed was drawn: the same request gets the same answer
-        masks = parameters.model_dump_json(include={"mask_ratio", "strategy", "seed", "patches", "draws"})
-        cache_key = context.cache_key(masks.encode(), body.mask or b"")
-
     async def work() -> tuple[bytes, list[Reconstruction]]:
-        by_image = await pipeline.reconstruct_passes(
-            body.images, plan.choose_passes, plan.draws, timings, context.deadline, skipped, cache_key
-        )
+        by_image = await reconstruct_images(pipeline, context.images_to_infer(body.images, skipped), plan)
         context.record.images = len(by_image)
 
         def write() -> tuple[bytes, list[Reconstruction]]:
@@ -111,7 +105,7 @@ def _content(
             "loss": reconstruction.loss,
             "error": np.ascontiguousarray(reconstruction.error),
             **({} if reconstruction.spread is None else {"spread": reconstruction.patch_spread}),
-            "png": base64.b64encode(picture).decode("ascii"),
+            "png": encode_base64(picture),
         }
         for reconstruction, picture in zip(reconstructions, pictures, strict=True)
     ]
