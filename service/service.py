@@ -11,12 +11,12 @@ from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 from model.engines.build import build
 from service.errors import Draining, EngineLost, NotReady, ServiceError
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.cache import ResultCache
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
-from service.inference.scheduler import BatchScheduler
 from service.inference.served_name import with_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine

@@ -16,8 +16,9 @@ from service.api.bodies import ImagesBody, join, load_json
 from service.api.request import RequestContext
 from service.api.responses import JSON, LARGE, header_value, json_bytes, preferred_type
 from service.errors import MalformedBody, ModelNotFound, UnsupportedType
-from service.inference.embedding import EmbeddingPlan, space_of
+from service.inference.embedding import EmbeddingPlan, embed_images
 from service.inference.served_name import names_of
+from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters, Seed, invalid_parameter
 
 
@@ -82,7 +83,7 @@ class EmbeddingProtocol(Generic[Body]):
     """The answer, for JSON."""
 
 
-async def embed_images(request: Request, protocol: EmbeddingProtocol[Body]) -> Response:
+async def answer_request(request: Request, protocol: EmbeddingProtocol[Body]) -> Response:
     """Answers a request for embeddings in a protocol.
 
     The checks come in the order of all routes; but since the parameters are in the body, they come after its type and
@@ -123,14 +124,7 @@ async def embed_images(request: Request, protocol: EmbeddingProtocol[Body]) -> R
     space = space_of(pipeline.info, plan.parameters)
 
     async def work() -> bytes:
-        vectors = await pipeline.embed(
-            images,
-            plan.pool,
-            plan.visible_indices,
-            timings,
-            context.deadline,
-            cache_key=context.cache_key() if plan.is_determined else None,
-        )
+        vectors, _ = await embed_images(pipeline, context.images_to_infer(images), plan)
 
         def write() -> bytes:
             embedded = Embedded(plan.finish(vectors), pipeline.info, space, plan, context.record.id)

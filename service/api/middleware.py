@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, MemoryFull, RequestStalled
-from service.inference.pipeline import Timings
+from service.inference.timings import Timings
 from service.service import Service
 from service.tracing.traceparent import parse_traceparent
 

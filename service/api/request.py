@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from hashlib import sha256
 from typing import Any, Self, TypeVar
 
@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from service.api.bodies import ImagesBody, read_images
 from service.api.middleware import RequestRecord, record_of
-from service.errors import ClientGone, DeadlinePassed, RequestStalled, UnsupportedType
+from service.errors import ClientGone, DeadlinePassed, RequestStalled, ServiceError, UnsupportedType
+from service.inference.images import Image, ImageRequest
 from service.inference.pipeline import Pipeline
 from service.service import Service
 
@@ -117,20 +118,29 @@ class RequestContext:
                 return
         raise ClientGone("the client closed the connection while it was sending")
 
-    def cache_key(self, *determines: bytes) -> bytes | None:
-        """The `cache_key` of the pipeline's operations, for an answer that no drawn seed decides.
-
-        Results are kept for each API key apart: otherwise the time of an answer would tell one client whether another
-        one has sent the same image. Without CACHE_MB there is none.
+    def images_to_infer(
+        self, images: Sequence[Image], skipped: dict[int, ServiceError] | None = None, caches: bool = True
+    ) -> ImageRequest:
+        """The images of this request for the pipeline.
 
         Args:
-            determines: what decides the result beside the image, the operation and the patches that are known before
-                the image is decoded.
+            images: as they were in the body.
+            skipped: that of `ImageRequest`.
+            caches: results may come from the cache, and go there.
+        """
+        cache_key = self._cache_key() if caches else None
+        return ImageRequest(images, self.record.timings, self.deadline, skipped, cache_key)
+
+    def _cache_key(self) -> bytes | None:
+        """Names the owner of this request's results in the cache; None without CACHE_MB.
+
+        Results are kept for each API key apart: otherwise the time of an answer would tell one client whether another
+        one has sent the same image.
         """
         if not self._service.settings.cache_bytes:
             return None
         owner: str = getattr(self._request.state, "api_key", "")
-        return b"".join(sha256(part).digest() for part in (owner.encode(), *determines))
+        return sha256(owner.encode()).digest()
 
     async def run_while_client_waits(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` and returns its result; cancels it at the deadline, or when the client closes the connection.

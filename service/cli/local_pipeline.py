@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from model.engines.base import ServedModel
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pipeline import Pipeline
-from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 

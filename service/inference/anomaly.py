@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -11,10 +10,12 @@ from model.anomaly.render import render_expected, render_mask, render_scores
 from model.anomaly.scores import expected_pixels, image_score, reconstruction_scores
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.memory_bank import MemoryBank
-from model.masking import MaskError, complementary_visible, new_seed, passes_to_cover
-from service.errors import InvalidParameter, ServiceError
-from service.inference.pipeline import Pipeline, Timings
-from service.inference.reconstruction import Reconstruction
+from model.masking import MaskError, all_indices, complementary_visible, new_seed, passes_to_cover
+from service.errors import InvalidParameter
+from service.inference.images import ImageRequest
+from service.inference.passes import Inference
+from service.inference.pipeline import Pipeline
+from service.inference.reconstruction import MaskPlan, Reconstruction, reconstruct_images
 from service.parameters import AnomalyMethod, AnomalyParameters
 
 RAW_BRIGHTEST = 2.0
@@ -127,35 +128,28 @@ class AnomalyPlan:
         mask_ratio = 1 - len(visible_indices[0]) / config.num_patches
         return cls(method, bank, threshold, mask_ratio, seed, visible_indices)
 
-    async def detect(
-        self,
-        pipeline: Pipeline,
-        images: list[bytes],
-        timings: Timings,
-        deadline: float = math.inf,
-        skipped: dict[int, ServiceError] | None = None,
-    ) -> list[Anomaly]:
-        """Scores the patches of images; see `Pipeline.embed` for the arguments.
+    async def detect(self, pipeline: Pipeline, request: ImageRequest) -> list[Anomaly]:
+        """Scores the patches of images; returns the scores of each image that is not left out.
 
         Raises:
             ServiceError: an image is refused, the queue is full, or the engine has failed.
         """
         passes_of: dict[int, list[Reconstruction]] = {}
         if self.visible_indices:
-            by_image = await pipeline.reconstruct_passes(
-                images, lambda image: self.visible_indices, len(self.visible_indices), timings, deadline, skipped
-            )
-            passes_of = dict(zip(_used(images, skipped), by_image, strict=True))
+            by_image = await reconstruct_images(pipeline, request, MaskPlan((), self.visible_indices))
+            passes_of = dict(zip(request.answered, by_image, strict=True))
         if (bank := self.bank) is None:
             std = pipeline.info.preprocessing.std
-            return await pipeline.render(lambda: [self._by_reconstruction(passes, std) for passes in by_image], timings)
-        encoded = await pipeline.encode(images, timings, deadline, skipped)
+            return await pipeline.render(
+                lambda: [self._by_reconstruction(passes, std) for passes in by_image], request.timings
+            )
+        encoded = await encode_images(pipeline, request)
         return await pipeline.render(
             lambda: [
                 Anomaly(patches, bank.distances(tokens), self.threshold, self._expected(passes_of.get(index)))
-                for index, (patches, tokens) in zip(_used(images, skipped), encoded, strict=True)
+                for index, (patches, tokens) in zip(request.answered, encoded, strict=True)
             ],
-            timings,
+            request.timings,
         )
 
     def _by_reconstruction(self, passes: list[Reconstruction], std: Sequence[float]) -> Anomaly:
@@ -169,9 +163,15 @@ class AnomalyPlan:
         return expected_pixels([one.pixels for one in passes], self.visible_indices)
 
 
-def _used(images: list[bytes], skipped: dict[int, ServiceError] | None) -> list[int]:
-    """The indexes of the images that are not left out."""
-    return [index for index in range(len(images)) if index not in (skipped or ())]
+async def encode_images(pipeline: Pipeline, request: ImageRequest) -> list[tuple[Bytes, Floats]]:
+    """Patches uint8 [N, P] and their tokens float32 [N, D], of each whole image that is not left out.
+
+    Raises:
+        ServiceError: an image is refused, the queue is full, or the engine has failed.
+    """
+    everything = all_indices(pipeline.info.config.num_patches)
+    results = await pipeline.infer(request, Inference("tokens", (everything,), keeps_patches=True))
+    return [(image.patches, image.vectors[0]) for image in results if image.patches is not None]
 
 
 def _choose_passes(parameters: AnomalyParameters, grid: int, seed: int) -> list[Indices]:

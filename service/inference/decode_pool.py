@@ -5,39 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import TypeVar
 
-from model.arrays import Bytes, Indices
 from service.errors import ServiceError
 from service.inference.decode_memory import DecodeMemory, MemoryShortage
 from service.inference.images import Image
+from service.inference.passes import Pass
 from service.inference.pending_results import PendingResults
 from service.inference.queue import QueuedRequest
 from service.inference.scheduler import Scheduler
+from service.inference.timings import Timings
+from service.metrics import Metrics
 
 T = TypeVar("T")
-Pass = tuple[Bytes, Indices]
-"""One pass of an image: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
 PrepareImage = Callable[[Image, int, int], Sequence[Pass]]
 """Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
 
 Returns its passes: as many as every image of the request has."""
 
 
-def _no_span(stage: str, **attributes: int) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 class DecodePool:
     """Decodes images in threads, and writes answers in them."""
 
-    def __init__(self, memory: DecodeMemory, scheduler: Scheduler, threads: int) -> None:
-        """Decodes within `memory`, for `scheduler`."""
+    def __init__(self, memory: DecodeMemory, scheduler: Scheduler, threads: int, metrics: Metrics) -> None:
+        """Decodes within `memory`, for `scheduler`; `metrics` get the time of each image."""
         self._memory = memory
         self._scheduler = scheduler
         self._threads = threads
+        self._decode_duration = metrics.stage_duration.labels("decode")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -54,8 +50,7 @@ class DecodePool:
         pending: PendingResults,
         images: Sequence[Image],
         prepare: PrepareImage,
-        on_decoded: Callable[[float], None],
-        record_span: Callable[..., AbstractContextManager[None]] = _no_span,
+        timings: Timings,
     ) -> None:
         """Decodes and queues the images of a request, at most as many at once as the pool has threads.
 
@@ -66,8 +61,7 @@ class DecodePool:
             pending: its results, which tell the images that are left out, and those whose results are known.
             images: encoded images, or what was cut into patches already.
             prepare: decodes an image.
-            on_decoded: called with the seconds that each image took.
-            record_span: that of `Timings`.
+            timings: of the request; filled with the seconds of the slowest image.
 
         Raises:
             ServiceError: an image is refused.
@@ -76,11 +70,11 @@ class DecodePool:
             [index for index in range(len(images)) if not (pending.is_skipped(index) or pending.is_known(index))]
         )
         if len(images) == 1:
-            await self._queue_next(indexes, request, pending, images, prepare, on_decoded, record_span)
+            await self._queue_next(indexes, request, pending, images, prepare, timings)
             return
         # The tasks share one iterator: each takes the next image when it has queued the one before.
         tasks = [
-            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, on_decoded, record_span))
+            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, timings))
             for _ in range(min(len(images), self._threads))
         ]
         try:
@@ -89,6 +83,11 @@ class DecodePool:
             for task in tasks:
                 task.cancel()
 
+    def queue_passes(self, request: QueuedRequest, index: int, passes: Sequence[Pass]) -> None:
+        """Queues the passes of image `index` of a request."""
+        for number, (patches, visible_indices) in enumerate(passes, index * request.passes):
+            self._scheduler.put(request, number, patches, visible_indices)
+
     async def _queue_next(
         self,
         indexes: Iterator[int],
@@ -96,22 +95,22 @@ class DecodePool:
         pending: PendingResults,
         images: Sequence[Image],
         prepare: PrepareImage,
-        on_decoded: Callable[[float], None],
-        record_span: Callable[..., AbstractContextManager[None]],
+        timings: Timings,
     ) -> None:
         for index in indexes:
             start = monotonic()
             try:
-                with record_span("decode", image=index):
+                with timings.record_span("decode", image=index):
                     prepared = await self._prepare(prepare, images[index], index)
             except ServiceError as error:
                 if not pending.can_skip(error):
                     raise
                 pending.on_failed(error)
                 continue
-            on_decoded(monotonic() - start)
-            for number, (patches, visible_indices) in enumerate(prepared, index * request.passes):
-                self._scheduler.put(request, number, patches, visible_indices)
+            seconds = monotonic() - start
+            timings.decode = max(timings.decode, seconds)
+            self._decode_duration.observe(seconds)
+            self.queue_passes(request, index, prepared)
 
     async def _prepare(self, prepare: PrepareImage, image: Image, index: int) -> Sequence[Pass]:
         """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.

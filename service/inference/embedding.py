@@ -1,4 +1,4 @@
-"""The plan of a request for embeddings: which patches are encoded, which pool is taken, how vectors are finished."""
+"""Requests for embeddings: which patches are encoded, which pool is taken, how vectors are finished."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
-from urllib.parse import quote
 
 import numpy as np
 
 from model.arrays import Floats, Indices
-from model.checkpoints.heads import Heads, Whitening, why_no_cls
+from model.checkpoints.heads import POOL_INDEX, Heads, Whitening, why_no_cls
 from model.config import MAEConfig
 from model.engines.base import EngineInfo
 from model.masking import MaskError, all_indices, new_seed, random_visible, visible_inside
 from service.errors import InvalidParameter
+from service.inference.image_decoder import DecodedImage
+from service.inference.images import ImageRequest
+from service.inference.passes import Inference
+from service.inference.pipeline import Pipeline
 from service.inference.queue import Operation
 from service.parameters import EmbedParameters, Pool
-
-COLOUR_SPACE = "srgb"
-"""The colours that the model sees: colour profiles are converted to sRGB."""
 
 
 @dataclass(frozen=True)
@@ -179,38 +179,48 @@ class EmbeddingPlan:
         return finished
 
 
-def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
-    """The vector space of a request in one word: vectors may be compared where these words are equal.
-
-    In order, separated by colons: the model and the hash of its weights; the precision that matrix products are
-    computed in; side, resize, share of the crop, filter, colour space, mean and deviation; the number of attention
-    heads of a ViT; the pool; and where they are
-    asked for, `whitened`, `dimensions=` with the number of principal axes, `unit` (vectors of length 1), `binary`,
-    `keep=` with the share of the patches and `region`. Which patches were drawn or lie in the region is no part of it.
-    Float16 and int8 are roundings of the float32 vectors, which they may be compared with. The word is ASCII without
-    blanks: other characters of a model's name are percent-encoded.
+async def embed_images(
+    pipeline: Pipeline, request: ImageRequest, plan: EmbeddingPlan
+) -> tuple[Sequence[Floats], EmbeddingPlan]:
+    """Embeds images as a request asks for it; under load, of fewer patches if the request allows it.
 
     Args:
-        info: describes the engine.
-        parameters: those of an `EmbeddingPlan` that was carried out.
+        pipeline: to the engine.
+        request: the images; a single one for a plan with a mask picture. `VisiblePatches` have their own patches.
+        plan: what was asked for.
+
+    Returns:
+        A vector per image that is not left out, float32 [D], or [K, D] for tokens, in the order of `visible_indices`;
+        and the plan that was carried out: it has the patches that were encoded.
+
+    Raises:
+        InvalidParameter: the mask picture has another size than the image, or nothing is white in it.
+        ServiceError: an image is refused, the queue is full, or the engine has failed.
     """
-    preprocessing, side = info.preprocessing, info.config.image_size
-    pixels = f"{side}-{preprocessing.resize}-{preprocessing.crop_fraction}-{preprocessing.filter}-{COLOUR_SPACE}"
-    mean, std = (",".join(map(str, colour)) for colour in (preprocessing.mean, preprocessing.std))
-    words = [
-        f"{quote(info.model, safe='/')}@{info.weights[:12]}",
-        info.computes.replace(" ", "-"),
-        f"{pixels}-{mean}-{std}",
-        *([f"{info.config.num_heads}-heads"] if info.config.family == "vit" else ()),
-        parameters.pool,
-        *(["whitened"] if parameters.whitens else ()),
-        *([f"dimensions={parameters.dimensions}"] if parameters.dimensions is not None else ()),
-        *(["unit"] if parameters.normalize else ()),
-        *(["binary"] if parameters.dtype == "binary" else ()),
-        *([f"keep={parameters.keep}"] if parameters.keep < 1 else ()),
-        *(["region"] if parameters.patches is not None else ()),
-    ]
-    return ":".join(words)
+    done = plan
+
+    def degrade(share: float) -> Inference:
+        nonlocal done
+        done = plan.degrade(share, pipeline.info.config.grid)
+        return Inference(done.operation, (done.visible_indices,), is_determined=done.is_determined)
+
+    def choose_visible(image: DecodedImage) -> Indices:
+        assert plan.mask is not None
+        return plan.encode_inside(pipeline.image_decoder.read_mask(plan.mask, image).tolist(), "mask").visible_indices
+
+    inference = Inference(
+        plan.operation,
+        (plan.visible_indices,) if plan.mask is None else choose_visible,
+        picture=plan.mask or b"",
+        is_determined=plan.is_determined,
+        shares=plan.shares,
+        degrade=degrade,
+    )
+    results = await pipeline.infer(request, inference)
+    if plan.mask is not None:  # of a single image
+        done = plan.encode_inside(results[0].visible_indices[0].tolist(), "mask")
+    vectors = [vector for image in results for vector in image.vectors]
+    return vectors if plan.pool == "tokens" else [vector[POOL_INDEX[plan.pool]] for vector in vectors], done
 
 
 @lru_cache

@@ -16,9 +16,11 @@ import numpy as np
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import POOL_INDEX, Head, Heads, Whitening
 from model.engines.base import EngineInfo
-from model.masking import new_seed
+from model.masking import all_indices, new_seed
 from service.errors import InvalidParameter, NoHead
-from service.inference.pipeline import Pipeline, Timings
+from service.inference.images import ImageRequest
+from service.inference.passes import Inference
+from service.inference.pipeline import Pipeline
 from service.parameters import ExplainParameters, ExplainTarget
 
 BLOCK = 2
@@ -121,23 +123,31 @@ class ExplanationPlan:
         return Explanation(patches, float(scores[0]), shares_of(scores[1:], self.subsets, len(patches)), label)
 
 
-async def explain(
-    pipeline: Pipeline, images: list[bytes], plan: ExplanationPlan, timings: Timings, deadline: float
-) -> Explanation:
+async def explain_images(pipeline: Pipeline, request: ImageRequest, plan: ExplanationPlan) -> Explanation:
     """Explains the score of the first image.
 
     Args:
-        pipeline: of the engine.
-        images: encoded images, as many as `plan.require_images` asks for.
-        plan: of the request.
-        timings: filled with the seconds of each stage.
-        deadline: in seconds of time.monotonic(); later than that no image enters a batch.
+        pipeline: to the engine.
+        request: encoded images, as many as `plan.require_images` asks for; none of them may be left out.
+        plan: what was asked for.
 
     Raises:
         ServiceError: an image is refused, the queue is full, or the engine has failed.
     """
-    patches, whole, passes = await pipeline.embed_subsets(images, plan.subsets, timings, deadline)
-    return await pipeline.run_in_pool(plan.explain, patches, whole, passes)
+    whole = Inference("embed", (all_indices(pipeline.info.config.num_patches),), keeps_patches=True)
+    first = ImageRequest(request.images[:1], request.timings, request.deadline)
+    # Both are admitted before anything is decoded: a request whose subsets find no room is refused at once.
+    with (
+        pipeline.admit(request, whole) as images,
+        pipeline.admit(first, Inference("embed", plan.subsets)) as subsets,
+    ):
+        await images.queue_images()
+        patches = images.patches(0)
+        passes = await pipeline.run_in_pool(lambda: [(patches[visible], visible) for visible in plan.subsets])
+        subsets.queue_passes(0, passes)
+        vectors = np.array([image.vectors[0] for image in await images.wait()])
+        [of_subsets] = await subsets.wait()
+    return await pipeline.run_in_pool(plan.explain, patches, vectors, np.array(of_subsets.vectors))
 
 
 def describe_explanation(info: EngineInfo, plan: ExplanationPlan, explanation: Explanation) -> dict[str, Any]:

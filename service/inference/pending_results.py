@@ -23,7 +23,7 @@ class PendingResults:
 
         Args:
             count: number of images.
-            skipped: that of `Pipeline.embed`.
+            skipped: that of `ImageRequest`.
             passes: number of passes of each image.
             known: the results of images that need not be computed, by the index of the image.
         """

@@ -16,10 +16,12 @@ from model.config import MAEConfig
 from model.masking import MAX_SEED, MaskError, choose_visible, new_seed, removed_flags, visible_without
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.images import ImageRequest
+from service.inference.passes import Inference, VisibleByPass
+from service.inference.pipeline import Pipeline
+from service.inference.queue import DecoderOutput
 from service.parameters import ReconstructParameters
 
-ChoosePasses = Callable[[DecodedImage], Sequence[Indices]]
-"""Chooses which patches stay visible in each pass of a decoded image, int32 [K] with one K."""
 RANDOM_MASK_PARAMETERS = ("mask_ratio", "seed", "strategy", "draws")
 """The parameters of masks that are drawn by a seed."""
 
@@ -63,7 +65,11 @@ class MaskPlan:
 
     seeds: tuple[int, ...]
     """The seed of each mask; none if the request says which patches to remove."""
-    choose_passes: ChoosePasses
+    visible_by_pass: VisibleByPass
+    picture: bytes = b""
+    """The picture that shows the mask; empty if there is none."""
+    is_determined: bool = True
+    """Whether the same request would get the same masks again: no seed was drawn for it."""
 
     @property
     def seed(self) -> int | None:
@@ -89,12 +95,37 @@ def choose_patches_to_remove(config: MAEConfig, parameters: ReconstructParameter
         require_one_mask("patches", parameters)
         removed = [int(index) for index in parameters.patches.split(",")]
         listed = _choose_or_refuse("patches", lambda: visible_without(removed, config.num_patches))
-        return MaskPlan((), lambda image: [listed])
+        return MaskPlan((), [listed])
     first = new_seed() if parameters.seed is None else parameters.seed
     seeds = tuple((first + draw) & MAX_SEED for draw in range(parameters.draws))
     strategy, ratio = parameters.strategy, parameters.mask_ratio
     drawn = [_choose_or_refuse("mask_ratio", partial(choose_visible, strategy, config.grid, ratio, s)) for s in seeds]
-    return MaskPlan(seeds, lambda image: drawn)
+    return MaskPlan(seeds, drawn, is_determined=parameters.seed is not None)
+
+
+async def reconstruct_images(pipeline: Pipeline, request: ImageRequest, plan: MaskPlan) -> list[list[Reconstruction]]:
+    """Reconstructs each image by each of the masks.
+
+    An image is decoded once, and each of its passes counts as an image in the queue.
+
+    Returns:
+        The reconstructions of each image that is not left out, in the order of the masks.
+
+    Raises:
+        NoDecoder: the model cannot reconstruct.
+        ServiceError: an image is refused, the queue is full, or the engine has failed.
+    """
+    pipeline.require_decoder()
+    inference = Inference("reconstruct", plan.visible_by_pass, plan.picture, plan.is_determined, keeps_patches=True)
+    by_image = []
+    for image in await pipeline.infer(request, inference):
+        assert image.patches is not None
+        reconstructions = []
+        for visible_indices, output in zip(image.visible_indices, image.outputs, strict=True):
+            assert isinstance(output, DecoderOutput)
+            reconstructions.append(Reconstruction(image.patches, output.pixels, output.error, visible_indices))
+        by_image.append(reconstructions)
+    return by_image
 
 
 def mean_of_draws(draws: Sequence[Reconstruction]) -> Reconstruction:
@@ -159,11 +190,11 @@ def choose_patches_by_picture(
     if count > 1:
         raise InvalidParameter("a mask goes with one image, and this request has more", parameter="mask")
 
-    def choose(image: DecodedImage) -> list[Indices]:
+    def choose(image: DecodedImage) -> Indices:
         removed = image_decoder.read_mask(picture, image)
-        return [_choose_or_refuse("mask", lambda: visible_without(removed, config.num_patches))]
+        return _choose_or_refuse("mask", lambda: visible_without(removed, config.num_patches))
 
-    return MaskPlan((), choose)
+    return MaskPlan((), choose, picture)
 
 
 def require_one_mask(name: str, parameters: ReconstructParameters) -> None:

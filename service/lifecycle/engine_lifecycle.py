@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from model.checkpoints.heads import Heads
 from model.engines.base import ServedModel
 from service.errors import Draining
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
 from service.inference.limits import IMAGE, Budget, Budgets
-from service.inference.scheduler import BatchScheduler
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState

@@ -9,8 +9,8 @@ import logging
 import uvicorn
 
 from model.checkpoints.heads import Heads
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
-from service.inference.scheduler import BatchScheduler
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from model.config import MAEConfig
 from service.errors import ServiceError
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE
 from service.inference.queue import Operation, QueuedRequest, QueueEntry, Result
-from service.inference.scheduler import BatchScheduler
 from service.workers.channel import Channel
 from service.workers.messages import DONE, NUMBER, OPERATIONS, PUT, Kind, pack_error
 from service.workers.shared_buffers import SharedBuffers

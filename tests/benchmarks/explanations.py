@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +24,8 @@ from model.engines.base import ServedModel
 from model.engines.build import build
 from model.images.folders import find_images
 from service.cli.local_pipeline import open_pipeline
-from service.inference.explanation import Explanation, ExplanationPlan, explain
-from service.inference.pipeline import Timings
+from service.inference.explanation import Explanation, ExplanationPlan, explain_images
+from service.inference.images import ImageRequest
 from service.parameters import ExplainParameters
 from service.settings import Settings, load_settings
 
@@ -72,7 +71,7 @@ async def measure(
     async with open_pipeline(served, settings, max_images=parameters.passes + 2) as pipeline:
         for number, path in enumerate(paths):
             files = [Path(name).read_bytes() for name in (path, paths[(number + 1) % len(paths)])[:count]]
-            explanation = await explain(pipeline, files, plan, Timings(), math.inf)
+            explanation = await explain_images(pipeline, ImageRequest(files), plan)
             other = np.empty((2, 0), np.float32)
             if count == 2:
                 decoded = pipeline.image_decoder.decode(files[1], 1).patches

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from model.arrays import Bytes, Floats, Indices
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pending_results import PendingResults
-from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 
 NUM_PATCHES, PATCH_DIM, EMBED_DIM = 196, 768, 192

@@ -25,8 +25,8 @@ from model.engines.build import build
 from model.images.folders import find_images
 from model.masking import removed_flags
 from service.cli.local_pipeline import open_pipeline
-from service.inference.pipeline import Timings
-from service.inference.reconstruction import Reconstruction, choose_patches_to_remove, mean_of_draws
+from service.inference.images import ImageRequest
+from service.inference.reconstruction import Reconstruction, choose_patches_to_remove, mean_of_draws, reconstruct_images
 from service.parameters import ReconstructParameters
 from service.settings import load_settings
 
@@ -66,7 +66,7 @@ def main() -> None:
                 parameters = ReconstructParameters(draws=options.draws, seed=1000 * number)
                 plan = choose_patches_to_remove(served.info.config, parameters)
                 file = Path(path).read_bytes()
-                [draws] = await pipeline.reconstruct_passes([file], plan.choose_passes, plan.draws, Timings())
+                [draws] = await reconstruct_images(pipeline, ImageRequest([file]), plan)
                 image = mean_of_draws(draws)
                 assert image.spread is not None
                 found.append(correlations(image))

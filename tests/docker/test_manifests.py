@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.inference.scheduler import LAST_BATCH_S
+from service.inference.batch_scheduler import LAST_BATCH_S
 from service.settings import Settings
 
 DOCKER = Path(__file__).parents[2] / "docker"

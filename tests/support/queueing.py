@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE, WHOLE, LocalBudget
 from service.inference.pending_results import PendingResults
 from service.inference.queue import QueuedRequest
-from service.inference.scheduler import BatchScheduler, Scheduler
+from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample

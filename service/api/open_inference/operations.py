@@ -19,11 +19,14 @@ from service.api.open_inference.images import MASK, read_images, read_masks
 from service.api.open_inference.messages import InferenceRequest
 from service.api.open_inference.models import ModelDescription, ModelName
 from service.api.open_inference.tensors import Tensor
+from service.api.request import RequestContext
 from service.errors import InvalidParameter
-from service.inference.embedding import EmbeddingPlan, space_of
+from service.inference.classification import classify_images
+from service.inference.embedding import EmbeddingPlan, embed_images
 from service.inference.images import Image, VisiblePatches
-from service.inference.pipeline import Pipeline, Timings
-from service.inference.reconstruction import MaskPlan, choose_patches_to_remove, require_one_mask
+from service.inference.pipeline import Pipeline
+from service.inference.reconstruction import MaskPlan, choose_patches_to_remove, reconstruct_images, require_one_mask
+from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters, ReconstructParameters, invalid_parameter
 
 P = TypeVar("P", bound=BaseModel)
@@ -56,9 +59,8 @@ class Answer:
     """The share of the patches that was encoded, where there are vectors."""
 
 
-Run = Callable[[Timings, float, bytes | None], Coroutine[Any, Any, Answer]]
-"""Runs a model on the images of a request, given where the seconds of each stage go, the deadline, and whose cached
-results it may use."""
+Run = Callable[[RequestContext], Coroutine[Any, Any, Answer]]
+"""Runs a model on the images of a request."""
 
 
 def timeout_s(request: InferenceRequest) -> float | None:
@@ -154,8 +156,8 @@ def _prepare_embedding(
         # A region, as on /embed; `space_of` says that it is one, and not which.
         plan = plan.encode_inside(sent[0].tolist(), "patches")
 
-    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
-        vectors, done = await pipeline.embed_by_plan(images, plan, timings, deadline, cache_key=cache_key)
+    async def run(context: RequestContext) -> Answer:
+        vectors, done = await embed_images(pipeline, context.images_to_infer(images), plan)
 
         def write() -> list[Tensor]:
             finished = done.finish(vectors)
@@ -173,8 +175,8 @@ def _prepare_embedding(
 def _prepare_classification(images: list[Any], classes: int, pipeline: Pipeline) -> Run:
     labels = pipeline.head.config.classes
 
-    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
-        probabilities = np.stack(await pipeline.classify(images, timings, deadline, cache_key=cache_key))
+    async def run(context: RequestContext) -> Answer:
+        probabilities = np.stack(await classify_images(pipeline, context.images_to_infer(images)))
 
         def write() -> list[Tensor]:
             if classes:
@@ -198,10 +200,10 @@ def _prepare_reconstruction(
     images = read(takes_mask=True)
     if plan is None:
         masks = read_masks(request.inputs[MASK], len(images), config.num_patches)
-        plan = MaskPlan((), lambda image: [masks[image.index]])
+        plan = MaskPlan((), lambda image: masks[image.index])
 
-    async def run(timings: Timings, deadline: float, cache_key: bytes | None) -> Answer:
-        by_image = await pipeline.reconstruct_passes(images, plan.choose_passes, plan.draws, timings, deadline)
+    async def run(context: RequestContext) -> Answer:
+        by_image = await reconstruct_images(pipeline, context.images_to_infer(images, caches=False), plan)
         found = [passes[0] for passes in by_image]
 
         def write() -> list[Tensor]:

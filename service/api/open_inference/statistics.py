@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.open_inference.models import VERSION
-from service.inference.pipeline import Timings
+from service.inference.timings import Timings
 from service.metrics import Metrics
 
 STAGES = {"success": "total", "fail": "fail", "queue": "queue", "compute_input": "decode", "compute_infer": "infer"}

@@ -44,7 +44,7 @@ async def detect_anomalies(request: Request, parameters: Annotated[AnomalyParame
     media_type = preferred_type(accept, (PNG, JSON) if len(body.images) == 1 and not skips else (JSON,))
 
     async def work() -> tuple[bytes, list[Anomaly]]:
-        anomalies = await plan.detect(pipeline, body.images, timings, context.deadline, skipped)
+        anomalies = await plan.detect(pipeline, context.images_to_infer(body.images, skipped, caches=False))
         context.record.images = len(anomalies)
         if media_type == PNG:
             return await pipeline.render(lambda: anomalies[0].render(parameters), timings), anomalies

@@ -18,7 +18,7 @@ from service.api.responses import (
 )
 from service.api.schemas import INFERENCE_ERRORS, Classifications, error_responses, request_body
 from service.errors import NoHead
-from service.inference.classification import most_probable
+from service.inference.classification import classify_images, most_probable
 from service.parameters import ClassifyParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -42,7 +42,7 @@ async def classify(request: Request, parameters: Annotated[ClassifyParameters, Q
     body = await context.read_body(skips=skips)
     skipped = body.errors if skips else None
     probabilities = await context.run_while_client_waits(
-        pipeline.classify(body.images, context.record.timings, context.deadline, skipped, context.cache_key())
+        classify_images(pipeline, context.images_to_infer(body.images, skipped))
     )
     context.record.images = len(probabilities)
     classified = [{"classes": most_probable(image, labels, parameters.top_k)} for image in probabilities]

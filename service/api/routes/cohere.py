@@ -14,8 +14,8 @@ from service.api.embedding_protocols import (
     EmbeddingBody,
     EmbeddingProtocol,
     NoParameters,
+    answer_request,
     describe_body,
-    embed_images,
 )
 from service.api.fast_path import InferenceRoute
 from service.api.image_inputs import IMAGES_ONLY, read_items
@@ -106,7 +106,7 @@ IMAGE_SOURCES: dict[str, Any] = {
 )
 async def embed(request: Request, parameters: Annotated[NoParameters, Query()]) -> Response:
     """Turns each image into a vector. The images are in the body; no URL is fetched, and unknown keys are ignored."""
-    return await embed_images(request, PROTOCOL)
+    return await answer_request(request, PROTOCOL)
 
 
 def _read_parameters(body: CohereBody) -> EmbedParameters:

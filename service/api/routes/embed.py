@@ -17,7 +17,8 @@ from service.api.responses import JSON, LARGE, describe_skipped, header_value, j
 from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.errors import ServiceError
 from service.inference.dtypes import TypedVectors, convert_vectors
-from service.inference.embedding import EmbeddingPlan, space_of
+from service.inference.embedding import EmbeddingPlan, embed_images
+from service.inference.vector_space import space_of
 from service.parameters import DType, EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -53,9 +54,7 @@ async def embed(request: Request, parameters: Annotated[EmbedParameters, Query()
         plan = plan.with_mask(body.mask, len(body.images))
 
     async def work() -> Response:
-        vectors, done = await pipeline.embed_by_plan(
-            body.images, plan, timings, context.deadline, skipped, context.cache_key()
-        )
+        vectors, done = await embed_images(pipeline, context.images_to_infer(body.images, skipped), plan)
         context.record.images = len(vectors)
 
         def write() -> Response:

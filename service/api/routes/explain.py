@@ -13,7 +13,7 @@ from service.api.request import RequestContext
 from service.api.responses import JSON, header_value, json_bytes, preferred_type
 from service.api.schemas import INFERENCE_ERRORS, ExplanationAnswer, error_responses, request_body
 from service.errors import NoHead
-from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain
+from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain_images
 from service.parameters import ExplainParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
@@ -41,7 +41,7 @@ async def explain_score(request: Request, parameters: Annotated[ExplainParameter
     plan.require_images(len(body.images))
 
     async def work() -> tuple[bytes, Explanation]:
-        explanation = await explain(pipeline, body.images, plan, timings, context.deadline)
+        explanation = await explain_images(pipeline, context.images_to_infer(body.images), plan)
 
         def write() -> bytes:
             picture = render_shares(parameters.view, explanation.patches, explanation.shares)

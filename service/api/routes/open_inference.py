@@ -90,7 +90,7 @@ async def _infer(request: Request, name: str, version: str) -> Response:
             context.end_after(seconds)
 
         async def work() -> tuple[Answer, bytes, int | None]:
-            answer = await run(timings, context.deadline, context.cache_key())
+            answer = await run(context)
             record.images = answer.count
 
             def write() -> tuple[bytes, int | None]:

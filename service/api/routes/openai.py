@@ -13,8 +13,8 @@ from service.api.embedding_protocols import (
     EmbeddingBody,
     EmbeddingProtocol,
     NoParameters,
+    answer_request,
     describe_body,
-    embed_images,
     require_model,
 )
 from service.api.fast_path import InferenceRoute
@@ -122,7 +122,7 @@ async def embeddings(request: Request, parameters: Annotated[NoParameters, Query
 
     The same as /embeddings.
     """
-    return await embed_images(request, PROTOCOL)
+    return await answer_request(request, PROTOCOL)
 
 
 @router.get(

@@ -24,6 +24,7 @@ from service.inference.reconstruction import (
     choose_patches_by_picture,
     choose_patches_to_remove,
     mean_of_draws,
+    reconstruct_images,
 )
 from service.parameters import ReconstructParameters
 
@@ -59,15 +60,8 @@ async def reconstruct(request: Request, parameters: Annotated[ReconstructParamet
     if body.mask is not None:
         plan = choose_patches_by_picture(config, pipeline.image_decoder, parameters, body.mask, count)
 
-    cache_key = None
-    if plan.seed is None or parameters.seed is not None:  # no seed was drawn: the same request gets the same answer
-        masks = parameters.model_dump_json(include={"mask_ratio", "strategy", "seed", "patches", "draws"})
-        cache_key = context.cache_key(masks.encode(), body.mask or b"")
-
     async def work() -> tuple[bytes, list[Reconstruction]]:
-        by_image = await pipeline.reconstruct_passes(
-            body.images, plan.choose_passes, plan.draws, timings, context.deadline, skipped, cache_key
-        )
+        by_image = await reconstruct_images(pipeline, context.images_to_infer(body.images, skipped), plan)
         context.record.images = len(by_image)
 
         def write() -> tuple[bytes, list[Reconstruction]]:

@@ -19,7 +19,7 @@ from service.api.routes.ops import readyz
 from service.api.schemas import INFERENCE_ERRORS, Readiness, error_responses
 from service.errors import InvalidParameter, MalformedBody, NoImages, UnsupportedType
 from service.inference.dtypes import convert_vectors
-from service.inference.embedding import EmbeddingPlan
+from service.inference.embedding import EmbeddingPlan, embed_images
 from service.parameters import EmbedParameters, invalid_parameter
 from service.settings import Settings
 
@@ -89,9 +89,7 @@ async def predict(request: Request, parameters: Annotated[NoParameters, Query()]
     skipped = body.errors if requested.on_error == "skip" else None
 
     async def work() -> Response:
-        vectors, done = await pipeline.embed_by_plan(
-            body.images, plan, timings, context.deadline, skipped, context.cache_key()
-        )
+        vectors, done = await embed_images(pipeline, context.images_to_infer(body.images, skipped), plan)
         context.record.images = len(vectors)
 
         def write() -> Response:

@@ -27,9 +27,10 @@ from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
 from service.cli.tables import print_values
 from service.errors import ServiceError
-from service.inference.anomaly import AnomalyPlan
+from service.inference.anomaly import AnomalyPlan, encode_images
 from service.inference.image_decoder import HALF, ImageDecoder
-from service.inference.pipeline import Pipeline, Timings
+from service.inference.images import ImageRequest
+from service.inference.pipeline import Pipeline
 from service.parameters import MAX_ANOMALY_PASSES, AnomalyParameters
 from service.settings import Settings
 
@@ -76,7 +77,7 @@ def fit(
             async with open_pipeline(served, settings, max_images) as pipeline:
 
                 async def compute(data: bytes) -> Floats:
-                    [(_, tokens)] = await pipeline.encode([data], Timings())
+                    [(_, tokens)] = await encode_images(pipeline, ImageRequest([data]))
                     return tokens
 
                 return await _run(pipeline, paths, compute, max_images, progress)
@@ -169,7 +170,7 @@ async def _test(
         max_running = max(2, most // max(1, len(plan.visible_indices)))
 
         async def compute(data: bytes) -> Floats:
-            [anomaly] = await plan.detect(pipeline, [data], Timings())
+            [anomaly] = await plan.detect(pipeline, ImageRequest([data]))
             return anomaly.scores
 
         of_good = await _run(pipeline, good, compute, max_running, progress)

@@ -17,8 +17,8 @@ from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
 from service.errors import NoHead
-from service.inference.classification import most_probable
-from service.inference.pipeline import Timings
+from service.inference.classification import classify_images, most_probable
+from service.inference.images import ImageRequest
 from service.parameters import ClassifyParameters
 from service.settings import Settings
 
@@ -70,7 +70,7 @@ async def _classify(
         labels = pipeline.head.config.classes
 
         async def classify_image(data: bytes) -> Floats:
-            [probabilities] = await pipeline.classify([data], Timings())
+            [probabilities] = await classify_images(pipeline, ImageRequest([data]))
             return probabilities
 
         async with aclosing(run_pipeline(pipeline, images, classify_image, max_images)) as results:

@@ -25,8 +25,8 @@ from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 from service.cli.vector_files.store import VectorStore
-from service.inference.embedding import EmbeddingPlan
-from service.inference.pipeline import Timings
+from service.inference.embedding import EmbeddingPlan, embed_images
+from service.inference.images import ImageRequest
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -107,7 +107,7 @@ async def _embed(
     async with open_pipeline(served, settings, max_images) as pipeline:
 
         async def embed_image(data: bytes) -> Floats:
-            vectors = await pipeline.embed([data], plan.pool, plan.visible_indices, Timings())
+            vectors, _ = await embed_images(pipeline, ImageRequest([data]), plan)
             vector: Floats = plan.finish(vectors)[0]
             return vector
 

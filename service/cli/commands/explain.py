@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +17,8 @@ from service.cli.files import require_folder, require_png, write_output
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
-from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation
-from service.inference.explanation import explain as explain_images
-from service.inference.pipeline import Timings
+from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain_images
+from service.inference.images import ImageRequest
 from service.parameters import ExplainParameters
 
 
@@ -58,7 +56,7 @@ def explain(
 
     async def run() -> Explanation:
         async with open_pipeline(served, settings, max_images=len(files) + parameters.passes) as pipeline:
-            return await explain_images(pipeline, files, plan, Timings(), math.inf)
+            return await explain_images(pipeline, ImageRequest(files), plan)
 
     try:
         explanation = asyncio.run(run())

@@ -19,13 +19,15 @@ from service.cli.files import require_folder, require_png, write_output
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.errors import ServiceError
-from service.inference.pipeline import Pipeline, Timings
+from service.inference.images import ImageRequest
+from service.inference.pipeline import Pipeline
 from service.inference.reconstruction import (
     MaskPlan,
     Reconstruction,
     choose_patches_by_picture,
     choose_patches_to_remove,
     mean_of_draws,
+    reconstruct_images,
 )
 from service.parameters import ReconstructParameters
 
@@ -97,7 +99,7 @@ async def _reconstruct(
     plan = choose_patches_to_remove(config, parameters)
     if mask_file is not None:
         plan = choose_patches_by_picture(config, decoder, parameters, mask_file, count=1)
-    [draws] = await pipeline.reconstruct_passes([image_file], plan.choose_passes, plan.draws, Timings())
+    [draws] = await reconstruct_images(pipeline, ImageRequest([image_file]), plan)
     return plan, mean_of_draws(draws)
 
 

@@ -12,7 +12,8 @@ from model.arrays import Floats
 from model.config import Preprocessing
 from model.engines.base import ComputedPrecision, EngineInfo, Precision
 from service.cli.errors import VectorFileError
-from service.inference.embedding import EmbeddingPlan, space_of
+from service.inference.embedding import EmbeddingPlan
+from service.inference.vector_space import space_of
 from service.parameters import Pool
 
 

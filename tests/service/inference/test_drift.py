@@ -14,9 +14,9 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads, Whitening
 from model.engines.base import FatalEngineError, ServedModel
 from service.api.app import create_app
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import MAX_WAITING, DriftMonitor
 from service.inference.limits import IMAGE, LocalBudget
-from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.service.workers.conftest import connected

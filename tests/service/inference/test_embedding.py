@@ -8,7 +8,8 @@ from model.config import PRESETS
 from model.evaluation.whitening import fit_whitening
 from model.masking import random_visible
 from service.errors import InvalidParameter
-from service.inference.embedding import EmbeddingPlan, space_of
+from service.inference.embedding import EmbeddingPlan
+from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters
 from tests.support.engines import SMALL, fake_info
 

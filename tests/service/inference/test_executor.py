@@ -12,8 +12,8 @@ import pytest
 
 from model.engines.base import EngineError, FatalEngineError
 from service.errors import EngineLost, InferenceFailed, ServiceError
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.pending_results import PendingResults
-from service.inference.scheduler import BatchScheduler
 from tests.support.engines import FakeEngine
 from tests.support.queueing import admit, ask, gauge, run, run_ready_tasks, run_scheduler
 

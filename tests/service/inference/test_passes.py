@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.arrays import Indices
 from model.checkpoints.heads import Heads
 from model.config import Preprocessing
 from service.errors import InferenceFailed, QueueFull, ServiceError, TooManyImages, UndecodableImage
-from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.batch_scheduler import BatchScheduler
+from service.inference.image_decoder import ImageDecoder
+from service.inference.images import ImageRequest
 from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pending_results import PendingResults
-from service.inference.pipeline import Pipeline, Timings
-from service.inference.reconstruction import Reconstruction
-from service.inference.scheduler import BatchScheduler
+from service.inference.pipeline import Pipeline
+from service.inference.reconstruction import MaskPlan, Reconstruction, reconstruct_images
 from service.metrics import Metrics
 from tests.service.workers.conftest import connected
 from tests.support.engines import SMALL, FakeEngine
@@ -30,9 +30,8 @@ def grey(value: int) -> bytes:
     return encoded(Image.new("RGB", (32, 32), (value, value, value)), "PNG")
 
 
-def each_patch_in_turn(decoded: DecodedImage) -> list[Indices]:
-    """Four passes, each of which sees one patch."""
-    return [np.array([patch], dtype=np.int32) for patch in range(4)]
+EACH_PATCH = [np.array([patch], dtype=np.int32) for patch in range(4)]
+"""Four passes, each of which sees one patch."""
 
 
 async def reconstruct(
@@ -43,7 +42,7 @@ async def reconstruct(
     scheduler.start()
     pipeline = Pipeline(SMALL_INFO, Heads(), ImageDecoder(SMALL, Preprocessing(), 10_000), scheduler, metrics, 2)
     try:
-        return await pipeline.reconstruct_passes(list(images), each_patch_in_turn, 4, Timings(), skipped=skipped)
+        return await reconstruct_images(pipeline, ImageRequest(images, skipped=skipped), MaskPlan((), EACH_PATCH))
     finally:
         pipeline.close()
         assert budget.used == 0

@@ -2,17 +2,21 @@
 
 import io
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model.arrays import Indices
 from model.config import MAEConfig, Preprocessing
 from model.masking import MAX_SEED
 from service.errors import InvalidParameter
 from service.inference.image_decoder import DecodedImage, ImageDecoder
+from service.inference.passes import Inference
 from service.inference.reconstruction import (
+    MaskPlan,
     Reconstruction,
     choose_patches_by_picture,
     choose_patches_to_remove,
@@ -41,15 +45,20 @@ def picture(white: set[int]) -> bytes:
     return encoded(np.kron(patches, np.ones((16, 16), np.uint8)))
 
 
+def visible_by(plan: MaskPlan) -> Sequence[Indices]:
+    """The visible patches of each pass of an image."""
+    return Inference("reconstruct", plan.visible_by_pass).choose_visible(image())
+
+
 def by_picture(white: set[int], count: int = 1, **parameters: Any) -> set[int]:
     plan = choose_patches_by_picture(CONFIG, DECODER, ReconstructParameters(**parameters), picture(white), count)
-    [visible] = plan.choose_passes(image())
+    [visible] = visible_by(plan)
     return set(visible.tolist())
 
 
 def by_parameters(**parameters: Any) -> tuple[int | None, list[int]]:
     plan = choose_patches_to_remove(CONFIG, ReconstructParameters(**parameters))
-    [visible] = plan.choose_passes(image())
+    [visible] = visible_by(plan)
     return plan.seed, visible.tolist()
 
 
@@ -63,7 +72,7 @@ def test_a_seed_draws_the_same_mask_again() -> None:
 def test_each_draw_has_the_mask_of_the_next_seed() -> None:
     plan = choose_patches_to_remove(CONFIG, ReconstructParameters(seed=MAX_SEED - 1, draws=4))
     assert plan.seeds == (MAX_SEED - 1, MAX_SEED, 0, 1) and plan.draws == 4
-    for seed, visible in zip(plan.seeds, plan.choose_passes(image()), strict=True):
+    for seed, visible in zip(plan.seeds, visible_by(plan), strict=True):
         assert by_parameters(seed=seed) == (seed, visible.tolist())
 
 

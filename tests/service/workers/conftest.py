@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE, LocalBudget
-from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from service.workers.channel import Channel
 from service.workers.messages import Kind

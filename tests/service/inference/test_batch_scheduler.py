@@ -14,8 +14,8 @@ import pytest
 
 from model.engines.base import EngineError
 from service.errors import InferenceFailed, QueueFull
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE, LocalBudget
-from service.inference.scheduler import BatchScheduler
 from service.metrics import Metrics
 from tests.support.engines import FakeEngine, sleep_per_batch
 from tests.support.queueing import ALL_FOUR, Gate, admit, ask, image, run, run_ready_tasks, run_scheduler

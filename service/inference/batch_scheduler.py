@@ -1,0 +1,291 @@
+"""The scheduler forms batches of queued images and runs them on the lanes of an engine.
+
+A lane is a thread. As soon as it is free it takes the images that wait; the next batch forms while all lanes are busy,
+so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a
+batch, and whose turn it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from model.arrays import Bytes, Indices
+from model.engines.base import Engine
+from service.errors import EngineLost, ServiceError
+from service.inference.drift import DriftMonitor, Sample
+from service.inference.executor import BatchExecutor
+from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
+from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
+from service.inference.scheduler import copy_error
+from service.metrics import Metrics
+from service.tracing.images import TracedImage, error_name
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracer
+
+log = logging.getLogger(__name__)
+LAST_BATCH_S = 5.0
+"""Time that a lane gets to finish its batch when the scheduler stops."""
+
+
+class BatchScheduler:
+    """The `Scheduler` of the process that has the engine: one queue, and one thread for each lane."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        images: Budget,
+        max_delay_s: float = 0.0,
+        on_lost: Callable[[str], None] = log.critical,
+        drift: DriftMonitor | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """No lane runs yet.
+
+        Args:
+            engine: runs batches of up to `engine.info.preferred_batch` images.
+            metrics: of the service.
+            images: budget of the queue.
+            max_delay_s: time that a free lane waits for a batch to fill, counted from its oldest image.
+            on_lost: called on the event loop with the reason when the engine has failed for good.
+            drift: measures the images of `sample`; None drops them.
+            tracer: records the batches; None: they are not traced.
+        """
+        self.engine = engine
+        self.lost: str | None = None
+        """The reason why the engine has failed for good; None while it works."""
+        self._metrics = metrics
+        self._images = images
+        self._queue_duration = metrics.stage_duration.labels("queue")
+        self._infer_duration = metrics.stage_duration.labels("infer")
+        self._on_lost = on_lost
+        self._drift = drift
+        self._tracer = tracer
+        self._measuring = False
+        """Whether a lane measures drift; at most one does, so that another one is free for requests."""
+        self._changed = threading.Condition()
+        self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
+        self._requests: set[QueuedRequest] = set()
+        self._busy = 0
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: list[threading.Thread] = []
+        metrics.read_at_scrape(metrics.queue_images, lambda: self.waiting)
+        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._busy)
+
+    @property
+    def waiting(self) -> int:
+        """Number of images in the queue, decoded and ready for a batch."""
+        with self._changed:
+            return len(self._queue)
+
+    def start(self) -> None:
+        """Starts one thread for each lane. Results go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        for lane in range(self.engine.info.lanes):
+            thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def admit(
+        self,
+        operation: Operation,
+        count: int,
+        deadline: float,
+        sink: ResultSink,
+        passes: int = 1,
+        shares: Sequence[float] = WHOLE,
+        traceparent: str = "",
+    ) -> QueuedRequest:
+        """See `Scheduler.admit`."""
+        require_possible(self._images, count, passes)
+        with self._changed:
+            if self.lost:
+                raise EngineLost(self.lost)
+            share = reserve_images(self._images, count, shares)
+            request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
+            self._requests.add(request)
+        return request
+
+    def put(self, request: QueuedRequest, index: int, patches: Bytes, visible_indices: Indices) -> None:
+        """See `Scheduler.put`."""
+        key = BatchKey(request.operation, self._max_visible(len(visible_indices)))
+        entry = QueueEntry(request, index, patches, visible_indices, time.monotonic())
+        with self._changed:
+            if self.lost:
+                raise EngineLost(self.lost)
+            if not request.released:
+                self._queue.put(key, entry)
+                self._changed.notify()
+
+    def release(self, request: QueuedRequest) -> None:
+        """See `Scheduler.release`."""
+        with self._changed:
+            if request.released:
+                return
+            request.released = True
+            self._requests.discard(request)
+            if request.unbatched:
+                if entries := self._queue.remove(request):
+                    request.sink.on_dropped(entries)
+                    self._trace_dropped(entries)
+                reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
+                self._drop(request, request.unbatched, reason)
+
+    def sample(self, patches: Bytes) -> None:
+        """See `Scheduler.sample`."""
+        if self._drift is not None:
+            with self._changed:
+                self._drift.offer(patches)
+                self._changed.notify()
+
+    def fail_all(self, error: ServiceError) -> None:
+        """See `Scheduler.fail_all`."""
+        with self._changed:
+            requests = list(self._requests)
+        for request in requests:
+            request.sink.on_failed(copy_error(error))
+
+    def stop(self, seconds: float = LAST_BATCH_S) -> None:
+        """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                log.error("%s is still running a batch: leaving it", thread.name)
+
+    def _max_visible(self, visible: int) -> int:
+        """The `BatchKey.max_visible` of an image with `visible` visible patches.
+
+        In a padded batch every image costs as much as the image with the largest number of visible patches. So images
+        share a batch only if their numbers differ at most twofold, or are all at most a quarter of all patches.
+        """
+        if not self.engine.info.mixes:
+            return visible
+        num_patches = self.engine.info.config.num_patches
+        return next(bound for bound in (num_patches // 4, num_patches // 2, num_patches) if visible <= bound)
+
+    def _serve_lane(self, lane: int) -> None:
+        executor = BatchExecutor(self.engine, lane, self._metrics)
+        try:
+            while batch := self._next_batch():
+                if isinstance(batch, Sample):
+                    self._measure_drift(lane, batch)
+                    continue
+                taken_at = time.monotonic()
+                try:
+                    results, seconds = executor.run(batch[0].request.operation, batch)
+                except BaseException as error:
+                    self._trace_batch(lane, batch, taken_at, [error] * len(batch))
+                    raise
+                finally:
+                    with self._changed:
+                        self._busy -= 1
+                self._deliver(batch, results, seconds)
+                self._trace_batch(lane, batch, taken_at, results)
+        except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
+            log.critical("lane %d has ended", lane, exc_info=error)
+            self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
+
+    def _measure_drift(self, lane: int, sample: Sample) -> None:
+        assert self._drift is not None
+        self._drift.measure(lane, sample)
+        with self._changed:
+            self._measuring = False
+            self._drift.give_back(sample)
+
+    def _next_sample(self) -> Sample | None:
+        """A sample whose drift can be measured now: no image waits or is being decoded, and no other lane measures.
+
+        The caller holds the lock.
+        """
+        if self._drift is None or self._measuring or self._stopping or self._images.used:
+            return None
+        sample = self._drift.take()
+        self._measuring = sample is not None
+        return sample
+
+    def _next_batch(self) -> Sequence[QueueEntry] | Sample | None:
+        """Waits for a batch, or for a time to measure a sample; returns None when no batch will come any more."""
+        with self._changed:
+            while not self.lost:
+                batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
+                for entry in batch.expired:
+                    entry.request.sink.on_dropped((entry,))
+                    self._drop(entry.request, 1, "deadline")
+                self._trace_dropped(batch.expired)
+                if batch.entries:
+                    for entry in batch.entries:
+                        entry.request.unbatched -= 1
+                        entry.request.sink.on_taken((entry,))
+                    self._images.give(sum(entry.request.room(1) for entry in batch.entries))
+                    self._busy += 1
+                    return batch.entries
+                if batch.wait_s != 0:  # No batch was due.
+                    if self._stopping:
+                        return None
+                    if sample := self._next_sample():
+                        return sample
+                    self._changed.wait(batch.wait_s)
+            return None
+
+    def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
+        """Frees the room of `count` images of a request that enter no batch."""
+        self._metrics.dropped.labels(reason).inc(count)
+        self._images.give(request.room(count))
+        request.unbatched -= count
+
+    def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
+        taken_at = time.monotonic() - infer_s
+        waits = [taken_at - entry.queued_at for entry in batch]
+        for queue_s in waits:
+            self._queue_duration.observe(queue_s)
+            self._infer_duration.observe(infer_s)
+        self._call_on_loop(partial(_send_results, batch, results, waits, infer_s))
+
+    def _trace_batch(
+        self, lane: int, batch: Sequence[QueueEntry], taken_at: float, outcomes: Sequence[Result | BaseException]
+    ) -> None:
+        """Records the spans of a batch that has ended, with a result or an error for each image."""
+        if self._tracer is not None:
+            images = [
+                TracedImage(entry.request.traceparent, entry.queued_at, error_name(outcome))
+                for entry, outcome in zip(batch, outcomes, strict=True)
+            ]
+            self._tracer.record_batch(batch[0].request.operation, lane, images, taken_at)
+
+    def _trace_dropped(self, entries: Sequence[QueueEntry]) -> None:
+        """Records the wait of images that enter no batch."""
+        if self._tracer is not None and entries:
+            self._tracer.record_dropped([TracedImage(entry.request.traceparent, entry.queued_at) for entry in entries])
+
+    def _lose(self, reason: str) -> None:
+        """Fails all admitted requests, and refuses all requests to come."""
+        with self._changed:
+            first = self.lost is None
+            self.lost = self.lost or reason
+            self._changed.notify_all()
+        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
+        if first:
+            self._call_on_loop(partial(self._on_lost, reason))
+
+    def _call_on_loop(self, call: Callable[[], object]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+
+def _send_results(
+    batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
+) -> None:
+    for entry, result, queue_s in zip(batch, results, waits, strict=True):
+        entry.request.sink.on_result(entry.index, result, queue_s, infer_s)
