@@ -10,6 +10,11 @@ URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITE_SPACE = b" \t\r\n\v\f"
 
 
+def encode_base64(data: bytes) -> str:
+    """`data` in the standard alphabet, with padding."""
+    return base64.b64encode(data).decode("ascii")
+
+
 def decode_base64(text: str) -> bytes:
     """The bytes that `text` stands for.
 

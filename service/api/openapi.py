@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from service.api.responses import PNG
 from service.api.schemas import ERROR_ANSWERS, ErrorDetail, OpenAIErrorDetail
 
 SECURITY_SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "one of API_KEYS"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "one of API_KEYS"},
 }
-PICTURE = "image/png"
 OF_FASTAPI = "Validation Error"
 """The description of the response that FastAPI adds to a route with parameters."""
 
@@ -60,8 +60,8 @@ class DescribedAPI:
                     operation["security"] = [{name: []} for name in SECURITY_SCHEMES]
                     operation["security"] += [] if self.needs_key else [{}]
                 content = responses.get("200", {}).get("content", {})
-                if PICTURE in content:  # tools that send one `Accept` take the first
-                    responses["200"]["content"] = {PICTURE: content.pop(PICTURE), **content}
+                if PNG in content:  # tools that send one `Accept` take the first
+                    responses["200"]["content"] = {PNG: content.pop(PNG), **content}
         return description
 
 

@@ -20,7 +20,7 @@ from service.error_formats import error_body, error_headers
 from service.errors import NotAcceptable, ServiceError
 
 T = TypeVar("T")
-JSON = "application/json"
+JSON, PNG = "application/json", "image/png"
 LARGE = 50_000
 """A response of more numbers than this is written in the pool, because it would block the event loop for too long."""
 SAFE_IN_HEADER = string.punctuation.replace("%", "") + " "

@@ -285,9 +285,13 @@ ERROR_ANSWERS: dict[ErrorFormat, tuple[str, type[BaseModel]]] = {
 """By format, the answer of all errors: its name among OpenAPI's components, and its body."""
 
 
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+"""A body of bytes."""
+
+
 def request_body(mask: str | None = None) -> dict[str, Any]:
     """The three kinds of request body, as OpenAPI describes them; `mask` says what a mask picture does."""
-    binary = {"type": "string", "format": "binary"}
+    binary = BINARY["schema"]
     parts: dict[str, Any] = {"image": {"type": "array", "items": binary, "description": "one file part per image"}}
     keys: dict[str, Any] = {
         "images": {"type": "array", "items": {"type": "string"}, "description": "base64, or data:image/…;base64,…"}
@@ -295,14 +299,13 @@ def request_body(mask: str | None = None) -> dict[str, Any]:
     if mask is not None:
         parts["mask"] = {**binary, "description": f"a picture as large as the image; {mask}"}
         keys["mask"] = {"type": "string", "description": f"the mask picture in base64; {mask}"}
-    raw = {"schema": binary}
     return {
         "requestBody": {
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": {"type": "object", "properties": parts, "required": ["image"]}},
                 "application/json": {"schema": {"type": "object", "properties": keys, "required": ["images"]}},
-                **{kind: raw for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")},
+                **{kind: BINARY for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")},
             },
         }
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
@@ -69,14 +69,28 @@ class DecodePool:
         indexes = iter(
             [index for index in range(len(images)) if not (pending.is_skipped(index) or pending.is_known(index))]
         )
+
+        async def queue_next() -> None:
+            for index in indexes:
+                start = monotonic()
+                try:
+                    with timings.record_span("decode", image=index):
+                        passes = await self._prepare(prepare, images[index], index)
+                except ServiceError as error:
+                    if not pending.can_skip(error):
+                        raise
+                    pending.on_failed(error)
+                    continue
+                seconds = monotonic() - start
+                timings.decode = max(timings.decode, seconds)
+                self._decode_duration.observe(seconds)
+                self.queue_passes(request, index, passes)
+
         if len(images) == 1:
-            await self._queue_next(indexes, request, pending, images, prepare, timings)
+            await queue_next()
             return
         # The tasks share one iterator: each takes the next image when it has queued the one before.
-        tasks = [
-            asyncio.ensure_future(self._queue_next(indexes, request, pending, images, prepare, timings))
-            for _ in range(min(len(images), self._threads))
-        ]
+        tasks = [asyncio.ensure_future(queue_next()) for _ in range(min(len(images), self._threads))]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -87,30 +101,6 @@ class DecodePool:
         """Queues the passes of image `index` of a request."""
         for number, (patches, visible_indices) in enumerate(passes, index * request.passes):
             self._scheduler.put(request, number, patches, visible_indices)
-
-    async def _queue_next(
-        self,
-        indexes: Iterator[int],
-        request: QueuedRequest,
-        pending: PendingResults,
-        images: Sequence[Image],
-        prepare: PrepareImage,
-        timings: Timings,
-    ) -> None:
-        for index in indexes:
-            start = monotonic()
-            try:
-                with timings.record_span("decode", image=index):
-                    prepared = await self._prepare(prepare, images[index], index)
-            except ServiceError as error:
-                if not pending.can_skip(error):
-                    raise
-                pending.on_failed(error)
-                continue
-            seconds = monotonic() - start
-            timings.decode = max(timings.decode, seconds)
-            self._decode_duration.observe(seconds)
-            self.queue_passes(request, index, prepared)
 
     async def _prepare(self, prepare: PrepareImage, image: Image, index: int) -> Sequence[Pass]:
         """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.

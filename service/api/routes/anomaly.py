@@ -10,14 +10,13 @@ from fastapi import APIRouter, Query, Request, Response
 from model.engines.base import EngineInfo
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import INFERENCE_ERRORS, Anomalies, error_responses, request_body
+from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
+from service.api.schemas import BINARY, INFERENCE_ERRORS, Anomalies, error_responses, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.anomaly import Anomaly, AnomalyPlan
 from service.parameters import AnomalyParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
-PNG = "image/png"
 
 
 @router.post(
@@ -26,7 +25,7 @@ PNG = "image/png"
     response_description="A picture of the scores as PNG, for one image; or the scores as JSON.",
     response_model=Anomalies,
     responses={
-        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"content": {PNG: BINARY}},
         **error_responses(*INFERENCE_ERRORS, NoDecoder),
     },
     openapi_extra=request_body(),

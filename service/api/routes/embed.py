@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Annotated, Any
 
@@ -11,10 +10,11 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from model.engines.base import EngineInfo
+from service.api.base64_text import encode_base64
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, LARGE, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.api.schemas import BINARY, INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.errors import ServiceError
 from service.inference.dtypes import TypedVectors, convert_vectors
 from service.inference.embedding import EmbeddingPlan, embed_images
@@ -23,7 +23,6 @@ from service.parameters import DType, EmbedParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 NPY, BYTES = "application/x-npy", "application/octet-stream"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 @router.post(
@@ -148,7 +147,7 @@ def embeddings_content(
 
 def base64_numbers(array: NDArray[Any]) -> str:
     """The bytes of `array` in base64, like OpenAI's `encoding_format`."""
-    return base64.b64encode(little_endian(array)).decode("ascii")
+    return encode_base64(little_endian(array))
 
 
 def little_endian(array: NDArray[Any]) -> bytes:

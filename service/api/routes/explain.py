@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from model.images.shares import render_shares
+from service.api.base64_text import encode_base64
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, header_value, json_bytes, preferred_type
-from service.api.schemas import INFERENCE_ERRORS, ExplanationAnswer, error_responses, request_body
+from service.api.responses import JSON, PNG, header_value, json_bytes, preferred_type
+from service.api.schemas import BINARY, INFERENCE_ERRORS, ExplanationAnswer, error_responses, request_body
 from service.errors import NoHead
 from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain_images
 from service.parameters import ExplainParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
-PNG = "image/png"
 
 
 @router.post(
@@ -26,7 +25,7 @@ PNG = "image/png"
     response_description="The shares of all patches as a PNG or as JSON.",
     response_model=ExplanationAnswer,
     responses={
-        200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"content": {PNG: BINARY}},
         **error_responses(*INFERENCE_ERRORS, NoHead),
     },
     openapi_extra=request_body(),
@@ -48,8 +47,7 @@ async def explain_score(request: Request, parameters: Annotated[ExplainParameter
             if media_type == PNG:
                 return picture
             content = describe_explanation(pipeline.info, plan, explanation)
-            png = base64.b64encode(picture).decode("ascii")
-            return json_bytes({**content, "view": parameters.view, "png": png})
+            return json_bytes({**content, "view": parameters.view, "png": encode_base64(picture)})
 
         return await pipeline.render(write, timings), explanation
 

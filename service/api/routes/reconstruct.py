@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import zipfile
 from typing import Annotated, Any
@@ -13,10 +12,11 @@ from fastapi import APIRouter, Query, Request, Response
 from model.engines.base import EngineInfo
 from model.images.render import View, render
 from model.masking import removed_flags
+from service.api.base64_text import encode_base64
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
-from service.api.responses import JSON, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import INFERENCE_ERRORS, Reconstructions, error_responses, request_body
+from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
+from service.api.schemas import BINARY, INFERENCE_ERRORS, Reconstructions, error_responses, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.reconstruction import (
     MaskPlan,
@@ -29,8 +29,7 @@ from service.inference.reconstruction import (
 from service.parameters import ReconstructParameters
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
-PNG, ZIP = "image/png", "application/zip"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+ZIP = "application/zip"
 
 
 @router.post(
@@ -105,7 +104,7 @@ def _content(
             "loss": reconstruction.loss,
             "error": np.ascontiguousarray(reconstruction.error),
             **({} if reconstruction.spread is None else {"spread": reconstruction.patch_spread}),
-            "png": base64.b64encode(picture).decode("ascii"),
+            "png": encode_base64(picture),
         }
         for reconstruction, picture in zip(reconstructions, pictures, strict=True)
     ]

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from service.api.fast_path import InferenceRoute, unique_parameters
-from service.api.routes.embed import BINARY, BYTES, NPY, embed
-from service.api.schemas import INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.api.routes.embed import BYTES, NPY, embed
+from service.api.schemas import BINARY, INFERENCE_ERRORS, Embeddings, error_responses, request_body
 from service.parameters import EmbedParameters, invalid_parameter
 
 router = APIRouter(tags=["platforms"], route_class=InferenceRoute)

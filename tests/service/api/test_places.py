@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -22,6 +22,7 @@ from model.engines.base import ServedModel
 from service.api import cors
 from service.api.app import ROUTERS, create_app
 from service.settings import OWN_SEGMENTS, Settings
+from tests.support.app import serve_app
 from tests.support.engines import FakeEngine
 
 ORIGIN = "https://app.example"
@@ -33,13 +34,8 @@ def picture() -> bytes:
     return out.getvalue()
 
 
-@contextmanager
-def serve(**settings: object) -> Iterator[TestClient]:
-    app = create_app(Settings(**settings), lambda settings, progress: ServedModel(FakeEngine()))  # type: ignore[arg-type]
-    with TestClient(app) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
-        yield client
+def serve(**settings: object) -> AbstractContextManager[TestClient]:
+    return serve_app(FakeEngine(), **settings)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -18,16 +16,13 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads
 from model.checkpoints.memory_bank import MemoryBank
 from model.config import MAEConfig
-from model.engines.base import ServedModel
 from model.masking import complementary_visible
-from service.api.app import create_app
-from service.settings import Settings
+from tests.service.api.routes.conftest import Start
 from tests.support.engines import SMALL, FakeEngine
 
 JSON = {"accept": "application/json"}
 NORMAL = np.array([[value] * 8 for value in (60, 70, 80)], np.float32)
 """Tokens of normal patches, which are grey."""
-Start = Callable[..., TestClient]
 
 
 class Mosaic(FakeEngine):
@@ -61,20 +56,6 @@ def picture(*greys: int) -> bytes:
 def pixels(answer: httpx.Response) -> np.ndarray:
     assert answer.headers["content-type"] == "image/png", answer.text
     return np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")).astype(int)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(engine: Mosaic, **settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), lambda settings, progress: ServedModel(engine, engine.heads))
-            client = stack.enter_context(TestClient(app))
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
-            return client
-
-        yield start
 
 
 def post(client: TestClient, query: str, *images: bytes, **options: Any) -> httpx.Response:

@@ -4,9 +4,7 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ from scipy.special import softmax
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig, Pooled
-from model.engines.base import ServedModel
 from service.api.app import create_app
 from service.settings import Settings
+from tests.service.api.routes.conftest import Start
 from tests.support.engines import FakeEngine
 
 CLASSES = ("night", "dusk", "day", "glare")
-Start = Callable[..., TestClient]
 
 
 class Lamp(FakeEngine):
@@ -56,20 +53,6 @@ def picture(grey: int) -> bytes:
     out = io.BytesIO()
     Image.new("L", (32, 32), grey).save(out, "PNG")
     return out.getvalue()
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(lamp: Lamp, **settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), lambda settings, progress: ServedModel(lamp, lamp.heads))
-            client = stack.enter_context(TestClient(app))
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
-            return client
-
-        yield start
 
 
 def probabilities(answer: dict[str, Any]) -> dict[str, float]:

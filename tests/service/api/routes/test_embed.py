@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads, Whitening
-from model.engines.base import ServedModel
 from service.api.app import create_app
 from service.settings import Settings
+from tests.support.app import serve_app
 from tests.support.engines import FakeEngine
 from tests.support.images import encoded
 from tests.support.metrics import sample
@@ -55,14 +55,8 @@ def tokens_of(picture: np.ndarray) -> np.ndarray:
     return np.stack(patches) / 255 @ WEIGHT
 
 
-@contextmanager
-def serve(engine: Projection, **settings: Any) -> Iterator[TestClient]:
-    heads = Heads(None, {"mean": Whitening(CENTRE, MATRIX)})
-    app = create_app(Settings(**settings), lambda settings, progress: ServedModel(engine, heads))
-    with TestClient(app) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
-        yield client
+def serve(engine: Projection, **settings: Any) -> AbstractContextManager[TestClient]:
+    return serve_app(engine, Heads(None, {"mean": Whitening(CENTRE, MATRIX)}), **settings)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,6 @@
 import base64
 import io
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,10 +14,8 @@ from scipy.special import expit
 from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Head, Heads, Whitening
 from model.checkpoints.native import HeadConfig
-from model.engines.base import ServedModel
-from service.api.app import create_app
 from service.inference.explanation import draw_subsets
-from service.settings import Settings
+from tests.service.api.routes.conftest import Start
 from tests.support.engines import NARROW, FakeEngine
 from tests.support.images import encoded
 
@@ -63,20 +58,6 @@ def grey(value: int) -> bytes:
     return encoded(Image.new("L", (32, 32), value))
 
 
-@pytest.fixture
-def start() -> Iterator[Any]:
-    with ExitStack() as stack:
-
-        def start(engine: Sum, **settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), lambda settings, progress: ServedModel(engine, engine.heads))
-            client = stack.enter_context(TestClient(app))
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
-            return client
-
-        yield start
-
-
 def post(client: TestClient, query: str, *images: bytes, **options: Any) -> Any:
     return client.post(f"/explain?{query}", files=[("image", ("i", image)) for image in images], **options)
 
@@ -92,7 +73,7 @@ def shares(scores: list[float]) -> list[float]:
     return answer
 
 
-def test_the_class_is_explained_by_the_patches_that_speak_for_it(start: Any) -> None:
+def test_the_class_is_explained_by_the_patches_that_speak_for_it(start: Start) -> None:
     engine = Sum(head(), preferred_batch=8)
     answer = post(start(engine), f"seed={SEED}&passes={PASSES}", grey(9), headers=JSON)
     content = answer.json()
@@ -109,7 +90,7 @@ def test_the_class_is_explained_by_the_patches_that_speak_for_it(start: Any) -> 
     assert encoded_images == PASSES + 1 and max(len(images) for _, _, images in engine.batches) == 8
 
 
-def test_a_label_chooses_the_class(start: Any) -> None:
+def test_a_label_chooses_the_class(start: Start) -> None:
     client = start(Sum(head()))
     no, yes = (post(client, f"seed={SEED}&label={label}", grey(9), headers=JSON).json() for label in ("no", "y漢"))
     assert (no["label"], yes["label"]) == ("no", "y漢")
@@ -117,7 +98,7 @@ def test_a_label_chooses_the_class(start: Any) -> None:
 
 
 @pytest.mark.parametrize("heads", [Heads(), whitening()], ids=["plain", "whitened"])
-def test_similarity_is_the_cosine_with_the_whole_second_image(start: Any, heads: Heads) -> None:
+def test_similarity_is_the_cosine_with_the_whole_second_image(start: Start, heads: Heads) -> None:
     content = post(start(Sum(heads)), f"seed={SEED}&passes={PASSES}", grey(9), grey(40), headers=JSON).json()
     assert content["target"] == "similarity" and "label" not in content
 
@@ -134,7 +115,7 @@ def test_similarity_is_the_cosine_with_the_whole_second_image(start: Any, heads:
     np.testing.assert_allclose(content["patches"], shares(scores), atol=1e-5)
 
 
-def test_by_default_a_picture_with_its_figures_in_headers(start: Any) -> None:
+def test_by_default_a_picture_with_its_figures_in_headers(start: Start) -> None:
     client = start(Sum(head()))
     for view in ("overlay", "heatmap"):
         answer = post(client, f"seed={SEED}&view={view}&label=y漢", grey(9))
@@ -149,7 +130,7 @@ def test_by_default_a_picture_with_its_figures_in_headers(start: Any) -> None:
         assert pixels.shape == (32, 32, 3) and red[0] > red[2] + 50 and blue[2] > blue[0] + 20
 
 
-def test_a_seed_that_is_answered_repeats_the_answer(start: Any) -> None:
+def test_a_seed_that_is_answered_repeats_the_answer(start: Start) -> None:
     client = start(Sum(head()))
     first = post(client, "passes=8", grey(9), headers=JSON).json()
     assert post(client, f"passes=8&seed={first['seed']}", grey(9), headers=JSON).json() == first
@@ -169,20 +150,20 @@ def test_a_seed_that_is_answered_repeats_the_answer(start: Any) -> None:
         ("on_error=skip", 1, "on_error", "unknown"),
     ],
 )
-def test_what_cannot_be_explained(start: Any, query: str, images: int, parameter: str, words: str) -> None:
+def test_what_cannot_be_explained(start: Start, query: str, images: int, parameter: str, words: str) -> None:
     answer = post(start(Sum(head())), query, *[grey(1)] * images)
     error = answer.json()["error"]
     assert (answer.status_code, error["details"]) == (422, {"parameter": parameter}) and words in error["message"]
 
 
-def test_without_a_head_similarity_is_the_default_and_a_class_is_missing(start: Any) -> None:
+def test_without_a_head_similarity_is_the_default_and_a_class_is_missing(start: Start) -> None:
     client = start(Sum())
     assert post(client, "", grey(1), grey(2)).status_code == 200
     answer = post(client, "target=class", grey(1))
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_head")
 
 
-def test_passes_and_images_are_weighed_in_the_queue(start: Any) -> None:
+def test_passes_and_images_are_weighed_in_the_queue(start: Start) -> None:
     client = start(Sum(head()), queue_images=20)
     assert post(client, "passes=19", grey(1)).status_code == 200
     full, never = post(client, "passes=20", grey(1)), post(client, "passes=21", grey(1))
@@ -192,7 +173,7 @@ def test_passes_and_images_are_weighed_in_the_queue(start: Any) -> None:
     assert 'mae_images_total{endpoint="/explain"} 1.0' in client.get("/metrics").text
 
 
-def test_an_image_that_fails_is_named(start: Any) -> None:
+def test_an_image_that_fails_is_named(start: Start) -> None:
     client = start(Sum(head()))
     for images, number in (((b"words",), 0), ((grey(1), b"words"), 1)):
         answer = post(client, "target=similarity" if number else "", *images)

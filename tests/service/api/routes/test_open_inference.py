@@ -4,8 +4,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -18,13 +17,10 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig
 from model.config import MAEConfig
-from model.engines.base import ServedModel
-from service.api.app import create_app
-from service.settings import Settings
+from tests.service.api.routes.conftest import Start
 from tests.support.engines import SMALL, FakeEngine
 from tests.support.metrics import sample
 
-Start = Callable[..., TestClient]
 CLASSES = ("night", "day", "dusk")
 
 
@@ -46,20 +42,6 @@ class Bright(FakeEngine):
     def tokens(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         self.received.append((patches.copy(), visible_indices.copy()))
         return super().tokens(lane, patches, visible_indices)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(engine: FakeEngine, heads: Heads | None = None, **settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), lambda settings, progress: ServedModel(engine, heads or Heads()))
-            client = stack.enter_context(TestClient(app))
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
-            return client
-
-        yield start
 
 
 @pytest.fixture
