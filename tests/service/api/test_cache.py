@@ -249,6 +249,31 @@ def test_limits_come_before_the_cache() -> None:
         assert cached.client.app.state.service.budgets.images.used == 0  # type: ignore[attr-defined]
 
 
+def test_passes_count_against_the_limit_before_the_cache() -> None:
+    with serve(queue_images=3) as cached:
+        path = "/reconstruct?seed=1&draws=2"
+        for value in (5, 6):
+            cached.post(path, value)
+        assert cached.computed() == [5, 5, 6, 6]
+        cached.post(path, 6)
+        assert cached.computed() == []
+        answer = cached.client.post(path, files=[("image", picture(value)) for value in (5, 6)])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_images")
+        assert "2 images in 2 passes each" in answer.json()["error"]["message"]
+
+
+def test_a_mask_is_the_same_drawn_or_listed(cached: Cached) -> None:
+    drawn = cached.post("/reconstruct?seed=1", 5, headers={"accept": "application/json"}).json()
+    assert cached.computed() == [5]
+    removed = ",".join(str(index) for index, flag in enumerate(drawn["mask"]) if flag)
+    listed = cached.post(f"/reconstruct?patches={removed}", 5, headers={"accept": "application/json"}).json()
+    assert cached.computed() == []
+    assert listed["reconstructions"] == drawn["reconstructions"] and listed["seed"] is None
+    other = ",".join(str(index) for index, flag in enumerate(drawn["mask"]) if not flag)
+    cached.post(f"/reconstruct?patches={other}", 5)
+    assert cached.computed() == [5]
+
+
 def test_bytes_are_bounded_and_counted() -> None:
     with serve(cache_mb=0.01) as cached:
         for value in range(50):
