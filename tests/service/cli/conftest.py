@@ -4,18 +4,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from model.checkpoints.checkpoint import Checkpoint, save
+from model.checkpoints.heads import Head, Heads
+from model.checkpoints.native import HeadConfig
+from model.config import MAEConfig, Preprocessing
 from model.engines import build as building
 from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
+from model.nn.vit import MaskedAutoencoder
 from service.cli.main import main
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
@@ -28,6 +34,23 @@ class Result(NamedTuple):
 
 
 Mae = Callable[..., Result]
+
+
+def fill_zoo(classes: Sequence[str], count: int) -> Path:
+    """Writes a small classifier to `head.safetensors`, and `count` images and a broken one to the folder `zoo`."""
+    torch.manual_seed(0)
+    config = MAEConfig(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_depth=0, name="zoo")
+    rng = np.random.default_rng(0)
+    weight, bias = (rng.normal(size=size).astype("f4") for size in ((len(classes), 16), len(classes)))
+    heads = Heads(Head(HeadConfig(pool="mean", classes=tuple(classes)), weight, bias))
+    tensors = dict(MaskedAutoencoder(config).state_dict())
+    save(Path("head.safetensors"), Checkpoint(config, Preprocessing(), "mae-serve", tensors, heads=heads))
+    zoo = Path("zoo")
+    zoo.mkdir()
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(zoo / f"{number}.png")
+    (zoo / "torn.png").write_bytes(b"no image")
+    return zoo
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:

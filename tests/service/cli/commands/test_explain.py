@@ -6,20 +6,12 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from starlette.testclient import TestClient
 
-from model.checkpoints.checkpoint import Checkpoint, save
-from model.checkpoints.heads import Head, Heads
-from model.checkpoints.native import HeadConfig
-from model.config import MAEConfig, Preprocessing
-from model.nn.vit import MaskedAutoencoder
 from service.api.app import create_app
 from service.settings import Settings
-from tests.service.cli.conftest import Mae
+from tests.service.cli.conftest import Mae, fill_zoo
 
 ENGINE = ("--weights", "head.safetensors", "--backend", "torch", "--lanes", "1")
 
@@ -28,19 +20,7 @@ ENGINE = ("--weights", "head.safetensors", "--backend", "torch", "--lanes", "1")
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images and a broken one in the folder `zoo`, beside `head.safetensors`."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    config = MAEConfig(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_depth=0, name="zoo")
-    rng = np.random.default_rng(0)
-    head = Head(
-        HeadConfig(pool="mean", classes=("ant", "bear")), *(rng.normal(size=n).astype("f4") for n in ((2, 16), 2))
-    )
-    tensors = dict(MaskedAutoencoder(config).state_dict())
-    save(Path("head.safetensors"), Checkpoint(config, Preprocessing(), "mae-serve", tensors, heads=Heads(head)))
-    Path("zoo").mkdir()
-    for number in range(2):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(f"zoo/{number}.png")
-    Path("zoo/torn.png").write_bytes(b"no image")
-    return Path("zoo")
+    return fill_zoo(("ant", "bear"), 2)
 
 
 def test_pictures_and_figures_are_those_of_the_route(mae: Mae, zoo: Path, tmp_path: Path) -> None:
