@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from service.api.error_schemas import ERROR_ANSWERS, ErrorDetail, OpenAIErrorDetail
 from service.api.responses import PNG
-from service.api.schemas import ERROR_ANSWERS, ErrorDetail, OpenAIErrorDetail
 
 SECURITY_SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "one of API_KEYS"},

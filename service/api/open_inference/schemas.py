@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.open_inference.messages import HEADER_LENGTH, MAX_DIMS
-from service.api.schemas import INFERENCE_ERRORS, error_responses
 from service.errors import ModelNotFound, NoDecoder, NoHead, NotAcceptable, ServiceError
 
 DATATYPE = Field(description="BYTES, or UINT8, INT32, FP32 and so on")

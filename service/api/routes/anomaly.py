@@ -8,10 +8,11 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from model.engines.base import EngineInfo
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import BINARY, INFERENCE_ERRORS, Anomalies, error_responses, request_body
+from service.api.schemas import BINARY, Anomalies, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.anomaly import Anomaly, AnomalyPlan
 from service.parameters import AnomalyParameters

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import (
@@ -16,7 +17,7 @@ from service.api.responses import (
     preferred_type,
     with_gaps,
 )
-from service.api.schemas import INFERENCE_ERRORS, Classifications, error_responses, request_body
+from service.api.schemas import Classifications, request_body
 from service.errors import NoHead
 from service.inference.classification import classify_images, most_probable
 from service.parameters import ClassifyParameters

@@ -17,10 +17,10 @@ from service.api.embedding_protocols import (
     answer_request,
     describe_body,
 )
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.image_inputs import IMAGES_ONLY, read_items
 from service.api.routes.embed import base64_numbers
-from service.api.schemas import INFERENCE_ERRORS, error_responses
 from service.errors import ImagesOnly, InvalidParameter, MalformedBody, ModelNotFound
 from service.inference.dtypes import convert_vectors
 from service.parameters import EmbedParameters

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from model.engines.base import EngineInfo
 from service.api.base64_text import encode_base64
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, LARGE, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import BINARY, INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.api.schemas import BINARY, Embeddings, request_body
 from service.errors import ServiceError
 from service.inference.dtypes import TypedVectors, convert_vectors
 from service.inference.embedding import EmbeddingPlan, embed_images

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from model.images.shares import render_shares
 from service.api.base64_text import encode_base64
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, PNG, header_value, json_bytes, preferred_type
-from service.api.schemas import BINARY, INFERENCE_ERRORS, ExplanationAnswer, error_responses, request_body
+from service.api.schemas import BINARY, ExplanationAnswer, request_body
 from service.errors import NoHead
 from service.inference.explanation import Explanation, ExplanationPlan, describe_explanation, explain_images
 from service.parameters import ExplainParameters

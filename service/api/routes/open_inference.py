@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from service.api.error_schemas import NOT_SERVING
 from service.api.fast_path import InferenceRoute
 from service.api.middleware import record_of
 from service.api.open_inference import models, schemas
@@ -23,7 +24,6 @@ from service.api.open_inference.operations import Answer, Run, prepare, require_
 from service.api.open_inference.statistics import count_failure, count_success, statistics
 from service.api.request import RequestContext, service_of
 from service.api.responses import JSON, header_value, json_response
-from service.api.schemas import NOT_SERVING
 from service.errors import ModelNotFound, NoDecoder, NoHead, NotServed, ServiceError
 
 BINARY = "application/octet-stream"

@@ -17,12 +17,12 @@ from service.api.embedding_protocols import (
     describe_body,
     require_model,
 )
+from service.api.error_schemas import INFERENCE_ERRORS, NOT_SERVING, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.image_inputs import IMAGES_ONLY, read_conversations, read_items
 from service.api.request import RequestContext
 from service.api.responses import json_response
 from service.api.routes.embed import base64_numbers
-from service.api.schemas import INFERENCE_ERRORS, NOT_SERVING, error_responses
 from service.errors import (
     ImagesOnly,
     InvalidParameter,

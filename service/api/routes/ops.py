@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.auth import check_key
+from service.api.error_schemas import NOT_SERVING, error_responses
 from service.api.info import describe
 from service.api.request import service_of
 from service.api.responses import json_response
-from service.api.schemas import NOT_SERVING, Info, Liveness, Readiness, error_responses
+from service.api.schemas import Info, Liveness, Readiness
 from service.errors import Unauthorized
 
 router = APIRouter(tags=["operations"])

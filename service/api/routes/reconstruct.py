@@ -13,10 +13,11 @@ from model.engines.base import EngineInfo
 from model.images.render import View, render
 from model.masking import removed_flags
 from service.api.base64_text import encode_base64
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, PNG, describe_skipped, header_value, json_bytes, preferred_type, with_gaps
-from service.api.schemas import BINARY, INFERENCE_ERRORS, Reconstructions, error_responses, request_body
+from service.api.schemas import BINARY, Reconstructions, request_body
 from service.errors import NoDecoder, ServiceError
 from service.inference.reconstruction import (
     MaskPlan,

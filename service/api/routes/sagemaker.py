@@ -8,9 +8,10 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute, unique_parameters
 from service.api.routes.embed import BYTES, NPY, embed
-from service.api.schemas import BINARY, INFERENCE_ERRORS, Embeddings, error_responses, request_body
+from service.api.schemas import BINARY, Embeddings, request_body
 from service.parameters import EmbedParameters, invalid_parameter
 
 router = APIRouter(tags=["platforms"], route_class=InferenceRoute)

@@ -11,12 +11,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.api.bodies import ImagesBody, join, load_json, read_base64_image, too_many_images
+from service.api.error_schemas import INFERENCE_ERRORS, error_responses
 from service.api.fast_path import InferenceRoute
 from service.api.request import RequestContext
 from service.api.responses import JSON, json_bytes, preferred_type
 from service.api.routes.embed import embedding_headers, embeddings_content
 from service.api.routes.ops import readyz
-from service.api.schemas import INFERENCE_ERRORS, Readiness, error_responses
+from service.api.schemas import Readiness
 from service.errors import InvalidParameter, MalformedBody, NoImages, UnsupportedType
 from service.inference.dtypes import convert_vectors
 from service.inference.embedding import EmbeddingPlan, embed_images
