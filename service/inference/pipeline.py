@@ -177,8 +177,7 @@ class Pipeline:
         Raises:
             TooManyImages: the queue could never hold the request, which is refused whatever is cached.
         """
-        context = inference.cache_context
-        if self._cache is None or request.cache_key is None or context is None:
+        if self._cache is None or request.cache_key is None or (context := inference.cache_context) is None:
             return CachedResults()
         require_possible(self._cache.queue, len(request.images) * inference.passes, inference.passes)
         encoded = {index: image for index in request.answered if isinstance(image := request.images[index], bytes)}
