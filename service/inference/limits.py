@@ -77,7 +77,9 @@ def require_possible(budget: Budget, count: int, passes: int = 1) -> None:
         TooManyImages: they can never fit.
     """
     if budget.limit is not None and count * IMAGE > budget.limit:
-        images = f"{count} images" if passes == 1 else f"{count // passes} images in {passes} passes each"
+        images = "1 image" if count == passes else f"{count // passes} images"
+        if passes > 1:
+            images += f" in {passes} passes" if count == passes else f" in {passes} passes each"
         limit = budget.limit // IMAGE
         raise TooManyImages(f"{images} in one request, but the queue holds {limit}", limit=limit)
 

@@ -54,6 +54,8 @@ def test_raw_scores_without_a_fit(visit: Visit, server: Server) -> None:
     page.get_by_label("expected").check()
     expect(picture).to_have_attribute("alt", re.compile("^expected of coffee.jpg"))
     expect(page).to_have_url(f"{server.url}/#anomaly?image=coffee&method=reconstruction&view=expected")
+    page.evaluate("location.hash = '#anomaly?image=astronaut&view=heatmap'")  # a link that is followed in the open page
+    expect(picture).to_have_attribute("alt", re.compile("^heatmap of astronaut.jpg"))
     drop(page, [file("holiday.jpg", BROKEN)])
     expect(page.locator("#alerts")).to_contain_text("holiday.jpg: it ")
     expect(picture).to_be_hidden()

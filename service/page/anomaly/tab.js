@@ -44,11 +44,11 @@ class AnomalyTab {
       this.#detect();
     });
     this.#offer();
-    const { tab, parameters } = readFragment();
-    if (tab === "anomaly") {
-      context.library.select(parameters.get("image"));
-      for (const name of ["method", "view"]) this.#choose(name, parameters.get(name));
-    }
+    this.#readFragment();
+    addEventListener("hashchange", () => {
+      this.#readFragment();
+      this.#detect();
+    });
   }
 
   /** The tab is shown. */
@@ -71,6 +71,14 @@ class AnomalyTab {
   #choose(name, value) {
     const radio = [...this.#panel.querySelectorAll(`input[name="anomaly-${name}"]`)].find((input) => input.value === value);
     if (radio && !radio.disabled) radio.checked = true;
+  }
+
+  /** Takes over image, method and view from the address, if it is of this tab. */
+  #readFragment() {
+    const { tab, parameters } = readFragment();
+    if (tab !== "anomaly") return;
+    this.#context.library.select(parameters.get("image"));
+    for (const name of ["method", "view"]) this.#choose(name, parameters.get(name));
   }
 
   /** Offers what the weights can do. */

@@ -34,8 +34,8 @@ class ClassifyTab {
     );
     context.library.addEventListener("select", () => this.#isShown && this.#classify());
     context.addEventListener("info", () => this.#isShown && this.#classify());
-    const { tab, parameters } = readFragment();
-    if (tab === "classify") context.library.select(parameters.get("image"));
+    this.#readFragment();
+    addEventListener("hashchange", () => this.#readFragment());
   }
 
   /** The tab is shown. */
@@ -48,6 +48,11 @@ class ClassifyTab {
   hide() {
     this.#isShown = false;
     this.#controller.abort();
+  }
+
+  #readFragment() {
+    const { tab, parameters } = readFragment();
+    if (tab === "classify") this.#context.library.select(parameters.get("image"));
   }
 
   async #classify() {

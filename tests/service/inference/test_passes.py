@@ -63,6 +63,8 @@ def test_every_pass_has_its_own_visible_patches_and_the_image_of_all() -> None:
 def test_passes_are_images_to_the_queue() -> None:
     with pytest.raises(TooManyImages, match="2 images in 4 passes each in one request, but the queue holds 7"):
         run(reconstruct(FakeEngine(), grey(5), grey(6), queue_images=7))
+    with pytest.raises(TooManyImages, match="1 image in 4 passes in one request, but the queue holds 3"):
+        run(reconstruct(FakeEngine(), grey(5), queue_images=3))
     gate = Gate()
 
     async def main() -> None:
