@@ -296,6 +296,28 @@ def test_a_broken_image_is_named(visit: Visit) -> None:
     visit.expect_errors("status of 400")
 
 
+def test_without_a_removed_patch_there_is_the_image_and_no_prediction(visit: Visit) -> None:
+    page = visit.open_reconstruct()
+    pixels = """() => {
+      const canvas = document.getElementById("editor-picture");
+      return [...canvas.getContext("2d").getImageData(112, 112, 1, 1).data];
+    }"""
+    chelsea = page.evaluate(pixels)
+    page.locator("#clear").click()
+    expect(page.locator("#loss")).to_have_text(re.compile(r"^\D$"))
+    expect(page.locator("#stage")).to_contain_text("No picture")
+    expect(page.locator("#copy-curl")).to_be_disabled()
+    assert page.evaluate(pixels) == chelsea
+    page.locator('[data-image="coffee"]').click()
+    page.wait_for_function(f"(before) => !({pixels})().every((value, at) => value === before[at])", arg=[0, 0, 0, 0])
+    page.wait_for_timeout(500)
+    assert page.evaluate(pixels) not in (chelsea, [0, 0, 0, 0])
+    expect(page.locator("#loss")).to_have_text(re.compile(r"^\D$"))
+    cell(page, 5).click()
+    expect(page.locator("#after")).to_have_attribute("aria-label", re.compile("coffee.jpg"))
+    expect(page.locator("#copy-curl")).to_be_enabled()
+
+
 def test_names_below_the_images_keep_their_ends(visit: Visit) -> None:
     page = visit.open_reconstruct()
     drop(page, [file(f"photograph-of-a-holiday-{number}.jpg", example("coffee")) for number in (1001, 1002)])

@@ -152,19 +152,29 @@ class ReconstructTab {
     const removed = choice.kind === "painted" ? countRemoved(choice.mask) : 1;
     const impossible = { 0: "Remove at least one patch.", [count]: "Leave at least one patch visible." }[removed];
     byId("mask-hint").textContent = impossible ?? "";
+    byId("copy-curl").disabled = impossible !== undefined;
     if (impossible) {
       this.#latest.cancel();
-      return;
+      this.#stage.clear();
+      const { original } = this.#session;
+      drawOriginal(original);
+      if (original) return;
     }
     this.#slow ||= setTimeout(() => this.#panel.classList.add("waiting"), SLOW_MS);
-    this.#latest.submit({ subject: this.#item, session: this.#session, choice, asked: performance.now() });
+    const job = { subject: this.#item, session: this.#session, choice, asked: performance.now() };
+    // The image itself, to paint on, comes with any reconstruction.
+    this.#latest.submit(impossible ? { ...job, choice: FIRST_CHOICE, isOriginalAlone: true } : job);
   }
 
-  async #run({ subject, session, choice, asked }, signal) {
+  async #run({ subject, session, choice, asked, isOriginalAlone }, signal) {
     try {
       const wait = (seconds) => notify("queue", describeWait(seconds), "hint");
       const result = await session.reconstruct(choice, signal, wait);
       if (signal.aborted || subject !== this.#item) return;
+      if (isOriginalAlone) {
+        drawOriginal(result.original);
+        return;
+      }
       this.#show(result, choice);
       performance.measure("move to picture", { start: asked, detail: { removed: result.removed } });
       notify("reconstruct");
