@@ -72,7 +72,7 @@ class NoImages(ServiceError):
 
 
 class ImagesOnly(ServiceError):
-    """An input is text, sound, or anything else that is meant to be no image."""
+    """An input is text, sound, or something else that is not an image."""
 
     status, code = 400, "images_only"
 

@@ -120,7 +120,7 @@ class Metrics:
         )
         self.degraded_images = Counter(
             "mae_degraded_images",
-            "Number of images of which min_keep let fewer patches be encoded, because the queue had no room for more.",
+            "Number of images of which fewer patches than keep were encoded under load, as min_keep allows.",
             registry=registry,
         )
         self.ignored_profiles = Counter(
@@ -132,10 +132,14 @@ class Metrics:
             "mae_cache_hits", "Number of images whose result was in the cache.", registry=registry
         )
         self.cache_misses = Counter(
-            "mae_cache_misses", "Number of images that were looked up in the cache in vain.", registry=registry
+            "mae_cache_misses",
+            "Number of images that were looked up and whose result was not in the cache.",
+            registry=registry,
         )
         self.cache_evictions = Counter(
-            "mae_cache_evictions", "Number of results that left the cache to make room for others.", registry=registry
+            "mae_cache_evictions",
+            "Number of results that were dropped from the cache to make room for others.",
+            registry=registry,
         )
         self.engine_failures = Counter(
             "mae_engine_failures",
@@ -171,8 +175,8 @@ class Metrics:
         )
         self.admitted_images = Gauge(
             "mae_admitted_images",
-            "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them. An"
-            " image of which min_keep lets fewer patches be encoded counts as that share of an image.",
+            "Number of images that are admitted and not yet in a batch, decoded or not; QUEUE_IMAGES limits them. With"
+            " min_keep an image may count as a share of an image.",
             registry=registry,
         )
         self.cache_bytes = Gauge(

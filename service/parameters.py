@@ -127,8 +127,10 @@ class ExplainParameters(BaseModel):
         " where there is a head",
     )
     label: str | None = Field(None, description="the class; by default the most probable one")
-    passes: int = Field(128, ge=2, le=MAX_PASSES, description="number of times that a half of the patches is left out")
-    seed: Seed | None = Field(None, description="seed by which the patches are left out")
+    passes: int = Field(
+        128, ge=2, le=MAX_PASSES, description="number of passes; each leaves out a random half of the patches"
+    )
+    seed: Seed | None = Field(None, description="seed of the halves that are left out")
     view: SharesView = Field("overlay", description="what the PNG shows")
 
 
@@ -157,7 +159,7 @@ class AnomalyParameters(BaseModel):
         None,
         ge=1,
         le=MAX_ANOMALY_PASSES,
-        description="number of reconstructions of each image; by default the least that remove each patch once",
+        description="number of reconstructions of each image; by default as few as remove each patch at least once",
     )
     seed: Seed | None = Field(None, description="seed of the masks, which all images share")
     on_error: OnError = "fail"

@@ -31,23 +31,28 @@ PLATFORM_VARIABLES: dict[str, tuple[str, ...]] = {
 
 The first one that is set counts. docker/healthcheck.py has the same rule for the port."""
 OWN_SEGMENTS = frozenset(
-    {
-        *(
-            "anomaly",
-            "classify",
-            "docs",
-            "embed",
-            "embeddings",
-            "explain",
-            "favicon.ico",
-            "info",
-            "invocations",
-            "livez",
-            "metrics",
-        ),
-        *("models", "openapi.json", "page", "ping", "readyz", "reconstruct", "search", "static-offline-docs"),
-        *("v1", "v2"),
-    }
+    [
+        "anomaly",
+        "classify",
+        "docs",
+        "embed",
+        "embeddings",
+        "explain",
+        "favicon.ico",
+        "info",
+        "invocations",
+        "livez",
+        "metrics",
+        "models",
+        "openapi.json",
+        "page",
+        "ping",
+        "readyz",
+        "reconstruct",
+        "static-offline-docs",
+        "v1",
+        "v2",
+    ]
 )
 """The first segments of the paths of this service, which ROOT_PATH and PREDICT_ROUTE must leave free."""
 VERTEX_ROUTES = "/v1/endpoints/"
@@ -114,11 +119,11 @@ class Settings(EngineSettings, BaseSettings):
     drain_timeout_s: float = Field(default=30, ge=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
     cache_mb: float = Field(default=0, ge=0)
-    """Megabytes of results that are kept for images that come again, in all processes together; 0: none."""
+    """Megabytes of results that are kept for images that are sent again, in all processes together; 0: none."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
     drift_sample: float = Field(default=0, ge=0, le=1)
-    """Share of the images on which drift is measured while no lane is needed; 0 measures none."""
+    """Share of the images, 0 to 1, on which drift is measured while no image waits."""
     log_format: Literal["text", "json"] = "text"
     """How the log is written."""
 
@@ -140,7 +145,7 @@ class Settings(EngineSettings, BaseSettings):
         origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin} is no origin: write scheme, host and port alone, as in https://app.example")
+                raise ValueError(f"{origin} is no origin: write only scheme, host and port, as in https://app.example")
         return origins
 
     @field_validator("root_path")
@@ -150,7 +155,7 @@ class Settings(EngineSettings, BaseSettings):
         if not value:
             return None
         if not ROUTE.fullmatch(value):
-            raise ValueError("a path begins with / and has neither blanks, %, ? nor #")
+            raise ValueError("a path begins with / and has no blank, %, ? or #")
         _require_free(value)
         return value
 
@@ -158,7 +163,7 @@ class Settings(EngineSettings, BaseSettings):
     @classmethod
     def _require_route(cls, value: str | None) -> str | None:
         if value is not None and not ROUTE.fullmatch(value):
-            raise ValueError("a route begins with /, does not end with it, and has neither blanks, %, ? nor #")
+            raise ValueError("a route begins with /, does not end with it, and has no blank, %, ? or #")
         return value
 
     @field_validator("predict_route")

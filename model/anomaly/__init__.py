@@ -1,1 +1,1 @@
-"""Anomalies: what an image differs in from normal ones, or from what its own surroundings let the decoder expect."""
+"""Anomalies: how far patches are from those of normal images, or from the decoder's prediction by other patches."""

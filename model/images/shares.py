@@ -18,7 +18,7 @@ STRONGEST = 0.8
 
 
 def render_shares(view: SharesView, patches: Bytes, shares: Floats) -> bytes:
-    """Renders shares as PNG. The largest share in size has the full colour, and a share of 0 has none.
+    """Renders shares as PNG. The largest absolute share has the full colour, and a share of 0 has none.
 
     Args:
         view: `overlay`: the colours over the image in grey; `heatmap`: the colours alone.

@@ -230,7 +230,7 @@ def read_base64_image(text: object, name: str, index: int | None) -> bytes:
     `name` is the subject of the error's message.
 
     Raises:
-        MalformedBody: `text` is none of both.
+        MalformedBody: `text` is neither of the two.
     """
     details = {} if index is None else {"image": index}
     if not isinstance(text, str):

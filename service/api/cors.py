@@ -33,7 +33,7 @@ EXPOSED = (
 
 
 class CrossOriginMiddleware:
-    """Lets pages of the allowed origins read answers; what their browsers ask before (preflight) needs no key.
+    """Lets pages of the allowed origins read answers; the preflight requests of their browsers need no key.
 
     To a preflight of another origin the service answers as it does without CORS_ORIGINS. Cookies play no part, because
     the service knows none.

@@ -1,4 +1,4 @@
-"""Embeddings in protocols of others: what their routes share, from the admission to the answer."""
+"""Embeddings for clients of OpenAI's and Cohere's APIs: what their routes share, from the admission to the answer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Embedded:
 
     @property
     def patches(self) -> int:
-        """How many patches were encoded, of all images: the tokens of a request's usage."""
+        """The number of patches that were encoded in all images: the tokens of a request's usage."""
         return len(self.vectors) * len(self.plan.visible_indices)
 
 
@@ -74,7 +74,7 @@ class EmbeddingProtocol(Generic[Body]):
     """A protocol: how its bodies are read and its answers are written."""
 
     body: type[Body]
-    """The keys of a body but for the images."""
+    """The keys of a body, without the images."""
     parameters: Callable[[Body], EmbedParameters]
     """What a body asks for; it may raise a ServiceError."""
     images: Callable[[dict[str, Any], int], list[bytes]]

@@ -133,7 +133,7 @@ class ObservabilityMiddleware:
     def _match(self, scope: Scope) -> str:
         """The path of the inference route that `scope` asks for, or ""; puts path parameters into the scope.
 
-        What browsers ask before a request (OPTIONS) is no inference.
+        A preflight request of a browser (OPTIONS) is no inference.
         """
         if scope["method"] == "OPTIONS":
             return ""

@@ -21,10 +21,10 @@ def require_folder(output: Path) -> None:
 
 
 def require_png(output: Path) -> None:
-    """Checks that an output is not named like a picture of another format.
+    """Checks that an output's name does not end like that of a picture of another format.
 
     Raises:
-        CommandError: it is.
+        CommandError: the name ends so.
     """
     if output.suffix.lower() in (SUFFIXES | HEIF_SUFFIXES) - {".png"}:
         raise CommandError(f"{output}: pictures are written as PNG, so the name should end in .png")

@@ -1,4 +1,4 @@
-"""Results of images that were asked for before: CACHE_MB.
+"""The cache of the engine's results, for images that are sent again: CACHE_MB.
 
 A result is decided by the bytes of the image, the operation, the visible patches and the engine. A cache belongs to one
 engine, so weights, precision and preprocessing need no place in its keys. What comes after the engine (pool, whitening,
@@ -85,9 +85,9 @@ class ResultCache:
 
 @dataclass(frozen=True)
 class CachedResults:
-    """The results of one request that are known, and the keys under which the others are stored once they are.
+    """The results of one request that are in the cache, and the keys under which the others are to be stored.
 
-    A request that uses no cache has none of both.
+    A request that does not use the cache has neither.
     """
 
     known: dict[int, Arrays] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Watching the data: what a sample of the served images tells about them, measured when nobody waits for the engine.
+"""Drift of the data: two figures of a sample of the served images, measured while no request waits for the engine.
 
 Two figures need no labels. The masked loss is high for images of a kind that the decoder has not learned. The distance
 of a vector from the whitening's centre is high for images that differ from those that the whitening was fitted on.

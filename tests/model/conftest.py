@@ -24,9 +24,9 @@ def config() -> MAEConfig:
     return MAEConfig(name="bird", **sizes, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4)
 
 
-@pytest.fixture
-def weights(config: MAEConfig) -> dict[str, Tensor]:
-    """A state dict of `config` under upstream's names, random but for its fixed positions."""
+@pytest.fixture(scope="session")
+def drawn_weights(config: MAEConfig) -> dict[str, Tensor]:
+    """A state dict of `config` under upstream's names, random but for its fixed positions; no test changes it."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: tensor if "pos_embed" in name else torch.randn(tensor.shape, generator=generator) * 0.1
@@ -35,8 +35,14 @@ def weights(config: MAEConfig) -> dict[str, Tensor]:
 
 
 @pytest.fixture
+def weights(drawn_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, for a test that may change it."""
+    return {name: tensor.clone() for name, tensor in drawn_weights.items()}
+
+
+@pytest.fixture
 def encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same without the decoder."""
+    """`weights` without the decoder."""
     return {name: tensor for name, tensor in weights.items() if not name.startswith(("decoder", "mask_token"))}
 
 
