@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from model.arrays import Bytes, Floats, Indices
 from service.inference.cache import Arrays
@@ -68,7 +71,7 @@ class Inference:
 
     def pack(self, results: ImageResults) -> Arrays:
         """The results of an image as the cache stores them, without what every request brings itself."""
-        arrays = [] if results.patches is None else [results.patches]
+        arrays: list[NDArray[Any]] = [] if results.patches is None else [results.patches]
         for visible_indices, output in zip(results.visible_indices, results.outputs, strict=True):
             arrays += [visible_indices] if callable(self.visible_by_pass) else []
             arrays += output if isinstance(output, DecoderOutput) else (output,)
