@@ -84,7 +84,7 @@ def test_the_head_is_logistic_regression_on_the_vectors(folder: Path, tmp_path: 
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(vectors, labels)
     expected = accuracy_score(truth, pipeline.predict(others))
     [line] = read_metrics(run)
-    assert 0.4 < expected < 1  # there is something to get wrong
+    assert 0.35 < expected < 1  # better than chance, and there is something to get wrong
     assert float(line["val_accuracy"]) == pytest.approx(expected, abs=1e-6)
     assert float(line["val_loss"]) == pytest.approx(log_loss(truth, pipeline.predict_proba(others)), rel=1e-3)
     assert line["images"] == "60" and f"{expected:.2%} of 60 held-out images right" in err
