@@ -20,6 +20,8 @@ from starlette.testclient import TestClient
 from model.images.open_image import readable_formats
 from model.masking import random_visible
 from service.api.app import create_app
+from service.cli.vector_files.journal import Journal
+from service.cli.vector_files.space import VectorRecord
 from service.settings import Settings
 from tests.service.cli.conftest import SCRIPT, Mae
 from tests.support.image_files import jpeg_file, noise, png_file
@@ -238,15 +240,24 @@ def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment:
     assert not Path("out.npz.partial").exists()
 
 
-def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
+def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_copies(squares, each=12)
-    process = start_and_wait("out.jsonl", environment, records=3)
-    process.send_signal(signal.SIGINT)
-    _, output = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"interrupted" in output and b"Traceback" not in output
+    append, stored = Journal.append, []
+
+    def interrupt(journal: Journal, record: VectorRecord) -> None:
+        append(journal, record)
+        stored.append(record)
+        if len(stored) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", interrupt)
+        result = mae("embed", "many", "-o", "out.jsonl")
+    assert result.code == 130 and "interrupted" in result.err and "Traceback" not in result.err
+    assert 3 <= len(stored) < 96
     assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
-    assert mae("embed", "many", "-o", "out.jsonl").code == 0
+    result = mae("embed", "many", "-o", "out.jsonl")
+    assert result.code == 0 and f"{96 - len(stored)} embedded, {len(stored)} already stored" in result.err
     assert len(Path("out.jsonl").read_text().splitlines()) == 96
 
 
