@@ -42,9 +42,9 @@ def picture(name: str, rng: np.random.Generator) -> Image.Image:
     """Noise with a slight colour, or with black and white stripes, 40 x 40."""
     pixels = rng.integers(0, 200, (40, 40, 3), dtype=np.uint8)
     if name == "stripes":
-        pixels[np.arange(40) // 4 % 2 == rng.integers(2)] += 9
+        pixels[np.arange(40) // 4 % 2 == rng.integers(2)] += 18
     else:
-        pixels[..., {"blue": 2, "green": 1}[name]] += 4
+        pixels[..., {"blue": 2, "green": 1}[name]] += 8
     return Image.fromarray(pixels)
 
 
