@@ -151,7 +151,9 @@ def require_model(name: str | None, info: EngineInfo) -> None:
         ModelNotFound: another model is served.
     """
     if name and name not in names_of(info):
-        raise ModelNotFound(f"the model {name!r} is not served here, but {info.model_id}", parameter="model")
+        raise ModelNotFound(
+            f"the model {name!r} is not served here: this server serves {info.model_id}", parameter="model"
+        )
 
 
 def _require_json(content_type: str) -> None:
