@@ -250,9 +250,13 @@ def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, monkeypatch:
         if len(stored) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Journal, "append", interrupt)
-        result = mae("embed", "many", "-o", "out.jsonl")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the suite runs under nohup
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "append", interrupt)
+            result = mae("embed", "many", "-o", "out.jsonl")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.code == 130 and "interrupted" in result.err and "Traceback" not in result.err
     assert 3 <= len(stored) < 96
     assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
