@@ -80,7 +80,6 @@ def main() -> None:
     resampling = Image.Resampling[preprocessing.filter.upper()]
     expected = np.stack([patchify(plain(data, short, side, resampling), config.patch_size) for data in images])
     served = np.stack([decoder.decode(data, 0).patches for data in images])
-    decoder.close()
     levels = np.abs(served.astype(np.int16) - expected)
     ours, theirs = (embeddings(engine, patches).astype(np.float64) for patches in (served, expected))
     print(f"{len(images)} images, {engine.info.model_id}, {engine.info.backend} {engine.info.precision}")
