@@ -111,6 +111,11 @@ class NoHead(ServiceError):
 
     status, code = 404, "no_head"
 
+    @classmethod
+    def of(cls, model: str) -> Self:
+        """The error for `model`, which says how to get a head."""
+        return cls(f"{model} has no classification head: mae finetune trains one")
+
 
 class ModelNotFound(ServiceError):
     """The request names a model that is not served."""

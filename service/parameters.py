@@ -18,7 +18,7 @@ Pool = Literal["mean", "cls", "tokens"]
 DType = Literal["float32", "float16", "int8", "binary"]
 MAX_DRAWS = 64
 """The largest number of masks by which an image is reconstructed."""
-MAX_PASSES = 256
+MAX_EXPLAIN_PASSES = 256
 """The largest number of passes by which an image is explained."""
 ExplainTarget = Literal["class", "similarity"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -128,7 +128,7 @@ class ExplainParameters(BaseModel):
     )
     label: str | None = Field(None, description="the class; by default the most probable one")
     passes: int = Field(
-        128, ge=2, le=MAX_PASSES, description="number of passes; each leaves out a random half of the patches"
+        128, ge=2, le=MAX_EXPLAIN_PASSES, description="number of passes; each leaves out a random half of the patches"
     )
     seed: Seed | None = Field(None, description="seed of the halves that are left out")
     view: SharesView = Field("overlay", description="what the PNG shows")

@@ -52,10 +52,20 @@ class ResultCache:
         run_in_pool: Callable[..., Awaitable[dict[int, bytes]]],
     ) -> CachedResults:
         """Looks up the encoded `images` of one request, by index; `context` is that of `keys_of`."""
-        large = sum(map(len, images.values())) > LARGE
-        keys = await run_in_pool(keys_of, context, images) if large else keys_of(context, images)
+        keys = (await self.prepare(context, images, run_in_pool)).keys
         known = {index: found for index, key in keys.items() if (found := self.get(key)) is not None}
         return CachedResults(known, {index: key for index, key in keys.items() if index not in known}, self)
+
+    async def prepare(
+        self,
+        context: Sequence[bytes],
+        images: dict[int, bytes],
+        run_in_pool: Callable[..., Awaitable[dict[int, bytes]]],
+    ) -> CachedResults:
+        """Makes the keys under which results are to be stored; nothing is looked up, so nothing counts as a miss."""
+        large = sum(map(len, images.values())) > LARGE
+        keys = await run_in_pool(keys_of, context, images) if large else keys_of(context, images)
+        return CachedResults(keys=keys, cache=self)
 
     def get(self, key: bytes) -> Arrays | None:
         """The result of `key`, which then goes last."""

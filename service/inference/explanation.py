@@ -73,7 +73,7 @@ class ExplanationPlan:
         """
         target = parameters.target or ("similarity" if heads.head is None else "class")
         if target == "class" and heads.head is None:
-            raise NoHead(f"{info.model} has no classification head: mae finetune trains one")
+            raise NoHead.of(info.model)
         label = None
         if parameters.label is not None:
             if target == "similarity" or heads.head is None:

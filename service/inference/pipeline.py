@@ -72,7 +72,7 @@ class Pipeline:
             NoHead: it has none.
         """
         if self.heads.head is None:
-            raise NoHead(f"{self.info.model} has no classification head: mae finetune trains one")
+            raise NoHead.of(self.info.model)
         return self.heads.head
 
     def require_decoder(self) -> None:
@@ -108,7 +108,7 @@ class Pipeline:
             results = await admitted.wait()
         if (done := admitted.inference) is not inference:
             self._metrics.degraded_images.inc(len(results))
-            cached = await self._look_up(request, done)  # they are stored as what they are
+            cached = await self._look_up(request, done, stores_only=True)  # they are stored as what they are
         if cached.keys:
             for index, result in zip(request.answered, results, strict=True):
                 cached.store(index, done.pack(result))
@@ -171,8 +171,10 @@ class Pipeline:
         self.scheduler.stop()
         self._pool.close()
 
-    async def _look_up(self, request: ImageRequest, inference: Inference) -> CachedResults:
-        """Looks the images of a request up in the cache.
+    async def _look_up(
+        self, request: ImageRequest, inference: Inference, *, stores_only: bool = False
+    ) -> CachedResults:
+        """Looks the images of a request up in the cache; or with `stores_only` only makes their keys.
 
         Raises:
             TooManyImages: the queue could never hold the request, which is refused whatever is cached.
@@ -181,7 +183,8 @@ class Pipeline:
             return CachedResults()
         require_possible(self._cache.queue, len(request.images) * inference.passes, inference.passes)
         encoded = {index: image for index in request.answered if isinstance(image := request.images[index], bytes)}
-        return await self._cache.look_up((request.cache_key, *context), encoded, self.run_in_pool)
+        find = self._cache.prepare if stores_only else self._cache.look_up
+        return await find((request.cache_key, *context), encoded, self.run_in_pool)
 
     def _decode(self, image: WholeImage, index: int, reserved: int) -> DecodedImage:
         """Decodes an image if it was not before."""

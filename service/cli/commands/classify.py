@@ -43,7 +43,7 @@ def classify(
     images, refused, left_out = require_images(paths)
     served = build_engine(settings)
     if served.heads.head is None:
-        raise NoHead(f"{served.info.model} has no classification head: mae finetune trains one")
+        raise NoHead.of(served.info.model)
     with ProgressBar(len(images) + len(refused), stage="classifying") as progress:
         for path, reason in refused:
             progress.skip(f"{path}: {reason}")

@@ -175,6 +175,7 @@ def test_fewer_patches_under_load_are_kept_as_what_they_are() -> None:
         degraded = cached.post("/embed?min_keep=0.5&seed=3", 5, 6).json()
         budget.give(held)
         assert degraded["keep"] < 1
+        assert cached.metric("mae_cache_misses_total") == 2  # one per image
         assert sorted(cached.computed()) == [5, 6]
         whole = cached.post("/embed?min_keep=0.5&seed=3", 5, 6).json()
         assert (whole["keep"], sorted(cached.computed())) == (1, [5, 6])
