@@ -26,6 +26,7 @@ from service.index.description import IndexDescription
 from service.index.store import ImageIndex, IndexRow, StoredFile
 from service.index.update import IndexUpdate
 from service.inference.embedding import EmbeddingPlan
+from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -177,8 +178,9 @@ class IndexRun:
     async def _embed(self, changes: Changes, progress: ProgressBar) -> None:
         """Embeds what is new or replaced, and stores it."""
         served = self._engine()
-        plan = EmbeddingPlan.of(self.index.description.parameters, served.info, served.heads)
-        self.index.description.require(IndexDescription.of(served.info, plan).space, str(self._output))
+        description = self.index.description
+        description.require(space_of(served.info, description.parameters), str(self._output))
+        plan = EmbeddingPlan.of(description.parameters, served.info, served.heads)
         images = {image.path: image for image in (*changes.new, *changes.replaced)}
         stored = {image.file for image in changes.replaced}
         update, lost = IndexUpdate(self.index, stored), []
