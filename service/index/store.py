@@ -217,12 +217,16 @@ class ImageIndex:
 
     def add(self, rows: Sequence[IndexRow]) -> None:
         """Stores images whose files the index does not have, all of them or none."""
-        self._run(lambda: self._table.add(self._batch(rows)))
+        if rows:
+            batch = self._batch(rows)
+            self._run(lambda: self._table.add(batch))
 
     def replace(self, rows: Sequence[IndexRow]) -> None:
         """Stores images in place of those with the same files, all of them or none."""
-        merge = self._table.merge_insert("file").when_matched_update_all().when_not_matched_insert_all()
-        self._run(lambda: merge.execute(self._batch(rows)))
+        if rows:
+            batch = self._batch(rows)
+            merge = self._table.merge_insert("file").when_matched_update_all().when_not_matched_insert_all()
+            self._run(lambda: merge.execute(batch))
 
     def remove(self, files: Iterable[str]) -> None:
         """Drops images."""
