@@ -175,8 +175,8 @@ def test_folders_are_searched_and_bad_files_skipped(
     assert result.code == 1
     assert result.err.splitlines() == [
         "mae: b/\ufffd.png: its name is not UTF-8",
-        "mae: left out: 2 files of formats that are not read (1 .data, 1 .txt)",
         f"mae: b/text.jpg is no image that can be read ({', '.join(readable_formats())})",
+        "mae: left out: 2 files of formats that are not read (1 .data, 1 .txt)",
         "mae: 4 embedded, 0 already stored, 2 skipped: out.npz",
     ]
     with np.load("out.npz") as out:
