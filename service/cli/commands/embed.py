@@ -219,7 +219,7 @@ def _differs(entry: ImageEntry, found: FileEntry) -> bool:
 
 
 def _default_processes(info: EngineInfo, cpus: int) -> int:
-    return 0 if info.backend == "openvino" or info.device == "cpu" else max(1, cpus - 1)
+    return 0 if info.device == "cpu" else max(1, cpus - 1)
 
 
 def _report_changes(selection: Selection, store: ShardStore, listing: Listing, progress: ProgressBar) -> None:
