@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -20,6 +19,7 @@ from service.cli.image_files import SkippedFile, require_images, resolved_path
 from service.cli.indexed_vectors import VectorSource
 from service.cli.local_pipeline import build_engine
 from service.cli.progress import ProgressBar
+from service.cli.signals import run_until_interrupted
 from service.index.approximate import update_approximation
 from service.index.changes import Changes, FoundFile, compare_files, is_inside
 from service.index.description import IndexDescription
@@ -132,7 +132,7 @@ class IndexRun:
                 progress.write_line(found.left_out.sentence)
             try:
                 if changes.new or changes.replaced:
-                    asyncio.run(self._embed(changes, progress))
+                    run_until_interrupted(self._embed(changes, progress))
                 else:
                     self.unchanged += changes.unchanged
             finally:
