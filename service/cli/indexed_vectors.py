@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.errors import VectorFileError
-from service.cli.image_files import resolved_path
+from service.cli.image_sources.local import resolved_path
 from service.cli.vector_files.reading import read_vectors
 from service.cli.vector_files.space import VectorSpace
 from service.index.changes import Changes, FoundFile, compare_files

@@ -15,7 +15,8 @@ from rich.table import Table
 from model.arrays import Floats
 from model.engines.base import ServedModel
 from service.cli.embedded_files import embed_files
-from service.cli.image_files import SkippedFile, require_images, resolved_path
+from service.cli.image_files import SkippedFile, require_images
+from service.cli.image_sources.local import resolved_path
 from service.cli.index_output import FORMAT_OPTION, INDEX_OPTION, Format, require_sheet, write_sheet
 from service.cli.local_pipeline import build_engine
 from service.cli.options import settings_of
