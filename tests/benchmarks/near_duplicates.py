@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.benchmarks.near_duplicates photos.lance
 
 300 images of the index are drawn, and a near-duplicate of each is made: resized to half, recompressed at quality 40,
-cropped by 10 % of its width and height, mirrored, or grey (60 of each; saved at quality 90). They are added to a copy of
-the index by `mae index`. A pair of images in a group is right if one was made from the other, or both from the same
+cropped by 10 % of its width and height, mirrored, or grey (60 of each; saved at quality 90). They are added to a copy
+of the index by `mae index`. A pair of images in a group is right if one was made from the other, or both from the same
 image. Pairs of images that were there before are counted apart: collections have near-duplicates of their own.
 """
 
@@ -85,9 +85,8 @@ def report(path: Path, source_of: dict[str, str]) -> None:
             hits = sum(frozenset((file, source_of[file])) in pairs for file in made)
             named = [pair for pair in pairs if any(kind_of.get(file) == kind for file in pair)]
             right = sum(len({source_of.get(file, file) for file in pair}) == 1 for pair in named)
-            print(
-                f"  {kind}: recall {hits / len(made):.2f}, precision {right / max(1, len(named)):.2f} ({len(named)} pairs)"
-            )
+            precision = right / max(1, len(named))
+            print(f"  {kind}: recall {hits / len(made):.2f}, precision {precision:.2f} ({len(named)} pairs)")
         others = [pair for pair in pairs if not any(file in source_of for file in pair)]
         print(f"  {len(found.groups)} groups; {len(others)} pairs of images that were there before")
 
