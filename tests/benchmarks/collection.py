@@ -4,9 +4,9 @@
 
 The limit is the number of CPUs over the core-seconds per image of reading and decoding, the engine (whole images, full
 batches, all lanes) and writing the shards, each measured alone in this process, before and after the command. The
-command is a process of its own; its rate is over the time from its first row to its last, by the time of change of its
-journal and shards, so that loading the engine does not count; the rate with it is given, too. core_ms is the CPU time of
-the whole process per image. Settings come from the environment (MAE_…).
+command is a process of its own. Its rate is over the time from its first rows to its end, so that loading the engine
+does not count; the rate with it is given, too. core_ms is the CPU time of the whole process per image, with its start.
+Settings come from the environment (MAE_…).
 """
 
 from __future__ import annotations
