@@ -24,7 +24,8 @@ from service.cli.signals import run_until_interrupted
 from service.index.approximate import update_approximation
 from service.index.changes import Changes, FoundFile, compare_files, is_inside
 from service.index.description import IndexDescription
-from service.index.store import ImageIndex, IndexRow, StoredFile
+from service.index.store import ImageIndex
+from service.index.table import IndexRow, StoredFile
 from service.index.update import IndexUpdate
 from service.inference.embedding import EmbeddingPlan
 from service.inference.vector_space import space_of

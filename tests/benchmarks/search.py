@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ import numpy as np
 from model.arrays import Floats, Indices
 from service.index.approximate import EXACT_ROWS, update_approximation
 from service.index.exact import exact_neighbours, normalise
-from service.index.store import ImageIndex, IndexRow, Neighbour
+from service.index.store import ImageIndex, Neighbour
+from service.index.table import IndexRow
 
 K, QUERIES, AT_ONCE = 10, 200, 50_000
 
@@ -42,17 +43,26 @@ def main() -> None:
         print(name, "similarity to the nearest, 5 % to 95 %:", np.quantile(nearest, quantiles).round(2).tolist())
     queries = make_vectors(real, numbers[:, 1:], QUERIES, seed=2)
     measure(given, queries, f"{len(real)} real")
+    with_cells(given, f"{len(real)} real", queries, iter([real]))
     for count in arguments.made:
-        with tempfile.TemporaryDirectory() as folder:
-            index = ImageIndex.create(Path(folder) / "made.lance", given.description)
-            for start in range(0, count, AT_ONCE):
-                made = make_vectors(real, numbers[:, 1:], min(AT_ONCE, count - start), seed=100 + start)
-                index.add([IndexRow(f"/{number}", "", row, 0, 0) for number, row in enumerate(made, start)])
-            began = time.perf_counter()
-            index.compact()
-            update_approximation(index, min(EXACT_ROWS, count - 1))
-            print(f"{count} made: built and measured in {time.perf_counter() - began:.0f} s", index.approximation)
-            measure(index, queries, f"{count} made")
+        starts = range(0, count, AT_ONCE)
+        made = (make_vectors(real, numbers[:, 1:], min(AT_ONCE, count - start), seed=100 + start) for start in starts)
+        with_cells(given, f"{count} made", queries, made)
+
+
+def with_cells(given: ImageIndex, name: str, queries: Floats, batches: Iterator[Floats]) -> None:
+    """Measures an index of other vectors, which has cells although it may be small."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = ImageIndex.create(Path(folder) / "made.lance", given.description)
+        count = 0
+        for vectors in batches:
+            index.add([IndexRow(f"/{number}", "", row, 0, 0) for number, row in enumerate(vectors, count)])
+            count += len(vectors)
+        began = time.perf_counter()
+        index.compact()
+        update_approximation(index, min(EXACT_ROWS, count - 1))
+        print(f"{name}: built and measured in {time.perf_counter() - began:.0f} s", index.approximation)
+        measure(index, queries, name)
 
 
 def make_vectors(real: Floats, neighbours: Indices, count: int, seed: int) -> Floats:
