@@ -159,6 +159,8 @@ class IndexRun:
             "skipped": self.skipped,
         }
         done = ", ".join(f"{count} {what}" for what, count in counts.items())
+        if self._index is None:  # interrupted before it was created
+            return done
         approximation = self.index.approximation
         if approximation is None:
             return f"{done}; {self.index.count} images, searched exactly"
