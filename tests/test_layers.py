@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.metrics", "service.tracing"),  # what operators see of requests
     ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
+    ("service.index",),  # stored vectors: nearest neighbours and near-duplicates
     ("service.lifecycle",),  # loading, ready, draining, lost
     ("service.service",),  # what the routes see of all that
     ("service.server", "service.api"),  # uvicorn with our signals; HTTP

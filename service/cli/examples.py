@@ -15,6 +15,18 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "mae embed 'photographs/**/*.jpg' shards/*.tar -o vectors/ --whiten --normalize",
         "mae embed s3://bucket/photographs/ -o vectors/ --changed",
     ),
+    "index": (
+        "mae index photographs/ -o photos.lance",
+        "mae index vectors.parquet -o photos.lance",
+    ),
+    "search": (
+        "mae search cat.jpg --index photos.lance",
+        "mae search queries/ --index photos.lance -k 5 --format json --sheet found.png",
+    ),
+    "duplicates": (
+        "mae duplicates --index photos.lance --sheet groups.png",
+        "mae duplicates --index photos.lance --threshold 0.3 --format json",
+    ),
     "classify": (
         "mae classify photographs/ --weights my-classes",
         "mae classify rose.jpg --weights my-classes --top-k 3 --json",
