@@ -23,6 +23,7 @@ from model.arrays import Floats
 from service.index.description import METADATA_KEY, Approximation, IndexDescription
 from service.index.errors import ImageIndexError, MissingIndex
 from service.index.lance import import_lance
+from service.inference.searcher import Neighbour
 
 T = TypeVar("T")
 SUFFIX = ".lance"
@@ -31,19 +32,6 @@ REFRESH = timedelta(seconds=1)
 KEPT_VERSIONS = timedelta(hours=1)
 """For so long, a search that has begun can read what was replaced meanwhile."""
 NAMES_PER_DELETION = 1000
-
-
-class Neighbour(NamedTuple):
-    """An image of the index that is near a query."""
-
-    file: str
-    """The absolute path without links, or the address of an object in a bucket."""
-    path: str
-    """The path as it was given when the image was embedded."""
-    similarity: float
-    """The cosine of the angle between the vectors, from -1 to 1."""
-    thumbnail: bytes | None = None
-    """A small JPEG, where thumbnails were asked for and the index has one."""
 
 
 class IndexRow(NamedTuple):
