@@ -76,8 +76,8 @@ class Metrics:
         )
         self.stage_duration = Histogram(
             "mae_stage_duration_seconds",
-            "Time of an image in a stage, in seconds; read (its whole body), decode, queue, infer (its batch), search (all"
-            " images of its request), render.",
+            "Time of an image in a stage, in seconds; read (its whole body), decode, queue, infer (its batch),"
+            " search (for all images of its request), render.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,

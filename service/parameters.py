@@ -176,9 +176,7 @@ class SearchParameters(BaseModel):
     min_similarity: float | None = Field(
         None, ge=-1, le=1, allow_inf_nan=False, description="leave out neighbours with a smaller cosine"
     )
-    thumbnails: bool = Field(
-        False, description="add a small picture of each neighbour, as far as the index holds them"
-    )
+    thumbnails: bool = Field(False, description="add a small picture of each neighbour, as far as the index holds them")
     on_error: OnError = "fail"
 
 

@@ -35,6 +35,7 @@ from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
+from service.index.errors import ImageIndexError
 from service.parameters import (
     AnomalyParameters,
     ClassifyParameters,
@@ -65,7 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits; an error that the user can correct is one line instead of a traceback."""
     try:
         app(arguments, prog_name="mae")
-    except (CommandError, InvalidSettings, WeightsError, EngineBuildError, PackError, ServiceError, OSError) as error:
+    except (
+        CommandError,
+        EngineBuildError,
+        ImageIndexError,
+        InvalidSettings,
+        OSError,
+        PackError,
+        ServiceError,
+        WeightsError,
+    ) as error:
         print(f"mae: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
 

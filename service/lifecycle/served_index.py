@@ -22,7 +22,7 @@ def check_index(path: Path) -> None:
     if not path.is_dir():
         raise MissingIndex(f"INDEX: there is no index {path}: mae index makes one")
     if find_spec("lancedb") is None:
-        raise ImageIndexError(f"INDEX: to search {path}, LanceDB is needed: pip install 'mae-serve[index]'")
+        raise ImageIndexError(f"INDEX: {path} needs LanceDB: pip install 'mae-serve[index]'")
 
 
 class ServedIndex:
