@@ -139,7 +139,10 @@ def pack_neighbours(found: Sequence[Sequence[Neighbour]]) -> bytes:
 def unpack_neighbours(data: bytes) -> list[list[Neighbour]]:
     """The neighbours that `pack_neighbours` packed."""
     return [
-        [Neighbour(*one, None if picture is None else b64decode(picture)) for *one, picture in neighbours]
+        [
+            Neighbour(file, path, similarity, None if picture is None else b64decode(picture))
+            for file, path, similarity, picture in neighbours
+        ]
         for neighbours in orjson.loads(data)
     ]
 

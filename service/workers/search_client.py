@@ -47,7 +47,8 @@ class SearchClient:
             ServiceError: the search has failed.
         """
         number = next(self._numbers) & 0xFFFFFFFF
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
         self._channel.send(kind, NUMBER.pack(number) + content)
         try:
             return await answer
