@@ -14,6 +14,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "mae embed photographs/ -o vectors.npz",
         "mae embed photographs/ -o vectors.parquet --pool cls --whiten --normalize",
     ),
+    "index": (
+        "mae index photographs/ -o photos.lance",
+        "mae index vectors.parquet -o photos.lance",
+    ),
     "classify": (
         "mae classify photographs/ --weights my-classes",
         "mae classify rose.jpg --weights my-classes --top-k 3 --json",

@@ -26,6 +26,7 @@ from service.cli.commands.embed import embed
 from service.cli.commands.evaluate import evaluate
 from service.cli.commands.explain import explain
 from service.cli.commands.finetune import finetune
+from service.cli.commands.index import index
 from service.cli.commands.info import info
 from service.cli.commands.pack import pack
 from service.cli.commands.pretrain import pretrain
@@ -33,6 +34,7 @@ from service.cli.commands.reconstruct import reconstruct
 from service.cli.commands.serve import serve
 from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
+from service.cli.index_run import IndexParameters
 from service.cli.options import ENGINE_OPTIONS, with_options
 from service.errors import ServiceError
 from service.index.errors import ImageIndexError
@@ -53,6 +55,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 anomaly = typer.Typer(help="Find what is not normal in images: fit on normal images, and test.", no_args_is_help=True)
+CORRECTABLE = (
+    CommandError,
+    InvalidSettings,
+    WeightsError,
+    EngineBuildError,
+    PackError,
+    ServiceError,
+    ImageIndexError,
+)
+"""Errors that the user can correct."""
 OF_THE_ROUTE = ("min_keep", "dtype", "encoding", "on_error")
 """The parameters of POST /embed that `mae embed` does not take: for load, and for forms of the answer."""
 EMBED_OPTIONS = {name: field for name, field in EmbedParameters.model_fields.items() if name not in OF_THE_ROUTE}
@@ -68,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="mae")
     except (
         CommandError,
-        EngineBuildError,
-        ImageIndexError,
         InvalidSettings,
-        OSError,
+        WeightsError,
+        EngineBuildError,
         PackError,
         ServiceError,
-        WeightsError,
+        ImageIndexError,
+        OSError,
     ) as error:
         print(f"mae: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
@@ -114,6 +126,7 @@ def _add(
 
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
+_add(index, {**IndexParameters.model_fields, **ENGINE_OPTIONS})
 _add(classify, {"top_k": ClassifyParameters.model_fields["top_k"], **ENGINE_OPTIONS})
 _add(reconstruct, {**RECONSTRUCT_OPTIONS, **ENGINE_OPTIONS})
 _add(explain, {**ExplainParameters.model_fields, **ENGINE_OPTIONS})

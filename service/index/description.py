@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from model.engines.base import EngineInfo
 from service.index.errors import ForeignSpace
@@ -31,15 +31,20 @@ class IndexDescription(BaseModel):
     parameters: EmbedParameters
     """How an image is embedded for the index; with a seed where not all patches are encoded."""
 
+    @field_serializer("parameters")
+    def _dump_parameters(self, parameters: EmbedParameters) -> dict[str, Any]:
+        """What differs from the defaults: a plan refuses some parameters beside others, even with default values."""
+        return parameters.model_dump(exclude_defaults=True)
+
     @classmethod
     def of(cls, info: EngineInfo, plan: EmbeddingPlan) -> Self:
         """The description of an index of vectors that an engine computes by a plan."""
-        parameters = plan.parameters.model_copy(update={"seed": plan.seed})
+        parameters = plan.parameters.model_dump(exclude_defaults=True) | {"seed": plan.seed}
         return cls(
             space=space_of(info, plan.parameters),
             model=info.model_id,
             dim=plan.dim(info.config),
-            parameters=parameters,
+            parameters=EmbedParameters(**{name: value for name, value in parameters.items() if value is not None}),
         )
 
     def require(self, space: str, where: str) -> None:

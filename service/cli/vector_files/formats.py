@@ -6,7 +6,6 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +14,7 @@ import orjson
 from numpy.lib import format as npy
 
 from service.cli.errors import VectorFileError
+from service.cli.vector_files.parquet import import_pyarrow, open_rows, read_rows, write_rows
 from service.cli.vector_files.space import (
     Format,
     StoredVectors,
@@ -23,9 +23,6 @@ from service.cli.vector_files.space import (
     foreign_file_error,
     parse_space,
 )
-
-SPACE_KEY = "mae-serve"
-ROW_GROUP_BYTES = 4_000_000
 
 
 class Npz:
@@ -61,7 +58,7 @@ class Npz:
                         member.write(text.encode("utf-32-le").ljust(4 * width, b"\0"))
             with _member(archive, "vectors", np.dtype("<f4"), (len(files), *space.shape)) as member:
                 for record in records:
-                    member.write(record.vector.astype("<f4").tobytes())
+                    member.write(np.asarray(record.vector, "<f4").tobytes())
             for name, value in properties.items():
                 array = np.array(value, dtype=np.uint64 if name == "seed" else None)
                 with _member(archive, name, array.dtype, array.shape) as member:
@@ -78,7 +75,7 @@ class Npz:
 
 
 class Parquet:
-    """Columns `path`, `file` and `vector`, a fixed-size list; the schema's metadata holds the vector space as JSON."""
+    """The columns of `service.cli.vector_files.parquet`; the schema's metadata holds the vector space as JSON."""
 
     def __init__(self) -> None:
         """Imports pyarrow.
@@ -86,51 +83,21 @@ class Parquet:
         Raises:
             VectorFileError: pyarrow is not installed.
         """
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise VectorFileError("writing .parquet needs the package pyarrow: pip install pyarrow") from error
-        self._arrow = pyarrow
+        import_pyarrow()
 
     def read(self, path: Path) -> StoredVectors:
         """See `Format.read`."""
+        file, space = open_rows(path)
         try:
-            file = self._arrow.parquet.ParquetFile(path)
-            space = parse_space(path, json.loads(file.schema_arrow.metadata[SPACE_KEY.encode()]))
             paths = self._read_texts(file, "path")
             files = self._read_texts(file, "file") if "file" in file.schema_arrow.names else [""] * len(paths)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors too
+        except (OSError, ValueError, KeyError) as error:
             raise foreign_file_error(path) from error
-        return StoredVectors(space, paths, files, self._read_records(file, space))
+        return StoredVectors(space, paths, files, read_rows(path))
 
     def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
         """See `Format.write`."""
-        vector_type = self._arrow.float32()
-        for length in reversed(space.shape):
-            vector_type = self._arrow.list_(vector_type, length)
-        schema = self._arrow.schema(
-            [("path", self._arrow.string()), ("file", self._arrow.string()), ("vector", vector_type)],
-            metadata={SPACE_KEY: space.model_dump_json(exclude_none=True)},
-        )
-        remaining = iter(records)
-        with self._arrow.parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
-            while group := list(islice(remaining, _group_size(space))):
-                vectors = self._arrow.array(np.concatenate([record.vector.ravel() for record in group]))
-                for length in reversed(space.shape):
-                    vectors = self._arrow.FixedSizeListArray.from_arrays(vectors, length)
-                texts = ([record.path for record in group], [record.file for record in group])
-                columns = [*map(self._arrow.array, texts), vectors]
-                writer.write_batch(self._arrow.record_batch(columns, schema=schema))
-
-    def _read_records(self, file: Any, space: VectorSpace) -> Iterator[VectorRecord]:
-        with file:
-            for batch in file.iter_batches(batch_size=_group_size(space)):
-                vectors = batch.column("vector")
-                for _ in space.shape:
-                    vectors = vectors.flatten()
-                shaped = vectors.to_numpy().reshape(len(batch), *space.shape)
-                yield from map(VectorRecord, batch.column("path").to_pylist(), shaped, batch.column("file").to_pylist())
+        write_rows(path, space, records)
 
     @staticmethod
     def _read_texts(file: Any, column: str) -> list[str]:
@@ -214,7 +181,3 @@ def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tu
 def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     npy.read_magic(member)
     return npy.read_array_header_1_0(member)
-
-
-def _group_size(space: VectorSpace) -> int:
-    return max(1, ROW_GROUP_BYTES // (4 * math.prod(space.shape)))

@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.cli.errors import VectorFileError
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
-RECORD_HEAD = struct.Struct("<IIII")
-"""The head of each record: length of the record in bytes, its CRC-32, lengths of its path and its file in bytes. The
-record itself is path, file and vector."""
+RECORD_HEAD = struct.Struct("<IIIIIqq")
+"""The head of each record: length of the record in bytes, its CRC-32, lengths of its path, its file and its error in
+bytes, size and time of change of the file. The record itself is path, file, error and vector."""
+NONE = -1 << 63
+"""Stands for None where a record has no size or no time of change."""
 SYNC_S = 5.0
 """Least seconds between two calls of fsync."""
 
@@ -31,10 +33,12 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     space: VectorSpace
     replaces: bool
     """Whether the run replaces an existing output instead of adding to it."""
+    part: int = 0
+    """The number of the shard that the records will become, in a folder of shards."""
 
 
 class Journal:
@@ -55,6 +59,8 @@ class Journal:
         """The first line; None until `begin` has been called."""
         self.files: dict[str, str] = {}
         """The path of each record's file, in order."""
+        self.count = 0
+        """Number of records."""
         self._file: BinaryIO = path.open("a+b")
         self._synced = time.monotonic()
         try:
@@ -73,15 +79,17 @@ class Journal:
         self._file.truncate(0)
         self._file.write(header.model_dump_json().encode() + b"\n")
         self._file.flush()
-        self.header, self.files = header, {}
+        self.header, self.files, self.count = header, {}, 0
 
     def append(self, record: VectorRecord) -> None:
         """Adds a record."""
-        path, file = record.path.encode(), record.file.encode()
-        body = path + file + record.vector.astype("<f4").tobytes()
-        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), len(path), len(file)) + body)
+        texts = [text.encode() for text in (record.path, record.file, record.error or "")]
+        body = b"".join([*texts, b"" if record.vector is None else record.vector.astype("<f4").tobytes()])
+        numbers = (NONE if number is None else number for number in (record.size, record.modified))
+        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), *map(len, texts), *numbers) + body)
         self._file.flush()
         self.files[record.file] = record.path
+        self.count += 1
         if time.monotonic() - self._synced > SYNC_S:
             os.fsync(self._file)
             self._synced = time.monotonic()
@@ -117,6 +125,7 @@ class Journal:
             end = file.tell()
             for record in _read_records(file, self.header.space):
                 self.files[record.file] = record.path
+                self.count += 1
                 end = file.tell()
         self._file.truncate(end)
 
@@ -125,12 +134,15 @@ def _read_records(file: BinaryIO, space: VectorSpace) -> Iterator[VectorRecord]:
     """Yields records up to the first one that is incomplete; after each, `file` is positioned at the record's end."""
     vector_bytes = 4 * math.prod(space.shape)
     while len(head := file.read(RECORD_HEAD.size)) == RECORD_HEAD.size:
-        length, checksum, path_bytes, file_bytes = RECORD_HEAD.unpack(head)
-        name_bytes = path_bytes + file_bytes
-        if length != name_bytes + vector_bytes:
+        length, checksum, path_bytes, file_bytes, error_bytes, *numbers = RECORD_HEAD.unpack(head)
+        text_bytes = path_bytes + file_bytes + error_bytes
+        if length != text_bytes + (0 if error_bytes else vector_bytes):
             return
         body = file.read(length)
         if len(body) < length or zlib.crc32(body) != checksum:
             return
-        vector = np.frombuffer(body[name_bytes:], "<f4").reshape(space.shape)
-        yield VectorRecord(body[:path_bytes].decode(), vector, body[path_bytes:name_bytes].decode())
+        path, named_file = body[:path_bytes].decode(), body[path_bytes : path_bytes + file_bytes].decode()
+        error = body[path_bytes + file_bytes : text_bytes].decode() or None
+        vector = None if error else np.frombuffer(body[text_bytes:], "<f4").reshape(space.shape)
+        size, modified = (None if number == NONE else number for number in numbers)
+        yield VectorRecord(path, vector, named_file, error, size, modified)

@@ -18,14 +18,20 @@ from service.parameters import Pool
 
 
 class VectorRecord(NamedTuple):
-    """The path of an image, and its vector."""
+    """The path of an image, and its vector or the reason why it has none."""
 
     path: str
     """As the user gave it."""
-    vector: Floats
-    """Float32 [D], or [K, D] for tokens."""
+    vector: Floats | None
+    """Float32 [D], or [K, D] for tokens; None if the image failed, which only folders of shards hold."""
     file: str
-    """The absolute path without links, by which the image is recognised from every folder."""
+    """The absolute path without links, or the URL, by which the image is recognised from every folder."""
+    error: str | None = None
+    """Why the image has no vector; None if it has one."""
+    size: int | None = None
+    """Bytes of the image's file; None if the source does not say, or in a file that has no sizes."""
+    modified: int | None = None
+    """When the image's file was changed, in microseconds since 1970 (UTC); None as for `size`."""
 
 
 class VectorSpace(BaseModel):

@@ -97,7 +97,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_journal_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    header = Header(space=SPACE, replaces=False).model_dump_json().replace('"version":2', '"version":1')
+    header = Header(space=SPACE, replaces=False).model_dump_json().replace('"version":3', '"version":2')
     (tmp_path / "journal").write_text(header + "\n")
     with pytest.raises(VectorFileError, match="is not a journal of this version of mae embed: delete it"):
         Journal(tmp_path / "journal")
