@@ -29,8 +29,10 @@ class GatedIndex:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
-        self.searched: list[tuple[float, str]] = []
-        """The first number of the query of each search that ran, and the thread's name."""
+        self.searched: list[tuple[list[float], int, bool]] = []
+        """The first number of each vector, k and whether pictures were asked for, of each search that ran."""
+        self.threads: set[str] = set()
+        """The names of the threads that searched."""
         self.error: Exception | None = None
 
     def describe(self) -> IndexInfo:
@@ -41,8 +43,9 @@ class GatedIndex:
         assert self.gate.wait(10)
         if self.error is not None:
             raise self.error
-        self.searched.append((float(vectors[0, 0]), threading.current_thread().name))
-        return [[Neighbour("/a", "a", 0.9), Neighbour("/b", "b", 0.1)][:k] for _ in vectors]
+        self.searched.append((vectors[:, 0].tolist(), k, thumbnails))
+        self.threads.add(threading.current_thread().name)
+        return [[Neighbour(f"/a{row[0]:g}", "a", 0.9), Neighbour("/b", "b", 0.1)][:k] for row in vectors]
 
 
 @contextlib.contextmanager
@@ -70,8 +73,9 @@ def test_the_event_loop_goes_on_while_a_thread_searches() -> None:
             assert not searching.done() and sample(metrics.render(), "mae_searching_images") == 3
             index.gate.set()
             found = await searching
-            assert [[one.file for one in image] for image in found] == [["/a", "/b"]] * 3
-            assert [(number, name[:6]) for number, name in index.searched] == [(7, "search")]
+            assert [[one.file for one in image] for image in found] == [["/a7", "/b"]] * 3
+            assert index.searched == [([7, 7, 7], 10, False)]
+            assert all(name.startswith("search") for name in index.threads)
             text = metrics.render()
             assert sample(text, "mae_searching_images") == 0 and sample(text, "mae_index_rows") == 5
             assert sample(text, "mae_stage_duration_seconds_count", stage="search") == 1
@@ -86,7 +90,7 @@ def test_dissimilar_neighbours_are_left_out() -> None:
         index = GatedIndex()
         index.gate.set()
         with searcher_of(index) as (searcher, _):
-            for least, files in ((0.1, ["/a", "/b"]), (0.11, ["/a"]), (1.0, [])):
+            for least, files in ((0.1, ["/a0", "/b"]), (0.11, ["/a0"]), (1.0, [])):
                 [found] = await searcher.search(query(min_similarity=least))
                 assert [one.file for one in found] == files
 
@@ -123,8 +127,41 @@ def test_a_search_that_nobody_waits_for_any_more_does_not_begin() -> None:
             await asyncio.gather(*running)
             with pytest.raises(DeadlinePassed):
                 await late
-            assert sorted(number for number, _ in index.searched) == list(range(THREADS))
+            assert sorted(numbers for numbers, _, _ in index.searched) == [[number] for number in range(THREADS)]
             assert sample(metrics.render(), "mae_searching_images") == 0
+
+    run(main())
+
+
+def test_queries_that_wait_are_searched_together_and_answered_apart() -> None:
+    async def main() -> None:
+        index = GatedIndex()
+        with searcher_of(index, 1000) as (searcher, metrics):
+            running = [asyncio.ensure_future(searcher.search(query(number))) for number in range(THREADS)]
+            await asyncio.sleep(0)
+            waiting = [
+                asyncio.ensure_future(searcher.search(one))
+                for one in (
+                    query(10, k=1),
+                    query(11, 2, k=2, min_similarity=0.5),
+                    query(12, k=7),
+                    query(13, thumbnails=True),
+                    query(14, 70, thumbnails=True),
+                )
+            ]
+            await asyncio.sleep(0)
+            index.gate.set()
+            await asyncio.gather(*running)
+            found = await asyncio.gather(*waiting)
+            files = [[[one.file for one in image] for image in images] for images in found]
+            assert files[:4] == [[["/a10"]], [["/a11"], ["/a11"]], [["/a12", "/b"]], [["/a13", "/b"]]]
+            assert files[4] == [["/a14", "/b"]] * 70
+            assert sorted(index.searched[THREADS:]) == [
+                ([10, 11, 11, 12], 7, False),
+                ([13], 10, True),
+                ([14] * 70, 10, True),
+            ]
+            assert sample(metrics.render(), "mae_stage_duration_seconds_count", stage="search") == THREADS + 5
 
     run(main())
 
