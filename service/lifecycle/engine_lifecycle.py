@@ -116,7 +116,7 @@ class EngineLifecycle:
             return served, None
         from service.lifecycle.served_index import ServedIndex  # lazily: most services have no index
 
-        progress(f"opening the index {self._settings.index}")
+        progress(f"opening the index {self._settings.index.name}")  # without folders: probes show this to everybody
         return served, ServedIndex(self._settings.index, served.info)
 
     def _open(self, loaded: tuple[ServedModel, Index | None]) -> None:

@@ -125,8 +125,10 @@ def test_a_search_is_dropped_when_nobody_waits_for_it() -> None:
             await until(lambda: searcher.dropped == 1)
             others = [asyncio.ensure_future(client.search(query(number))) for number in (2, 3)]
             await until(lambda: len(searcher.queries) == 3)
-            searches.drop_all(1)
-            searches.drop_all(0)  # the worker is dead
+            searches.drop_all(1)  # another worker is dead
+            assert await client.describe() == INFO
+            assert searcher.dropped == 1
+            searches.drop_all(0)
             await until(lambda: searcher.dropped == 3)
             for other in others:
                 other.cancel()

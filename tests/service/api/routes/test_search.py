@@ -162,8 +162,8 @@ def test_what_is_added_to_the_index_is_found(start: Start, tmp_path: Path) -> No
     while not is_found():
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert client.get("/info").json()["index"]["rows"] == 8
     assert sample(client.get("/metrics").text, "mae_index_rows") == 8
+    assert client.get("/info").json()["index"]["rows"] == 8
 
 
 def test_an_index_that_is_gone_fails_the_search_alone(
