@@ -18,6 +18,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "mae index photographs/ -o photos.lance",
         "mae index vectors.parquet -o photos.lance",
     ),
+    "search": (
+        "mae search cat.jpg --index photos.lance",
+        "mae search queries/ --index photos.lance -k 5 --format json --sheet found.png",
+    ),
+    "duplicates": (
+        "mae duplicates --index photos.lance --sheet groups.png",
+        "mae duplicates --index photos.lance --threshold 0.3 --format json",
+    ),
     "classify": (
         "mae classify photographs/ --weights my-classes",
         "mae classify rose.jpg --weights my-classes --top-k 3 --json",

@@ -20,11 +20,13 @@ from service.cli.image_files import SkippedFile, require_images, resolved_path
 from service.cli.indexed_vectors import VectorSource
 from service.cli.local_pipeline import build_engine
 from service.cli.progress import ProgressBar
+from service.index.approximate import update_approximation
 from service.index.changes import Changes, FoundFile, compare_files, is_inside
 from service.index.description import IndexDescription
 from service.index.store import ImageIndex, IndexRow, StoredFile
 from service.index.update import IndexUpdate
 from service.inference.embedding import EmbeddingPlan
+from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters
 from service.settings import Settings
 
@@ -138,9 +140,12 @@ class IndexRun:
         self._drop(changes.gone)
 
     def finish(self) -> None:
-        """Tidies the index up if anything has changed."""
-        if self.added or self.replaced or self.dropped:
-            self.index.compact()
+        """Tidies the index up if anything has changed, and measures the recall of a large one."""
+        if not (self.added or self.replaced or self.dropped):
+            return
+        self.index.compact()
+        with ProgressBar(1, stage="finishing") as progress:
+            update_approximation(self.index, progress=progress.stage)
 
     def summary(self) -> str:
         """What was done, in words."""
@@ -151,7 +156,14 @@ class IndexRun:
             "unchanged": self.unchanged,
             "skipped": self.skipped,
         }
-        return ", ".join(f"{count} {what}" for what, count in counts.items())
+        done = ", ".join(f"{count} {what}" for what, count in counts.items())
+        approximation = self.index.approximation
+        if approximation is None:
+            return f"{done}; {self.index.count} images, searched exactly"
+        return (
+            f"{done}; {self.index.count} images, of which a search finds {approximation.recall:.1%} of the 10 nearest "
+            f"({approximation.kind}, {approximation.probes} of {approximation.partitions} cells)"
+        )
 
     def __enter__(self) -> Self:
         """Returns the run, whose index is locked already if it exists."""
@@ -166,8 +178,9 @@ class IndexRun:
     async def _embed(self, changes: Changes, progress: ProgressBar) -> None:
         """Embeds what is new or replaced, and stores it."""
         served = self._engine()
-        plan = EmbeddingPlan.of(self.index.description.parameters, served.info, served.heads)
-        self.index.description.require(IndexDescription.of(served.info, plan).space, str(self._output))
+        description = self.index.description
+        description.require(space_of(served.info, description.parameters), str(self._output))
+        plan = EmbeddingPlan.of(description.parameters, served.info, served.heads)
         images = {image.path: image for image in (*changes.new, *changes.replaced)}
         stored = {image.file for image in changes.replaced}
         update, lost = IndexUpdate(self.index, stored), []

@@ -9,17 +9,12 @@ from typing import Any
 
 from service.cli.errors import VectorFileError
 from service.cli.image_files import resolved_path
-from service.cli.vector_files.formats import FORMATS, format_of
-from service.cli.vector_files.space import VectorRecord, VectorSpace
+from service.cli.vector_files.reading import read_vectors
+from service.cli.vector_files.space import VectorSpace
 from service.index.changes import Changes, FoundFile, compare_files
 from service.index.description import IndexDescription
 from service.index.store import ImageIndex, IndexRow
 from service.parameters import EmbedParameters
-
-
-def are_vectors(path: Path) -> bool:
-    """Whether `path` is an output of `mae embed`, as its name says."""
-    return path.suffix in FORMATS and path.is_file()
 
 
 class VectorSource:
@@ -39,7 +34,8 @@ class VectorSource:
         self.path = path
         self.name = resolved_path(str(path))
         self.failed = 0
-        space = format_of(path).read(path).space
+        self._last: dict[str, int] = {}
+        space = read_vectors(path).space
         if space.space is None:
             raise VectorFileError(f"{path} was made by an earlier version, which did not name its space: embed it anew")
         if space.pool == "tokens":
@@ -59,29 +55,26 @@ class VectorSource:
         return changes
 
     def rows(self, files: Set[str]) -> Iterator[IndexRow]:
-        """The rows of some images, the first of each file."""
-        remaining = set(files)
-        for record in self._records():
-            if record.vector is not None and record.file in remaining:
-                remaining.remove(record.file)
+        """The rows of some images."""
+        for number, record in enumerate(read_vectors(self.path).records):
+            if record.vector is not None and record.file in files and self._last[record.file] == number:
                 yield IndexRow(record.file, record.path, record.vector, record.size, record.modified, self.name)
 
     def _read_files(self) -> tuple[list[FoundFile], dict[str, int]]:
         """The images that have vectors, and the CRC-32 of those vectors whose files have no known size."""
-        found: list[FoundFile] = []
+        found: dict[str, FoundFile] = {}
         checksums: dict[str, int] = {}
         self.failed = 0
-        for record in self._records():
+        for number, record in enumerate(read_vectors(self.path).records):
+            found.pop(record.file, None)  # of several records of a file, the last is right
             if record.vector is None:
                 self.failed += 1
                 continue
-            found.append(FoundFile(record.file, record.path, record.size, record.modified))
+            found[record.file] = FoundFile(record.file, record.path, record.size, record.modified)
+            self._last[record.file] = number
             if record.size is None:
-                checksums.setdefault(record.file, zlib.crc32(record.vector.astype("<f4").tobytes()))
-        return found, checksums
-
-    def _records(self) -> Iterator[VectorRecord]:
-        return format_of(self.path).read(self.path).records
+                checksums[record.file] = zlib.crc32(record.vector.astype("<f4").tobytes())
+        return list(found.values()), checksums
 
 
 def describe_space(space: VectorSpace) -> IndexDescription:

@@ -22,6 +22,7 @@ from service.cli.commands.bench import bench
 from service.cli.commands.classify import classify
 from service.cli.commands.compile import compile_engine
 from service.cli.commands.convert import convert
+from service.cli.commands.duplicates import duplicates
 from service.cli.commands.embed import embed
 from service.cli.commands.evaluate import evaluate
 from service.cli.commands.explain import explain
@@ -31,6 +32,7 @@ from service.cli.commands.info import info
 from service.cli.commands.pack import pack
 from service.cli.commands.pretrain import pretrain
 from service.cli.commands.reconstruct import reconstruct
+from service.cli.commands.search import search
 from service.cli.commands.serve import serve
 from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
@@ -127,6 +129,8 @@ def _add(
 _add(serve, Settings.model_fields)
 _add(embed, {**EMBED_OPTIONS, **ENGINE_OPTIONS})
 _add(index, {**IndexParameters.model_fields, **ENGINE_OPTIONS})
+_add(search, ENGINE_OPTIONS)
+_add(duplicates, {})
 _add(classify, {"top_k": ClassifyParameters.model_fields["top_k"], **ENGINE_OPTIONS})
 _add(reconstruct, {**RECONSTRUCT_OPTIONS, **ENGINE_OPTIONS})
 _add(explain, {**ExplainParameters.model_fields, **ENGINE_OPTIONS})

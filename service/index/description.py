@@ -54,7 +54,9 @@ class IndexDescription(BaseModel):
             ForeignSpace: the spaces differ; the message names both.
         """
         if space != self.space:
-            raise ForeignSpace(f"{where} holds vectors of the space {self.space}, but these are of {space}")
+            raise ForeignSpace(
+                f"{where} holds vectors of the space {self.space}, which cannot be compared with those of {space}"
+            )
 
 
 class Approximation(BaseModel):

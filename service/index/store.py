@@ -32,6 +32,8 @@ REFRESH = timedelta(seconds=1)
 KEPT_VERSIONS = timedelta(hours=1)
 """For so long, a search that has begun can read what was replaced meanwhile."""
 NAMES_PER_DELETION = 1000
+CELLS = "cells"
+"""LanceDB's name of the approximate index."""
 
 
 class IndexRow(NamedTuple):
@@ -138,7 +140,13 @@ class ImageIndex:
         return self._run(lambda: _read_approximation(self._current()))
 
     def search(
-        self, vectors: Floats, k: int = 10, *, exact: bool = False, thumbnails: bool = False
+        self,
+        vectors: Floats,
+        k: int = 10,
+        *,
+        exact: bool = False,
+        thumbnails: bool = False,
+        approximation: Approximation | None = None,
     ) -> list[list[Neighbour]]:
         """The nearest neighbours of each vector by cosine similarity, the most similar first.
 
@@ -147,18 +155,20 @@ class ImageIndex:
             k: number of neighbours; fewer come back from an index of fewer images.
             exact: whether to compare with every vector, although there is an approximate index.
             thumbnails: whether to read thumbnails.
+            approximation: how to search; by default as the index says.
 
         Raises:
             ImageIndexError: the index cannot be read, or another one was put in its place.
         """
         if not len(vectors):
             return []
-        found = self._run(lambda: self._search(np.asarray(vectors, np.float32), k, exact, thumbnails))
+        queries = np.asarray(vectors, np.float32)
+        found = self._run(lambda: self._search(queries, k, exact, thumbnails, approximation))
         neighbours: list[list[Neighbour]] = [[] for _ in vectors]
         columns = [found.column(name).to_pylist() for name in ("query_index", "file", "path", "_distance")]
         pictures = found.column("thumbnail").to_pylist() if thumbnails else [None] * len(found)
         for query, file, path, distance, picture in zip(*columns, pictures, strict=True):
-            neighbours[query].append(Neighbour(file, path, 1 - distance, picture))
+            neighbours[query].append(Neighbour(file, path, min(1.0, 1 - distance), picture))
         return neighbours
 
     def files(self) -> dict[str, StoredFile]:
@@ -195,12 +205,16 @@ class ImageIndex:
 
     def add(self, rows: Sequence[IndexRow]) -> None:
         """Stores images whose files the index does not have, all of them or none."""
-        self._run(lambda: self._table.add(self._batch(rows)))
+        if rows:
+            batch = self._batch(rows)
+            self._run(lambda: self._table.add(batch))
 
     def replace(self, rows: Sequence[IndexRow]) -> None:
         """Stores images in place of those with the same files, all of them or none."""
-        merge = self._table.merge_insert("file").when_matched_update_all().when_not_matched_insert_all()
-        self._run(lambda: merge.execute(self._batch(rows)))
+        if rows:
+            batch = self._batch(rows)
+            merge = self._table.merge_insert("file").when_matched_update_all().when_not_matched_insert_all()
+            self._run(lambda: merge.execute(batch))
 
     def remove(self, files: Iterable[str]) -> None:
         """Drops images."""
@@ -213,14 +227,36 @@ class ImageIndex:
         """Merges small files, brings new images into an approximate index, and deletes versions that nobody reads."""
         self._run(lambda: self._table.optimize(cleanup_older_than=KEPT_VERSIONS))
 
-    def _search(self, vectors: Floats, k: int, exact: bool, thumbnails: bool) -> Any:
+    def build_cells(self, partitions: int) -> None:
+        """Divides all vectors into cells of similar ones, for an approximate search."""
+        from lancedb.index import IvfFlat
+
+        config = IvfFlat(distance_type="cosine", num_partitions=partitions)
+        self._run(lambda: self._table.create_index("vector", config=config, name=CELLS, replace=True))
+
+    def set_approximation(self, approximation: Approximation) -> None:
+        """Stores how searches are approximated from now on."""
+        metadata = {METADATA_KEY: approximation.model_dump_json()}
+        self._run(lambda: self._table.update_field_metadata({"path": "vector", "metadata": metadata}))
+
+    def remove_approximation(self) -> None:
+        """Makes searches exact; does nothing where they are."""
+        if self.approximation is None:
+            return
+        self._run(lambda: self._table.update_field_metadata({"path": "vector", "metadata": {METADATA_KEY: None}}))
+        self._run(lambda: self._table.drop_index(CELLS))
+
+    def _search(
+        self, vectors: Floats, k: int, exact: bool, thumbnails: bool, approximation: Approximation | None
+    ) -> Any:
         """A table with a row per neighbour: query_index, file, path, _distance."""
         import pyarrow
 
         table = self._current()
         columns = ["file", "path", "_distance", *(["thumbnail"] if thumbnails else [])]
         query = table.search(vectors).distance_type("cosine").limit(k).select(columns)
-        approximation = None if exact else _read_approximation(table)
+        if approximation is None and not exact:
+            approximation = _read_approximation(table)
         query = query.bypass_vector_index() if approximation is None else query.nprobes(approximation.probes)
         found = query.to_arrow()
         if "query_index" not in found.column_names:  # of a single query

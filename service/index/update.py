@@ -52,9 +52,7 @@ class IndexUpdate:
         Raises:
             ImageIndexError: the index cannot be written.
         """
-        if self._new:
-            self._index.add(self._new)
-        if self._changed:
-            self._index.replace(self._changed)
+        self._index.add(self._new)
+        self._index.replace(self._changed)
         self._new, self._changed = [], []
         self._stored = time.monotonic()

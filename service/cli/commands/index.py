@@ -10,8 +10,9 @@ import typer
 from service.cli.files import require_folder
 from service.cli.image_files import INTERRUPTED
 from service.cli.index_run import IndexParameters, IndexRun
-from service.cli.indexed_vectors import VectorSource, are_vectors
+from service.cli.indexed_vectors import VectorSource
 from service.cli.options import parameters_of, settings_of
+from service.cli.vector_files.reading import is_vector_file
 
 
 def index(
@@ -41,8 +42,8 @@ def index(
     """
     parameters, settings = parameters_of(IndexParameters, options), settings_of(options)
     require_folder(output)
-    vectors = [VectorSource(path) for path in paths if are_vectors(path)]
-    images = [path for path in paths if not are_vectors(path)]
+    vectors = [VectorSource(path) for path in paths if is_vector_file(path)]
+    images = [path for path in paths if not is_vector_file(path)]
     with IndexRun(output, parameters, settings, thumbnails) as run:
         try:
             for source in vectors:

@@ -1,0 +1,93 @@
+"""`mae duplicates`: groups of near-duplicates in an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.index_output import FORMAT_OPTION, INDEX_OPTION, Format, require_sheet, write_sheet
+from service.cli.tables import TABLE_STYLE, add_number_columns
+from service.index.duplicates import FALSE_DISCOVERIES, Duplicate, Duplicates, find_duplicates
+from service.index.sheet import Cell
+from service.index.store import ImageIndex
+
+
+def duplicates(
+    index_path: Annotated[Path, INDEX_OPTION],
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", metavar="<float>", min=0, help="Largest distance ratio of a pair; by default from the index."
+        ),
+    ] = None,
+    false_discoveries: Annotated[
+        float,
+        typer.Option(
+            "--false-discoveries",
+            metavar="<float>",
+            min=0,
+            max=1,
+            help="Share of the images found that may be false; it gives the threshold.",
+        ),
+    ] = FALSE_DISCOVERIES,
+    output_format: Annotated[Format, FORMAT_OPTION] = "table",
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="<path>", help="Write the groups as thumbnails, as PNG.")
+    ] = None,
+) -> None:
+    """Find groups of near-duplicates in an index: copies, other sizes, other compression, small crops.
+
+    Two images are near-duplicates if they are much nearer to each other than to the other images around them. Their
+    distance ratio is their cosine distance, divided by the distance to the fourth neighbour of the one that it is
+    nearer to. The threshold comes from the index, so that a given share of the images found is false, or from
+    --threshold. Images that pairs connect are a group.
+
+    Each group lists the largest file first, which is the one to keep. Nothing is deleted. With --format json, a line is
+    an object with keep, a file, and files; each of them has path, file, size, similarity and ratio, to the nearest
+    image of the group.
+
+    Exit code: 0, whether or not there are near-duplicates; 2 if the command was wrong or could not continue.
+    """
+    require_sheet(sheet)
+    found = find_duplicates(ImageIndex.open(index_path), threshold, false_discoveries)
+    if str(sheet) != "-":
+        for number, group in enumerate(found.groups, 1):
+            _print(number, group, output_format)
+    if sheet is not None and found.groups:
+        write_sheet(sheet, [[_cell(image, place) for place, image in enumerate(group)] for group in found.groups])
+    typer.echo(_summary(found), err=True)
+
+
+def _print(number: int, group: list[Duplicate], output_format: Format) -> None:
+    if output_format == "json":
+        print(orjson.dumps({"keep": group[0].file, "files": [image._asdict() for image in group]}).decode())
+        return
+    table = Table(title=f"group {number}", **TABLE_STYLE)
+    table.add_column("")
+    add_number_columns(table, "bytes", "similarity", "ratio")
+    table.add_column("path", overflow="fold")
+    for place, image in enumerate(group):
+        size = "" if image.size is None else str(image.size)
+        table.add_row(_advice(place), size, f"{image.similarity:.3f}", f"{image.ratio:.2f}", image.path)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _cell(image: Duplicate, place: int) -> Cell:
+    return Cell(image.file, " ".join(filter(None, (_advice(place), f"{image.similarity:.3f}"))))
+
+
+def _advice(place: int) -> str:
+    return "" if place else "keep"
+
+
+def _summary(found: Duplicates) -> str:
+    spare = sum(len(group) - 1 for group in found.groups)
+    return (
+        f"mae: {len(found.groups)} groups with {spare} images beside those to keep; "
+        f"pairs up to a distance ratio of {found.threshold:.3f}"
+    )
