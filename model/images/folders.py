@@ -85,7 +85,7 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
     left_out = LeftOut()
     for path in paths:
         if path.is_dir():
-            candidates |= dict.fromkeys(_walk(path, (), refused, left_out))
+            candidates |= dict.fromkeys(walk_images(path, refused, left_out))
         elif is_pack(path):
             candidates |= dict.fromkeys(find_packed_images(path))
         elif (kind := special_kind(path)) is not None:
@@ -97,6 +97,30 @@ def find_images(paths: Sequence[Path]) -> FoundImages:
     images = [image for image in candidates if _is_text(image)]
     undecodable = [os.fsencode(image).decode(errors="replace") for image in candidates if not _is_text(image)]
     return FoundImages(images, [*refused, *((image, "its name is not UTF-8") for image in undecodable)], left_out)
+
+
+def walk_images(folder: Path, refused: list[tuple[str, str]], left_out: LeftOut) -> Iterator[str]:
+    """Image files in `folder` at any depth: its own files first, then those of its folders, each by name.
+
+    Args:
+        folder: the folder.
+        refused: gets folders that cannot be read, with the reason.
+        left_out: counts what is not tried.
+    """
+    return _walk(folder, (), refused, left_out)
+
+
+def count_left_out(name: str, left_out: LeftOut) -> bool:
+    """Whether an archive's or a bucket's file `name`, whose parts `/` separates, is left out as a folder's would be."""
+    parts = name.split("/")
+    suffix = os.path.splitext(parts[-1])[1].lower()
+    if any((part.startswith(".") and part not in (".", "..")) or part in SYSTEM_FOLDERS for part in parts):
+        left_out.hidden += 1
+    elif suffix not in readable_suffixes():
+        left_out.formats[suffix] += 1
+    else:
+        return False
+    return True
 
 
 class ClassFolderError(ValueError):
@@ -166,14 +190,7 @@ def images_with_or_without_classes(folder: Path) -> LabelledImages:
 def _walk(
     folder: Path, parents: tuple[tuple[int, int], ...], refused: list[tuple[str, str]], left_out: LeftOut
 ) -> Iterator[str]:
-    """Image files in `folder` at any depth: its own files first, then those of its folders, each by name.
-
-    Args:
-        folder: the folder.
-        parents: device and inode of the folders that it is in.
-        refused: gets folders that cannot be read, with the reason.
-        left_out: counts what is not tried.
-    """
+    """See `walk_images`; `parents` has device and inode of the folders that `folder` is in."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         status = folder.stat()

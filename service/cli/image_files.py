@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -18,8 +17,6 @@ from service.inference.pipeline import Pipeline
 from service.settings import Settings
 
 T = TypeVar("T")
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 class SkippedFile(NamedTuple):
@@ -41,11 +38,6 @@ def require_images(paths: list[Path]) -> FoundImages:
         sentence = f"there are no images in {', '.join(map(str, paths))}"
         raise CommandError("; ".join(filter(None, [sentence, found.left_out.sentence])))
     return found
-
-
-def resolved_path(path: str) -> str:
-    """The absolute path without links: which file `path` names, whatever the current folder is."""
-    return os.fsencode(os.path.realpath(path)).decode(errors="backslashreplace")
 
 
 def most_images_at_once(info: EngineInfo, settings: Settings) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -16,14 +15,17 @@ from model.engines.base import ServedModel
 from model.images.packs import PackedImage
 from service.cli.embedded_files import embed_files
 from service.cli.errors import CommandError
-from service.cli.image_files import SkippedFile, require_images, resolved_path
+from service.cli.image_files import SkippedFile, require_images
+from service.cli.image_sources.local import resolved_path
 from service.cli.indexed_vectors import VectorSource
 from service.cli.local_pipeline import build_engine
 from service.cli.progress import ProgressBar
+from service.cli.signals import run_until_interrupted
 from service.index.approximate import update_approximation
 from service.index.changes import Changes, FoundFile, compare_files, is_inside
 from service.index.description import IndexDescription
-from service.index.store import ImageIndex, IndexRow, StoredFile
+from service.index.store import ImageIndex
+from service.index.table import IndexRow, StoredFile
 from service.index.update import IndexUpdate
 from service.inference.embedding import EmbeddingPlan
 from service.inference.vector_space import space_of
@@ -125,14 +127,14 @@ class IndexRun:
             return is_inside(file, roots) and not is_inside(file, unread)
 
         changes = compare_files(self.index.files(), images, belongs)
-        with ProgressBar(len(images) + len(found.refused), changes.unchanged) as progress:
+        with ProgressBar(len(changes.new) + len(changes.replaced) + len(found.refused)) as progress:
             for path, reason in found.refused:
                 progress.skip(f"{path}: {reason}")
             if found.left_out.sentence:
                 progress.write_line(found.left_out.sentence)
             try:
                 if changes.new or changes.replaced:
-                    asyncio.run(self._embed(changes, progress))
+                    run_until_interrupted(self._embed(changes, progress))
                 else:
                     self.unchanged += changes.unchanged
             finally:
@@ -254,7 +256,7 @@ def _find_file(path: str) -> FoundFile:
     """What the file system says of an image now; size and time are unknown if it says nothing."""
     if isinstance(path, PackedImage):
         size: int | None = path.archive.getinfo(path.member).file_size
-        of_time = str(path.archive.filename)
+        of_time = path.removesuffix(f"/{path.member}")  # the pack
     else:
         size, of_time = None, path
     try:

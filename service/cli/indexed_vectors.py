@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.errors import VectorFileError
-from service.cli.image_files import resolved_path
+from service.cli.image_sources.local import resolved_path
 from service.cli.vector_files.reading import read_vectors
 from service.cli.vector_files.space import VectorSpace
 from service.index.changes import Changes, FoundFile, compare_files
 from service.index.description import IndexDescription
-from service.index.store import ImageIndex, IndexRow
+from service.index.store import ImageIndex
+from service.index.table import IndexRow
 from service.parameters import EmbedParameters
 
 

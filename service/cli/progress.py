@@ -17,8 +17,8 @@ class ProgressBar:
     Where standard error is no terminal, the lines alone are written.
     """
 
-    def __init__(self, total: int, completed: int = 0, stage: str = "embedding") -> None:
-        """Starts at `completed` of `total` images; `stage` names the work."""
+    def __init__(self, total: int | None, stage: str = "embedding") -> None:
+        """For `total` images, or None if their number is not known; `stage` names the work."""
         self.done = 0
         """Number of images that were processed since the start."""
         self.skipped = 0
@@ -39,7 +39,7 @@ class ProgressBar:
             disable=not sys.stderr.isatty(),
             redirect_stdout=sys.stdout.isatty(),  # else results for a file or a pipe would go to the terminal
         )
-        self._task = self._bar.add_task(stage, total=total, completed=completed)
+        self._task = self._bar.add_task(stage, total=total)
 
     def stage(self, name: str) -> None:
         """Names the work that begins now: before the bar, or in a line of its own where there is no bar."""
@@ -51,6 +51,10 @@ class ProgressBar:
         """Counts an image that was processed."""
         self.done += 1
         self._bar.advance(self._task)
+
+    def pass_over(self, count: int) -> None:
+        """Counts images that need no work."""
+        self._bar.advance(self._task, count)
 
     def skip(self, reason: str) -> None:
         """Counts an image that could not be processed, and writes the reason."""

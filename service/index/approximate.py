@@ -16,7 +16,7 @@ from service.index.exact import exact_neighbours, normalise
 from service.index.store import ImageIndex
 
 EXACT_ROWS = 100_000
-"""Up to so many images, an exact search takes about 0.1 s, and no cells are made."""
+"""Up to so many images an exact search takes about 0.05 s, and no cells are made."""
 GROWTH = 2.0
 """The cells are made anew once the index has grown by this factor."""
 TARGET_RECALL = 0.98

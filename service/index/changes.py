@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from service.index.store import StoredFile
+from service.index.table import StoredFile
 
 
 class FoundFile(NamedTuple):

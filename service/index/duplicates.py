@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from model.arrays import Floats, Indices
 from service.index.exact import exact_neighbours, normalise
-from service.index.store import ImageIndex, StoredFile
+from service.index.store import ImageIndex
+from service.index.table import StoredFile
 
 NEIGHBOURS = 16
 """Neighbours of each image that are looked at."""

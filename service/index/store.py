@@ -1,10 +1,4 @@
-"""An index of images: a LanceDB table in a folder `NAME.lance`, which LanceDB opens by itself, too.
-
-Columns: `file` (the absolute path without links, by which an image is recognised), `path` (as the user gave it),
-`vector` (float32 [D]), `size` (bytes) and `modified` (time of the last change), both null where they are not known,
-`source` (the file of vectors that the row comes from, or null for an image that was embedded for the index), and
-`thumbnail` (JPEG, or null).
-"""
+"""An index of images: a LanceDB table in a folder `NAME.lance`, which LanceDB opens by itself, too."""
 
 from __future__ import annotations
 
@@ -14,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,6 +17,7 @@ from model.arrays import Floats
 from service.index.description import METADATA_KEY, Approximation, IndexDescription
 from service.index.errors import ImageIndexError, MissingIndex
 from service.index.lance import import_lance
+from service.index.table import IndexRow, StoredFile, batch_of, schema_of
 from service.inference.searcher import Neighbour
 
 T = TypeVar("T")
@@ -34,29 +29,6 @@ KEPT_VERSIONS = timedelta(hours=1)
 NAMES_PER_DELETION = 1000
 CELLS = "cells"
 """LanceDB's name of the approximate index."""
-
-
-class IndexRow(NamedTuple):
-    """An image to be stored."""
-
-    file: str
-    path: str
-    vector: Floats
-    """Float32 [D]."""
-    size: int | None
-    """Bytes of the image's file."""
-    modified: int | None
-    """Time of the file's last change, in microseconds since 1970, UTC."""
-    source: str | None = None
-    thumbnail: bytes | None = None
-
-
-class StoredFile(NamedTuple):
-    """What an index knows of an image, apart from its vector."""
-
-    size: int | None
-    modified: int | None
-    source: str | None
 
 
 class ImageIndex:
@@ -109,7 +81,7 @@ class ImageIndex:
         if path.exists():
             raise ImageIndexError(f"{path} exists already")
         try:
-            lancedb.connect(path.absolute().parent).create_table(path.stem, schema=_schema(description))
+            lancedb.connect(path.absolute().parent).create_table(path.stem, schema=schema_of(description))
         except (ValueError, RuntimeError, OSError) as error:
             raise ImageIndexError(f"{path} cannot be written: {error}") from error
         return cls(path)
@@ -206,13 +178,13 @@ class ImageIndex:
     def add(self, rows: Sequence[IndexRow]) -> None:
         """Stores images whose files the index does not have, all of them or none."""
         if rows:
-            batch = self._batch(rows)
+            batch = batch_of(rows, self.description)
             self._run(lambda: self._table.add(batch))
 
     def replace(self, rows: Sequence[IndexRow]) -> None:
         """Stores images in place of those with the same files, all of them or none."""
         if rows:
-            batch = self._batch(rows)
+            batch = batch_of(rows, self.description)
             merge = self._table.merge_insert("file").when_matched_update_all().when_not_matched_insert_all()
             self._run(lambda: merge.execute(batch))
 
@@ -278,23 +250,6 @@ class ImageIndex:
         while (batch := self._run(lambda: next(batches, None))) is not None:
             yield batch
 
-    def _batch(self, rows: Sequence[IndexRow]) -> Any:
-        """Rows as LanceDB takes them."""
-        import pyarrow
-
-        schema = _schema(self.description)
-        vectors = pyarrow.array(np.concatenate([row.vector for row in rows]).astype(np.float32))
-        columns = {
-            "file": pyarrow.array([row.file for row in rows], pyarrow.string()),
-            "path": pyarrow.array([row.path for row in rows], pyarrow.string()),
-            "vector": pyarrow.FixedSizeListArray.from_arrays(vectors, self.description.dim),
-            "size": pyarrow.array([row.size for row in rows], pyarrow.int64()),
-            "modified": pyarrow.array([row.modified for row in rows], schema.field("modified").type),
-            "source": pyarrow.array([row.source for row in rows], pyarrow.string()),
-            "thumbnail": pyarrow.array([row.thumbnail for row in rows], pyarrow.binary()),
-        }
-        return pyarrow.record_batch([columns[name] for name in schema.names], schema=schema)
-
     def _run(self, call: Callable[[], T]) -> T:
         """Calls LanceDB, whose errors of the disk and of damaged files are ValueError and RuntimeError.
 
@@ -326,20 +281,3 @@ def _require_suffix(path: Path) -> None:
 def _read_approximation(table: Any) -> Approximation | None:
     stored = (table.schema.field("vector").metadata or {}).get(METADATA_KEY.encode())
     return None if stored is None else Approximation.model_validate_json(stored)
-
-
-def _schema(description: IndexDescription) -> Any:
-    import pyarrow
-
-    return pyarrow.schema(
-        [
-            ("file", pyarrow.string()),
-            ("path", pyarrow.string()),
-            ("vector", pyarrow.list_(pyarrow.float32(), description.dim)),
-            ("size", pyarrow.int64()),
-            ("modified", pyarrow.timestamp("us", tz="UTC")),
-            ("source", pyarrow.string()),
-            ("thumbnail", pyarrow.binary()),
-        ],
-        metadata={METADATA_KEY: description.model_dump_json(exclude_none=True)},
-    )

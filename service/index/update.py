@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Set
 
-from service.index.store import ImageIndex, IndexRow
+from service.index.store import ImageIndex
+from service.index.table import IndexRow
 
 ROWS_AT_ONCE = 2048
 """Images that are stored at once."""

@@ -11,7 +11,8 @@ from model.arrays import Bytes, Floats, Indices
 from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 from service.index.description import IndexDescription
-from service.index.store import ImageIndex, IndexRow
+from service.index.store import ImageIndex
+from service.index.table import IndexRow
 from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
 from tests.support.engines import FakeEngine

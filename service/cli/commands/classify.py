@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +11,11 @@ import typer
 
 from model.arrays import Floats
 from model.engines.base import ServedModel
-from service.cli.image_files import INTERRUPTED, SkippedFile, most_images_at_once, require_images, run_pipeline
+from service.cli.image_files import SkippedFile, most_images_at_once, require_images, run_pipeline
 from service.cli.local_pipeline import build_engine, open_pipeline
 from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
+from service.cli.signals import INTERRUPTED, run_until_interrupted, terminate_as_interrupt
 from service.errors import NoHead
 from service.inference.classification import classify_images, most_probable
 from service.inference.images import ImageRequest
@@ -44,13 +44,13 @@ def classify(
     served = build_engine(settings)
     if served.heads.head is None:
         raise NoHead.of(served.info.model)
-    with ProgressBar(len(images) + len(refused), stage="classifying") as progress:
+    with terminate_as_interrupt(), ProgressBar(len(images) + len(refused), stage="classifying") as progress:
         for path, reason in refused:
             progress.skip(f"{path}: {reason}")
         if left_out.sentence:
             progress.write_line(left_out.sentence)
         try:
-            asyncio.run(_classify(images, served, settings, parameters.top_k, as_json, progress))
+            run_until_interrupted(_classify(images, served, settings, parameters.top_k, as_json, progress))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
     progress.write_line(f"{progress.done} classified, {progress.skipped} skipped")

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.files import require_folder
-from service.cli.image_files import INTERRUPTED
 from service.cli.index_run import IndexParameters, IndexRun
 from service.cli.indexed_vectors import VectorSource
 from service.cli.options import parameters_of, settings_of
+from service.cli.signals import INTERRUPTED, terminate_as_interrupt
 from service.cli.vector_files.reading import is_vector_file
 
 
@@ -44,7 +44,7 @@ def index(
     require_folder(output)
     vectors = [VectorSource(path) for path in paths if is_vector_file(path)]
     images = [path for path in paths if not is_vector_file(path)]
-    with IndexRun(output, parameters, settings, thumbnails) as run:
+    with terminate_as_interrupt(), IndexRun(output, parameters, settings, thumbnails) as run:
         try:
             for source in vectors:
                 run.index_vectors(source)

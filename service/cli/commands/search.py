@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +15,13 @@ from rich.table import Table
 from model.arrays import Floats
 from model.engines.base import ServedModel
 from service.cli.embedded_files import embed_files
-from service.cli.image_files import INTERRUPTED, SkippedFile, require_images, resolved_path
+from service.cli.image_files import SkippedFile, require_images
+from service.cli.image_sources.local import resolved_path
 from service.cli.index_output import FORMAT_OPTION, INDEX_OPTION, Format, require_sheet, write_sheet
 from service.cli.local_pipeline import build_engine
 from service.cli.options import settings_of
 from service.cli.progress import ProgressBar
+from service.cli.signals import INTERRUPTED, run_until_interrupted, terminate_as_interrupt
 from service.cli.tables import TABLE_STYLE, add_number_columns
 from service.index.sheet import Cell
 from service.index.store import ImageIndex, Neighbour
@@ -59,13 +60,13 @@ def search(
     parameters = index.description.parameters
     index.description.require(space_of(served.info, parameters), str(index_path))
     plan = EmbeddingPlan.of(parameters, served.info, served.heads)
-    with ProgressBar(len(images) + len(refused)) as progress:
+    with terminate_as_interrupt(), ProgressBar(len(images) + len(refused)) as progress:
         for path, reason in refused:
             progress.skip(f"{path}: {reason}")
         if left_out.sentence:
             progress.write_line(left_out.sentence)
         try:
-            queries, vectors = asyncio.run(_embed(images, served, settings, plan, progress))
+            queries, vectors = run_until_interrupted(_embed(images, served, settings, plan, progress))
             found = index.search(np.stack(vectors), k) if vectors else []
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None

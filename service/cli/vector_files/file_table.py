@@ -12,7 +12,9 @@ NONE = -1 << 63
 MAX_UNSORTED = 1 << 16
 """Files that wait in a dictionary before they are sorted into the arrays."""
 KEY = np.dtype("S16")
-ENTRY = np.dtype([("size", "<i8"), ("modified", "<i8"), ("part", "<i4"), ("row", "<i4"), ("failed", "?")])
+ENTRY = np.dtype(
+    [("size", "<i8"), ("modified", "<i8"), ("part", "<i4"), ("row", "<i4"), ("failed", "?"), ("named", "?")]
+)
 
 
 class FileEntry(NamedTuple):
@@ -26,6 +28,8 @@ class FileEntry(NamedTuple):
     row: int
     """Number of the row in its shard."""
     failed: bool
+    named: bool = False
+    """Whether this run has come to the file already."""
 
 
 class FileTable:
@@ -41,10 +45,6 @@ class FileTable:
         self._entries = np.empty(0, ENTRY)
         self._unsorted: dict[bytes, FileEntry] = {}
 
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self._keys) + sum(self._place(key) is None for key in self._unsorted)
-
     def find(self, file: str) -> FileEntry | None:
         """The entry of a file; None if it has none."""
         key = _digest(file)
@@ -53,8 +53,8 @@ class FileTable:
         place = self._place(key)
         if place is None:
             return None
-        size, modified, part, row, failed = self._entries[place].item()
-        return FileEntry(None if size == NONE else size, None if modified == NONE else modified, part, row, failed)
+        size, modified, *others = self._entries[place].item()
+        return FileEntry(None if size == NONE else size, None if modified == NONE else modified, *others)
 
     def put(self, file: str, entry: FileEntry) -> None:
         """Gives a file an entry; it replaces one that the file has."""

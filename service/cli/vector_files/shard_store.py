@@ -26,6 +26,7 @@ from typing import Self
 from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
 from service.cli.vector_files.file_table import FileEntry, FileTable
+from service.cli.vector_files.formats import FORMATS
 from service.cli.vector_files.journal import Header, Journal
 from service.cli.vector_files.parquet import import_pyarrow, open_rows, optional_column, read_rows, write_rows
 from service.cli.vector_files.space import VectorRecord, VectorSpace
@@ -36,9 +37,9 @@ MAX_SHARD_ROWS = 100_000
 PART = re.compile(r"part-([0-9]{5,})\.parquet")
 
 
-def is_shard_folder(path: Path, text: str | None = None) -> bool:
-    """Whether an output is a folder of shards: it is a folder, or `text`, as it was typed, ends in a slash."""
-    return path.is_dir() or (text if text is not None else str(path)).endswith(os.sep)
+def is_shard_folder(output: str) -> bool:
+    """Whether an output, as it was typed, is a folder of shards: it is a folder, or ends in a slash."""
+    return output.endswith(os.sep) or (os.path.isdir(output) and Path(output).suffix not in FORMATS)
 
 
 def shard_paths(folder: Path) -> dict[int, Path]:
@@ -66,8 +67,8 @@ class ShardStore:
         if output.exists() and not output.is_dir():
             raise VectorFileError(f"{output} is a file; without the slash at its end it would be added to")
         self.output = output.resolve()
-        self.files = FileTable()
-        """The files that have rows."""
+        self.known = FileTable()
+        """The files that have rows, and what is put in beside them."""
         self.count = 0
         """Number of files that have rows."""
         self._overwrite = overwrite
@@ -107,7 +108,7 @@ class ShardStore:
             )
         if self._overwrite and header and header.space != space:  # a replacement of another kind begins anew
             shutil.rmtree(self._shards, ignore_errors=True)
-            self._space, header, self.files, self.count = None, None, FileTable(), 0
+            self._space, header, self.known, self.count = None, None, FileTable(), 0
             self._stale.clear()
         if self._space:
             self._space.require(space, self.output)
@@ -123,7 +124,7 @@ class ShardStore:
         """Stores a record; it replaces one of the same file."""
         assert self._journal.header is not None
         self._journal.append(record)
-        self._note(record, self._journal.header.part, self._journal.count - 1)
+        self._note(record, self._journal.header.part, self._journal.count - 1, named=True)
         if self._journal.count >= self._max_rows:
             self._write_shard()
 
@@ -144,6 +145,16 @@ class ShardStore:
             _sync(self._folder)
             self._complete_replacement()
         self._delete_partial()
+
+    def unnamed_files(self) -> Iterator[str]:
+        """The files that have rows and that `known` does not mark as named."""
+        for path in shard_paths(self.output).values():
+            file, _ = open_rows(path)
+            with file:
+                for batch in file.iter_batches(columns=["file"]):
+                    for name in batch.column("file").to_pylist():
+                        if (entry := self.known.find(name)) is not None and not entry.named:
+                            yield name
 
     def __enter__(self) -> Self:
         """Returns the store, which is open already."""
@@ -186,13 +197,13 @@ class ShardStore:
         for row, record in enumerate(self._journal.records()):
             self._note(record, header.part, row)
 
-    def _note(self, record: VectorRecord, part: int, row: int) -> None:
+    def _note(self, record: VectorRecord, part: int, row: int, named: bool = False) -> None:
         """Remembers where the row of a file is; an earlier row of it becomes stale."""
-        if (known := self.files.find(record.file)) is not None and known.part >= 0:
+        if (known := self.known.find(record.file)) is not None and known.part >= 0:
             self._stale[known.part].add(known.row)
         else:
             self.count += 1
-        self.files.put(record.file, FileEntry(record.size, record.modified, part, row, record.error is not None))
+        self.known.put(record.file, FileEntry(record.size, record.modified, part, row, record.error is not None, named))
 
     def _write_shard(self) -> None:
         """Turns the journal into a shard, and begins the journal of the next."""

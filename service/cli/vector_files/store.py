@@ -11,6 +11,7 @@ from typing import Self
 
 from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
+from service.cli.vector_files.file_table import FileEntry, FileTable
 from service.cli.vector_files.formats import format_of
 from service.cli.vector_files.journal import Header, Journal
 from service.cli.vector_files.space import StoredVectors, VectorRecord, VectorSpace
@@ -41,6 +42,8 @@ class VectorStore:
         self._folder = self.output.with_name(self.output.name + ".partial")
         self._folder.mkdir(exist_ok=True)
         self._journal = Journal(self._folder / "journal")
+        self.known = FileTable()
+        """The files that have vectors already, and what is put in beside them."""
         self.files: dict[str, str] = {}
         """The files whose vectors are stored already, with the paths that they were given by, in the output's order."""
 
@@ -75,6 +78,8 @@ class VectorStore:
             self.files = dict(zip(self._stored.files, self._stored.paths, strict=True))
         for file, path in self._journal.files.items():
             self.files.setdefault(file, path)
+        for file in self.files:
+            self.known.put(file, FileEntry(None, None, 0, 0, failed=False))
 
     def append(self, record: VectorRecord) -> None:
         """Adds a record to the journal."""

@@ -8,7 +8,8 @@ import pytest
 
 from model.arrays import Floats
 from service.index.description import IndexDescription
-from service.index.store import ImageIndex, IndexRow
+from service.index.store import ImageIndex
+from service.index.table import IndexRow
 from service.parameters import EmbedParameters
 
 MakeIndex = Callable[[Floats], ImageIndex]

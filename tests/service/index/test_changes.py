@@ -1,7 +1,7 @@
 """What has changed since an index was written."""
 
 from service.index.changes import FoundFile, compare_files, is_inside
-from service.index.store import StoredFile
+from service.index.table import StoredFile
 
 
 def test_new_replaced_gone_and_unchanged_images_are_told_apart() -> None:

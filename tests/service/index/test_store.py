@@ -9,7 +9,8 @@ import pytest
 from model.arrays import Floats
 from service.index import store
 from service.index.errors import ForeignSpace, ImageIndexError, MissingIndex
-from service.index.store import ImageIndex, IndexRow, StoredFile
+from service.index.store import ImageIndex
+from service.index.table import IndexRow, StoredFile
 from tests.service.index.conftest import MakeIndex, describe, make_rows
 
 

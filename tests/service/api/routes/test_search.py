@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.checkpoints.heads import Heads, Whitening
-from service.index.store import IndexRow
+from service.index.table import IndexRow
 from service.parameters import EmbedParameters
 from tests.service.api.routes.conftest import Start
 from tests.support.engines import FakeEngine

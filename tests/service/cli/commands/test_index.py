@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from model.arrays import Floats
 from model.checkpoints.checkpoint import Checkpoint, save
 from model.checkpoints.heads import Heads, Whitening
 from model.config import MAEConfig, Preprocessing
+from model.engines import build as building
+from model.engines.base import ServedModel
+from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from service.index.sheet import CAPTION, GAP
 from service.index.store import ImageIndex
@@ -29,10 +34,26 @@ from tests.service.cli.conftest import Mae, run
 WEIGHTS = ("--weights", "white.safetensors", "--backend", "torch")
 
 
+@pytest.fixture(scope="module")
+def built() -> dict[str, ServedModel]:
+    """Engines by their settings: the models of all tests are the same."""
+    return {}
+
+
 @pytest.fixture
-def zoo(environment: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, ServedModel]) -> Path:
     """A small model with a whitening in the current folder, and twelve images of noise in `zoo`, in two folders."""
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MAE_")]:
+        monkeypatch.delenv(name)
+    real = building.build
+
+    def build(spec: EngineSettings, *progress: Callable[[str], None]) -> ServedModel:
+        if repr(spec) not in built:
+            built[repr(spec)] = real(spec, *progress)
+        return built[repr(spec)]
+
+    monkeypatch.setattr(building, "build", build)
     torch.manual_seed(0)
     config = MAEConfig(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_depth=0, name="zoo")
     rng = np.random.default_rng(0)
@@ -209,8 +230,13 @@ def test_thumbnails_are_stored_if_asked_for(mae: Mae) -> None:
     assert {near.thumbnail for near in found if "dogs" in near.path} == {None}
     [thumbnail] = [near.thumbnail for near in found if near.path == "zoo/cats/3.png"]
     assert thumbnail
-    picture = Image.open(BytesIO(thumbnail))
-    assert (picture.format, picture.size) == ("JPEG", (48, 40))
+    with Image.open(BytesIO(thumbnail)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (48, 40))
+
+
+def pixels(path: str | Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.copy()
 
 
 def cell(sheet: Image.Image, row: int, column: int) -> np.ndarray:
@@ -224,11 +250,11 @@ def test_a_sheet_shows_queries_and_neighbours(mae: Mae, zoo: Path) -> None:
     (zoo / "cats" / "0.png").rename("query.png")
     result = mae("search", "query.png", "zoo/dogs/8.png", "--index", "photos.lance", "-k", 3, "--sheet", "found.png")
     assert result.code == 0
-    sheet = Image.open("found.png")
+    sheet = pixels("found.png")
     assert sheet.size == (GAP + 4 * (SIDE + GAP), GAP + 2 * (SIDE + CAPTION + GAP))
     square = cell(sheet, 0, 0)
     top, left = (SIDE - 40) // 2, (SIDE - 48) // 2
-    np.testing.assert_array_equal(square[top : top + 40, left : left + 48], np.asarray(Image.open("query.png")))
+    np.testing.assert_array_equal(square[top : top + 40, left : left + 48], np.asarray(pixels("query.png")))
     missing = cell(sheet, 0, 1)  # the nearest is the query itself, which is there no more
     assert (missing[:10] == 235).all()
     np.testing.assert_array_equal(cell(sheet, 1, 0), cell(sheet, 1, 1))
@@ -240,8 +266,8 @@ def copies(mae: Mae, zoo: Path) -> Path:
     for number in range(12, 40):
         make_image(zoo / f"{number}.png", number)
     for number in (1, 20):
-        picture = Image.open(next(zoo.rglob(f"{number}.png")))
-        picture.save(zoo / f"copy of {number}.jpg", quality=98, subsampling=0)
+        picture = pixels(next(zoo.rglob(f"{number}.png")))
+        picture.save(zoo / f"copy of {number}.jpg", quality=80, subsampling=0)
     assert mae("index", "zoo", "-o", "photos.lance").code == 0
     return zoo
 
@@ -258,7 +284,7 @@ def test_duplicates_are_grouped_and_the_largest_is_kept(mae: Mae, copies: Path) 
         sizes = [file["size"] for file in group["files"]]
         assert sizes == [os.path.getsize(file["path"]) for file in group["files"]] == sorted(sizes, reverse=True)
         assert group["keep"] == group["files"][0]["file"] == os.path.abspath(group["files"][0]["path"])
-    assert Image.open("groups.png").height == GAP + 2 * (SIDE + CAPTION + GAP)
+    assert pixels("groups.png").height == GAP + 2 * (SIDE + CAPTION + GAP)
     assert result.err.startswith("mae: 2 groups with 2 images beside those to keep")
     table = mae("duplicates", "--index", "photos.lance")
     assert table.out.count("keep") == 2 and "zoo/copy of 20.jpg" in table.out
@@ -267,9 +293,8 @@ def test_duplicates_are_grouped_and_the_largest_is_kept(mae: Mae, copies: Path) 
     assert (none.code, none.out) == (0, "") and "0 groups" in none.err
 
 
-def test_a_killed_run_leaves_an_index_that_the_next_run_completes(
-    mae: Mae, zoo: Path, environment: Mapping[str, str]
-) -> None:
+@pytest.mark.live
+def test_a_killed_run_leaves_an_index_that_the_next_run_completes(mae: Mae, zoo: Path) -> None:
     source = zoo / "cats" / "0.png"
     for number in range(600):
         os.link(source, zoo / f"link {number}.png")
@@ -278,7 +303,7 @@ def test_a_killed_run_leaves_an_index_that_the_next_run_completes(
         "from service.cli.main import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "index", "zoo", "-o", "photos.lance", *WEIGHTS]
-    process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     stored = 0
     while stored < 16:
@@ -294,3 +319,58 @@ def test_a_killed_run_leaves_an_index_that_the_next_run_completes(
     assert f"{612 - left.count} added, 0 replaced, 0 dropped, {left.count} unchanged" in completed.out
     files = [file for names, _, _ in ImageIndex.open(Path("photos.lance")).vectors() for file in names]
     assert len(files) == len(set(files)) == 612
+
+
+def run_recipe(mae: Mae, title: str) -> dict[str, Any]:
+    """Runs the blocks under a heading of the documentation as they are written; returns the names that Python set."""
+    page = (Path(__file__).parents[4] / "service" / "cli" / "README.md").read_text()
+    [section] = re.findall(rf"^### Recipe: {title}\n(.*?)(?=^#+ |\Z)", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(block, title, "exec"), names)
+            continue
+        for line in block.splitlines():
+            command, _, target = line.partition(" > ")
+            words = shlex.split(command, comments=True)
+            assert words.pop(0) == "mae"
+            result = mae(*words)
+            assert result.code == 0, result.err
+            if target:
+                Path(target).write_text(result.out)
+    return names
+
+
+def test_recipe_of_near_duplicates(mae: Mae, copies: Path) -> None:
+    shutil.rmtree("photos.lance")
+    copies.rename("photographs")
+    names = run_recipe(mae, "near-duplicates")
+    assert sorted(map(os.path.basename, names["spare"])) == ["copy of 1.jpg", "copy of 20.jpg"]
+    assert pixels("groups.png").size == (GAP + 2 * (SIDE + GAP), GAP + 2 * (SIDE + CAPTION + GAP))
+
+
+def test_recipe_of_search_by_image(mae: Mae, zoo: Path) -> None:
+    zoo.rename("photographs")
+    pixels("photographs/dogs/9.png").save("query.jpg", quality=95, subsampling=0)
+    names = run_recipe(mae, "search by image")
+    assert pixels("found.png").width == GAP + 6 * (SIDE + GAP)
+    assert names["nearest"][0]["path"] == names["image"]["path"]
+    assert names["nearest"][0]["_distance"] == pytest.approx(0, abs=1e-5) and len(names["nearest"]) == 5
+    [line] = mae("search", "query.jpg", "--index", "photos.lance", "--format", "json").out.splitlines()
+    assert json.loads(line)["neighbours"][0]["path"] == "photographs/dogs/9.png"
+
+
+def test_recipe_of_labelling_by_neighbours(mae: Mae, zoo: Path) -> None:
+    rng = np.random.default_rng(1)
+    for folder in ("labelled/red", "labelled/blue", "new"):
+        Path(folder).mkdir(parents=True)
+    for number in range(12):
+        for channel, label in ((0, "red"), (2, "blue")):
+            picture = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            picture[..., channel] += 180
+            folder = f"labelled/{label}" if number < 8 else "new"
+            Image.fromarray(picture).save(f"{folder}/{label} {number}.png")
+    names = run_recipe(mae, "labelling by neighbours")
+    assert len(names["labels"]) == 8
+    for path, (label, share) in names["labels"].items():
+        assert Path(path).name.startswith(label) and share > 0.5

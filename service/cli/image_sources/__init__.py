@@ -1,0 +1,1 @@
+"""Where `mae embed` finds images: files, folders and patterns, packs, archives, and what fsspec can reach."""
