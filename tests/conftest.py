@@ -59,6 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what they run on: the GPU (default), or an engine on the CPU, to prove the tests themselves",
     )
     group.addoption("--gpu-batches", type=int, default=10_000, help="batches over which memory must stay flat")
+    group.addoption("--gpu-no-compile", action="store_true", help="without torch.compile, which takes two minutes")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -30,6 +30,7 @@ def run_tests(context: Context) -> int:
         "no:cacheprovider",
         "-p",
         "gpu_check.gpu_tests",
+        "--gpu-no-compile",  # takes longer than all other tests together
     ]
     command += ["--gpu-batches", str(context.numbers.endurance_batches)]
     if context.prove:

@@ -65,6 +65,7 @@ def test_on_a_gpu_the_tests_choose_it_themselves(on_gpu: Context, monkeypatch: p
     monkeypatch.setattr(gpu_tests.subprocess, "run", run)
     assert run_tests(on_gpu) == 5
     ((command, environment),) = asked
+    assert "--gpu-no-compile" in command, "compiling takes longer than this step may"
     assert "--gpu-backend" not in command and command[command.index("--gpu-batches") + 1] == "7"
     assert environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] == "1"
 

@@ -26,6 +26,8 @@ from model.engines import build as building
 from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
+from service.cli.vector_files.parquet import write_rows
+from service.cli.vector_files.reading import read_vectors
 from service.index.sheet import CAPTION, GAP
 from service.index.store import ImageIndex
 from service.index.thumbnails import SIDE
@@ -176,6 +178,30 @@ def test_outputs_of_embed_are_indexed(mae: Mae, zoo: Path, output: str) -> None:
     assert mae("embed", "zoo", "-o", output, "--whiten").code == 0
     updated = mae("index", output, "-o", "photos.lance")
     assert "0 added, 1 replaced, 1 dropped, 10 unchanged, 0 skipped; 11 images" in updated.out
+
+
+def test_images_that_failed_in_embed_are_left_out(mae: Mae, zoo: Path) -> None:
+    assert mae("embed", "zoo", "-o", "v/", "--whiten").code == 0
+    assert mae("index", "v/", "-o", "photos.lance").code == 0
+    (zoo / "cats" / "0.png").write_bytes(b"no image any more")
+    assert mae("embed", "zoo", "-o", "v/", "--whiten", "--changed").code == 1
+    updated = mae("index", "v/", "-o", "photos.lance")
+    assert "0 added, 0 replaced, 1 dropped, 11 unchanged" in updated.out
+    assert "mae: 1 images of v have no vector, and its errors say why" in updated.err
+
+
+def test_the_later_of_two_rows_of_a_file_counts(mae: Mae, zoo: Path) -> None:
+    assert mae("embed", "zoo", "-o", "v/", "--whiten").code == 0
+    read = read_vectors(Path("v"))
+    later = [
+        record._replace(vector=-record.vector, size=7) for record in read.records if record.path.endswith("/3.png")
+    ]
+    write_rows(Path("v/part-00001.parquet"), read.space, later)
+    assert "12 added" in mae("index", "v", "-o", "photos.lance").out
+    index = ImageIndex.open(Path("photos.lance"))
+    assert index.files()[os.path.abspath("zoo/cats/3.png")].size == 7
+    [near] = index.search(later[0].vector[None], 1)[0]
+    assert (near.path, near.similarity) == ("zoo/cats/3.png", pytest.approx(1, abs=1e-5))
 
 
 def test_images_join_an_index_of_vectors(mae: Mae, zoo: Path) -> None:
