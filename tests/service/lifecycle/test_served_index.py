@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from model.engines.base import ServedModel
+from service.index.description import Approximation
 from service.index.errors import ForeignSpace, ImageIndexError, MissingIndex
+from service.index.store import ImageIndex
 from service.inference.vector_space import space_of
 from service.lifecycle.served_index import ServedIndex, check_index
 from service.parameters import EmbedParameters
@@ -30,6 +32,13 @@ def test_an_index_knows_how_its_images_were_embedded(index: Path) -> None:
     served = ServedIndex(index, fake_info())
     assert served.embedding.pool == "cls" and served.rows == 1
     assert served.describe().space == space_of(fake_info(), EmbedParameters(pool="cls"))
+
+
+def test_an_approximate_index_tells_its_recall(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = Approximation(kind="IVF_FLAT", partitions=9, probes=2, recall=0.97, queries=100, rows=1000)
+    monkeypatch.setattr(ImageIndex, "approximation", cells)
+    described = ServedIndex(index, fake_info()).describe()
+    assert (described.exact, described.recall) == (False, 0.97)
 
 
 def test_an_index_of_other_weights_is_refused_by_both_names(index: Path) -> None:
