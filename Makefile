@@ -61,7 +61,7 @@ $(PAGE_VENV)/.dev: Makefile
 	@npm install --prefix $(PAGE_VENV) --no-audit --no-fund --silent axe-core@4.14.1
 	@touch $@
 
-test-page: $(VENV)/.serve $(PAGE_VENV)/.dev  ## the page in Chromium (CHROMIUM=PATH where it is not on the PATH)
+test-page: $(VENV)/.dev $(PAGE_VENV)/.dev  ## the page in Chromium (CHROMIUM=PATH where it is not on the PATH)
 	SERVER_VENV=$(abspath $(VENV)) AXE=$(abspath $(PAGE_VENV))/node_modules/axe-core/axe.min.js \
 		$(PAGE_VENV)/bin/python -m pytest -c tests/page/pytest.ini --rootdir tests/page --confcutdir tests/page tests/page $(PYTEST)
 

@@ -3,13 +3,14 @@
     ServiceError
       UndecodableImage 400     MalformedBody 400        NoImages 400        MalformedRequest 400
       NotServed 400            ImagesOnly 400           Unauthorized 401
-      NoDecoder 404            NoHead 404               ModelNotFound 404
-      NotFound 404             MethodNotAllowed 405
+      NoDecoder 404            NoHead 404               NoIndex 404
+      ModelNotFound 404        NotFound 404             MethodNotAllowed 405
       NotAcceptable 406        RequestStalled 408
       UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
       QueueFull 429            MemoryFull 429           HeadersTooLarge 431
-      InferenceFailed 500      NotReady 503             Draining 503        EngineLost 503
+      InferenceFailed 500      SearchFailed 500
+      NotReady 503             Draining 503             EngineLost 503
       DeadlinePassed 504       ClientGone 499
 
 Each is raised where its cause is known; `service.error_formats` turns it into the JSON of the client's protocol.
@@ -117,6 +118,12 @@ class NoHead(ServiceError):
         return cls(f"{model} has no classification head: mae finetune trains one")
 
 
+class NoIndex(ServiceError):
+    """The service has no index, so it cannot search."""
+
+    status, code = 404, "no_index"
+
+
 class ModelNotFound(ServiceError):
     """The request names a model that is not served."""
 
@@ -183,7 +190,7 @@ class InvalidParameter(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """The queue has no room for the images of this request."""
+    """The queue of images, or that of searches, has no room for the images of this request."""
 
     status, code, retry_after_s = 429, "queue_full", 1
 
@@ -204,6 +211,12 @@ class InferenceFailed(ServiceError):
     """The engine failed on an image of this request."""
 
     status, code = 500, "inference_failed"
+
+
+class SearchFailed(ServiceError):
+    """The index cannot be read; the log has the reason."""
+
+    status, code = 500, "search_failed"
 
 
 class NotReady(ServiceError):

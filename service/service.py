@@ -177,4 +177,5 @@ class LocalService(Service):
             s.decode_threads,
             s.drift_sample,
             self._result_cache(),
+            self._lifecycle.searcher,
         )

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -49,6 +50,7 @@ OWN_SEGMENTS = frozenset(
         "ping",
         "readyz",
         "reconstruct",
+        "search",
         "static-offline-docs",
         "v1",
         "v2",
@@ -124,6 +126,10 @@ class Settings(EngineSettings, BaseSettings):
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
     drift_sample: float = Field(default=0, ge=0, le=1)
     """Share of the images, 0 to 1, on which drift is measured while no image waits."""
+    index: Path | None = None
+    """Folder of an index that `mae index` has made, for `/search`."""
+    index_paths: bool = False
+    """Whether `/search` answers the paths of files as the index holds them; otherwise only the files' names."""
     log_format: Literal["text", "json"] = "text"
     """How the log is written."""
 

@@ -32,6 +32,7 @@ from service.api.routes import (
     ops,
     reconstruct,
     sagemaker,
+    search,
 )
 from service.api.routes.vertex import vertex_router
 from service.errors import MethodNotAllowed, NotFound, ServiceError
@@ -49,6 +50,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     reconstruct.router,
     explain.router,
     anomaly.router,
+    search.router,
     openai.router,
     cohere.router,
     open_inference.inference_router,
