@@ -39,7 +39,7 @@ class ClaimedCPUs:
             return
         folder = folder or Path(tempfile.gettempdir()) / f"mae-serve-cpus-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        claimed = []
+        claimed: list[int] = []
         for cpu in allowed:
             if len(claimed) < wanted and self._lock(folder / str(cpu)):
                 claimed.append(cpu)
