@@ -114,7 +114,7 @@ def count_left_out(name: str, left_out: LeftOut) -> bool:
     """Whether an archive's or a bucket's file `name`, whose parts `/` separates, is left out as a folder's would be."""
     parts = name.split("/")
     suffix = os.path.splitext(parts[-1])[1].lower()
-    if any(part.startswith(".") and part not in (".", "..") or part in SYSTEM_FOLDERS for part in parts):
+    if any((part.startswith(".") and part not in (".", "..")) or part in SYSTEM_FOLDERS for part in parts):
         left_out.hidden += 1
     elif suffix not in readable_suffixes():
         left_out.formats[suffix] += 1

@@ -1,7 +1,7 @@
 """Collections of images embedded by Ray Data, on every machine of a cluster.
 
-    paths -> tasks on CPUs: read, decode -> uint8 [B, N, P] -> actors with an engine each -> float32 [B, D]
-          -> this process, in the order of the paths
+    images -> tasks on CPUs: read, decode -> uint8 [B, N, P] -> actors with an engine each -> float32 [B, D]
+           -> this process, in the order of the images
 
 Ray Data's own reader of images is not used: it applies no EXIF orientation, no colour profile and no alpha, so its
 pixels, and the vectors of them, would differ from those of the service.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,14 +23,13 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from model.arrays import Floats
+from model.arrays import Bytes, Floats
 from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo, ServedModel
 from model.engines.build import build
 from service.cluster.cpus import ClaimedCPUs
 from service.errors import EngineLost, ServiceError
 from service.inference.embedding import EmbeddingPlan, embed_images
-from service.inference.image_decoder import ImageDecoder
 from service.inference.images import ImageRequest
 from service.inference.pipeline import Pipeline
 from service.inference.vector_space import space_of
@@ -37,14 +38,19 @@ from service.settings import Settings
 
 OpenPipeline = Callable[[ServedModel, Settings, int], AbstractAsyncContextManager[Pipeline]]
 """Opens the pipeline around an engine, for at most so many images at the same time."""
-PATHS_PER_TASK = 32
+Image = tuple[str, Callable[[], bytes]]
+"""The name of an image in errors, and what returns the bytes of its file on any machine of the cluster."""
+Decode = Callable[[Sequence[Image]], Sequence[tuple[Bytes | None, str, int]]]
+"""Reads and decodes images, on any machine of the cluster. Of each image: its patches uint8 [N, P], or None and the
+sentence that says why it has none; and the bytes of its file."""
+Row = tuple[Floats | None, str, int]
+"""An image's vector float32 [D] (tokens: [K, D]), or None and the sentence that says why it has none; and the bytes."""
+IMAGES_PER_TASK = 32
 IMAGES_PER_CALL = 64
 """Images that an actor gets at once: some batches for every lane. Others are decoded meanwhile."""
 DECODE_BYTES = 2**27
 """Memory that Ray is told of each task that decodes."""
 MAX_ENGINE_CPUS = 4
-Row = tuple[str, Floats | str]
-"""A path, and its vector float32 [D] (tokens: [K, D]) or the sentence that says why it has none."""
 
 
 class ClusterError(Exception):
@@ -66,10 +72,9 @@ class EmbeddingJob:
 
     settings: Settings
     parameters: EmbedParameters
-    read: Callable[[str], bytes]
-    """Reads the file of a path, on any machine of the cluster; raises an OSError if it cannot."""
-    describe_error: Callable[[str, OSError | ServiceError], str]
-    """The sentence for a path that has no vector."""
+    decode: Decode
+    describe_error: Callable[[str, ServiceError], str]
+    """The sentence for an image, by its name, that an engine has failed on."""
     open_pipeline: OpenPipeline
 
 
@@ -88,10 +93,12 @@ def connect(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RayError) as error:
         raise ClusterError(f"there is no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has set its own, by which a process ends at once
     try:
         yield
     finally:
@@ -146,11 +153,13 @@ def describe_engine(settings: Settings, resources: EngineResources) -> tuple[Eng
     return described
 
 
-def embed_paths(paths: Sequence[str], info: EngineInfo, job: EmbeddingJob, resources: EngineResources) -> Iterator[Row]:
-    """Embeds the files of `paths` on the cluster; yields the rows in the order of the paths.
+def embed_on_cluster(
+    images: Sequence[Image], info: EngineInfo, job: EmbeddingJob, resources: EngineResources
+) -> Iterator[Row]:
+    """Embeds images on the cluster; yields the rows in the order of the images.
 
     Args:
-        paths: of the files, as `job.read` takes them.
+        images: the images; they can be pickled.
         info: of the engine that `describe_engine` has built: engines elsewhere must have the same vector space.
         job: what is done.
         resources: of the engines.
@@ -165,8 +174,8 @@ def embed_paths(paths: Sequence[str], info: EngineInfo, job: EmbeddingJob, resou
         logging.getLogger(name).setLevel(logging.ERROR)
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=resources.max_engines)
     rows = ray.data.from_items(
-        [{"index": index, "path": path} for index, path in enumerate(paths)],
-        override_num_blocks=-(-len(paths) // PATHS_PER_TASK),
+        [{"index": index, "image": pickle.dumps(image)} for index, image in enumerate(images)],
+        override_num_blocks=-(-len(images) // IMAGES_PER_TASK),
     )
     # With other arguments than the actors, decoding stays in tasks of its own: it would be fused into the actors, and
     # each engine would wait for it.
@@ -181,35 +190,38 @@ def embed_paths(paths: Sequence[str], info: EngineInfo, job: EmbeddingJob, resou
     expected = 0
     try:
         for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
-            for index, path, vector, error in zip(*(batch[name] for name in COLUMNS), strict=True):
+            for index, vector, error, size in zip(*(batch[name] for name in COLUMNS), strict=True):
                 if index != expected:
                     raise ClusterError(f"Ray has returned row {index} in place of row {expected}")
                 expected += 1
-                yield str(path), str(error) if error else np.array(vector, np.float32)
+                yield None if error else np.array(vector, np.float32), str(error), int(size)
     except RayError as error:
         raise _cluster_error(error) from error
-    if expected != len(paths):
-        raise ClusterError(f"Ray has returned {expected} rows of {len(paths)}")
+    if expected != len(images):
+        raise ClusterError(f"Ray has returned {expected} rows of {len(images)}")
 
 
 Batch = dict[str, Any]
 """Columns of Ray Data as NumPy arrays."""
-COLUMNS = ("index", "path", "vector", "error")
+COLUMNS = ("index", "vector", "error", "size")
 
 
 def _decode(batch: Batch, info: EngineInfo, job: EmbeddingJob) -> Batch:
-    """Reads and decodes files: adds `patches`, uint8 [B, N, P], and `error`, which is empty where there is none."""
-    decoder = ImageDecoder(info.config, info.preprocessing, job.settings.max_pixels)
-    config = info.config
-    patches = np.zeros((len(batch["path"]), config.num_patches, config.patch_dim), np.uint8)
-    errors = []
-    for row, path in enumerate(batch["path"]):
-        try:
-            patches[row] = decoder.decode(job.read(path), 0).patches
-            errors.append("")
-        except (OSError, ServiceError) as error:
-            errors.append(job.describe_error(path, error))
-    return {**batch, "patches": patches, "error": np.array(errors, object)}
+    """Replaces `image` by `path`, which names it, `patches`, uint8 [B, N, P], `error`, empty if none, and `size`."""
+    images: list[Image] = [pickle.loads(image) for image in batch["image"]]
+    decoded = job.decode(images)
+    patches = np.zeros((len(decoded), info.config.num_patches, info.config.patch_dim), np.uint8)
+    for row, (one, _, _) in zip(patches, decoded, strict=True):
+        if one is not None:
+            row[...] = one
+    errors, sizes = [error for _, error, _ in decoded], [size for _, _, size in decoded]
+    return {
+        "index": batch["index"],
+        "path": np.array([path for path, _ in images], object),
+        "patches": patches,
+        "error": np.array(errors, object),
+        "size": np.array(sizes, np.int64),
+    }
 
 
 class EngineActor:
@@ -232,13 +244,14 @@ class EngineActor:
             if self._plan.pool == "tokens"
             else (self._plan.dim(info.config),)
         )
+        self._describe_error = job.describe_error
         self._loop = asyncio.new_event_loop()
         self._pipeline = job.open_pipeline(served, job.settings, IMAGES_PER_CALL)
         self._opened = self._loop.run_until_complete(self._pipeline.__aenter__())
 
     def __call__(self, batch: Batch) -> Batch:
         """Replaces `patches` by `vector`, float32 [B, D] (tokens: [B, K, D]); it is 0 where there is an error."""
-        vectors = np.zeros((len(batch["path"]), *self._shape), np.float32)
+        vectors = np.zeros((len(batch["index"]), *self._shape), np.float32)
         errors = batch["error"].copy()
         decoded = np.flatnonzero(errors == "")
         for first in range(0, len(decoded), IMAGES_PER_CALL):
@@ -250,9 +263,8 @@ class EngineActor:
             for row, vector in zip(answered, embedded, strict=True):
                 vectors[row] = self._plan.finish([vector])[0]
             for index, error in skipped.items():
-                errors[rows[index]] = str(error)
-        kept = {name: batch[name] for name in ("index", "path")}
-        return {**kept, "vector": vectors, "error": errors}
+                errors[rows[index]] = self._describe_error(batch["path"][rows[index]], error)
+        return {"index": batch["index"], "vector": vectors, "error": errors, "size": batch["size"]}
 
 
 def _cluster_error(error: RayError) -> ClusterError:
