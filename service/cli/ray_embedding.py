@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 from service.cli.batch_embedding import PendingImage
-from service.cli.errors import CommandError
+from service.cli.errors import CommandError, describe_file_error
 from service.cli.image_decoding import DecodedFile, DecoderSettings, FileDecoder, UnreadImage
 from service.cli.image_sources.entry import ImageEntry
 from service.cli.local_pipeline import open_pipeline
