@@ -23,9 +23,8 @@ collect_ignore_glob = [files for package, files in REQUIRED.items() if find_spec
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.match("tests/cluster/test_ray_*"):
-            item.add_marker(
-                pytest.mark.filterwarnings("default")
-            )  # Ray warns of its own future, and leaves sockets open
+            # Ray warns of what pydantic will not have one day, and leaves sockets open.
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
 
 
 @pytest.fixture(scope="session")
