@@ -50,7 +50,8 @@ IMAGES_PER_CALL = 64
 """Images that an actor gets at once: some batches for every lane. Others are decoded meanwhile."""
 DECODE_BYTES = 2**27
 """Memory that Ray is told of each task that decodes."""
-MAX_ENGINE_CPUS = 4
+ENGINE_CPUS = 4
+"""CPUs of an engine, at least, where a machine has as many to spare."""
 
 
 class ClusterError(Exception):
@@ -110,8 +111,8 @@ def choose_resources(
 ) -> EngineResources:
     """The resources of each engine on the cluster that this process is connected to.
 
-    An engine gets a GPU where the cluster has some and BACKEND allows it, else up to four CPUs. One CPU of each machine
-    is left for decoding.
+    An engine gets a GPU where the cluster has some and BACKEND allows it, else an equal part of the smallest machine's
+    CPUs. One CPU of each machine is left for decoding.
 
     Args:
         settings: of the engines.
@@ -124,7 +125,8 @@ def choose_resources(
         num_gpus = 1 if gpus and settings.backend != "openvino" else 0
     if num_gpus:
         return EngineResources(1, num_gpus, max_engines or max(1, int(gpus / num_gpus)))
-    cpus = max(1, min(MAX_ENGINE_CPUS, int(min(node["CPU"] for node in nodes)) - 1))
+    least = int(min(node["CPU"] for node in nodes)) - 1
+    cpus = max(1, least // max(1, least // ENGINE_CPUS))
     room = sum(int(node["CPU"] - 1) // cpus for node in nodes)
     return EngineResources(cpus, 0, max_engines or max(1, room))
 

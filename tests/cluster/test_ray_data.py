@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,6 +93,48 @@ def test_a_run_goes_on_where_another_has_ended(run: Run, collection: Path, tmp_p
         "001.jpg",
         "002.jpg",
     ]
+
+
+@pytest.mark.parametrize(
+    ("machines", "gpus", "resources"),
+    [
+        ([2], 0, (1, 0, 1)),
+        ([16], 0, (5, 0, 3)),
+        ([0, 8, 64], 0, (7, 0, 10)),
+        ([16], 2, (1, 1, 2)),
+    ],
+)
+def test_engines_leave_a_cpu_of_each_machine_for_decoding(
+    monkeypatch: pytest.MonkeyPatch, machines: list[int], gpus: int, resources: tuple[float, float, int]
+) -> None:
+    from service.cluster import data
+    from service.settings import Settings
+
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus in machines]
+    monkeypatch.setattr(data.ray, "nodes", lambda: nodes)
+    assert data.choose_resources(Settings()) == data.EngineResources(*resources)
+    assert data.choose_resources(Settings(backend="openvino")).num_gpus == 0
+
+
+def test_a_command_of_its_own_starts_ray_and_ends_it(
+    probe: Path, engine_cache: Path, collection: Path, tmp_path: Path
+) -> None:
+    arguments = [collection / "000.jpg", collection / "042.jpg", "-o", f"{tmp_path}/out/", "--ray"]
+    options = ["--ray-address", "local", "--weights", probe, "--engine-cache", engine_cache, "--precision", "fp32"]
+    command = [
+        sys.executable,
+        "-c",
+        "from service.cli.main import main; main()",
+        "embed",
+        *map(str, [*arguments, *options]),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"mae: {collection / '042.jpg'}: ")
+    assert lines[-1] == f"mae: 1 embedded, 0 already stored, 1 skipped: {tmp_path}/out/"
+    assert len(lines) == 2, done.stderr
 
 
 @pytest.mark.parametrize(
