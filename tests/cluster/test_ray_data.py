@@ -8,7 +8,10 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +22,13 @@ from PIL import Image
 from service.cli.main import main
 
 Run = Callable[..., int]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
 COLUMNS = ["path", "file", "vector", "error", "size", "modified"]
 
 
@@ -68,6 +78,23 @@ def test_rows_and_bits_are_those_without_ray(run: Run, collection: Path, tmp_pat
     expected, found = table(tmp_path / "alone"), table(tmp_path / "ray")
     assert expected.num_rows == 156
     assert found.schema.metadata == expected.schema.metadata
+    for column in COLUMNS:
+        assert found[column].equals(expected[column]), column
+
+
+def test_workers_fetch_what_is_remote(run: Run, collection: Path, tmp_path: Path) -> None:
+    handler = partial(QuietHandler, directory=str(collection))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        sources = [f"{url}/{name}" for name in ("000.jpg", "nothing.jpg", "001.jpg", "packed.tar.gz")]
+        try:
+            assert run(*sources, "-o", f"{tmp_path}/alone/") == 1
+            assert run(*sources, "-o", f"{tmp_path}/ray/", "--ray") == 1
+        finally:
+            server.shutdown()
+    expected, found = table(tmp_path / "alone"), table(tmp_path / "ray")
+    assert expected.num_rows == 6
     for column in COLUMNS:
         assert found[column].equals(expected[column]), column
 
