@@ -185,7 +185,7 @@ def test_two_autoscalers_never_scale_the_same_pods() -> None:
 
 
 def test_keda_has_a_fallback_for_every_trigger() -> None:
-    """It has none for the types cpu and memory, nor for targets of the type Value, and no data is 0 to it by default."""
+    """It has none for the types cpu and memory, nor for targets of the type Value. By default no data is 0 to it."""
     spec = scaled_object()
     assert set(spec["fallback"]) == {"failureThreshold", "replicas", "behavior"}
     assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
