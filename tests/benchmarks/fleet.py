@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -199,8 +200,7 @@ class _Simulation:
         self._ready = list(self._all)
         self._ends: list[tuple[float, int, Replica, list[float]]] = []
         self._sequence = 0
-        self._waits: list[float] = []
-        self._times: list[float] = []
+        self._waits, self._times = array("d"), array("d")
         self._refused = 0
         self._replica_s = 0.0
         self._history = [(0.0, len(self._all))]
@@ -250,7 +250,7 @@ class _Simulation:
         if pod.exponential:
             took = float(self._rng.exponential(took))
         replica.free -= 1
-        self._waits += [now - arrival for arrival in batch]
+        self._waits.extend([now - arrival for arrival in batch])
         self._sequence += 1
         heapq.heappush(self._ends, (now + took, self._sequence, replica, batch))
 
@@ -258,7 +258,7 @@ class _Simulation:
         ends = self._ends
         while ends and ends[0][0] <= until:
             now, _, replica, batch = heapq.heappop(ends)
-            self._times += [now - arrival for arrival in batch]
+            self._times.extend([now - arrival for arrival in batch])
             replica.free += 1
             if replica.waiting:
                 self._begin(replica, now)

@@ -66,6 +66,16 @@ def test_containers_can_change_nothing_but_their_volumes() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
+def test_no_container_can_take_the_hosts_memory() -> None:
+    """The service's limits are those of its pods."""
+    limits = {name: service["mem_limit"] for name, service in COMPOSE["services"].items()}
+    for overlay, name in (("cpu/resources.yaml", "mae-cpu"), ("gpu/gpu.yaml", "mae")):
+        [pod_container] = read(f"overlays/{overlay}")["spec"]["template"]["spec"]["containers"]
+        gibibytes = pod_container["resources"]["limits"]["memory"].removesuffix("Gi")
+        assert limits.pop(name) == f"${{MEMORY_LIMIT:-{gibibytes}g}}"
+    assert limits == {"prometheus": "1g", "grafana": "512m"}
+
+
 def test_images_of_others_are_pinned_and_only_the_service_is_open_to_the_network() -> None:
     for name in ("prometheus", "grafana"):
         service = COMPOSE["services"][name]
@@ -135,18 +145,31 @@ def test_the_autoscaler_follows_the_queue_and_owns_the_replicas() -> None:
     assert "replicas" not in deployment["spec"]
 
 
+@pytest.mark.parametrize(
+    ("resources", "autoscaler"),
+    [("overlays/cpu/resources.yaml", "components/autoscaling/autoscaler.yaml")]
+    + [("overlays/gpu/gpu.yaml", "overlays/gpu/autoscaler.yaml")],
+)
+def test_the_autoscaler_keeps_the_cores_below_70_percent(resources: str, autoscaler: str) -> None:
+    [limited] = read(resources)["spec"]["template"]["spec"]["containers"]
+    [_, metric] = read(autoscaler)["spec"]["metrics"]
+    assert metric["resource"]["name"] == "cpu"
+    target = metric["resource"]["target"]
+    assert target == {
+        "type": "AverageValue",
+        "averageValue": f"{700 * int(limited['resources']['limits']['cpu'])}m",
+    }
+
+
 def test_a_gpu_that_waits_for_the_cpu_gets_help() -> None:
     """Where decoding is the bottleneck, no image waits for a batch and few lanes are busy: the cores tell the load."""
-    gpu = read("overlays/gpu/gpu.yaml")["spec"]["template"]["spec"]["containers"][0]
-    cores = float(gpu["resources"]["limits"]["cpu"])
-    [_, metric] = read("overlays/gpu/autoscaler.yaml")["spec"]["metrics"]
-    assert metric["resource"]["name"] == "cpu"
-    assert float(metric["resource"]["target"]["averageValue"].removesuffix("m")) == 700 * cores
+    [gpu] = read("overlays/gpu/gpu.yaml")["spec"]["template"]["spec"]["containers"]
+    cores = int(gpu["resources"]["limits"]["cpu"])
     patches = {patch["path"]: patch["value"] for patch in read("overlays/gpu/scaled-object.yaml")}
     assert patches["/spec/triggers/1/name"] == triggers()[1]["name"] == "busy"
     assert f'container="{gpu["name"]}"' in patches["/spec/triggers/1/metadata/query"]
     assert float(patches["/spec/triggers/1/metadata/threshold"]) == 0.7 * cores
-    assert {"name": "MAE_HTTP_WORKERS", "value": str(int(cores) // 2)} in gpu["env"]
+    assert {"name": "MAE_HTTP_WORKERS", "value": str(cores // 2)} in gpu["env"]
 
 
 # --- KEDA
