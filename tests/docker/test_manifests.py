@@ -79,7 +79,7 @@ def test_no_container_can_take_the_hosts_memory() -> None:
 def test_images_of_others_are_pinned_and_only_the_service_is_open_to_the_network() -> None:
     for name in ("prometheus", "grafana"):
         service = COMPOSE["services"][name]
-        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"])
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", service["image"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
@@ -147,8 +147,10 @@ def test_the_autoscaler_follows_the_queue_and_owns_the_replicas() -> None:
 
 @pytest.mark.parametrize(
     ("resources", "autoscaler"),
-    [("overlays/cpu/resources.yaml", "components/autoscaling/autoscaler.yaml")]
-    + [("overlays/gpu/gpu.yaml", "overlays/gpu/autoscaler.yaml")],
+    [
+        ("overlays/cpu/resources.yaml", "components/autoscaling/autoscaler.yaml"),
+        ("overlays/gpu/gpu.yaml", "overlays/gpu/autoscaler.yaml"),
+    ],
 )
 def test_the_autoscaler_keeps_the_cores_below_70_percent(resources: str, autoscaler: str) -> None:
     [limited] = read(resources)["spec"]["template"]["spec"]["containers"]
