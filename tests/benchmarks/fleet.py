@@ -374,7 +374,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     print(
-        "| scenario | images | wait, p50 and p99, ms | answer, p50 and p99, ms | refused | replicas | replica-hours |"
+        "| scenario | images | wait: p50, p99, ms | answer: p50, p99, ms | refused | replicas | replica-hours |"
     )
     print("|---|---|---|---|---|---|---|")
     for scenario in scenarios():
