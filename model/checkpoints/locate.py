@@ -23,6 +23,8 @@ HUB_PAGE = re.compile(
 )
 """The address of a repository, or of one file of it, on the hub's site."""
 HUB_FORMS = "hf:ORG/NAME, or hf:ORG/NAME/FILE.pth for one file of it, with @revision after either"
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
+"""How the names of files end that may hold weights."""
 LICENSE_OF_ORIGIN = {f"facebook/vit-mae-{size}": "CC-BY-NC 4.0" for size in ("base", "large", "huge")}
 """Licences of the files that repositories were converted from, where the card names another one."""
 PACKAGED = Path(__file__).parents[1] / "weights"
@@ -77,7 +79,7 @@ def locate(weights: str | None, model: str | None) -> Source:
     else:
         path = Path(weights).expanduser().absolute()
     with wrap_read_errors(path):
-        path = _enter_run(path)
+        path = _enter_folder(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
             path=path,
@@ -112,8 +114,8 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
-    others = sorted(file.name for file in folder.glob("*") if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
-    hint = f"; name the file of weights itself, such as {others[0]} in it" if others else ""
+    others = _files_of_weights(folder)
+    hint = f"; name the file of weights itself, such as {others[0].name} in it" if others else ""
     raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin{hint}")
 
 
@@ -155,10 +157,23 @@ def _card_license(folder: Path) -> str | None:
     return line[1] if line else None
 
 
-def _enter_run(path: Path) -> Path:
-    """The weights inside the folder of a training run; any other path as it is."""
+def _enter_folder(path: Path) -> Path:
+    """The file that is loaded instead of the folder around it; any other path as it is.
+
+    It is the `model.safetensors` of a training run, or the only file of weights in a folder that has no `config.json`:
+    so KServe and SageMaker put weights into a folder, whatever the file's name is.
+    """
     inside = path / "model.safetensors"
-    return inside if inside.is_file() and read_metadata(inside) is not None else path
+    if inside.is_file() and read_metadata(inside) is not None:
+        return inside
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    files = _files_of_weights(path)
+    return files[0] if len(files) == 1 else path
+
+
+def _files_of_weights(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
 
 
 def _packaged(model: str) -> Path:

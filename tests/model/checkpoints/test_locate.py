@@ -153,6 +153,23 @@ class TestFolders:
         with pytest.raises(WeightsError, match=r"holds no model\.safetensors, .* or pytorch_model\.bin"):
             locate(str(folder_with(tmp_path / "bird", {"config.json": b"{}"})), None)
 
+    @pytest.mark.parametrize("name", ["bird.pth", "best.pt", "last.ckpt", "a.safetensors", "w.bin", "bird.pth.tar"])
+    def test_the_only_file_of_weights_stands_for_its_folder(self, tmp_path: Path, name: str) -> None:
+        """As KServe's storage initializer leaves it in /mnt/models, beside files of other kinds."""
+        folder = folder_with(tmp_path / "models", {name: b"1", "README.md": CARD, "args.json": b"{}"})
+        source = locate(str(folder), None)
+        assert source == locate(str(folder / name), None)
+        assert (source.path, source.name) == (folder / name, Path(name).stem)
+
+    @pytest.mark.parametrize(
+        "files", [{"a.pth": b"1", "b.pth": b"2"}, {"a.pth": b"1", "config.json": b"{}"}], ids=["two", "with a config"]
+    )
+    def test_where_a_folder_leaves_a_choice_the_file_must_be_named(
+        self, tmp_path: Path, files: dict[str, bytes]
+    ) -> None:
+        with pytest.raises(WeightsError, match=r"name the file of weights itself, such as a\.pth in it"):
+            locate(str(folder_with(tmp_path / "models", files)), None)
+
     @pytest.mark.parametrize(
         "card",
         [b"# A bird\nlicense: mit\n", b"---\ntags:\n- vision\n---\nlicense: mit\n", b"", b"---\nlicense:\n---\n"],
