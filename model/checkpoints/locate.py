@@ -15,6 +15,8 @@ from model.config import PRESETS, MAEConfig
 
 DEFAULT_MODEL = "mae_tiny"
 HUB_PREFIX = "hf:"
+DESCRIBING = ("config.json", "preprocessor_config.json", "heads.safetensors")
+"""Files beside the weights in a folder, which are part of the model."""
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
 HUB_FILE = r"(?:[\w.-]+/)*[\w.-]+\.(?:pth|pt|bin|ckpt|tar|safetensors)"
 HUB_NAME = re.compile(rf"hf:([\w.-]+/[\w.-]+)(?:/({HUB_FILE}))?(?:@(.+))?")
@@ -151,7 +153,15 @@ def _card_license(folder: Path) -> str | None:
     if not card.is_file():
         return None
     front_matter = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    line = front_matter and re.search(r"^license:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter[1], re.MULTILINE)
+    if front_matter is None:
+        return None
+    name = _card_value(front_matter[1], "license")
+    # The hub's form of a licence that its list does not have.
+    return (_card_value(front_matter[1], "license_name") if name == "other" else None) or name
+
+
+def _card_value(front_matter: str, key: str) -> str | None:
+    line = re.search(rf"^{key}:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter, re.MULTILINE)
     return line[1] if line else None
 
 
@@ -211,9 +221,9 @@ def _shards(index: Path) -> list[str]:
 
 
 def _folder_digest(folder: Path) -> str:
-    settings = [folder / name for name in ("config.json", "preprocessor_config.json") if (folder / name).is_file()]
+    others = [folder / name for name in DESCRIBING if (folder / name).is_file()]
     digest = hashlib.sha256()
-    for path in sorted([*settings, *weight_files(folder)]):
+    for path in sorted([*others, *weight_files(folder)]):
         digest.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     return digest.hexdigest()
 
