@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-tensorrt test-clients lint format build check-image clean
+.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page lint format build check-image clean
 # The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
 TEST_PROCESSES ?= 4
 PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
@@ -15,6 +15,8 @@ MODELS ?= mae_tiny,mae_base
 # Clients of other projects, on top of what the suite's own environment has.
 CLIENTS_VENV ?= .venv-clients
 PYTRITON_VENV ?= .venv-pytriton
+# Ray, and other packages that are too heavy for the suite's own environment, on top of what that one has.
+CLUSTER_VENV ?= .venv-cluster
 # The page is tested in a browser, by an environment that has a driver for it and nothing of ours.
 PAGE_VENV ?= .venv-page
 
@@ -84,6 +86,17 @@ $(PYTRITON_VENV)/.dev: tests/clients/requirements-pytriton.txt
 test-clients: $(CLIENTS_VENV)/.dev $(PYTRITON_VENV)/.dev  ## real clients of other protocols against real servers, in an environment of its own
 	PYTRITON_PYTHON=$(PYTRITON_VENV)/bin/python $(CLIENTS_VENV)/bin/python -m pytest tests/clients $(PYTEST)
 
+$(CLUSTER_VENV)/.dev: $(VENV)/.dev tests/cluster/requirements.txt
+	@echo "==> Making a Python environment in $(CLUSTER_VENV), with Ray and others beside the packages of $(VENV)"
+	@$(PYTHON) -m venv $(CLUSTER_VENV)
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	    > $$($(CLUSTER_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/suite.pth
+	@$(CLUSTER_VENV)/bin/python $(INSTALL) --requirement tests/cluster/requirements.txt
+	@touch $@
+
+test-cluster: $(CLUSTER_VENV)/.dev  ## Ray and other heavy packages of clusters and collections, in an environment of its own
+	$(CLUSTER_VENV)/bin/python -m pytest tests/cluster $(PYTEST)
+
 lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,4 +114,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) $(PAGE_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) $(CLUSTER_VENV) $(PAGE_VENV) build dist *.egg-info
