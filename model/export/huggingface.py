@@ -62,6 +62,11 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
     elif head is not None:
         why = "that read the mean" if head.config.pool == "mean" else "of a single class"
         notes.append(f"transformers has no heads {why}, so the head is in heads.safetensors.")
+    if checkpoint.preprocessing.resize == "short":
+        notes.append(
+            "Where the square lies half a pixel off the centre, transformers rounds its place down and mae-serve to an "
+            "even number, so pixels and vectors differ a little."
+        )
     settings = _config(config, half) | (_classifier(head) if classifies and head is not None else _autoencoder(config))
     architecture = settings["architectures"][0]
     prefix = "" if architecture == "ViTMAEModel" else "vit."

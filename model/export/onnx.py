@@ -35,12 +35,12 @@ INPUTS = {
     ENCODER: ("patches", "visible_indices"),
     DECODER: ("latent", "restore_indices", "patches"),
 }
-AXES: dict[str, tuple[dict[int, str], ...]] = {
+AXES: dict[str, tuple[dict[int, str | None], ...]] = {
     EMBED: ({0: "batch"},),
-    ENCODER: ({0: "batch", 1: "visible"}, {0: "batch", 1: "visible"}),
-    DECODER: ({0: "batch", 1: "1 + visible"}, {0: "batch"}, {0: "batch"}),
+    ENCODER: ({0: "batch", 1: "visible"}, {0: None, 1: None}),
+    DECODER: ({0: "batch", 1: "tokens"}, {0: None}, {0: None}),
 }
-"""Names of the dynamic axes of each graph's inputs."""
+"""Names of the dynamic axes of each graph's inputs; None is an axis that an earlier input has named."""
 OUTPUTS = {ENCODER: ("pooled", "latent"), DECODER: ("pixels", "error")}
 
 
@@ -152,7 +152,7 @@ def _write(
     path: Path,
     program: ExportedProgram,
     inputs: Sequence[str],
-    axes: tuple[dict[int, str], ...],
+    axes: tuple[dict[int, str | None], ...],
     outputs: Sequence[str],
     metadata: dict[str, str],
 ) -> None:
@@ -171,7 +171,7 @@ def _write(
         )
     ClearMetadataAndDocStringPass()(converted.model)  # it has the paths of this machine's files
     NameFixPass()(converted.model)  # torch may have given a value the name of an output, such as `mean`
-    for value in converted.model.graph.inputs:
+    for value in (*converted.model.graph.inputs, *converted.model.graph.outputs):
         value.metadata_props.clear()
     converted.model.metadata_props.update(metadata)
     converted.save(path)
