@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from model.checkpoints.errors import WeightsError, wrap_read_errors
@@ -39,17 +40,25 @@ class Source:
 
     Attributes:
         path: a file or a folder.
-        digest: SHA-256 in hex of the file, or of a folder's weights and settings with their names.
         name: name of the model: the one in the file if there is one, ORG/NAME, or the stem of the file.
         license: licence in the file's metadata or on the model card beside it.
         config: the model's config, if the file carries it.
     """
 
     path: Path
-    digest: str
     name: str
     license: str | None
     config: MAEConfig | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of the file, or of a folder's weights and settings with their names; computed when needed.
+
+        Raises:
+            WeightsError: the file cannot be read any more.
+        """
+        with wrap_read_errors(self.path):
+            return _folder_digest(self.path) if self.path.is_dir() else _file_digest(self.path)
 
     def is_preset(self, preset: str | None) -> bool:
         """Tells whether the file carries the very config of `preset`: to name the preset then changes nothing."""
@@ -80,10 +89,11 @@ def locate(weights: str | None, model: str | None) -> Source:
         path = Path(weights).expanduser().absolute()
     with wrap_read_errors(path):
         path = _enter_run(path)
+        if path.is_dir():
+            weight_files(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
             path=path,
-            digest=_folder_digest(path) if path.is_dir() else _file_digest(path),
             name=metadata.config.name if metadata else readable_name(path),
             license=metadata.license if metadata else license_of(path),
             config=metadata.config if metadata else None,
