@@ -49,25 +49,25 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
             f"{config.name} norms the mean of its tokens (fc_norm), which no ViT of transformers does: "
             "--to timm and --to onnx can hold it"
         )
-    head = checkpoint.heads.head
-    classifies = head is not None and head.config.pool == "cls" and len(head.config.classes) > 1
+    stored, head = checkpoint.heads, checkpoint.heads.head
+    notes = []
+    if head is not None and (head.config.pool != "cls" or len(head.config.classes) == 1):
+        why = "that read the mean" if head.config.pool == "mean" else "of a single class"
+        notes.append(f"transformers has no heads {why}, so the head is in heads.safetensors.")
+        head = None
     dtype = torch.float16 if half else torch.float32
     tensors = dict(checkpoint.tensors)
-    notes = []
-    if classifies and head is not None:
+    if head is not None:
         if config.has_decoder:
             tensors = {name: x for name, x in tensors.items() if not name.startswith(DECODER_PREFIXES)}
             notes.append("The decoder is left out, since no class of transformers has both it and a head (--no-head).")
         tensors |= {"head.weight": torch.from_numpy(head.weight), "head.bias": torch.from_numpy(head.bias)}
-    elif head is not None:
-        why = "that read the mean" if head.config.pool == "mean" else "of a single class"
-        notes.append(f"transformers has no heads {why}, so the head is in heads.safetensors.")
     if checkpoint.preprocessing.resize == "short":
         notes.append(
             "Where the square lies half a pixel off the centre, transformers rounds its place down and mae-serve to an "
             "even number, so pixels and vectors differ a little."
         )
-    settings = _config(config, half) | (_classifier(head) if classifies and head is not None else _autoencoder(config))
+    settings = _config(config, half) | (_autoencoder(config) if head is None else _classifier(head))
     architecture = settings["architectures"][0]
     prefix = "" if architecture == "ViTMAEModel" else "vit."
     published = {name: x.to(dtype).contiguous() for name, x in _publish_names(tensors, prefix).items()}
@@ -79,8 +79,8 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
         title=f"a {architecture} of Hugging Face's transformers",
         usage=_usage(architecture),
         library="transformers",
-        task="image-classification" if classifies else "image-feature-extraction",
-        heads=replace(checkpoint.heads, head=None) if classifies else checkpoint.heads,
+        task="image-feature-extraction" if head is None else "image-classification",
+        heads=stored if head is None else replace(stored, head=None),
         notes=tuple(notes),
     )
 
