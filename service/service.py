@@ -17,7 +17,7 @@ from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.inference.pipeline import Pipeline
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState, State
@@ -167,7 +167,7 @@ class LocalService(Service):
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         s = self.settings
-        info = with_served_name(scheduler.engine.info, s.served_name)
+        info = apply_served_name(scheduler.engine.info, s.served_name)
         self._pipeline = Pipeline(
             info,
             heads,

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.images", "model.checkpoints"),  # files <-> pixels <-> patches; files <-> weights
     ("model.engines",),  # weights -> something that computes
     ("model.evaluation", "model.anomaly", "model.benchmark"),  # what is done with engines
+    ("model.export",),  # weights -> files of other programs
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON

@@ -106,14 +106,14 @@ def reserve_images(budget: Budget, count: int, shares: Sequence[float] = WHOLE) 
     used, left = budget.used, 1.0
     for share in others:
         left /= 2  # the part of the queue that is kept for smaller shares
-        if (budget.limit is None or used < budget.limit * (1 - left)) and budget.take(count * units_of(share)):
+        if (budget.limit is None or used < budget.limit * (1 - left)) and budget.take(count * count_units(share)):
             return share
-    if budget.take(count * units_of(least)):
+    if budget.take(count * count_units(least)):
         return least
     limit = None if budget.limit is None else budget.limit // IMAGE
     raise QueueFull(f"{budget.used / IMAGE:.4g} images are waiting and {count} more are too many", limit=limit)
 
 
-def units_of(share: float) -> int:
+def count_units(share: float) -> int:
     """What a share of an image takes of the budget of images, at least 1."""
     return math.ceil(share * IMAGE)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 from service.lifecycle.background import BackgroundTasks
 from service.server import exit_now
 from service.service import Service
@@ -151,7 +151,7 @@ class WorkerService(Service):
         """Takes requests from now on, for the engine that the engine process has loaded."""
         s = self.settings
         info, heads, slot_count, embedding = unpack_engine(data)
-        info = with_served_name(info, s.served_name)
+        info = apply_served_name(info, s.served_name)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)

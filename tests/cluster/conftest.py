@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
-REQUIRED = {"ray": "test_ray_*", "moto": "test_collections*"}
+REQUIRED = {"ray": "test_ray_*", "moto": "test_collections*", "timm": "test_timm*", "onnxruntime": "test_onnx*"}
 """The files of this folder that need a package."""
 collect_ignore_glob = [files for package, files in REQUIRED.items() if find_spec(package) is None]
 
