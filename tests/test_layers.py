@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.engines",),  # weights -> something that computes
     ("model.evaluation", "model.anomaly", "model.benchmark"),  # what is done with engines
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
+    ("service.paths", "service.api_keys"),  # what a path or a key must look like
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests

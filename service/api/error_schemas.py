@@ -15,6 +15,8 @@ from service.errors import (
     HeadersTooLarge,
     InferenceFailed,
     InvalidParameter,
+    KeyBusy,
+    KeyRateExceeded,
     MalformedBody,
     MalformedRequest,
     MemoryFull,
@@ -24,14 +26,17 @@ from service.errors import (
     QueueFull,
     RequestStalled,
     ServiceError,
+    TooManyConnections,
     TooManyImages,
     TooManyPixels,
     Unauthorized,
     UndecodableImage,
+    UnsupportedTransferCoding,
     UnsupportedType,
+    UriTooLong,
 )
 
-NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost)
+NOT_SERVING: tuple[type[ServiceError], ...] = (NotReady, Draining, EngineLost, TooManyConnections)
 INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
     UndecodableImage,
     MalformedBody,
@@ -47,8 +52,12 @@ INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
     InvalidParameter,
     QueueFull,
     MemoryFull,
+    KeyBusy,
+    KeyRateExceeded,
+    UriTooLong,
     HeadersTooLarge,
     InferenceFailed,
+    UnsupportedTransferCoding,
     *NOT_SERVING,
     DeadlinePassed,
 )

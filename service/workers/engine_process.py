@@ -43,7 +43,7 @@ class EngineProcess:
         """
         [self._listener] = listen(settings.host, settings.port, first_only=True)
         self._settings = settings
-        self._counters = SharedCounters.create(settings.http_workers)
+        self._counters = SharedCounters.create(settings.http_workers, len(settings.api_keys))
         self._metrics = Metrics()
         self._tracer = load_tracer()
         self._aggregator = CounterAggregator()
@@ -65,9 +65,9 @@ class EngineProcess:
             self._on_open,
             self._tracer,
         )
-        self._supervisor = WorkerSupervisor(
-            self._counters, self._listener, settings.model_dump_json().encode(), listener=self
-        )
+        # A file of keys may have changed when a worker is replaced, and all workers must have the same keys.
+        for_workers = settings.model_copy(update={"api_keys_file": None}).model_dump_json().encode()
+        self._supervisor = WorkerSupervisor(self._counters, self._listener, for_workers, listener=self)
 
     async def run(self) -> int:
         """Serves until a signal has been drained or the engine is lost; returns the exit code."""
