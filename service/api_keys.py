@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def split_keys(text: str) -> tuple[str, ...]:
-    """The keys of a comma-separated text; blanks around a key are no part of it.
+    """The keys of a comma-separated text; blanks around a key are no part of it, and commas without a key do not count.
 
     Raises:
-        ValueError: there is no key, or an empty one.
+        ValueError: as `require_keys`.
     """
-    return require_keys([key.strip() for key in text.split(",")])
+    return require_keys([key.strip() for key in text.split(",") if key.strip()])
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def require_keys(keys: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there is no key, or one is empty or cannot be sent in a header; the message does not quote it.
     """
-    if not any(keys):  # or a slip of the pen would leave the service open
+    if not keys:  # or a slip of the pen would leave the service open
         raise ValueError("there is no key in it")
     for number, key in enumerate(keys, 1):
         if not key:

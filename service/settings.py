@@ -87,6 +87,8 @@ class Settings(EngineSettings, BaseSettings):
     """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
+    max_connections: int | None = Field(default=None, gt=0)
+    """Most connections at once; by default 2000, or fewer where the limit on open files is lower."""
     header_timeout_s: float = Field(default=10, gt=0)
     """Seconds until the headers of a request must be complete; otherwise it is answered 408."""
     body_stall_s: float = Field(default=10, gt=0)

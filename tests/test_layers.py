@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests
+    ("service.connection_limit",),  # how many connections
     ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.lifecycle",),  # loading, ready, draining, lost

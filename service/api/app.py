@@ -111,8 +111,8 @@ def create_app(
         app.add_middleware(KeyedPathsMiddleware, service=service)
     if service.settings.cors_origins:
         app.add_middleware(CrossOriginMiddleware, origins=service.settings.cors_origins)
-    named = {route: route.parameter_names for route in routes}
-    app.add_middleware(ObservabilityMiddleware, service=service, routes=named)
+    parameters = {route.path_format: route.parameter_names for route in routes}
+    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes, parameters=parameters)
     app.add_middleware(RequestLineMiddleware)
     if service.settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=service.settings.root_path)  # the last one is the outermost

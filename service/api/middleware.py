@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,11 +83,14 @@ class ObservabilityMiddleware:
     of the route, never the path as the client wrote it: otherwise clients could make labels without end.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, routes: Mapping[Route, Collection[str]]) -> None:
-        """Wraps `app`; `routes` are the inference routes, each with the names of its parameters."""
+    def __init__(
+        self, app: ASGIApp, service: Service, routes: Iterable[Route], parameters: Mapping[str, Collection[str]]
+    ) -> None:
+        """Wraps `app`; `routes` are the inference routes, `parameters` the names of their parameters by path."""
         self._app = app
         self._service = service
-        self._parameters = {route.path_format: names for route, names in routes.items()}
+        self._parameters = parameters
+        routes = tuple(routes)
         self._exact = frozenset(route.path_format for route in routes if not route.param_convertors)
         self._templates = tuple(route for route in routes if route.param_convertors)
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from service.api.bodies import ImagesBody, read_images
 from service.api.middleware import RequestRecord, record_of
-from service.errors import ClientGone, DeadlinePassed, RequestStalled, ServiceError, UnsupportedType
+from service.errors import ClientGone, DeadlinePassed, RequestStalled, ServiceError, TooManyConnections, UnsupportedType
 from service.inference.images import Image, ImageRequest
 from service.inference.limits import charge_images
 from service.inference.pipeline import Pipeline
@@ -42,9 +42,12 @@ class RequestContext:
 
         Raises:
             NotReady, Draining, EngineLost: the service takes no new work.
+            TooManyConnections: the connection is one that only probes may use.
         """
         self._service = service = service_of(request)
         self.pipeline: Pipeline = service.pipeline
+        if request.scope["state"].get("is_reserve"):
+            raise TooManyConnections("as many connections are open as MAX_CONNECTIONS allows")
         self.record: RequestRecord = record_of(request.scope)
         self.deadline = self.record.started + service.settings.request_timeout_s
         self.max_images = service.settings.max_images
