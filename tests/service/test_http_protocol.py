@@ -53,6 +53,22 @@ class Loop:
         return sorted(timer.when for timer in self.timers if not timer.cancelled)
 
 
+class Socket:
+    """The socket of a transport: its addresses, and what the kernel has learnt about the client."""
+
+    error = 0
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 8000
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 5
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        return self.error
+
+
 class Transport:
     """Records what is written."""
 
@@ -60,8 +76,7 @@ class Transport:
         self.written = b""
         self.closed = False
         self.paused = False
-        self.error = 0
-        """What the kernel has learnt about the client."""
+        self.socket = Socket()
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -76,12 +91,8 @@ class Transport:
     def abort(self) -> None:
         self.closed = True
 
-    def getsockopt(self, level: int, option: int) -> int:
-        assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
-        return self.error
-
     def get_extra_info(self, name: str) -> Any:
-        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5), "socket": self}.get(name)
+        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5), "socket": self.socket}.get(name)
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -202,7 +213,8 @@ def test_an_upgrade_is_ignored_and_the_body_is_whole(run: Any, headers: tuple[st
 
 def test_an_upgrade_with_a_chunked_body(run: Any) -> None:
     async def play(connection: Connection) -> None:
-        head = "POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        upgrade = "Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        head = "POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + upgrade
         await connection.send(head.encode() + b"2\r\nim\r\n3\r\nage\r\n", b"0\r\n\r\n")
         assert [seen[:3] for seen in connection.requests] == [("POST", "/embed", b"image")]
 
@@ -500,7 +512,7 @@ def test_a_client_that_ends_its_side_and_reads_no_more_has_left(run: Any) -> Non
         assert connection.protocol.eof_received()
         connection.loop.pass_time(FIRST_CHECK_S)
         assert not connection.transport.closed
-        connection.transport.error = 104
+        connection.transport.socket.error = 104
         connection.loop.pass_time(2 * FIRST_CHECK_S)
         assert connection.transport.closed
         connection.gate.set()
