@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from service.settings import InvalidSettings, Settings
-
-if TYPE_CHECKING:
-    from service.http_protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 DEFAULT_CONNECTIONS = 2000
@@ -22,6 +20,16 @@ RECOVERED = 0.9
 """The part of the limit below which it counts as reached anew the next time."""
 
 
+class Connection(Protocol):
+    """A connection as the limit sees it."""
+
+    transport: asyncio.Transport
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered."""
+
+
 class ConnectionLimit:
     """The open connections of one process, of which those above the limit are reserve."""
 
@@ -29,11 +37,11 @@ class ConnectionLimit:
         """No connection is open yet."""
         self.limit = limit
         self._open = 0
-        self._reserve: dict[HttpProtocol, None] = {}
+        self._reserve: dict[Connection, None] = {}
         """The connections above the limit, the oldest first."""
         self._is_reached = False
 
-    def open(self, connection: HttpProtocol) -> bool:
+    def open(self, connection: Connection) -> bool:
         """Counts a connection; returns whether it is reserve. If that is full, an older one is closed."""
         self._open += 1
         if self._open <= self.limit:
@@ -50,7 +58,7 @@ class ConnectionLimit:
         self._reserve[connection] = None
         return True
 
-    def close(self, connection: HttpProtocol) -> None:
+    def close(self, connection: Connection) -> None:
         """Counts a connection no more."""
         self._open -= 1
         self._reserve.pop(connection, None)

@@ -210,7 +210,7 @@ class KeyRateExceeded(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         """Retry-After names the time at which the images would pass."""
-        return {**super().headers, "retry-after": str(self.details["retry_after_s"])}
+        return {**super().headers, "retry-after": str(self.details.get("retry_after_s", self.retry_after_s))}
 
 
 class UriTooLong(ServiceError):
