@@ -12,6 +12,7 @@
       QueueFull 429            MemoryFull 429           KeyBusy 429         KeyRateExceeded 429
       InferenceFailed 500      UnsupportedTransferCoding 501
       NotReady 503             Draining 503             EngineLost 503      TooManyConnections 503
+      OutOfMemory 503
       DeadlinePassed 504       ClientGone 499
 
 Each is raised where its cause is known; `service.error_formats` turns it into the JSON of the client's protocol.
@@ -258,6 +259,12 @@ class TooManyConnections(ServiceError):
     """As many connections as MAX_CONNECTIONS allows are open; only probes and /metrics are answered."""
 
     status, code, retry_after_s, close = 503, "too_many_connections", 1, True
+
+
+class OutOfMemory(ServiceError):
+    """The operating system has given no memory for decoding an image; that is not the image's fault."""
+
+    status, code, retry_after_s = 503, "out_of_memory", 5
 
 
 class EngineLost(ServiceError):

@@ -23,6 +23,7 @@ from service.errors import (
     NoImages,
     NotAcceptable,
     NotReady,
+    OutOfMemory,
     QueueFull,
     RequestStalled,
     ServiceError,
@@ -58,6 +59,7 @@ INFERENCE_ERRORS: tuple[type[ServiceError], ...] = (
     HeadersTooLarge,
     InferenceFailed,
     UnsupportedTransferCoding,
+    OutOfMemory,
     *NOT_SERVING,
     DeadlinePassed,
 )
