@@ -80,12 +80,13 @@ class KeyedPathsMiddleware:
         """Wraps `app`."""
         self._app = app
         self._paths = service.settings.keyed_paths
+        self._probes = PROBES | {service.settings.health_route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
         if scope["type"] == "http":
             path = path_of(scope)
-            if is_below(path, self._paths) and path not in PROBES:
+            if is_below(path, self._paths) and path not in self._probes:
                 request = Request(scope)
                 try:
                     check_key(request)

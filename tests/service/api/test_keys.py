@@ -24,6 +24,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+HEALTH = {"health_route": "/page/health"}
+
+
 def key(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {name}"}
 
@@ -73,7 +76,9 @@ def test_a_key_has_no_more_images_per_second_than_it_may() -> None:
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[TestClient]:
     """Everything that can need a key does."""
-    with serve_app(FakeEngine(), api_keys=("one",), keyed_paths=",".join(KEYABLE), root_path="/mae") as client:
+    with serve_app(
+        FakeEngine(), api_keys=("one",), keyed_paths=",".join(KEYABLE), root_path="/mae", **HEALTH
+    ) as client:
         yield client
 
 
@@ -104,7 +109,7 @@ def test_a_keyed_path_needs_a_key(keyed: TestClient, path: str) -> None:
     assert keyed.get(path, headers=key("one"), follow_redirects=False).status_code in (200, 307)
 
 
-@pytest.mark.parametrize("path", sorted(PROBES))
+@pytest.mark.parametrize("path", [*sorted(PROBES), *HEALTH.values()])
 def test_probes_never_need_a_key(keyed: TestClient, path: str) -> None:
     assert keyed.get(path).status_code == 200
 
@@ -114,7 +119,7 @@ def test_all_that_is_open_can_be_keyed(keyed: TestClient) -> None:
     routes = {route.path for route in keyed.app.routes if hasattr(route, "path")}  # type: ignore[attr-defined]
     assert len(routes) > 30
     for path in routes:
-        if path not in PROBES and not is_below(path, KEYABLE):
+        if path not in (*PROBES, *HEALTH.values()) and not is_below(path, KEYABLE):
             refused = {keyed.request(method, path).status_code for method in ("GET", "POST")}
             assert 401 in refused, path
 
