@@ -520,8 +520,10 @@ def test_a_client_that_ends_its_side_and_reads_no_more_has_left(run: Any) -> Non
     run(play)
 
 
-def test_a_client_that_leaves_behind_several_requests_gets_no_answer_to_any(run: Any) -> None:
-    """The transport refuses to be written to by then."""
+def test_a_client_that_leaves_behind_several_requests_gets_no_answer_to_any(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The transport refuses to be written to by then, and uvicorn would log that as an error of the app."""
 
     async def play(connection: Connection) -> None:
         connection.gate.clear()
@@ -534,6 +536,7 @@ def test_a_client_that_leaves_behind_several_requests_gets_no_answer_to_any(run:
         assert len(connection.requests) == 1 and connection.transport.written == b""
 
     run(play)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_above_the_limit_a_connection_gets_one_request_and_little_time() -> None:
