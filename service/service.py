@@ -15,7 +15,8 @@ from service.inference.batch_scheduler import BatchScheduler
 from service.inference.cache import ResultCache
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import IMAGE, Budgets, LocalBudget
+from service.inference.image_rate import ImageRate
+from service.inference.limits import IMAGE, Budgets, LocalBudget, key_budgets
 from service.inference.pipeline import Pipeline
 from service.inference.served_name import apply_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
@@ -139,6 +140,11 @@ class LocalService(Service):
             requests=LocalBudget(),
             images=LocalBudget(settings.queue_images * IMAGE),
             decodes=LocalBudget(settings.max_decode_bytes),
+            keys=key_budgets(
+                settings,
+                lambda index, limit: LocalBudget(limit),
+                lambda index, per_s, burst: ImageRate(per_s, burst),
+            ),
         )
         super().__init__(settings, budgets, tracer)
         self._lifecycle = EngineLifecycle(

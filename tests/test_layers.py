@@ -17,9 +17,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.evaluation", "model.anomaly", "model.benchmark"),  # what is done with engines
     ("model.export",),  # weights -> files of other programs
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
+    ("service.paths", "service.api_keys"),  # what a path or a key must look like
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests
+    ("service.connection_limit",),  # how many connections
     ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.index",),  # stored vectors: nearest neighbours and near-duplicates

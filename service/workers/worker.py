@@ -83,6 +83,8 @@ class WorkerService(Service):
         self._tasks = BackgroundTasks(self._state.fail)
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
+        self.state_known = asyncio.Event()
+        """Set when the engine process has told this worker the state of the service."""
         self._pushed = b""
         """The counters as they were last sent to the engine process."""
 
@@ -126,6 +128,7 @@ class WorkerService(Service):
         elif kind is Kind.STATE:
             state, progress = unpack_state(content)
             self._state.change(state, progress)
+            self.state_known.set()
         elif kind is Kind.PULL:
             self._connection.send(Kind.COUNTERS, content.tobytes() + pack_counters(self.metrics))
         elif kind is Kind.EXPOSITION:

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from model.config import Preprocessing
 from model.engines import context
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
+from model.engines.child import convert_in_child
 from model.engines.cpu import available_cpus
 from model.engines.entry import read_reference
 from model.engines.fixed_images import fixed_patches
@@ -370,6 +372,23 @@ def test_a_child_that_dies_without_a_word(
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(EngineBuildError, match=message):
         build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, backend="openvino"))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("free", "message"), [(1_000_000, r"exit code 3 \(no space left in .*: 1.0 MB\)$"), (10**9, "exit code 3$")]
+)
+def test_a_conversion_that_has_filled_the_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, message: str
+) -> None:
+    child = tmp_path / "python"
+    child.write_text("#!/bin/sh\nexit 3\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    job = ConversionJob(ModelSpec("weights.safetensors"), "openvino")
+    with pytest.raises(EngineBuildError, match=message):
+        convert_in_child(job, tmp_path / "entry", print)
 
 
 @pytest.mark.live
