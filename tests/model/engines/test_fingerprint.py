@@ -99,14 +99,13 @@ def test_the_list_is_what_a_conversion_imports(kind: str, imported: Mapping[str,
     assert imported[kind] == sorted(SOURCES[kind])
 
 
-@pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package's source."""
-    root = tmp_path_factory.mktemp("copy")
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A folder with a copy of the package's source, of this test's own: tests change it, and run in any order."""
     shutil.copytree(
-        Path(model.__file__).parent, root / "model", ignore=shutil.ignore_patterns("weights", "__pycache__")
+        Path(model.__file__).parent, tmp_path / "model", ignore=shutil.ignore_patterns("weights", "__pycache__")
     )
-    return root
+    return tmp_path
 
 
 @pytest.mark.parametrize("kind", SOURCES)

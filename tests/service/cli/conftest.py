@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from service.cli.main import main
+from tests.support.conversion import conversions_in_process
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
 
@@ -65,11 +65,8 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
 @pytest.fixture(scope="session")
 def _warm(engine_cache: Path, probe: Path) -> Path:
     """The engine cache with the probe model's engine, since converting it is slow and writes to the terminal."""
-    subprocess.run(
-        [SCRIPT, "info", "--precision", "fp32", "--engine-cache", engine_cache, "--weights", probe],
-        check=True,
-        capture_output=True,
-    )
+    with conversions_in_process():
+        building.build(EngineSettings(engine_cache=engine_cache, weights=str(probe), precision="fp32"))
     return engine_cache
 
 
