@@ -83,7 +83,9 @@ def test_the_time_limit_leaves_out_what_is_not_reached_and_names_it(engine: Fake
     assert result.figures == () and result.left_out == {"torch fp32: 8 of 8 sizes": "the time limit was over"}
 
 
-def test_a_compilation_ends_at_the_time_limit(engine: FakeEngine, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compilation_ends_at_the_time_limit(
+    engine: FakeEngine, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The compiler catches all that is an Exception, and would go on."""
     reached: list[bool] = []
 
@@ -113,7 +115,9 @@ def test_the_mode_of_torch_is_part_of_the_name() -> None:
     assert names == ["torch fp32", "torch fp32, compile"]
 
 
-def test_on_a_gpu_cuda_graphs_are_a_baseline(engine: FakeEngine, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_cuda_graphs_are_a_baseline(
+    engine: FakeEngine, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A CPU in the place of the GPU, from the baselines' precision to the recordings."""
     pretend_cuda(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)

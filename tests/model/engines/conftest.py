@@ -18,9 +18,7 @@ from tests.support.pretend_cuda import pretend_cuda
 
 @pytest.fixture(scope="session")
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
-    spec = EngineSettings(
-        engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2
-    )
+    spec = EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
     with conversions_in_process():
         return build(spec).engine
 
