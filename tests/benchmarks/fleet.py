@@ -373,9 +373,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only scenarios whose name begins so")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    print(
-        "| scenario | images | wait: p50, p99, ms | answer: p50, p99, ms | refused | replicas | replica-hours |"
-    )
+    print("| scenario | images | wait: p50, p99, ms | answer: p50, p99, ms | refused | replicas | replica-hours |")
     print("|---|---|---|---|---|---|---|")
     for scenario in scenarios():
         if scenario.name.startswith(given.only):
