@@ -76,7 +76,8 @@ class Metrics:
         )
         self.stage_duration = Histogram(
             "mae_stage_duration_seconds",
-            "Time of an image in a stage, in seconds; read (its whole body), decode, queue, infer (its batch), render.",
+            "Time of an image in a stage, in seconds; read (its whole body), decode, queue, infer (its batch),"
+            " search (for all images of its request), render.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
@@ -181,6 +182,17 @@ class Metrics:
         )
         self.cache_bytes = Gauge(
             "mae_cache_bytes", "Size of the results in the cache, in bytes; CACHE_MB limits it.", registry=registry
+        )
+        self.index_rows = Gauge(
+            "mae_index_rows",
+            "Number of images in the index, as of the last search; 0 without an index.",
+            registry=registry,
+        )
+        self.searching_images = Gauge(
+            "mae_searching_images",
+            "Number of images whose neighbours are searched in the index now, those that wait for it included;"
+            " QUEUE_IMAGES limits it.",
+            registry=registry,
         )
         self.lanes_busy = Gauge("mae_lanes_busy", "Number of lanes that run a batch now.", registry=registry)
         self.inflight_bytes = Gauge(

@@ -25,6 +25,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 AnomalyMethod = Literal["features", "reconstruction"]
 MAX_ANOMALY_PASSES = 64
 """The largest number of passes by which an image is reconstructed for its anomalies."""
+MAX_NEIGHBOURS = 100
+"""The largest number of neighbours of an image."""
 PATCHES = re.compile("[0-9]{1,9}(,[0-9]{1,9})*")
 OnError = Annotated[
     Literal["fail", "skip"],
@@ -162,6 +164,19 @@ class AnomalyParameters(BaseModel):
         description="number of reconstructions of each image; by default as few as remove each patch at least once",
     )
     seed: Seed | None = Field(None, description="seed of the masks, which all images share")
+    on_error: OnError = "fail"
+
+
+class SearchParameters(BaseModel):
+    """The query of POST /search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int = Field(10, ge=1, le=MAX_NEIGHBOURS, description="number of neighbours of each image, the nearest first")
+    min_similarity: float | None = Field(
+        None, ge=-1, le=1, allow_inf_nan=False, description="leave out neighbours with a smaller cosine"
+    )
+    thumbnails: bool = Field(False, description="add a small picture of each neighbour, as far as the index holds them")
     on_error: OnError = "fail"
 
 

@@ -21,6 +21,7 @@ from service.parameters import (
     EmbedParameters,
     ExplainParameters,
     ReconstructParameters,
+    SearchParameters,
 )
 from service.settings import Settings
 from tests.support.command_line import all_commands
@@ -149,6 +150,7 @@ def settings_fields(settings: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]
         ("POST /reconstruct", ReconstructParameters),
         ("POST /explain", ExplainParameters),
         ("POST /anomaly", AnomalyParameters),
+        ("POST /search", SearchParameters),
     ],
 )
 def test_the_tables_of_parameters(heading: str, parameters: type[BaseModel]) -> None:

@@ -6,15 +6,18 @@ from importlib.metadata import version
 from typing import Any
 
 from model.engines.base import EngineInfo
+from service.connection_limit import DEFAULT_CONNECTIONS
+from service.inference.searcher import IndexInfo
 from service.settings import Settings
 
 
-def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
-    """Model, version, engine (with parity and versions of libraries), and every limit in force, ready for JSON."""
+def describe(info: EngineInfo, settings: Settings, index: IndexInfo | None = None) -> dict[str, Any]:
+    """Model, version, engine (with parity and versions of libraries), index, and every limit in force, for JSON."""
     return {
         "model": info.model_id,
         "version": version("mae-serve"),
         "engine": info.model_dump(mode="json"),  # a batch size that is a key becomes text
+        "index": None if index is None else index.model_dump(),
         "limits": {
             "max_batch": info.preferred_batch,
             "max_delay_ms": settings.max_delay_ms,
@@ -30,5 +33,8 @@ def describe(info: EngineInfo, settings: Settings) -> dict[str, Any]:
             "body_stall_s": settings.body_stall_s,
             "drain_timeout_s": settings.drain_timeout_s,
             "cache_mb": settings.cache_mb,
+            "max_connections": settings.max_connections or DEFAULT_CONNECTIONS,
+            "key_max_requests": settings.key_max_requests,
+            "key_images_per_s": settings.key_images_per_s,
         },
     }

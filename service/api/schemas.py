@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from model.engines.base import ComputedPrecision, EngineInfo
 from model.images.render import View
 from model.images.shares import SharesView
+from service.inference.searcher import IndexInfo
 from service.parameters import AnomalyMethod, DType, ExplainTarget, Pool
 
 
@@ -112,6 +113,38 @@ class Reconstructions(BaseModel):
     errors: Skipped = None
 
 
+class NeighbourAnswer(BaseModel):
+    """One neighbour of an image."""
+
+    name: str = Field(description="name of its file, without folders")
+    similarity: float = Field(description="cosine of the two vectors, -1 to 1")
+    path: str | None = Field(None, description="its path as `mae index` got it; absent without INDEX_PATHS")
+    file: str | None = Field(None, description="its absolute path without links; absent without INDEX_PATHS")
+    thumbnail: str | None = Field(
+        None,
+        description="a small picture of it as data:image/jpeg;base64,…, null if the index holds none; absent without"
+        " thumbnails=true",
+    )
+
+
+class Searched(BaseModel):
+    """One image in the response of POST /search."""
+
+    neighbours: list[NeighbourAnswer] = Field(description="the nearest first")
+
+
+class Searches(BaseModel):
+    """The response of POST /search."""
+
+    model: str = Field(description="name@weights-hash")
+    space: str = Field(description="the vector space in which the images are compared: that of the index")
+    count: int
+    searches: list[Searched | None] = Field(
+        description="one per image, in the order of the images; null for an image that was left out"
+    )
+    errors: Skipped = None
+
+
 class ExplanationAnswer(BaseModel):
     """The response of POST /explain as JSON."""
 
@@ -166,6 +199,7 @@ class Info(BaseModel):
     model: str
     version: str
     engine: EngineInfo
+    index: IndexInfo | None = Field(description="the index that /search searches; null without INDEX")
     limits: dict[str, float | int]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from service.index.description import METADATA_KEY, Approximation, IndexDescript
 from service.index.errors import ImageIndexError, MissingIndex
 from service.index.lance import import_lance
 from service.index.table import IndexRow, StoredFile, batch_of, schema_of
+from service.inference.searcher import Neighbour
 
 T = TypeVar("T")
 SUFFIX = ".lance"
@@ -28,19 +29,6 @@ KEPT_VERSIONS = timedelta(hours=1)
 NAMES_PER_DELETION = 1000
 CELLS = "cells"
 """LanceDB's name of the approximate index."""
-
-
-class Neighbour(NamedTuple):
-    """An image of the index that is near a query."""
-
-    file: str
-    """The absolute path without links, or the address of an object in a bucket."""
-    path: str
-    """The path as it was given when the image was embedded."""
-    similarity: float
-    """The cosine of the angle between the vectors, from -1 to 1."""
-    thumbnail: bytes | None = None
-    """A small JPEG, where thumbnails were asked for and the index has one."""
 
 
 class ImageIndex:

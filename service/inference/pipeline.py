@@ -3,7 +3,8 @@
     images -> infer: look up the cache -> admit: reserve room in the queue -> decode in the pool -> scheduler -> results
 
 The operations (`service.inference.embedding`, `classification`, `reconstruction`, `explanation` and `anomaly`) tell by
-an `Inference` what the engine computes, and make of its results what they answer.
+an `Inference` what the engine computes, and make of its results what they answer. `service.inference.search` looks the
+vectors of an embedding up in the index.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from model.arrays import Bytes
 from model.checkpoints.heads import Head, Heads
 from model.checkpoints.memory_bank import use_one_blas_thread
 from model.engines.base import EngineInfo
-from service.errors import NoDecoder, NoHead
+from service.errors import NoDecoder, NoHead, NoIndex
 from service.inference.admission import AdmittedRequest
 from service.inference.cache import CachedResults, ResultCache
 from service.inference.decode_pool import DecodePool
@@ -28,6 +29,7 @@ from service.inference.limits import require_possible
 from service.inference.passes import ImageResults, Inference
 from service.inference.pending_results import PendingResults
 from service.inference.scheduler import Scheduler
+from service.inference.searcher import IndexInfo, Searcher
 from service.inference.timings import Timings
 from service.metrics import Metrics
 
@@ -47,11 +49,13 @@ class Pipeline:
         threads: int,
         drift_sample: float = 0.0,
         cache: ResultCache | None = None,
+        index: Searcher | None = None,
     ) -> None:
         """For one engine, with a pool of `threads` threads that decode images and write answers.
 
         The share `drift_sample` of the images also goes to `Scheduler.sample`, once their request has its results.
-        Results are kept in `cache`, if there is one, for requests that have a `cache_key`.
+        Results are kept in `cache`, if there is one, for requests that have a `cache_key`. `index` is the one that
+        requests may search, if there is one.
         """
         self.info = info
         self.heads = heads
@@ -60,6 +64,7 @@ class Pipeline:
         self._metrics = metrics
         self._drift_sample = drift_sample
         self._cache = cache
+        self._index = index
         if heads.memory_bank is not None:
             use_one_blas_thread()
         self._pool = DecodePool(image_decoder.memory, scheduler, threads, metrics)
@@ -74,6 +79,25 @@ class Pipeline:
         if self.heads.head is None:
             raise NoHead.of(self.info.model)
         return self.heads.head
+
+    @property
+    def index(self) -> Searcher:
+        """The index that requests may search.
+
+        Raises:
+            NoIndex: there is none.
+        """
+        if self._index is None:
+            raise NoIndex("no index is served: mae index makes one, and the setting INDEX names its folder")
+        return self._index
+
+    async def describe_index(self) -> IndexInfo | None:
+        """The index as it is now; None if there is none.
+
+        Raises:
+            SearchFailed: it cannot be read.
+        """
+        return None if self._index is None else await self._index.describe()
 
     def require_decoder(self) -> None:
         """Checks that the model can reconstruct.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from service.tracing.spans import RequestTrace
 
+STAGES = ("decode", "queue", "infer", "search", "render")
 _NO_SPAN = nullcontext()
 
 
@@ -20,12 +21,13 @@ class Timings:
     queue: float = 0.0
     infer: float = 0.0
     render: float = 0.0
+    search: float = 0.0
     trace: RequestTrace | None = None
     """Records the stages as spans; None where requests are not traced."""
 
     def seconds(self) -> dict[str, float]:
         """The seconds of each stage, by its name."""
-        return {"decode": self.decode, "queue": self.queue, "infer": self.infer, "render": self.render}
+        return {name: getattr(self, name) for name in STAGES}
 
     def record_span(self, stage: str, **attributes: int) -> AbstractContextManager[None]:
         """A context whose time is recorded as a span, where requests are traced."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
 from model.engines.base import ServedModel
+from model.engines.settings import EngineSettings
 from service.errors import Draining
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
+from service.inference.index_searcher import Index, IndexSearcher
 from service.inference.limits import IMAGE, Budget, Budgets
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
@@ -63,6 +65,8 @@ class EngineLifecycle:
         """The scheduler of the engine; None until the engine is loaded."""
         self.heads = Heads()
         """The classification head and whitening of the model; none until the engine is loaded."""
+        self.searcher: IndexSearcher | None = None
+        """Searches the index; None until it is opened, and without INDEX."""
         self._settings = settings
         self._state = state
         self._metrics = metrics
@@ -72,7 +76,8 @@ class EngineLifecycle:
         self._tracer = tracer
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
-        self._loader = EngineLoader(settings.engine, build_engine, state.report, self._open, state.fail)
+        self._build_engine = build_engine
+        self._loader = EngineLoader(settings.engine, self._load, state.report, self._open, state.fail)
         metrics.read_at_scrape(metrics.ready, lambda: state.current == "ready")
         metrics.read_at_scrape(metrics.inflight_requests, lambda: budgets.requests.used)
         metrics.read_at_scrape(metrics.inflight_bytes, lambda: budgets.bodies.used)
@@ -94,11 +99,29 @@ class EngineLifecycle:
             self._tasks.start(self._drain())
 
     def close(self) -> None:
-        """Ends loading and draining."""
+        """Ends loading, draining and searching."""
         self._tasks.cancel()
+        if self.searcher is not None:
+            self.searcher.close()
 
-    def _open(self, served: ServedModel) -> None:
-        """Starts the scheduler of `served`, and takes requests from now on."""
+    def _load(self, settings: EngineSettings, progress: Callable[[str], None]) -> tuple[ServedModel, Index | None]:
+        """The engine, and the index that is searched by its vectors. This blocks: it runs in a thread.
+
+        Raises:
+            WeightsError, EngineBuildError: the engine cannot be built.
+            ImageIndexError: the index cannot be opened.
+        """
+        served = self._build_engine(settings, progress)
+        if self._settings.index is None:
+            return served, None
+        from service.lifecycle.served_index import ServedIndex  # lazily: most services have no index
+
+        progress(f"opening the index {self._settings.index.name}")  # without folders: probes show this to everybody
+        return served, ServedIndex(self._settings.index, served.info)
+
+    def _open(self, loaded: tuple[ServedModel, Index | None]) -> None:
+        """Starts the scheduler of the engine, and takes requests from now on."""
+        served, index = loaded
         info, s = served.info, self._settings
         drift = DriftMonitor(served.engine, served.heads, self._metrics) if s.drift_sample else None
         scheduler = BatchScheduler(
@@ -112,6 +135,7 @@ class EngineLifecycle:
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads
+        self.searcher = None if index is None else IndexSearcher(index, self._metrics, s.queue_images)
         self._on_open(scheduler, served.heads)
         self._metrics.describe_engine(info)
         self._state.change("ready" if self._state.current == "loading" else self._state.current)

@@ -9,14 +9,15 @@ import logging
 import uvicorn
 
 from model.checkpoints.heads import Heads
+from service.connection_limit import connections_per_process
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState
-from service.listener import listen
+from service.listener import listen, stop_handshakes
 from service.metrics import Metrics
-from service.server import SIGNALS, leave
+from service.server import drain_signals, leave
 from service.settings import Settings
 from service.tracing.configuration import load_tracer
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
@@ -24,6 +25,7 @@ from service.workers.metrics_merge import CounterAggregator, exposition, unpack_
 from service.workers.shared_counters import SharedCounters, shared_budgets
 from service.workers.supervisor import WorkerSupervisor
 from service.workers.worker_connection import WorkerConnection
+from service.workers.worker_searches import WorkerSearches
 
 log = logging.getLogger(__name__)
 # How long a scrape waits for the counters of a worker; after that it uses those that the worker sent last.
@@ -39,11 +41,13 @@ class EngineProcess:
         """Listens, but loads no engine and starts no worker yet. Call this on the event loop.
 
         Raises:
-            InvalidSettings: nobody can listen on HOST and PORT, or a variable OTEL_… is wrong.
+            InvalidSettings: nobody can listen on HOST and PORT, MAX_CONNECTIONS needs too many open files, or a
+                variable OTEL_… is wrong.
         """
+        connections_per_process(settings)  # the workers inherit the limit on open files
         [self._listener] = listen(settings.host, settings.port, first_only=True)
         self._settings = settings
-        self._counters = SharedCounters.create(settings.http_workers)
+        self._counters = SharedCounters.create(settings.http_workers, len(settings.api_keys))
         self._metrics = Metrics()
         self._tracer = load_tracer()
         self._aggregator = CounterAggregator()
@@ -51,6 +55,8 @@ class EngineProcess:
         self._pulls: dict[int, asyncio.Future[None]] = {}
         """The pulls that no worker has answered yet, by number."""
         self._scrapes: set[asyncio.Task[None]] = set()
+        self._searches: WorkerSearches | None = None
+        """The searches of all workers; None until the index is opened, and without INDEX."""
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._state = ServiceState()
@@ -65,21 +71,24 @@ class EngineProcess:
             self._on_open,
             self._tracer,
         )
-        self._supervisor = WorkerSupervisor(
-            self._counters, self._listener, settings.model_dump_json().encode(), listener=self
-        )
+        # A file of keys may have changed when a worker is replaced, and all workers must have the same keys.
+        for_workers = settings.model_copy(update={"api_keys_file": None}).model_dump_json().encode()
+        self._supervisor = WorkerSupervisor(self._counters, self._listener, for_workers, listener=self)
 
     async def run(self) -> int:
         """Serves until a signal has been drained or the engine is lost; returns the exit code."""
-        for number in SIGNALS:
+        for number in drain_signals():
             self._loop.add_signal_handler(number, self._lifecycle.handle_signal, number)
         self._lifecycle.start()
         self._supervisor.start()
         await self._ended.wait()
+        stop_handshakes(self._listener)  # the workers still accept and answer the connections in its queue
         await self._supervisor.stop()
         self._listener.close()
         for scrape in self._scrapes:
             scrape.cancel()
+        if self._searches is not None:
+            self._searches.close()
         self._lifecycle.close()
         if self._lifecycle.scheduler is not None:
             self._lifecycle.scheduler.stop()
@@ -96,7 +105,7 @@ class EngineProcess:
         self._send_state(connection)
 
     def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
-        """Handles the messages about metrics."""
+        """Handles the messages about metrics, and those about searches."""
         if kind is Kind.COUNTERS:
             self._aggregator.update(connection.worker_index, unpack_counters(content[NUMBER.size :]))
             (number,) = NUMBER.unpack_from(content)
@@ -106,16 +115,23 @@ class EngineProcess:
             scrape = self._loop.create_task(self._scrape(connection, *NUMBER.unpack(content)))
             self._scrapes.add(scrape)
             scrape.add_done_callback(self._scrapes.discard)
+        else:
+            assert self._searches is not None, "a worker searches before it is told of an index"
+            self._searches.message_received(connection, kind, content)
 
     def on_worker_ended(self, worker_index: int) -> None:
-        """Keeps the counts of a dead worker."""
+        """Keeps the counts of a dead worker, and drops its searches."""
         self._aggregator.retire(worker_index)
+        if self._searches is not None:
+            self._searches.drop_all(worker_index)
 
     def on_workers_failed(self, reason: str) -> None:
         """Ends the service."""
         self._state.fail(reason)
 
     def _on_open(self, scheduler: BatchScheduler, heads: Heads) -> None:
+        if self._lifecycle.searcher is not None:
+            self._searches = WorkerSearches(self._lifecycle.searcher)
         for connection in self._supervisor.connections.values():
             self._open_connection(connection, scheduler, heads)
 
@@ -125,7 +141,8 @@ class EngineProcess:
         queued = min(self._settings.queue_images, QUEUED_SLOTS)
         slot_count = queued + 2 * info.lanes * info.preferred_batch
         connection.open(scheduler, info.config, slot_count)
-        connection.send(Kind.OPEN, pack_engine(info, heads, slot_count))
+        embedding = None if self._searches is None else self._searches.embedding
+        connection.send(Kind.OPEN, pack_engine(info, heads, slot_count, embedding))
 
     def _on_state_change(self) -> None:
         if not self._loop.is_closed():  # a build may still report its progress after the end, in its thread

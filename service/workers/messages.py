@@ -1,14 +1,17 @@
 """The messages between a worker and the engine process: their kinds, and how each is packed.
 
 Messages about images are small structs, because every image needs some. Rare messages (settings, state, metrics, an
-error) are JSON. Nothing is ever pickled.
+error) and what a search finds are JSON. Nothing is ever pickled.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
 
+import numpy as np
 import orjson
 import safetensors.numpy
 
@@ -17,7 +20,9 @@ from model.checkpoints.memory_bank import MemoryBank
 from model.engines.base import EngineInfo
 from service.errors import ServiceError
 from service.inference.queue import Operation
+from service.inference.searcher import Neighbour, Query
 from service.lifecycle.state import State
+from service.parameters import EmbedParameters, SearchParameters
 
 HEAD = Struct("<IB3x")
 """The head of each message: the length of its content in bytes, and its kind."""
@@ -27,7 +32,7 @@ the budget of images, operation, deadline."""
 DONE = Struct("<Idd")
 """Content of DONE: slot, seconds in the queue, seconds in the batch."""
 NUMBER = Struct("<I")
-"""The number of a slot, a request, a pull or a scrape."""
+"""The number of a slot, a request, a pull, a scrape or a search."""
 OPERATIONS: tuple[Operation, ...] = ("embed", "tokens", "reconstruct")
 ERROR_CLASSES: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
 ERRORS = {error_class.__name__: error_class for error_class in ERROR_CLASSES}
@@ -67,6 +72,17 @@ class Kind(IntEnum):
     """To a worker: it should answer the requests that it has, and end. No content."""
     SAMPLE = 15
     """From a worker: a slot holds an image whose drift can be measured; RELEASED gives it back. NUMBER of the slot."""
+    SEARCH = 16
+    """From a worker: it wants the neighbours of vectors. NUMBER of the search, then content of `pack_query`."""
+    DESCRIBE_INDEX = 17
+    """From a worker: it wants the description of the index. NUMBER of the search."""
+    DROP_SEARCH = 18
+    """From a worker: nobody waits for a search any more. NUMBER of the search."""
+    FOUND = 19
+    """To a worker: what SEARCH or DESCRIBE_INDEX asks for. NUMBER of the search, then content of `pack_neighbours`, or
+    the `IndexInfo` as JSON."""
+    SEARCH_FAILED = 20
+    """To a worker: a search has failed. NUMBER of the search, then content of `pack_error`."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}
@@ -95,14 +111,62 @@ def unpack_state(data: bytes | memoryview) -> tuple[State, str]:
     return content["state"], content["progress"]
 
 
-def pack_engine(info: EngineInfo, heads: Heads, slot_count: int) -> bytes:
-    """The description of an engine for a worker, as bytes: info, heads, and the number of the worker's slots."""
-    description = orjson.dumps({"slots": slot_count, "info": info.model_dump(mode="json")})
+def pack_query(query: Query) -> bytes:
+    """A query of the index as bytes: the length of a JSON object, the object, and the vectors."""
+    head = {"count": len(query.vectors), "parameters": query.parameters.model_dump(), "deadline": query.deadline}
+    text = orjson.dumps(head)
+    return NUMBER.pack(len(text)) + text + np.ascontiguousarray(query.vectors, np.float32).tobytes()
+
+
+def unpack_query(data: bytes) -> Query:
+    """The query that `pack_query` packed."""
+    (length,) = NUMBER.unpack_from(data)
+    head = orjson.loads(data[NUMBER.size : NUMBER.size + length])
+    vectors = np.frombuffer(data[NUMBER.size + length :], np.float32).reshape(head["count"], -1)
+    return Query(vectors, SearchParameters.model_validate(head["parameters"]), head["deadline"])
+
+
+def pack_neighbours(found: Sequence[Sequence[Neighbour]]) -> bytes:
+    """The neighbours of each vector as bytes: JSON with base64 for pictures."""
+    return orjson.dumps(
+        [
+            [(*one[:3], None if one.thumbnail is None else b64encode(one.thumbnail).decode()) for one in neighbours]
+            for neighbours in found
+        ]
+    )
+
+
+def unpack_neighbours(data: bytes) -> list[list[Neighbour]]:
+    """The neighbours that `pack_neighbours` packed."""
+    return [
+        [
+            Neighbour(file, path, similarity, None if picture is None else b64decode(picture))
+            for file, path, similarity, picture in neighbours
+        ]
+        for neighbours in orjson.loads(data)
+    ]
+
+
+def pack_engine(info: EngineInfo, heads: Heads, slot_count: int, embedding: EmbedParameters | None = None) -> bytes:
+    """The description of an engine for a worker, as bytes.
+
+    Args:
+        info: of the engine.
+        heads: of its model.
+        slot_count: number of the worker's slots.
+        embedding: how the images of the index were embedded; None without an index.
+    """
+    content = {
+        "slots": slot_count,
+        "info": info.model_dump(mode="json"),
+        "embedding": None if embedding is None else embedding.model_dump(),
+    }
+    description = orjson.dumps(content)
     return NUMBER.pack(len(description)) + description + safetensors.numpy.save(heads.arrays())
 
 
-def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
-    """The info, the heads and the number of slots that `pack_engine` packed."""
+def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int, EmbedParameters | None]:
+    """The arguments of `pack_engine`."""
     (length,) = NUMBER.unpack_from(data)
     content = orjson.loads(data[NUMBER.size : NUMBER.size + length])
     arrays = safetensors.numpy.load(data[NUMBER.size + length :])
@@ -116,4 +180,5 @@ def unpack_engine(data: bytes) -> tuple[EngineInfo, Heads, int]:
     bank = None
     if info.memory_bank is not None:
         bank = MemoryBank(arrays["memory_bank.tokens"], arrays["memory_bank.scores"], info.memory_bank.image_size)
-    return info, Heads(head, whitening, bank), content["slots"]
+    embedding = None if content["embedding"] is None else EmbedParameters.model_validate(content["embedding"])
+    return info, Heads(head, whitening, bank), content["slots"], embedding

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 from service.lifecycle.background import BackgroundTasks
 from service.server import exit_now
 from service.service import Service
@@ -20,6 +20,7 @@ from service.workers.channel import Channel
 from service.workers.messages import NUMBER, Kind, unpack_engine, unpack_state
 from service.workers.metrics_merge import pack_counters
 from service.workers.scheduler_client import SchedulerClient
+from service.workers.search_client import SearchClient
 from service.workers.shared_buffers import SharedBuffers
 from service.workers.shared_counters import SharedCounters, shared_budgets
 
@@ -78,9 +79,12 @@ class WorkerService(Service):
         self._channel = channel
         self._slots_fd = slots_fd
         self._scheduler: SchedulerClient | None = None
+        self._search_client: SearchClient | None = None
         self._tasks = BackgroundTasks(self._state.fail)
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
+        self.state_known = asyncio.Event()
+        """Set when the engine process has told this worker the state of the service."""
         self._pushed = b""
         """The counters as they were last sent to the engine process."""
 
@@ -116,11 +120,15 @@ class WorkerService(Service):
         if kind in (Kind.DONE, Kind.RELEASED, Kind.FAILED):
             assert self._scheduler is not None
             self._scheduler.message_received(kind, content)
+        elif kind in (Kind.FOUND, Kind.SEARCH_FAILED):
+            assert self._search_client is not None
+            self._search_client.message_received(kind, content)
         elif kind is Kind.OPEN:
             self._open(bytes(content))
         elif kind is Kind.STATE:
             state, progress = unpack_state(content)
             self._state.change(state, progress)
+            self.state_known.set()
         elif kind is Kind.PULL:
             self._connection.send(Kind.COUNTERS, content.tobytes() + pack_counters(self.metrics))
         elif kind is Kind.EXPOSITION:
@@ -145,11 +153,12 @@ class WorkerService(Service):
     def _open(self, data: bytes) -> None:
         """Takes requests from now on, for the engine that the engine process has loaded."""
         s = self.settings
-        info, heads, slot_count = unpack_engine(data)
-        info = with_served_name(info, s.served_name)
+        info, heads, slot_count, embedding = unpack_engine(data)
+        info = apply_served_name(info, s.served_name)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)
+        self._search_client = None if embedding is None else SearchClient(self._connection, embedding)
         self._pipeline = Pipeline(
             info,
             heads,
@@ -159,6 +168,7 @@ class WorkerService(Service):
             threads,
             s.drift_sample,
             self._result_cache(),
+            self._search_client,
         )
 
     def _request_scrape(self, number: int, future: Future[bytes]) -> None:

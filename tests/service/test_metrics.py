@@ -41,6 +41,8 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_cache_misses": "counter",
         "mae_cache_evictions": "counter",
         "mae_cache_bytes": "gauge",
+        "mae_index_rows": "gauge",
+        "mae_searching_images": "gauge",
         "mae_engine_failures": "counter",
         "mae_drift_samples": "counter",
         "mae_drift_loss": "histogram",

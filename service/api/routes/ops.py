@@ -10,7 +10,7 @@ from service.api.info import describe
 from service.api.request import service_of
 from service.api.responses import json_response
 from service.api.schemas import Info, Liveness, Readiness
-from service.errors import Unauthorized
+from service.errors import SearchFailed, Unauthorized
 
 router = APIRouter(tags=["operations"])
 
@@ -59,13 +59,14 @@ async def readyz(request: Request) -> Response:
     summary="Describe model, engine and limits",
     response_description="The model, the engine, the versions, and every limit in force.",
     response_model=Info,
-    responses=error_responses(Unauthorized, *NOT_SERVING),
+    responses=error_responses(Unauthorized, SearchFailed, *NOT_SERVING),
     dependencies=[Depends(check_key)],
 )
 async def info(request: Request) -> Response:
-    """Model, engine, parity, versions, and every limit in force."""
+    """Model, engine, parity, versions, the index, and every limit in force."""
     service = service_of(request)
-    return json_response(describe(service.pipeline.info, service.settings))
+    pipeline = service.pipeline
+    return json_response(describe(pipeline.info, service.settings, await pipeline.describe_index()))
 
 
 @router.get(

@@ -23,5 +23,9 @@ def serve(**options: Any) -> None:
 
     settings = settings_of(options)
     check_settings(settings.engine)
+    if settings.index is not None:
+        from service.lifecycle.served_index import check_index  # lazily: most services have no index
+
+        check_index(settings.index)
     configure_logging(settings.log_format)
     raise typer.Exit(run(settings))

@@ -7,6 +7,7 @@ import { notify } from "../notices.js";
 import { describeWait } from "../picture.js";
 import { ImageMap } from "./map.js";
 import { projectorFiles } from "./projector.js";
+import { IndexSearch } from "./search.js";
 import { centre, duplicates, nearest, normalize, principalPlane, products } from "./similarity.js";
 import { Vectors } from "./vectors.js";
 
@@ -27,10 +28,12 @@ class CompareTab {
   #groups = [];
   #lookedAt = 0;
   #explanation = new ExplanationFigure(byId("explain-column"));
+  #search;
 
   constructor(context) {
     this.#context = context;
     this.#vectors = new Vectors(context.info);
+    this.#search = new IndexSearch(context);
     context.addEventListener("info", () => {
       this.#vectors = new Vectors(context.info);
       this.#update();
@@ -53,12 +56,14 @@ class CompareTab {
     this.#isShown = true;
     writeFragment("compare");
     this.#update();
+    this.#search.show();
   }
 
   /** Another tab is shown. */
   hide() {
     this.#isShown = false;
     this.#controller.abort();
+    this.#search.hide();
   }
 
   /** Embeds the images that are new, and draws all. */

@@ -1,6 +1,7 @@
 /** The row of images from which the tabs take theirs. */
 
 import { make } from "../dom.js";
+import { caption } from "./caption.js";
 
 /** Shows the library; a click selects an image. */
 export class Tray {
@@ -29,7 +30,7 @@ export class Tray {
       "button",
       { type: "button", class: "thumbnail", "data-image": item.id, title: item.name, "aria-label": item.name, click: () => this.#library.select(item.id) },
       picture(item),
-      caption(item),
+      caption(item.name),
     );
     if (item.example) return make("li", {}, button);
     const remove = make(
@@ -53,15 +54,6 @@ export class Tray {
   #button(id) {
     return this.#list.querySelector(`[data-image="${id}"]`);
   }
-}
-
-const KEPT_END = 4;
-
-/** The name without its suffix, shortened before its end: photographs of one camera differ there. */
-function caption(item) {
-  const stem = item.name.replace(/(.)\.[^.]*$/, "$1");
-  const [start, end] = [stem.slice(0, -KEPT_END), stem.slice(-KEPT_END)];
-  return make("span", { class: "name" }, make("span", { class: "start" }, start), make("span", {}, end));
 }
 
 /** The thumbnail of an image; a question mark where this browser cannot read it. */

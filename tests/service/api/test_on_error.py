@@ -18,6 +18,7 @@ from service.api.app import create_app
 from service.errors import ServiceError
 from service.settings import Settings
 from tests.support.engines import FakeEngine
+from tests.support.indexes import write_index
 
 POISON = 201
 ROUTES = {
@@ -25,6 +26,7 @@ ROUTES = {
     "/classify": "classifications",
     "/reconstruct": "reconstructions",
     "/anomaly": "anomalies",
+    "/search": "searches",
 }
 DRAWN = ("/reconstruct", "/anomaly")
 """The routes that draw masks."""
@@ -46,12 +48,14 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     engine = FakeEngine(not_a_number=POISON)
+    index = tmp_path_factory.mktemp("indexes") / "one.lance"
+    write_index(index, {"a.png": np.ones(8, np.float32)}, engine.info)
     head = HeadConfig(pool="mean", classes=("night", "day"))
     engine.info = engine.info.model_copy(update={"head": head})
     heads = Heads(Head(head, np.zeros((2, 8), np.float32), np.zeros(2, np.float32)))
-    app = create_app(Settings(max_pixels=10_000), lambda settings, progress: ServedModel(engine, heads))
+    app = create_app(Settings(max_pixels=10_000, index=index), lambda settings, progress: ServedModel(engine, heads))
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)

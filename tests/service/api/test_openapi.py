@@ -32,7 +32,9 @@ def test_every_reference_leads_to_something() -> None:
             part = part[step]
 
 
-@pytest.mark.parametrize("name", ["POST /embed", "POST /classify", "POST /reconstruct", "POST /anomaly", "GET /info"])
+@pytest.mark.parametrize(
+    "name", ["POST /embed", "POST /classify", "POST /reconstruct", "POST /anomaly", "POST /search", "GET /info"]
+)
 def test_a_route_that_needs_a_key_names_both_ways_to_send_it(name: str) -> None:
     schemes = DESCRIPTION["components"]["securitySchemes"]
     assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {
@@ -81,7 +83,7 @@ def test_a_reconstruction_is_a_picture_first() -> None:
 
 def test_summaries_and_answers_are_sentences() -> None:
     summaries = [operation["summary"] for operation in OPERATIONS.values()]
-    assert len(set(summaries)) == len(OPERATIONS) == 23
+    assert len(set(summaries)) == len(OPERATIONS) == 24
     assert all(len(summary.split()) >= 4 for summary in summaries)
     for operation in OPERATIONS.values():
         assert operation["responses"]["200"]["description"] != "Successful Response"

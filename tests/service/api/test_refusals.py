@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +22,7 @@ from model.engines.base import ServedModel
 from service import errors
 from service.api.app import ROUTERS, create_app
 from service.api.fast_path import inference_routes
-from service.api.routes import anomaly, classify, embed, explain, reconstruct, sagemaker
+from service.api.routes import anomaly, classify, embed, explain, reconstruct, sagemaker, search
 from service.error_formats import error_format
 from service.errors import (
     ClientGone,
@@ -30,13 +31,16 @@ from service.errors import (
     ModelNotFound,
     NoDecoder,
     NoHead,
+    NoIndex,
     NotAcceptable,
     NotFound,
     NotServed,
+    SearchFailed,
     ServiceError,
 )
 from service.settings import Settings
 from tests.support.engines import SMALL, FakeEngine
+from tests.support.indexes import write_index
 
 MB = 1_000_000
 ORDER = ("key", "query", "admission", "lacks", "accept", "length", "body", "images", "mask")
@@ -79,6 +83,7 @@ LACKS = (
     Lack("/explain", "target=class", (404, "no_head", {})),
     Lack("/anomaly", "", (404, "no_decoder", {})),
     Lack("/anomaly", "method=features", (422, "invalid_parameter", {"parameter": "method"})),
+    Lack("/search", "", (404, "no_index", {})),
 )
 
 
@@ -89,7 +94,7 @@ def encoded(size: int) -> bytes:
 
 
 class Rich(FakeEngine):
-    """A model with a head and a decoder."""
+    """A model with a head and a decoder, which is served with an index."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +104,7 @@ class Rich(FakeEngine):
 
 
 class Poor(FakeEngine):
-    """A model without a head, a decoder, whitening and a cls token."""
+    """A model without a head, a decoder, whitening and a cls token, which is served without an index."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,8 +113,8 @@ class Poor(FakeEngine):
         self.info = self.info.model_copy(update={"config": config})
 
 
-def serve(engine: Rich | Poor) -> Iterator[TestClient]:
-    settings = Settings(api_keys=("right",), max_body_mb=1, max_inflight_mb=4)
+def serve(engine: Rich | Poor, index: Path | None = None) -> Iterator[TestClient]:
+    settings = Settings(api_keys=("right",), max_body_mb=1, max_inflight_mb=4, index=index)
     with TestClient(create_app(settings, lambda settings, progress: ServedModel(engine, engine.heads))) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
@@ -117,8 +122,10 @@ def serve(engine: Rich | Poor) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def rich() -> Iterator[TestClient]:
-    yield from serve(Rich())
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    path = tmp_path_factory.mktemp("indexes") / "one.lance"
+    write_index(path, {"a.png": np.ones(8, np.float32)}, Rich().info)
+    yield from serve(Rich(), path)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +178,9 @@ def combinations(route: str) -> list[tuple[str, ...]]:
 
 def test_every_route_with_the_three_bodies_is_in_the_table() -> None:
     """The routes of other protocols have bodies, and an order within these, of their own."""
-    own = (embed.router, classify.router, reconstruct.router, explain.router, anomaly.router, sagemaker.router)
-    assert {route.path for route in inference_routes(own)} == {lack.route for lack in LACKS}
+    modules = (embed, classify, reconstruct, explain, anomaly, search, sagemaker)
+    routes = inference_routes([module.router for module in modules])
+    assert {route.path for route in routes} == {lack.route for lack in LACKS}
 
 
 @pytest.mark.parametrize("lack", LACKS, ids=lambda lack: f"{lack.route}?{lack.query}")
@@ -261,11 +269,12 @@ def test_a_mask_that_the_query_describes_is_refused_before_the_body(
 def test_openapi_lists_every_error_that_a_route_can_answer(rich: TestClient, route: str) -> None:
     lenient = {ImagesOnly, ModelNotFound}
     own = {lacked for lacked, routes in ((NoHead, CLASSIFYING), (NoDecoder, DRAWN)) if route in routes} | {
+        "/search": {NoIndex, SearchFailed},
         "/v1/embeddings": lenient,
         "/v2/embed": lenient,
         "/v2/models/{name}/infer": {NoHead, NoDecoder, ModelNotFound},
     }.get(route, set())
-    elsewhere = {ClientGone, NoHead, NoDecoder, NotFound, NotServed, MethodNotAllowed, *lenient}
+    elsewhere = {ClientGone, NoHead, NoDecoder, NoIndex, NotFound, NotServed, MethodNotAllowed, SearchFailed, *lenient}
     possible = set(ServiceError.__subclasses__()) - elsewhere | own
     if error_format(route) == "open-inference":
         possible.discard(NotAcceptable)  # the request says in what form it wants the answer

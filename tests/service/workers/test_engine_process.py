@@ -75,8 +75,8 @@ def test_every_worker_learns_of_the_engine_and_the_state() -> None:
             await until(lambda: unpack_state(early.last(Kind.STATE))[0] == "ready")
             process.on_worker_started(late)  # type: ignore[arg-type]
             for connection in (early, late):
-                info, _, slot_count = unpack_engine(connection.last(Kind.OPEN))
-                assert (info.preferred_batch, info.lanes) == (3, 2)
+                info, _, slot_count, embedding = unpack_engine(connection.last(Kind.OPEN))
+                assert (info.preferred_batch, info.lanes, embedding) == (3, 2, None)
                 assert slot_count == connection.slot_count == 10 + 2 * 2 * 3
                 assert unpack_state(connection.last(Kind.STATE))[0] == "ready"
             kinds = [kind for kind, _ in early.messages]

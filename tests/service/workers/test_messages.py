@@ -8,13 +8,19 @@ from model.checkpoints.heads import Head, Heads, Whitening
 from model.checkpoints.memory_bank import MemoryBank
 from model.checkpoints.native import HeadConfig
 from service.errors import InferenceFailed, QueueFull, ServiceError
+from service.inference.searcher import Neighbour, Query
+from service.parameters import EmbedParameters, SearchParameters
 from service.settings import Settings
 from service.workers.messages import (
     pack_engine,
     pack_error,
+    pack_neighbours,
+    pack_query,
     pack_state,
     unpack_engine,
     unpack_error,
+    unpack_neighbours,
+    unpack_query,
     unpack_state,
 )
 from tests.support.engines import fake_info
@@ -57,8 +63,9 @@ def test_an_engine_keeps_its_heads() -> None:
     scores = np.array([1, 2, 4], np.float32)
     bank = MemoryBank(draw.standard_normal((5, 8), np.float32), scores, 32)
     info = fake_info(preferred_batch=7).model_copy(update={"head": config, "memory_bank": bank.info})
-    unpacked, heads, slot_count = unpack_engine(pack_engine(info, Heads(head, {"mean": whitening}, bank), 9))
-    assert (unpacked, slot_count) == (info, 9)
+    packed = pack_engine(info, Heads(head, {"mean": whitening}, bank), 9)
+    unpacked, heads, slot_count, embedding = unpack_engine(packed)
+    assert (unpacked, slot_count, embedding) == (info, 9, None)
     assert heads.head is not None and heads.head.config == config
     assert (heads.head.weight == head.weight).all() and (heads.head.bias == head.bias).all()
     assert set(heads.whitening) == {"mean"}
@@ -69,6 +76,20 @@ def test_an_engine_keeps_its_heads() -> None:
 
 
 def test_an_engine_without_heads() -> None:
-    info, heads, slot_count = unpack_engine(pack_engine(fake_info(), Heads(), 1))
-    assert (info, slot_count) == (fake_info(), 1)
+    parameters = EmbedParameters(whiten=True, keep=0.5, seed=2**63)
+    info, heads, slot_count, embedding = unpack_engine(pack_engine(fake_info(), Heads(), 1, parameters))
+    assert (info, slot_count, embedding) == (fake_info(), 1, parameters)
     assert heads.head is None and not heads.whitening and heads.memory_bank is None
+
+
+def test_a_query_keeps_its_vectors_and_parameters() -> None:
+    vectors = np.random.default_rng(0).standard_normal((3, 7), np.float32)
+    for parameters in (SearchParameters(), SearchParameters(k=99, min_similarity=-0.25, thumbnails=True)):
+        unpacked = unpack_query(pack_query(Query(vectors[:, ::-1], parameters, 123.456)))
+        assert (unpacked.vectors == vectors[:, ::-1]).all() and unpacked.vectors.dtype == np.float32
+        assert (unpacked.parameters, unpacked.deadline) == (parameters, 123.456)
+
+
+def test_neighbours_keep_their_pictures() -> None:
+    found = [[Neighbour("/ä/b.jpg", "b.jpg", 0.123456789), Neighbour("c", "c", -1.0, b"\xff\xd8\0")], []]
+    assert unpack_neighbours(pack_neighbours(found)) == found

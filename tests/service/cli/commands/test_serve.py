@@ -2,10 +2,12 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from service import serving
+from service.lifecycle import served_index
 from tests.service.cli.conftest import run
 
 Capture = pytest.CaptureFixture[str]
@@ -53,6 +55,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         (("--backend", "torch", "--precision", "int8"), "PRECISION=int8 is for BACKEND=openvino"),
         (("--backend", "abacus"), "BACKEND: Input should be"),
         (("--port", "99999"), "PORT: Input should be less than or equal to 65535"),
+        (("--index", "nowhere.lance"), "INDEX: there is no index nowhere.lance: mae index makes one"),
     ],
 )
 def test_a_wrong_option_is_one_line(
@@ -61,6 +64,16 @@ def test_a_wrong_option_is_one_line(
     result = run(capfd, "serve", *options)
     assert (result.code, result.out, started) == (2, "", [])
     assert sentence in result.err and result.err.startswith("mae: ") and result.err.count("\n") == 1
+
+
+def test_an_index_without_lancedb_is_one_line(
+    started: list[object], capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "photos.lance").mkdir()
+    monkeypatch.setattr(served_index, "find_spec", lambda name: None)
+    result = run(capfd, "serve", "--index", str(tmp_path / "photos.lance"))
+    assert (result.code, result.out, started) == (2, "", [])
+    assert result.err == f"mae: INDEX: {tmp_path}/photos.lance needs LanceDB: pip install 'mae-serve[index]'\n"
 
 
 def test_right_options_start_a_server(started: list[object], capfd: pytest.CaptureFixture[str]) -> None:
