@@ -12,7 +12,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "embed": (
         "mae embed photographs/ -o vectors.npz",
-        "mae embed photographs/ -o vectors.parquet --pool cls --whiten --normalize",
+        "mae embed 'photographs/**/*.jpg' shards/*.tar -o vectors/ --whiten --normalize",
+        "mae embed s3://bucket/photographs/ -o vectors/ --changed",
     ),
     "index": (
         "mae index photographs/ -o photos.lance",

@@ -21,7 +21,7 @@ from service.cli.indexed_vectors import VectorSource
 from service.cli.local_pipeline import build_engine
 from service.cli.progress import ProgressBar
 from service.cli.signals import run_until_interrupted
-from service.index.approximate import update_approximation
+from service.index.approximate import EXACT_ROWS, update_approximation
 from service.index.changes import Changes, FoundFile, compare_files, is_inside
 from service.index.description import IndexDescription
 from service.index.store import ImageIndex
@@ -92,6 +92,7 @@ class IndexRun:
         if self._index is None:
             self._require_parameters(source.description.parameters)
             self._lock(ImageIndex.create(self._output, source.description))
+            self._print_whitening()
         self.index.description.require(source.description.space, str(self._output))
         changes = source.compare(self.index)
         wanted = {image.file for image in (*changes.new, *changes.replaced)}
@@ -142,12 +143,13 @@ class IndexRun:
         self._drop(changes.gone)
 
     def finish(self) -> None:
-        """Tidies the index up if anything has changed, and measures the recall of a large one."""
-        if not (self.added or self.replaced or self.dropped):
-            return
-        self.index.compact()
-        with ProgressBar(1, stage="finishing") as progress:
-            update_approximation(self.index, progress=progress.stage)
+        """Tidies the index up, and measures the recall of a large one, unless a run before has done so."""
+        is_changed = bool(self.added or self.replaced or self.dropped)
+        lacks_cells = self.index.approximation is None and self.index.count > EXACT_ROWS
+        if is_changed or lacks_cells:
+            self.index.compact()
+            with ProgressBar(1, stage="finishing") as progress:
+                update_approximation(self.index, EXACT_ROWS, progress.stage)
 
     def summary(self) -> str:
         """What was done, in words."""
@@ -159,6 +161,8 @@ class IndexRun:
             "skipped": self.skipped,
         }
         done = ", ".join(f"{count} {what}" for what, count in counts.items())
+        if self._index is None:  # interrupted before it was created
+            return done
         approximation = self.index.approximation
         if approximation is None:
             return f"{done}; {self.index.count} images, searched exactly"
@@ -215,7 +219,11 @@ class IndexRun:
         chosen = parameters.model_dump(include={"pool", "dimensions"}, exclude_none=True) | {"whiten": whiten}
         plan = EmbeddingPlan.of(EmbedParameters(**chosen), served.info, served.heads)
         self._lock(ImageIndex.create(self._output, IndexDescription.of(served.info, plan)))
-        if whiten:
+        self._print_whitening()
+
+    def _print_whitening(self) -> None:
+        parameters = self.index.description.parameters
+        if parameters.whitens:
             print(f"{self._output}: vectors are whitened by the model's whitening of pool={parameters.pool}")
         else:
             print(

@@ -49,7 +49,7 @@ def draw_sheet(rows: Sequence[Sequence[Cell]]) -> Bytes:
                 draw.text((left + SIDE / 2, top + SIDE / 2), picture, GREY, font, anchor="mm")
             else:
                 sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
-            draw.text((left, top + SIDE + 2), cell.caption, BLACK, font)
+            draw.text((left, top + SIDE + 2), _fit(cell.caption, font), BLACK, font)
             name = _fit(Path(cell.file).name, font)
             draw.text((left, top + SIDE + 2 + CAPTION / 2), name, GREY, font)
     return np.asarray(sheet)
@@ -68,7 +68,7 @@ def _picture(file: str) -> Image.Image | str:
 
 
 def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The end of a name that is too long for its line."""
+    """A text, or its end if it is longer than its line."""
     if font.getlength(name) <= SIDE:
         return name
     while name and font.getlength(f"…{name}") > SIDE:

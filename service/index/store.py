@@ -169,6 +169,7 @@ class ImageIndex:
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._run(lambda: self._table.checkout_latest())  # what another process wrote just before
             yield
         except BlockingIOError:
             raise ImageIndexError(f"another process is writing {self.path}") from None

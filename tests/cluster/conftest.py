@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
-REQUIRED = {"ray": "test_ray_*"}
+REQUIRED = {"ray": "test_ray_*", "moto": "test_collections*"}
 """The files of this folder that need a package."""
 collect_ignore_glob = [files for package, files in REQUIRED.items() if find_spec(package) is None]
 

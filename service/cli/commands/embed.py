@@ -97,7 +97,7 @@ def embed(
     target, is_folder = Path(output), is_shard_folder(output)
     if (changed or retry_failed) and not is_folder:
         flag = "--changed" if changed else "--retry-failed"
-        raise CommandError(f"{flag} needs an output that is a folder, such as vectors/: {output} holds no such facts")
+        raise CommandError(f"{flag} needs an output that is a folder, such as vectors/, and {output} is a file")
     listing = Listing(paths)
     require_images(listing)
     with terminate_as_interrupt(), (ShardStore if is_folder else VectorStore)(target, overwrite) as store:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from model.atomic_write import atomic_write
 from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
 from service.cli.vector_files.file_table import FileEntry, FileTable
@@ -141,8 +142,8 @@ class ShardStore:
                 self._write(path, space, chain([first], kept))
         self._stale.clear()
         if self._overwrite:
-            (self._folder / "complete").touch()
-            _sync(self._folder)
+            numbers = " ".join(map(str, shard_paths(self._shards)))
+            atomic_write(self._folder / "complete", numbers.encode(), durable=True)
             self._complete_replacement()
         self._delete_partial()
 
@@ -226,11 +227,7 @@ class ShardStore:
         mark, folder = self._folder / "complete", self._folder / "replacement"
         if not mark.exists():
             return
-        new = {int(line) for line in mark.read_text().split()}
-        if not new:
-            new = set(shard_paths(folder))
-            mark.write_text(" ".join(map(str, new)))
-            _sync(mark)
+        new = {int(number) for number in mark.read_text().split()}
         for path in shard_paths(folder).values() if folder.exists() else ():
             os.replace(path, self.output / path.name)
         for number, path in shard_paths(self.output).items():

@@ -29,7 +29,7 @@ def test_copies_are_found_and_unrelated_images_are_not(make_index: MakeIndex) ->
     found = find_duplicates(index)
     true = {frozenset((number, 2000 + number)) for number in range(200)}
     assert len(groups_of(found) & true) >= 195
-    assert len(groups_of(found) - true) <= 0.2 * 200  # a tenth is expected
+    assert 2 <= len(groups_of(found) - true) <= 0.2 * 200  # a tenth is expected: less would miss near-duplicates
     for group in found.groups:
         assert [image.size for image in group] == sorted((image.size for image in group), reverse=True)
 

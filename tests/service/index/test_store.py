@@ -107,8 +107,10 @@ def test_one_process_writes_at_a_time(make_index: MakeIndex, vectors: Floats) ->
         with pytest.raises(ImageIndexError, match="another process is writing"), ImageIndex.open(index.path).writer():
             pass
         assert ImageIndex.open(index.path).count == 200
-    with ImageIndex.open(index.path).writer():
-        pass
+        early = ImageIndex.open(index.path)
+        index.add(make_rows(vectors[:3], 500))
+    with early.writer():
+        assert early.count == 203  # at once, not after REFRESH
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from model.engines import build as building
 from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
+from service.cli import index_run
 from service.cli.vector_files.parquet import write_rows
 from service.cli.vector_files.reading import read_vectors
 from service.index.sheet import CAPTION, GAP
@@ -202,6 +203,17 @@ def test_the_later_of_two_rows_of_a_file_counts(mae: Mae, zoo: Path) -> None:
     assert index.files()[os.path.abspath("zoo/cats/3.png")].size == 7
     [near] = index.search(later[0].vector[None], 1)[0]
     assert (near.path, near.similarity) == ("zoo/cats/3.png", pytest.approx(1, abs=1e-5))
+
+
+def test_a_large_index_gets_cells_even_if_the_run_before_did_not_come_to_it(
+    mae: Mae, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = mae("search", "zoo/20.png", "--index", "photos.lance", "-k", 3).out
+    monkeypatch.setattr(index_run, "EXACT_ROWS", 5)
+    updated = mae("index", "zoo", "-o", "photos.lance")
+    assert "42 unchanged, 0 skipped; 42 images, of which a search finds 100.0% of the 10 nearest" in updated.out
+    assert mae("search", "zoo/20.png", "--index", "photos.lance", "-k", 3).out == exact
+    assert ImageIndex.open(Path("photos.lance")).approximation is not None
 
 
 def test_images_join_an_index_of_vectors(mae: Mae, zoo: Path) -> None:
