@@ -21,8 +21,9 @@ import numpy as np
 from model.arrays import Floats, Indices
 from service.index.approximate import EXACT_ROWS, update_approximation
 from service.index.exact import exact_neighbours, normalise
-from service.index.store import ImageIndex, Neighbour
+from service.index.store import ImageIndex
 from service.index.table import IndexRow
+from service.inference.searcher import Neighbour
 
 K, QUERIES, AT_ONCE = 10, 200, 50_000
 

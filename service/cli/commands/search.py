@@ -24,8 +24,9 @@ from service.cli.progress import ProgressBar
 from service.cli.signals import INTERRUPTED, run_until_interrupted, terminate_as_interrupt
 from service.cli.tables import TABLE_STYLE, add_number_columns
 from service.index.sheet import Cell
-from service.index.store import ImageIndex, Neighbour
+from service.index.store import ImageIndex
 from service.inference.embedding import EmbeddingPlan
+from service.inference.searcher import Neighbour
 from service.inference.vector_space import space_of
 from service.settings import Settings
 
