@@ -43,18 +43,23 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     pip install --requirement /requirements/build.txt
 
 
+# Everything but torch comes as the lock file has it, with the hashes of its files. The second step then adds torch, whose
+# wheel depends on the index, and the packages of extras.
 FROM builder AS dependencies-cpu
 COPY --from=requirements-cpu /requirements/all.txt /requirements/
-COPY constraints.txt /requirements/
+COPY constraints.txt docker/lock.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --requirement /requirements/all.txt --constraint /requirements/constraints.txt \
+    pip install --require-hashes --no-deps --requirement /requirements/lock.txt \
+    && pip install --requirement /requirements/all.txt --constraint /requirements/constraints.txt \
     && pip uninstall --yes pip
 
 FROM builder AS dependencies-gpu
 COPY --from=requirements-gpu /requirements/all.txt /requirements/
 COPY docker/constraints-gpu.txt /requirements/constraints.txt
+COPY docker/lock.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --requirement /requirements/all.txt --constraint /requirements/constraints.txt \
+    pip install --require-hashes --no-deps --requirement /requirements/lock.txt \
+    && pip install --requirement /requirements/all.txt --constraint /requirements/constraints.txt \
     && pip uninstall --yes pip
 
 

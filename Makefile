@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page lint format build check-image clean
+.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page attack lint format build check-image clean
 # The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
 TEST_PROCESSES ?= 4
 PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
@@ -96,6 +96,11 @@ $(CLUSTER_VENV)/.dev: $(VENV)/.dev tests/cluster/requirements.txt
 
 test-cluster: $(CLUSTER_VENV)/.dev  ## Ray and other heavy packages of clusters and collections, in an environment of its own
 	$(CLUSTER_VENV)/bin/python -m pytest tests/cluster $(PYTEST)
+
+# Each script prints one line with counts, and fails where it has seen what should not happen.
+ATTACKS ?= connections drains keys
+attack: $(VENV)/.dev  ## hostile clients against real servers, a few minutes; not part of the suite
+	@for script in $(ATTACKS); do $(BIN)/python -m tests.attacks.$$script || failed=1; done; exit $${failed:-0}
 
 lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from service.errors import DeadlinePassed, RequestStalled, ServiceError
-from service.settings import VERTEX_ROUTES
+from service.paths import VERTEX_ROUTES
 
 ErrorFormat = Literal["own", "openai", "cohere", "open-inference"]
 

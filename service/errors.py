@@ -8,9 +8,11 @@
       NotAcceptable 406        RequestStalled 408
       UnsupportedType 415      InvalidParameter 422
       BodyTooLarge 413         TooManyPixels 413        TooManyImages 413
-      QueueFull 429            MemoryFull 429           HeadersTooLarge 431
-      InferenceFailed 500      SearchFailed 500
-      NotReady 503             Draining 503             EngineLost 503
+      UriTooLong 414           HeadersTooLarge 431
+      QueueFull 429            MemoryFull 429           KeyBusy 429         KeyRateExceeded 429
+      InferenceFailed 500      SearchFailed 500         UnsupportedTransferCoding 501
+      NotReady 503             Draining 503             EngineLost 503      TooManyConnections 503
+      OutOfMemory 503
       DeadlinePassed 504       ClientGone 499
 
 Each is raised where its cause is known; `service.error_formats` turns it into the JSON of the client's protocol.
@@ -201,10 +203,39 @@ class MemoryFull(ServiceError):
     status, code, retry_after_s = 429, "memory_full", 1
 
 
+class KeyBusy(ServiceError):
+    """As many requests of this key as KEY_MAX_REQUESTS allows are in flight."""
+
+    status, code, retry_after_s = 429, "key_busy", 1
+
+
+class KeyRateExceeded(ServiceError):
+    """The requests of this key have more images per second than KEY_IMAGES_PER_S allows."""
+
+    status, code, retry_after_s = 429, "key_rate_exceeded", 1
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After names the time at which the images would pass."""
+        return {**super().headers, "retry-after": str(self.details.get("retry_after_s", self.retry_after_s))}
+
+
+class UriTooLong(ServiceError):
+    """The target of the request has more bytes than a connection takes."""
+
+    status, code, close = 414, "uri_too_long", True
+
+
 class HeadersTooLarge(ServiceError):
     """The request line and the headers have more bytes than a connection takes."""
 
     status, code, close = 431, "headers_too_large", True
+
+
+class UnsupportedTransferCoding(ServiceError):
+    """The body is sent in a transfer coding other than `chunked`."""
+
+    status, code, close = 501, "unsupported_transfer_coding", True
 
 
 class InferenceFailed(ServiceError):
@@ -234,6 +265,18 @@ class Draining(ServiceError):
     def out_of_time(cls) -> Self:
         """For a request that was accepted before the drain, and is not finished at its end."""
         return cls("the server is shutting down, and the time to finish is over")
+
+
+class TooManyConnections(ServiceError):
+    """As many connections as MAX_CONNECTIONS allows are open; only probes and /metrics are answered."""
+
+    status, code, retry_after_s, close = 503, "too_many_connections", 1, True
+
+
+class OutOfMemory(ServiceError):
+    """The operating system has given no memory for decoding an image; that is not the image's fault."""
+
+    status, code, retry_after_s = 503, "out_of_memory", 5
 
 
 class EngineLost(ServiceError):

@@ -1,20 +1,35 @@
-"""HTTP/1.1 connections: uvicorn's protocol, which ignores `Upgrade` and does not wait for clients without end."""
+"""HTTP/1.1 connections: uvicorn's protocol, with bounds, and with what RFC 9112 asks for beyond it."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.connection_limit import ConnectionLimit
 from service.error_formats import error_body, error_headers
-from service.errors import HeadersTooLarge, MalformedRequest, RequestStalled, ServiceError
+from service.errors import (
+    HeadersTooLarge,
+    MalformedRequest,
+    RequestStalled,
+    ServiceError,
+    UnsupportedTransferCoding,
+    UriTooLong,
+)
 
 MAX_HEADER_BYTES = 64 * 1024
 """Most bytes of a request line and headers; the trailers of a chunked body count as headers."""
+RESERVE_TIMEOUT_S = 1.0
+"""Time for the headers of a request on a connection above MAX_CONNECTIONS."""
+LAST_HEADERS_S = 0.3
+"""The same when the process is to end, on a connection that has not had a request yet."""
+FIRST_CHECK_S = 0.05
+"""How soon to look whether a client that has ended its side of a connection still reads."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -24,22 +39,27 @@ class HttpProtocol(HttpToolsProtocol):
       take everything behind the headers for another protocol and lose the body.
     - Headers that are not complete in time are answered 408, and the connection is closed. A connection on which
       nothing arrives is closed without an answer.
-    - Headers of more than `MAX_HEADER_BYTES` are answered 431, what is no HTTP/1.1 is answered 400, and the connection
-      is closed.
+    - Headers of more than `MAX_HEADER_BYTES` are answered 431, a target of more bytes 414, what is no HTTP/1.1 or has
+      not one Host 400, a transfer coding other than chunked 501, and the connection is closed.
+    - A connection above `MAX_CONNECTIONS` gets `RESERVE_TIMEOUT_S` for one request, which says so in its state.
+    - A client that ends its side of the connection behind a request is answered, if it still reads: an interim response
+      (100 Continue, which every client of HTTP/1.1 must pass over) makes the kernel of one that has gone say so.
     - After an answer that did not wait for the body, the rest of the body must go on arriving, or the connection is
       closed. A body that somebody reads is the reader's concern.
     """
 
-    def __init__(self, header_timeout_s: float, body_stall_s: float, **uvicorn: Any) -> None:
+    def __init__(self, limit: ConnectionLimit, header_timeout_s: float, body_stall_s: float, **uvicorn: Any) -> None:
         """Not connected yet.
 
         Args:
+            limit: on the connections of this process.
             header_timeout_s: time for the headers of a request, from the connection or from their first byte.
             body_stall_s: longest pause within the rest of a body that nobody reads.
             uvicorn: the arguments of uvicorn's protocol.
         """
         super().__init__(**uvicorn)
         self.url = b""  # until there is one
+        self._limit = limit
         self._header_timeout_s = header_timeout_s
         self._body_stall_s = body_stall_s
         self._timer: asyncio.TimerHandle | None = None
@@ -54,16 +74,65 @@ class HttpProtocol(HttpToolsProtocol):
         """Of the pieces since one last brought a part of a body, or began or ended headers or a body."""
         self._is_refused = False
         """Whether nothing that arrives matters any more."""
+        self._is_reserve = False
+        """Whether the connection is one above MAX_CONNECTIONS."""
+        self._is_last = False
+        """Whether the connection is closed after the current request, whatever its answer says."""
+        self._hosts = 0
+        """Number of Host headers of the current request."""
+        self._coding = b""
+        """The transfer coding of the current request."""
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered; requests behind it wait in uvicorn's pipeline."""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered."""
+        return self._running is not None and not self._running.response_complete
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Waits for the headers of the first request."""
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn declares it
-        self._timer = self.loop.call_later(self._header_timeout_s, self._on_headers_late)
+        self._is_reserve = self._is_last = self._limit.open(self)
+        seconds = min(RESERVE_TIMEOUT_S, self._header_timeout_s) if self._is_reserve else self._header_timeout_s
+        self._timer = self.loop.call_later(seconds, self._on_headers_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits for nothing any more."""
+        """Waits for nothing any more; nobody reads the answers to requests that were sent one behind the other."""
+        self._limit.close(self)
         self._stop_timer()
+        self.pipeline.clear()
+        if self._running is not None and self.is_answering:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's always closes the connection
+        """The client sends nothing more; returns whether it gets an answer."""
+        waits = self.is_answering and not (self._in_headers or self._in_body or self._is_refused)
+        if not waits or self.scope["http_version"] != "1.1":
+            return False  # older clients know no interim responses
+        self.cycle.keep_alive = False
+        if not self.pipeline and not self.cycle.response_started:
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
+        self._timer = self.loop.call_later(FIRST_CHECK_S, self._check_reader, FIRST_CHECK_S)
+        return True
+
+    def _check_reader(self, waited_s: float) -> None:
+        """Closes the connection of a client that does not read any more: its kernel has refused what was written."""
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(2 * waited_s, self._check_reader, 2 * waited_s)
+
+    def shutdown(self) -> None:
+        """Ends the connection; a request that is already on the way to a new one is still answered."""
+        self._is_last = True
+        if self.cycle is None and not self._is_refused and not self.transport.is_closing():
+            self._stop_timer()
+            self._timer = self.loop.call_later(min(LAST_HEADERS_S, self._header_timeout_s), self._on_headers_late)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parses what has arrived; a request with an `Upgrade` is parsed again without it."""
@@ -83,7 +152,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own parser
             except httptools.HttpParserError as error:
                 reason = error.__context__
-                self._refuse(reason if isinstance(reason, HeadersTooLarge) else MalformedRequest("this is no HTTP/1.1"))
+                self._refuse(reason if isinstance(reason, ServiceError) else MalformedRequest("this is no HTTP/1.1"))
                 return
             else:
                 break
@@ -98,27 +167,47 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request has arrived."""
         self._in_headers, self._in_body = True, False
-        self._header_bytes = self._unfinished_bytes = 0
+        self._header_bytes = self._unfinished_bytes = self._hosts = 0
+        self._coding = b""
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target has arrived."""
-        self._count(len(url))
+        self._header_bytes += len(url)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            message = f"the target of the request has more than {MAX_HEADER_BYTES} bytes"
+            raise UriTooLong(message, max_bytes=MAX_HEADER_BYTES)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header or a trailer has arrived."""
-        self._count(len(name) + len(value) + len(": \r\n"))
+        self._header_bytes += len(name) + len(value) + len(": \r\n")
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise self._too_large()
         super().on_header(name, value)
+        if self._in_headers:  # a trailer says nothing of the message
+            lower = self.headers[-1][0]
+            if lower == b"host":
+                self._hosts += 1
+            elif lower == b"transfer-encoding":
+                self._coding += b"," + value.strip().lower() if self._coding else value.strip().lower()
 
     def on_headers_complete(self) -> None:
         """Starts the request, unless it is parsed again without its `Upgrade`."""
         if self.parser.should_upgrade():
             return
+        if self._hosts > 1 or (not self._hosts and self.parser.get_http_version() == "1.1"):
+            raise MalformedRequest(f"a request of HTTP/1.1 has one Host header, and this one has {self._hosts}")
+        if self._coding not in (b"", b"chunked"):
+            raise UnsupportedTransferCoding("of the transfer codings only chunked is known here")
         self._in_headers, self._in_body = False, True
         self._unfinished_bytes = 0
         self._stop_timer()
+        if self._is_reserve:
+            self.scope["state"]["is_reserve"] = True
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of the body has arrived."""
@@ -164,10 +253,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _count(self, count: int) -> None:
-        self._header_bytes += count
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise self._too_large()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _too_large(self) -> HeadersTooLarge:
         message = f"the request line and the headers have more than {MAX_HEADER_BYTES} bytes"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import ipaddress
 import logging
 import os
 import socket
+import struct
+import sys
 
 from service.settings import InvalidSettings
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
+SO_ATTACH_FILTER = 26
+"""The option of Linux for a filter on a socket; Python's module socket has no name for it."""
 
 
 def listen(host: str, port: int, first_only: bool = False) -> list[socket.socket]:
@@ -45,6 +51,21 @@ def listen(host: str, port: int, first_only: bool = False) -> list[socket.socket
         raise InvalidSettings(f"{setting}: cannot listen on {_url(host, port)}: {reason}") from None
     log.info("running on %s (press CTRL+C to quit)", _url(host, port))
     return sockets
+
+
+def stop_handshakes(listener: socket.socket) -> None:
+    """Lets `listener` take no new connection from now on, while those that wait in its queue can still be accepted.
+
+    Closing it resets the connections in its queue. So a filter of the kernel drops what would begin a connection, and
+    clients that try it are refused once the listener is closed. Only Linux has this filter; elsewhere, and where the
+    kernel has none, nothing changes.
+    """
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K: keep 0 bytes
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _listen_on(family: int, address: tuple[object, ...]) -> socket.socket:

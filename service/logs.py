@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Literal
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""The characters that end a line or move a terminal's cursor: the text may come from a file or from a client."""
 
 
 def configure_logging(form: Literal["text", "json"]) -> None:
@@ -44,6 +48,7 @@ class TextFormatter(logging.Formatter):
         """`record` as text."""
         fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
         line = f"{_time(record)} {record.levelname:<8} {record.getMessage()}{fields}"
+        line = CONTROL.sub(lambda character: ascii(character[0])[1:-1], line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

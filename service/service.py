@@ -15,9 +15,10 @@ from service.inference.batch_scheduler import BatchScheduler
 from service.inference.cache import ResultCache
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
-from service.inference.limits import IMAGE, Budgets, LocalBudget
+from service.inference.image_rate import ImageRate
+from service.inference.limits import IMAGE, Budgets, LocalBudget, key_budgets
 from service.inference.pipeline import Pipeline
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState, State
@@ -139,6 +140,11 @@ class LocalService(Service):
             requests=LocalBudget(),
             images=LocalBudget(settings.queue_images * IMAGE),
             decodes=LocalBudget(settings.max_decode_bytes),
+            keys=key_budgets(
+                settings,
+                lambda index, limit: LocalBudget(limit),
+                lambda index, per_s, burst: ImageRate(per_s, burst),
+            ),
         )
         super().__init__(settings, budgets, tracer)
         self._lifecycle = EngineLifecycle(
@@ -167,7 +173,7 @@ class LocalService(Service):
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         s = self.settings
-        info = with_served_name(scheduler.engine.info, s.served_name)
+        info = apply_served_name(scheduler.engine.info, s.served_name)
         self._pipeline = Pipeline(
             info,
             heads,

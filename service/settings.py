@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.engines.cpu import available_cpus
 from model.engines.settings import EngineSettings
 from model.images.open_image import MAX_PIXELS
+from service.api_keys import read_keys, require_keys, split_keys
+from service.paths import KEYABLE, ROUTE, VERTEX_ROUTES, require_free
 
 PREFIX = "MAE_"
 # For every service whose name begins with "mae", Kubernetes puts variables into the environment that are no settings.
@@ -31,35 +33,6 @@ PLATFORM_VARIABLES: dict[str, tuple[str, ...]] = {
 """The variables by which platforms (Vertex AI; Knative and Cloud Run) give settings that are not set otherwise.
 
 The first one that is set counts. docker/healthcheck.py has the same rule for the port."""
-OWN_SEGMENTS = frozenset(
-    [
-        "anomaly",
-        "classify",
-        "docs",
-        "embed",
-        "embeddings",
-        "explain",
-        "favicon.ico",
-        "info",
-        "invocations",
-        "livez",
-        "metrics",
-        "models",
-        "openapi.json",
-        "page",
-        "ping",
-        "readyz",
-        "reconstruct",
-        "search",
-        "static-offline-docs",
-        "v1",
-        "v2",
-    ]
-)
-"""The first segments of the paths of this service, which ROOT_PATH and PREDICT_ROUTE must leave free."""
-VERTEX_ROUTES = "/v1/endpoints/"
-"""The beginning of the paths that Vertex AI takes by default."""
-ROUTE = re.compile(r"(/[\w.~:@!$&'()*+,;=-]+)+", re.ASCII)
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,*]+", re.IGNORECASE)
 
 
@@ -114,6 +87,8 @@ class Settings(EngineSettings, BaseSettings):
     """Largest number of images in a request."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
+    max_connections: int | None = Field(default=None, gt=0)
+    """Most connections at once; by default 2000, or fewer where the limit on open files is lower."""
     header_timeout_s: float = Field(default=10, gt=0)
     """Seconds until the headers of a request must be complete; otherwise it is answered 408."""
     body_stall_s: float = Field(default=10, gt=0)
@@ -124,6 +99,14 @@ class Settings(EngineSettings, BaseSettings):
     """Megabytes of results that are kept for images that are sent again, in all processes together; 0: none."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Comma-separated keys, one of which a request must bring; without any, every request may pass."""
+    api_keys_file: Path | None = None
+    """File with further keys, one per line, read at the start."""
+    key_max_requests: int = Field(default=0, ge=0)
+    """Inference requests of one key that may be in flight; further ones are answered 429; 0: no limit."""
+    key_images_per_s: float = Field(default=0, ge=0)
+    """Images per second of one key, with a burst of one second or MAX_IMAGES; more are answered 429; 0: no limit."""
+    keyed_paths: tuple[str, ...] = ()
+    """Comma-separated paths that need a key too, such as `/metrics,/docs`."""
     drift_sample: float = Field(default=0, ge=0, le=1)
     """Share of the images, 0 to 1, on which drift is measured while no image waits."""
     index: Path | None = None
@@ -136,12 +119,22 @@ class Settings(EngineSettings, BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
+        return split_keys(value) if isinstance(value, str) and value else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _require_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return require_keys(value) if value else value
+
+    @field_validator("keyed_paths", mode="before")
+    @classmethod
+    def _split_keyed_paths(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = tuple(key.strip() for key in value.split(",") if key.strip())
-        if value and not keys:  # or a slip of the pen would leave the service open
-            raise ValueError("there is no key in it")
-        return keys
+        paths = tuple(path.strip().rstrip("/") or "/" for path in value.split(",") if path.strip())
+        if unknown := [path for path in paths if path not in KEYABLE]:
+            raise ValueError(f"{unknown[0]} is none of {' '.join(sorted(KEYABLE))}")
+        return paths
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -162,7 +155,7 @@ class Settings(EngineSettings, BaseSettings):
             return None
         if not ROUTE.fullmatch(value):
             raise ValueError("a path begins with / and has no blank, %, ? or #")
-        _require_free(value)
+        require_free(value)
         return value
 
     @field_validator("health_route", "predict_route")
@@ -176,7 +169,7 @@ class Settings(EngineSettings, BaseSettings):
     @classmethod
     def _require_free_route(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(VERTEX_ROUTES):
-            _require_free(value)
+            require_free(value)
         return value
 
     @field_validator("served_name")
@@ -197,6 +190,23 @@ class Settings(EngineSettings, BaseSettings):
         if value and not hasattr(os, "memfd_create"):
             raise ValueError("workers share memory in a way that only Linux has")
         return value
+
+    @model_validator(mode="after")
+    def _read_key_file(self) -> Self:
+        if self.api_keys_file is not None:
+            try:
+                keys = read_keys(self.api_keys_file)
+            except ValueError as error:
+                raise ValueError(f"API_KEYS_FILE: {error}") from None
+            object.__setattr__(self, "api_keys", tuple(dict.fromkeys(self.api_keys + keys)))  # the only change, ever
+        return self
+
+    @model_validator(mode="after")
+    def _require_keys_for_limits(self) -> Self:
+        for name in ("key_max_requests", "key_images_per_s", "keyed_paths"):
+            if getattr(self, name) and not self.api_keys:
+                raise ValueError(f"{name.upper()} needs API_KEYS or API_KEYS_FILE")
+        return self
 
     @model_validator(mode="after")
     def _require_room_for_one_body(self) -> Self:
@@ -264,13 +274,6 @@ def _platform_variables(given: Mapping[str, object]) -> dict[str, str]:
         if variable := next((variable for variable in platform if os.environ.get(variable)), None):
             variables[name] = variable
     return variables
-
-
-def _require_free(path: str) -> None:
-    """Raises a ValueError if a route of this service begins with the first segment of `path`."""
-    first = path.split("/")[1]
-    if first in OWN_SEGMENTS:
-        raise ValueError(f"/{first} is a path of the service itself: take another one")
 
 
 def _is_service_link(variable: str, value: str) -> bool:

@@ -15,10 +15,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.images", "model.checkpoints"),  # files <-> pixels <-> patches; files <-> weights
     ("model.engines",),  # weights -> something that computes
     ("model.evaluation", "model.anomaly", "model.benchmark"),  # what is done with engines
+    ("model.export",),  # weights -> files of other programs
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
+    ("service.paths", "service.api_keys"),  # what a path or a key must look like
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests
+    ("service.connection_limit",),  # how many connections
     ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.index",),  # stored vectors: nearest neighbours and near-duplicates
@@ -27,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.server", "service.api"),  # uvicorn with our signals; HTTP
     ("service.workers",),  # HTTP processes in front of the process that has the engine
     ("service.serving",),  # one process or several
-    ("service.benchmark",),
+    ("service.benchmark", "service.cluster"),  # the service and its engines on Ray
     ("service.cli",),  # the command `mae`
 )
 FILES = modules()

@@ -22,6 +22,7 @@ from model.checkpoints import classifiers, foreign, huggingface, names, preproce
 from model.checkpoints.attention_heads import HeadCounts
 from model.checkpoints.errors import WeightsError, summarise, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
+from model.checkpoints.heads_file import read_folder_heads
 from model.checkpoints.locate import license_of, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
 from model.checkpoints.tensors import names_not_finite, regrid, require_exact, to_float32
@@ -51,7 +52,7 @@ class Checkpoint:
         layout: the program whose format the file has.
         tensors: weights under upstream's key names, exactly those that `config` asks for; float32 and finite.
         license: licence of the weights, if the file or its model card names one.
-        heads: classification head, and whitening, which only our own format has.
+        heads: classification head, whitening and memory bank.
         notes: sentences about what the file did not tell and what was taken instead, and about names that were changed
             or left out; each goes on after the file's name and a colon.
         target_is_known: whether file or operator told what the decoder predicts.
@@ -117,8 +118,11 @@ def load(
     """
     preset, counts = _preset(model), HeadCounts.of(heads)
     with wrap_read_errors(path):
-        read = _load_folder if path.is_dir() else _load_file
-        checkpoint = _with_heads(path, read(path, preset, counts), counts)
+        if path.is_dir():
+            checkpoint = _with_heads_file(path, _load_folder(path, preset, counts))
+        else:
+            checkpoint = _load_file(path, preset, counts)
+        checkpoint = _with_heads(path, checkpoint, counts)
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
     require_exact(path, checkpoint.tensors, checkpoint.config)
@@ -148,17 +152,22 @@ def save(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
     if not_finite := names_not_finite(tensors):
         raise WeightsError(f"{path} would hold infinities or NaN in {summarise(not_finite)}: it was not written")
     tensors |= {name: torch.from_numpy(array) for name, array in checkpoint.heads.arrays().items()}
-    metadata = Metadata(
-        config=checkpoint.config,
-        preprocessing=checkpoint.preprocessing,
-        license=checkpoint.license,
-        head=checkpoint.heads.head and checkpoint.heads.head.config,
-    )
+    metadata = describe(checkpoint)
     # Not safetensors' save_file, which leaves the file unreadable to everyone else.
     # Earlier releases do not know `final_norm`, and read every file that needs it not.
     unused = {"config": {"final_norm"}} if checkpoint.config.final_norm == "tokens" else None
     text = metadata.model_dump_json(exclude=unused)
     atomic_write(path, safetensors.torch.save(tensors, {METADATA_KEY: text}), durable=True)
+
+
+def describe(checkpoint: Checkpoint) -> Metadata:
+    """The description of a model that its file carries."""
+    return Metadata(
+        config=checkpoint.config,
+        preprocessing=checkpoint.preprocessing,
+        license=checkpoint.license,
+        head=checkpoint.heads.head and checkpoint.heads.head.config,
+    )
 
 
 def _load_file(path: Path, preset: MAEConfig | None, counts: HeadCounts) -> Checkpoint:
@@ -260,6 +269,19 @@ def _take_head(
         return Heads(), []
     pool = classifiers.pool_of(path, global_pool, "fc_norm.weight" in tensors)
     return Heads(classifiers.to_head(path, taken, pool, labels)), classifiers.assumptions(global_pool, pool, labels)
+
+
+def _with_heads_file(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the heads of `heads.safetensors`, and with the exact share of the crop."""
+    others, model, notes = read_folder_heads(folder)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    if model is None:
+        return checkpoint
+    heads = replace(others, head=checkpoint.heads.head or others.head)
+    side, exact, told = checkpoint.config.image_size, model.preprocessing, checkpoint.preprocessing
+    if exact.resized_short_side(side) == told.resized_short_side(side):
+        told = told.model_copy(update={"crop_fraction": exact.crop_fraction})
+    return replace(checkpoint, heads=heads, preprocessing=told)
 
 
 def _with_heads(path: Path, checkpoint: Checkpoint, counts: HeadCounts) -> Checkpoint:

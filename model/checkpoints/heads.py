@@ -1,7 +1,7 @@
 """Heads: a classification, a whitening and a memory bank, which the host applies to an engine's vectors and tokens.
 
 The module imports no torch, so that serving needs none. All heads lie in our own safetensors beside the model's
-tensors, in float32 whatever the model's precision. None is part of a compiled graph.
+tensors, in float32 whatever the model's precision. None is part of a compiled graph. `heads_file` reads them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from model.arrays import Floats
-from model.checkpoints.errors import WeightsError, wrap_read_errors
+from model.checkpoints.errors import WeightsError
 from model.checkpoints.memory_bank import MemoryBank
-from model.checkpoints.native import HeadConfig, Metadata, Pooled, read_metadata
+from model.checkpoints.native import HeadConfig, Metadata, Pooled
 from model.config import MAEConfig
 
 PREFIXES = ("head.", "whitening.", "memory_bank.")
@@ -167,20 +166,6 @@ def why_no_cls(config: MAEConfig) -> str:
     if config.family == "vit":
         return "was fine-tuned on the mean of its tokens, and its cls token stands for nothing"
     return "is convolutional and has no cls token"
-
-
-def read_heads(path: Path) -> Heads:
-    """Reads the heads from one of our own files; there are none in any other kind of checkpoint.
-
-    Raises:
-        WeightsError: the file cannot be read, or as `Heads.from_arrays`.
-    """
-    metadata = None if path.is_dir() else read_metadata(path)
-    if metadata is None:
-        return Heads()
-    with wrap_read_errors(path), safe_open(path, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys() if is_head_tensor(name)}  # noqa: SIM118
-    return Heads.from_arrays(path, arrays, metadata)
 
 
 def is_head_tensor(name: str) -> bool:

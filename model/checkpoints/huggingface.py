@@ -130,7 +130,7 @@ def drop_pooler(tensors: dict[str, Tensor]) -> list[str]:
     return [f"left out, as vectors are taken before the pooler: {summarise(pooler)}"] if pooler else []
 
 
-_PARTS = {
+PARTS = {  # Hugging Face's published names of an encoder's and a decoder's parts, and upstream's
     "classifier": "head",
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
@@ -142,7 +142,7 @@ _PARTS = {
     "decoder.decoder_norm": "decoder_norm",
     "decoder.decoder_pred": "decoder_pred",
 }
-_LAYER_PARTS = {
+LAYER_PARTS = {  # of a layer's parts: of each one the published name comes first
     "layernorm_before": "norm1",
     "attention.attention.query": "attn.q",
     "attention.q_proj": "attn.q",
@@ -166,10 +166,10 @@ def _upstream_name(name: str) -> tuple[str, str | None]:
     whole, dot, kind = name.removeprefix("vit.").rpartition(".")
     if kind not in ("weight", "bias"):
         whole, dot, kind = name.removeprefix("vit."), "", ""
-    if whole in _PARTS:
-        return _PARTS[whole] + dot + kind, None
+    if whole in PARTS:
+        return PARTS[whole] + dot + kind, None
     layer = _LAYER.fullmatch(whole)
-    if layer is None or layer[3] not in _LAYER_PARTS:
+    if layer is None or layer[3] not in LAYER_PARTS:
         return name, None
     blocks = "decoder_blocks" if layer[1].startswith("decoder.") else "blocks"
-    return f"{blocks}.{layer[2]}.{_LAYER_PARTS[layer[3]]}{dot}{kind}", name[: name.index(layer[1])] + layer[1]
+    return f"{blocks}.{layer[2]}.{LAYER_PARTS[layer[3]]}{dot}{kind}", name[: name.index(layer[1])] + layer[1]

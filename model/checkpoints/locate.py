@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from model.checkpoints.errors import WeightsError, wrap_read_errors
@@ -15,6 +16,8 @@ from model.config import PRESETS, MAEConfig
 
 DEFAULT_MODEL = "mae_tiny"
 HUB_PREFIX = "hf:"
+DESCRIBING = ("config.json", "preprocessor_config.json", "heads.safetensors")
+"""Files beside the weights in a folder, which are part of the model."""
 HUB_SETTINGS = ("config.json", "preprocessor_config.json", "README.md")
 HUB_FILE = r"(?:[\w.-]+/)*[\w.-]+\.(?:pth|pt|bin|ckpt|tar|safetensors)"
 HUB_NAME = re.compile(rf"hf:([\w.-]+/[\w.-]+)(?:/({HUB_FILE}))?(?:@(.+))?")
@@ -23,6 +26,8 @@ HUB_PAGE = re.compile(
 )
 """The address of a repository, or of one file of it, on the hub's site."""
 HUB_FORMS = "hf:ORG/NAME, or hf:ORG/NAME/FILE.pth for one file of it, with @revision after either"
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
+"""How the names of files end that may hold weights."""
 LICENSE_OF_ORIGIN = {f"facebook/vit-mae-{size}": "CC-BY-NC 4.0" for size in ("base", "large", "huge")}
 """Licences of the files that repositories were converted from, where the card names another one."""
 PACKAGED = Path(__file__).parents[1] / "weights"
@@ -37,17 +42,25 @@ class Source:
 
     Attributes:
         path: a file or a folder.
-        digest: SHA-256 in hex of the file, or of a folder's weights and settings with their names.
         name: name of the model: the one in the file if there is one, ORG/NAME, or the stem of the file.
         license: licence in the file's metadata or on the model card beside it.
         config: the model's config, if the file carries it.
     """
 
     path: Path
-    digest: str
     name: str
     license: str | None
     config: MAEConfig | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of the file, or of a folder's weights and settings with their names; computed when needed.
+
+        Raises:
+            WeightsError: the file cannot be read any more.
+        """
+        with wrap_read_errors(self.path):
+            return _folder_digest(self.path) if self.path.is_dir() else _file_digest(self.path)
 
     def is_preset(self, preset: str | None) -> bool:
         """Tells whether the file carries the very config of `preset`: to name the preset then changes nothing."""
@@ -77,11 +90,12 @@ def locate(weights: str | None, model: str | None) -> Source:
     else:
         path = Path(weights).expanduser().absolute()
     with wrap_read_errors(path):
-        path = _enter_run(path)
+        path = _enter_folder(path)
+        if path.is_dir():
+            weight_files(path)
         metadata = None if path.is_dir() else read_metadata(path)
         source = Source(
             path=path,
-            digest=_folder_digest(path) if path.is_dir() else _file_digest(path),
             name=metadata.config.name if metadata else readable_name(path),
             license=metadata.license if metadata else license_of(path),
             config=metadata.config if metadata else None,
@@ -112,8 +126,8 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
-    others = sorted(file.name for file in folder.glob("*") if file.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
-    hint = f"; name the file of weights itself, such as {others[0]} in it" if others else ""
+    others = _files_of_weights(folder)
+    hint = f"; name the file of weights itself, such as {others[0].name} in it" if others else ""
     raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin{hint}")
 
 
@@ -151,14 +165,35 @@ def _card_license(folder: Path) -> str | None:
     if not card.is_file():
         return None
     front_matter = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    line = front_matter and re.search(r"^license:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter[1], re.MULTILINE)
+    if front_matter is None:
+        return None
+    name = _card_value(front_matter[1], "license")
+    # The hub's form of a licence that its list does not have.
+    return (_card_value(front_matter[1], "license_name") if name == "other" else None) or name
+
+
+def _card_value(front_matter: str, key: str) -> str | None:
+    line = re.search(rf"^{key}:[ \t]*['\"]?([^'\"\n]+?)['\"]?[ \t]*$", front_matter, re.MULTILINE)
     return line[1] if line else None
 
 
-def _enter_run(path: Path) -> Path:
-    """The weights inside the folder of a training run; any other path as it is."""
+def _enter_folder(path: Path) -> Path:
+    """The file that is loaded instead of the folder around it; any other path as it is.
+
+    It is the `model.safetensors` of a training run, or the only file of weights in a folder that has no `config.json`:
+    so KServe and SageMaker put weights into a folder, whatever the file's name is.
+    """
     inside = path / "model.safetensors"
-    return inside if inside.is_file() and read_metadata(inside) is not None else path
+    if inside.is_file() and read_metadata(inside) is not None:
+        return inside
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    files = _files_of_weights(path)
+    return files[0] if len(files) == 1 else path
+
+
+def _files_of_weights(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
 
 
 def _packaged(model: str) -> Path:
@@ -211,9 +246,9 @@ def _shards(index: Path) -> list[str]:
 
 
 def _folder_digest(folder: Path) -> str:
-    settings = [folder / name for name in ("config.json", "preprocessor_config.json") if (folder / name).is_file()]
+    others = [folder / name for name in DESCRIBING if (folder / name).is_file()]
     digest = hashlib.sha256()
-    for path in sorted([*settings, *weight_files(folder)]):
+    for path in sorted([*others, *weight_files(folder)]):
         digest.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     return digest.hexdigest()
 

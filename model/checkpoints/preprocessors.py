@@ -77,7 +77,7 @@ class TimmPreprocessing(BaseModel):
     input_size: tuple[Literal[3], int, int] = (3, 224, 224)
     interpolation: Filter = "bicubic"
     crop_pct: float = 0.875
-    crop_mode: Literal["center"] = "center"
+    crop_mode: Literal["center", "squash"] = "center"
     mean: Colour = (0.485, 0.456, 0.406)
     std: Colour = (0.229, 0.224, 0.225)
     license: str | None = None
@@ -87,13 +87,22 @@ class TimmPreprocessing(BaseModel):
         """Translates the config to our names; `path` is the model's folder, for messages.
 
         Raises:
-            WeightsError: the config is for images of another size than the position table is.
+            WeightsError: the config is for images of another size than the position table is, or both squashes and
+                crops them.
         """
         if self.input_size[1:] != (image_size, image_size):
             raise WeightsError(
                 f"{path} has the input_size {list(self.input_size)}: its positions expect {image_size} pixels"
             )
-        return Preprocessing(crop_fraction=self.crop_pct, filter=self.interpolation, mean=self.mean, std=self.std)
+        if self.crop_mode == "squash" and self.crop_pct != 1:
+            raise WeightsError(f"{path} squashes its images and crops them by {self.crop_pct}: expected one of the two")
+        return Preprocessing(
+            resize="short" if self.crop_mode == "center" else "squash",
+            crop_fraction=self.crop_pct,
+            filter=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 class TimmConfig(BaseModel):

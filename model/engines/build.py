@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from model.checkpoints.heads import Head, read_heads
+from model.checkpoints.heads import Head
+from model.checkpoints.heads_file import read_heads
 from model.checkpoints.locate import locate
 from model.engines.backend import choose_backend
 from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError

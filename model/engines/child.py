@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from model.engines.base import BuildTimeout, EngineBuildError, TensorRTError
 from model.engines.job import FAILURES, ConversionJob
 
 log = logging.getLogger(__name__)
+SCANT_BYTES = 4_000_000
+"""A disk with less room than this has probably been filled by the conversion: the smallest graph has more bytes."""
 
 
 def convert_in_child(
@@ -74,7 +77,9 @@ def convert_in_child(
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         raise error(f"the conversion was ended by {name}{hint}")
     if child.returncode:
-        raise error(f"the conversion ended with exit code {child.returncode}")
+        free = shutil.disk_usage(folder).free  # OpenVINO itself speaks of an "iostream error"
+        hint = f" (no space left in {folder.parent}: {free / 1e6:.1f} MB)" if free < SCANT_BYTES else ""
+        raise error(f"the conversion ended with exit code {child.returncode}{hint}")
 
 
 class _Limit:

@@ -22,6 +22,7 @@ COMMON = (
     "model.checkpoints.errors",
     "model.checkpoints.foreign",
     "model.checkpoints.heads",
+    "model.checkpoints.heads_file",
     "model.checkpoints.huggingface",
     "model.checkpoints.locate",
     "model.checkpoints.memory_bank",

@@ -127,6 +127,7 @@ class FinetuningTask(Task):
         if recipe.frozen and recipe.batch_size // context.world_size < 2:
             raise RunError("--batch-size leaves a process one image, of which --frozen cannot take mean and variance")
         split = split_images(folder, validation, recipe.validation_share, recipe.seed)
+        split.log_skipped()
         require_readable_classes(split.training)
         source = locate_named(recipe.weights)
         weights = load(source.path, heads=recipe.heads)

@@ -54,6 +54,7 @@ def fit_linear_probe(
     """
     torch.set_num_threads(recipe.threads or context.cpus)
     split = split_images(folder, validation, recipe.validation_share, recipe.seed)
+    split.log_skipped()
     require_readable_classes(split.training)
     source = locate_named(recipe.weights)
     weights = load(source.path, heads=recipe.heads)

@@ -38,6 +38,12 @@ class LabelledSplit(NamedTuple):
         measured = f", {len(held_out.paths)} held out" if held_out else ""
         return f"{len(self.training.paths)} images to learn from{measured}, of {len(classes)} classes: {names}"
 
+    def log_skipped(self) -> None:
+        """Warns of the files in the folders that were not taken."""
+        warn_of_skipped(self.training.refused, self.training.left_out)
+        if self.validation is not None and self.images["validation"] is not None:  # of a folder of its own
+            warn_of_skipped(self.validation.refused, self.validation.left_out)
+
 
 def split_images(folder: Path, validation: Path | None, share: float, seed: int) -> LabelledSplit:
     """Finds the images of the classes in `folder`, and those of `validation` or a share of each class held out for it.
@@ -57,10 +63,8 @@ def split_images(folder: Path, validation: Path | None, share: float, seed: int)
         raise RunError(f"{folder} holds one class, {labelled.classes[0]!r}: there is nothing to tell apart")
     images: dict[str, Any] = record_images(labelled.paths, [folder])
     images |= {"validation": None, "classes": labelled.classes}
-    warn_of_skipped(labelled.refused, labelled.left_out)
     if validation is not None:
         held_out = labelled_images(validation, labelled.classes)
-        warn_of_skipped(held_out.refused, held_out.left_out)
         return LabelledSplit(labelled, held_out, images | {"validation": record_images(held_out.paths, [validation])})
     if share == 0:
         return LabelledSplit(labelled, None, images)

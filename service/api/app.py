@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from model.engines.build import build
+from service.api.auth import KeyedPathsMiddleware
 from service.api.cors import CrossOriginMiddleware
 from service.api.fast_path import FastPathMiddleware, inference_routes
 from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
@@ -108,9 +109,12 @@ def create_app(
     routes = inference_routes(routers)
     app.add_middleware(FastPathMiddleware, routes=routes)
     app.add_middleware(BodyLimitMiddleware, service=service)
+    if service.settings.keyed_paths:
+        app.add_middleware(KeyedPathsMiddleware, service=service)
     if service.settings.cors_origins:
         app.add_middleware(CrossOriginMiddleware, origins=service.settings.cors_origins)
-    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes)
+    parameters = {route.path_format: route.parameter_names for route in routes}
+    app.add_middleware(ObservabilityMiddleware, service=service, routes=routes, parameters=parameters)
     app.add_middleware(RequestLineMiddleware)
     if service.settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=service.settings.root_path)  # the last one is the outermost

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import check_key
+from service.api.auth import admit_key, release_key
 from service.api.middleware import record_of
 from service.api.responses import error_response
 from service.errors import InvalidParameter, ServiceError
@@ -28,6 +28,12 @@ class InferenceRoute(APIRoute):
     signature, as for any route, but does not resolve the parameters as dependencies: that would be a tenth of the CPU
     time per image that is spent outside the model.
     """
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """The names of the parameters of its query."""
+        query: type[BaseModel] = get_type_hints(self.endpoint)["parameters"]
+        return frozenset(query.model_fields)
 
     def get_route_handler(self) -> Handler:
         """The function that answers a request to this route.
@@ -53,7 +59,7 @@ class InferenceRoute(APIRoute):
             )
 
         async def handle(request: Request) -> Response:
-            check_key(request)
+            admit_key(request)
             try:
                 parameters = query.model_validate(unique_parameters(request.query_params.multi_items()))
             except ValidationError as error:
@@ -108,7 +114,10 @@ class FastPathMiddleware:
             return
         request = Request(scope, receive, send)
         try:
-            response = await handler(request)
-        except ServiceError as error:
-            response = error_response(request, error)
-        await response(scope, receive, send)
+            try:
+                response = await handler(request)
+            except ServiceError as error:
+                response = error_response(request, error)
+            await response(scope, receive, send)
+        finally:
+            release_key(scope)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from model.engines.base import EngineInfo
+from service.connection_limit import DEFAULT_CONNECTIONS
 from service.inference.searcher import IndexInfo
 from service.settings import Settings
 
@@ -32,5 +33,8 @@ def describe(info: EngineInfo, settings: Settings, index: IndexInfo | None = Non
             "body_stall_s": settings.body_stall_s,
             "drain_timeout_s": settings.drain_timeout_s,
             "cache_mb": settings.cache_mb,
+            "max_connections": settings.max_connections or DEFAULT_CONNECTIONS,
+            "key_max_requests": settings.key_max_requests,
+            "key_images_per_s": settings.key_images_per_s,
         },
     }

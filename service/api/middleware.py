@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.access_log import client_address, redact_query
 from service.errors import BodyTooLarge, MemoryFull, RequestStalled
 from service.inference.timings import Timings
 from service.service import Service
@@ -50,6 +51,10 @@ class RequestRecord:
     """The code of the error that the response reports; empty if there is none."""
     traceparent: str = ""
     """The request's own `traceparent` if it is valid, or that of its span where requests are traced."""
+    query: str = ""
+    """Its query, as log and traces may show it."""
+    client: str = ""
+    """The address of its client; empty if it is not known."""
     timing: str = ""
     """The Server-Timing header that was sent."""
 
@@ -78,10 +83,13 @@ class ObservabilityMiddleware:
     of the route, never the path as the client wrote it: otherwise clients could make labels without end.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, routes: Iterable[Route]) -> None:
-        """Wraps `app`; `routes` are the inference routes."""
+    def __init__(
+        self, app: ASGIApp, service: Service, routes: Iterable[Route], parameters: Mapping[str, Collection[str]]
+    ) -> None:
+        """Wraps `app`; `routes` are the inference routes, `parameters` the names of their parameters by path."""
         self._app = app
         self._service = service
+        self._parameters = parameters
         routes = tuple(routes)
         self._exact = frozenset(route.path_format for route in routes if not route.param_convertors)
         self._templates = tuple(route for route in routes if route.param_convertors)
@@ -96,10 +104,15 @@ class ObservabilityMiddleware:
         if not REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         record = RequestRecord(request_id, self._match(scope))
+        record.client = client_address(scope.get("client"))
         record.traceparent = parse_traceparent(headers.get("traceparent", ""))
-        if record.endpoint and (tracer := self._service.tracer) is not None:
-            trace = record.timings.trace = tracer.start_request(scope, record.endpoint, record.id)
-            record.traceparent = trace.traceparent
+        if record.endpoint:
+            record.query = redact_query(scope["query_string"], self._parameters[record.endpoint])
+            if (tracer := self._service.tracer) is not None:
+                trace = record.timings.trace = tracer.start_request(
+                    scope, record.endpoint, record.id, record.query, record.client
+                )
+                record.traceparent = trace.traceparent
         scope.setdefault("state", {})["record"] = record
 
         async def send_with_headers(message: Message) -> None:
@@ -165,7 +178,7 @@ class ObservabilityMiddleware:
             fields = {
                 "method": scope["method"],
                 "path": record.endpoint,
-                "query": scope["query_string"].decode("latin-1"),
+                "query": record.query,
                 "status": record.status,
                 "error": record.error,
                 "images": record.images,
@@ -173,7 +186,7 @@ class ObservabilityMiddleware:
                 "timing": record.timing or record.server_timing(),
                 "request_id": record.id,
                 "traceparent": record.traceparent,
-                "client": (scope.get("client") or [""])[0],
+                "client": record.client,
             }
             present = {name: value for name, value in fields.items() if value or name == "ms"}
             log.info("request", extra={"fields": present})

@@ -12,8 +12,9 @@ from starlette.requests import Request
 
 from service.api.bodies import ImagesBody, read_images
 from service.api.middleware import RequestRecord, record_of
-from service.errors import ClientGone, DeadlinePassed, RequestStalled, ServiceError, UnsupportedType
+from service.errors import ClientGone, DeadlinePassed, RequestStalled, ServiceError, TooManyConnections, UnsupportedType
 from service.inference.images import Image, ImageRequest
+from service.inference.limits import charge_images
 from service.inference.pipeline import Pipeline
 from service.service import Service
 
@@ -41,9 +42,12 @@ class RequestContext:
 
         Raises:
             NotReady, Draining, EngineLost: the service takes no new work.
+            TooManyConnections: the connection is one that only probes may use.
         """
         self._service = service = service_of(request)
         self.pipeline: Pipeline = service.pipeline
+        if request.scope["state"].get("is_reserve"):
+            raise TooManyConnections("as many connections are open as MAX_CONNECTIONS allows")
         self.record: RequestRecord = record_of(request.scope)
         self.deadline = self.record.started + service.settings.request_timeout_s
         self.max_images = service.settings.max_images
@@ -121,13 +125,18 @@ class RequestContext:
     def images_to_infer(
         self, images: Sequence[Image], skipped: dict[int, ServiceError] | None = None, caches: bool = True
     ) -> ImageRequest:
-        """The images of this request for the pipeline.
+        """The images of this request for the pipeline, counted for the request's key.
 
         Args:
             images: as they were in the body.
             skipped: that of `ImageRequest`.
             caches: results may come from the cache, and go there.
+
+        Raises:
+            KeyRateExceeded: the request's key has no room for so many images now.
         """
+        if budget := self._request.scope["state"].get("key_budget"):
+            charge_images(budget, len(images))
         cache_key = self._cache_key() if caches else None
         return ImageRequest(images, self.record.timings, self.deadline, skipped, cache_key)
 

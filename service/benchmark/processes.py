@@ -84,7 +84,8 @@ def environment_of(settings: Settings, inherited: Mapping[str, str] = os.environ
     """
     explicit = {name: getattr(settings, name) for name in settings.model_fields_set}
     explicit |= {"host": "127.0.0.1", "port": 0, "log_format": "text"}
-    explicit.pop("api_keys", None)
+    for name in ("api_keys", "api_keys_file", "key_max_requests", "key_images_per_s", "keyed_paths"):
+        explicit.pop(name, None)
     others = {name: value for name, value in inherited.items() if not name.startswith(PREFIX)}
     return others | {PREFIX + name.upper(): _text(value) for name, value in explicit.items() if value is not None}
 

@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "convert": (
         "mae convert mae_visualize_vit_base.pth -o base.safetensors",
         "mae convert my-run -o half.safetensors --half --name birds",
+        "mae convert my-run --to huggingface -o my-vit-mae",
     ),
     "pack": ("mae pack photographs/ -o photographs.pack",),
     "pretrain": (

@@ -51,7 +51,7 @@ class ResultCache:
         images: dict[int, bytes],
         run_in_pool: Callable[..., Awaitable[dict[int, bytes]]],
     ) -> CachedResults:
-        """Looks up the encoded `images` of one request, by index; `context` is that of `keys_of`."""
+        """Looks up the encoded `images` of one request, by index; `context` is that of `compute_keys`."""
         keys = (await self.prepare(context, images, run_in_pool)).keys
         known = {index: found for index, key in keys.items() if (found := self.get(key)) is not None}
         return CachedResults(known, {index: key for index, key in keys.items() if index not in known}, self)
@@ -64,7 +64,7 @@ class ResultCache:
     ) -> CachedResults:
         """Makes the keys under which results are to be stored; nothing is looked up, so nothing counts as a miss."""
         large = sum(map(len, images.values())) > LARGE
-        keys = await run_in_pool(keys_of, context, images) if large else keys_of(context, images)
+        keys = await run_in_pool(compute_keys, context, images) if large else compute_keys(context, images)
         return CachedResults(keys=keys, cache=self)
 
     def get(self, key: bytes) -> Arrays | None:
@@ -112,7 +112,7 @@ class CachedResults:
             self.cache.put(self.keys[index], result)
 
 
-def keys_of(context: Sequence[bytes], images: dict[int, bytes]) -> dict[int, bytes]:
+def compute_keys(context: Sequence[bytes], images: dict[int, bytes]) -> dict[int, bytes]:
     """A key for each image: SHA-256 over its bytes, and before them over all that decides its result beside them."""
     # Digests have one length, so no two contexts run into each other.
     prefix = sha256(b"".join(sha256(part).digest() for part in context))

@@ -120,7 +120,7 @@ class ExplanationPlan:
         else:
             vectors = [whole[0, SIMILARITY_POOL], *passes[:, SIMILARITY_POOL]]
             scores = _cosines(vectors, whole[1, SIMILARITY_POOL], self.whitening)
-        return Explanation(patches, float(scores[0]), shares_of(scores[1:], self.subsets, len(patches)), label)
+        return Explanation(patches, float(scores[0]), compute_shares(scores[1:], self.subsets, len(patches)), label)
 
 
 async def explain_images(pipeline: Pipeline, request: ImageRequest, plan: ExplanationPlan) -> Explanation:
@@ -184,7 +184,7 @@ def draw_subsets(grid: int, passes: int, seed: int) -> list[Indices]:
     return subsets
 
 
-def shares_of(scores: Floats, subsets: Sequence[Indices], num_patches: int) -> Floats:
+def compute_shares(scores: Floats, subsets: Sequence[Indices], num_patches: int) -> Floats:
     """The share of each patch in the scores of passes that see `subsets` of the patches, float32 [N].
 
     It is the mean score of the passes that see the patch, less that of the passes that do not; 0 for a patch that all

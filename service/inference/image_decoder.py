@@ -23,8 +23,8 @@ from model.images.opaque import to_opaque
 from model.images.open_image import open_image, readable_formats
 from model.images.orientation import apply_orientation
 from model.images.preprocess import DecodedPixels, load_upright, patchify, resize_and_crop
-from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
-from service.inference.decode_memory import DecodeMemory, return_large_blocks
+from service.errors import InvalidParameter, OutOfMemory, TooManyPixels, UndecodableImage, UnsupportedType
+from service.inference.decode_memory import DecodeMemory, MemoryShortage, return_large_blocks
 
 HALF = 127.5
 RESIZE_BYTES = 4
@@ -202,6 +202,11 @@ def _errors_of_service(name: str, **details: int) -> Iterator[None]:
         raise UnsupportedType(
             f"{name} is {error.kind}{error.hint}; served are {served}", supported=readable_formats(), **details
         ) from None
+    except MemoryShortage:  # of what decodes may hold together: the image waits
+        raise
+    except MemoryError as error:
+        # without `details.image`: an image that is not at fault is not skipped
+        raise OutOfMemory(f"there is no memory left to decode {name}") from error
     except ImageError as error:
         raise UndecodableImage(f"{name} cannot be decoded: {error}", **details) from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.errors import QueueFull, TooManyImages
+from service.errors import KeyRateExceeded, QueueFull, TooManyImages
+from service.inference.image_rate import ImageRate
+from service.settings import Settings
 
 IMAGE = 1024
 """What a whole image takes of the budget of images."""
@@ -54,6 +56,16 @@ class LocalBudget:
 
 
 @dataclass(frozen=True)
+class KeyBudget:
+    """What the requests with one API key may use together."""
+
+    requests: Budget
+    """Inference requests that have begun and are not answered, up to KEY_MAX_REQUESTS."""
+    images: ImageRate | None
+    """Images per second, up to KEY_IMAGES_PER_S; None without a limit."""
+
+
+@dataclass(frozen=True)
 class Budgets:
     """The amounts that all requests of a service share."""
 
@@ -68,6 +80,50 @@ class Budgets:
     """Bytes of memory that decodes hold, up to MAX_DECODE_MB. Threads of the pool take from it, under a lock."""
     cache: Budget = field(default_factory=LocalBudget)
     """Bytes of cached results; only counted, since each process keeps to its share of CACHE_MB."""
+    keys: Mapping[str, KeyBudget] = field(default_factory=dict)
+    """What each API key may use; empty if no limit is set for keys."""
+
+
+def key_budgets(
+    settings: Settings,
+    make_budget: Callable[[int, int | None], Budget],
+    make_rate: Callable[[int, float, int], ImageRate],
+) -> Mapping[str, KeyBudget]:
+    """The budget of each API key; none at all where no limit is set for keys.
+
+    Args:
+        settings: of the service.
+        make_budget: makes the budget of requests from the index of the key and the limit.
+        make_rate: makes the limit on images from the index of the key, the rate per second and the burst.
+    """
+    per_s, limit = settings.key_images_per_s, settings.key_max_requests or None
+    if not per_s and limit is None:
+        return {}
+    burst = max(math.ceil(per_s), settings.max_images)  # any request that is allowed at all must pass at some time
+    return {
+        key: KeyBudget(make_budget(index, limit), make_rate(index, per_s, burst) if per_s else None)
+        for index, key in enumerate(settings.api_keys)
+    }
+
+
+def require_rate(budget: KeyBudget) -> None:
+    """Checks that the next request of a key may have an image.
+
+    Raises:
+        KeyRateExceeded: it may not.
+    """
+    if budget.images is not None and (seconds := budget.images.seconds_until(1)):
+        raise _rate_exceeded(budget.images, seconds)
+
+
+def charge_images(budget: KeyBudget, count: int) -> None:
+    """Counts `count` images for a key.
+
+    Raises:
+        KeyRateExceeded: they are too many for now; none is counted.
+    """
+    if budget.images is not None and (seconds := budget.images.take(count)):
+        raise _rate_exceeded(budget.images, seconds)
 
 
 def require_possible(budget: Budget, count: int, passes: int = 1) -> None:
@@ -106,14 +162,21 @@ def reserve_images(budget: Budget, count: int, shares: Sequence[float] = WHOLE) 
     used, left = budget.used, 1.0
     for share in others:
         left /= 2  # the part of the queue that is kept for smaller shares
-        if (budget.limit is None or used < budget.limit * (1 - left)) and budget.take(count * units_of(share)):
+        if (budget.limit is None or used < budget.limit * (1 - left)) and budget.take(count * count_units(share)):
             return share
-    if budget.take(count * units_of(least)):
+    if budget.take(count * count_units(least)):
         return least
     limit = None if budget.limit is None else budget.limit // IMAGE
     raise QueueFull(f"{budget.used / IMAGE:.4g} images are waiting and {count} more are too many", limit=limit)
 
 
-def units_of(share: float) -> int:
+def _rate_exceeded(rate: ImageRate, seconds: int) -> KeyRateExceeded:
+    message = (
+        f"requests with this key may have {rate.per_s:g} images per second, and {rate.burst} at once after a pause"
+    )
+    return KeyRateExceeded(message, limit=rate.per_s, burst=rate.burst, retry_after_s=seconds)
+
+
+def count_units(share: float) -> int:
     """What a share of an image takes of the budget of images, at least 1."""
     return math.ceil(share * IMAGE)

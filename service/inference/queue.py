@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from model.arrays import Bytes, Floats, Indices
 from service.errors import ServiceError
-from service.inference.limits import units_of
+from service.inference.limits import count_units
 
 Operation = Literal["embed", "tokens", "reconstruct"]
 
@@ -93,7 +93,7 @@ class QueuedRequest:
 
     def room(self, count: int) -> int:
         """What `count` of its images take of the budget of images."""
-        return count * units_of(self.share)
+        return count * count_units(self.share)
 
     def set_key(self, key: BatchKey) -> None:
         """Sets the key of its images.

@@ -198,11 +198,14 @@ def choose_patches_by_picture(
 
 
 def require_one_mask(name: str, parameters: ReconstructParameters) -> None:
-    """Refuses parameters that describe another mask than `name`: "patches", or "mask" for a mask picture."""
+    """Refuses parameters that describe another mask than `name`: "patches", or "mask" for a mask picture.
+
+    A parameter with its default value asks for nothing: forms such as that of /docs send all of them.
+    """
     if name == "mask" and parameters.patches is not None:
         raise InvalidParameter("patches and a mask picture both say which patches to remove", parameter="mask")
     for other in RANDOM_MASK_PARAMETERS:
-        if other in parameters.model_fields_set:
+        if getattr(parameters, other) != ReconstructParameters.model_fields[other].default:
             raise InvalidParameter(f"{name} says which patches to remove, so {other} cannot be given", parameter=other)
 
 

@@ -22,7 +22,7 @@ class NamedEngineInfo(EngineInfo):
         return f"{self.served_name}@{self.weights[:12]}"
 
 
-def with_served_name(info: EngineInfo, served_name: str | None) -> EngineInfo:
+def apply_served_name(info: EngineInfo, served_name: str | None) -> EngineInfo:
     """`info` with the name for clients, if there is one."""
     return info if served_name is None else NamedEngineInfo(**dict(info), served_name=served_name)
 

@@ -65,13 +65,15 @@ class Tracer:
         self._requests = self._provider.get_tracer("mae-serve", release)
         self._details = details.get_tracer("mae-serve", release)
 
-    def start_request(self, scope: Scope, route: str, request_id: str) -> RequestTrace:
+    def start_request(self, scope: Scope, route: str, request_id: str, query: str, client: str) -> RequestTrace:
         """Begins the server span of a request, as a child of the span that its headers name.
 
         Args:
             scope: of the request.
             route: the path of its route, with `{…}` for path parameters.
             request_id: its id in the log.
+            query: its query without what must not be kept.
+            client: the address of its client; empty if it is not known.
         """
         headers = Headers(scope=scope)
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
@@ -79,7 +81,11 @@ class Tracer:
             f"{'HTTP' if method == '_OTHER' else method} {route}",
             propagate.extract(headers, Context(), _HEADERS),
             SpanKind.SERVER,
-            {**_describe_request(scope, headers, method), "http.route": route, "mae.request_id": request_id},
+            {
+                **_describe_request(scope, headers, method, query, client),
+                "http.route": route,
+                "mae.request_id": request_id,
+            },
         )
         return RequestTrace(span, self._details)
 
@@ -201,20 +207,19 @@ class _HeadersGetter(Getter[Headers]):
 _HEADERS = _HeadersGetter()
 
 
-def _describe_request(scope: Scope, headers: Headers, method: str) -> Mapping[str, Any]:
+def _describe_request(scope: Scope, headers: Headers, method: str, query: str, client: str) -> Mapping[str, Any]:
     """The attributes of a server span that are known when it begins."""
     address, port = _server_address(headers.get("host", ""))
-    client = scope.get("client")
     attributes = {
         "http.request.method": method,
         "http.request.method_original": scope["method"] if method == "_OTHER" else None,
         "url.path": scope["path"],
-        "url.query": scope["query_string"].decode("latin-1") or None,
+        "url.query": query or None,
         "url.scheme": scope.get("scheme", "http"),
         "network.protocol.version": scope.get("http_version"),
         "server.address": address,
         "server.port": port,
-        "client.address": client[0] if client else None,
+        "client.address": client or None,
         "user_agent.original": headers.get("user-agent"),
     }
     return {name: value for name, value in attributes.items() if value is not None}

@@ -13,8 +13,8 @@ import sys
 def main() -> None:
     """Serves as a worker until the end, with the file descriptors of the engine process."""
     # A terminal sends its signals to every process, even while this one is still loading.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     channel_fd, listener_fd, counters_fd, slots_fd, worker_index, workers = map(int, sys.argv[1:])
 
     from service.api.app import create_app
@@ -32,7 +32,7 @@ def main() -> None:
     except EOFError:
         sys.exit(1)
     configure_logging(settings.log_format)
-    counters = SharedCounters(counters_fd, workers)
+    counters = SharedCounters(counters_fd, workers, len(settings.api_keys))
     service = WorkerService(settings, channel, counters, worker_index, slots_fd, load_tracer())
     serve_as_worker(create_app(service=service), socket.socket(fileno=listener_fd), counters, worker_index)
 

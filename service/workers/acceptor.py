@@ -44,6 +44,8 @@ class FairAcceptor(Server):
         self._worker_index = worker_index
         self._opening: set[asyncio.Task[object]] = set()
         """The connections that are accepted and not yet known to uvicorn."""
+        self._has_failed = False
+        """Whether the last connection could not be accepted; the log says it once."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,6 +58,7 @@ class FairAcceptor(Server):
         """Begins to accept connections."""
         await super().startup(sockets=[])
         self._loop = asyncio.get_running_loop()
+        await self._service.state_known.wait()  # or a worker in place of a dead one would answer that it starts
         self._counters.set(self._worker_index, Column.ACCEPTING, 1)
         self._watch_listener()
         self._service.announce_start()
@@ -64,6 +67,10 @@ class FairAcceptor(Server):
         """Accepts no more connections and ends."""
         self._loop.remove_reader(self._listener)
         self._counters.set(self._worker_index, Column.ACCEPTING, 0)
+        while self._accept():  # what clients have already connected
+            pass
+        if self._opening:
+            await asyncio.wait(self._opening)
         await super().shutdown(sockets=[])
 
     def _watch_listener(self) -> None:
@@ -91,16 +98,20 @@ class FairAcceptor(Server):
             self._accept()
             self._watch_listener()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accepts a connection; returns whether there was one."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker has accepted it, or the client has closed it
+            return False  # another worker has accepted it, or the client has closed it
         except OSError as error:
-            log.error("no connection can be accepted: %s", error)
+            if not self._has_failed:
+                log.error("no connection can be accepted: %s", error)
+            self._has_failed = True
             self._loop.remove_reader(self._listener)
             self._loop.call_later(RETRY_S, self._watch_listener)
-            return
+            return False
+        self._has_failed = False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opening: asyncio.Task[object] = self._loop.create_task(
@@ -108,6 +119,7 @@ class FairAcceptor(Server):
         )
         self._opening.add(opening)
         opening.add_done_callback(self._on_opened)
+        return True
 
     def _on_opened(self, opening: asyncio.Task[object]) -> None:
         self._opening.discard(opening)

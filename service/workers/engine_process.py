@@ -9,14 +9,15 @@ import logging
 import uvicorn
 
 from model.checkpoints.heads import Heads
+from service.connection_limit import connections_per_process
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState
-from service.listener import listen
+from service.listener import listen, stop_handshakes
 from service.metrics import Metrics
-from service.server import SIGNALS, leave
+from service.server import drain_signals, leave
 from service.settings import Settings
 from service.tracing.configuration import load_tracer
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
@@ -40,11 +41,13 @@ class EngineProcess:
         """Listens, but loads no engine and starts no worker yet. Call this on the event loop.
 
         Raises:
-            InvalidSettings: nobody can listen on HOST and PORT, or a variable OTEL_… is wrong.
+            InvalidSettings: nobody can listen on HOST and PORT, MAX_CONNECTIONS needs too many open files, or a
+                variable OTEL_… is wrong.
         """
+        connections_per_process(settings)  # the workers inherit the limit on open files
         [self._listener] = listen(settings.host, settings.port, first_only=True)
         self._settings = settings
-        self._counters = SharedCounters.create(settings.http_workers)
+        self._counters = SharedCounters.create(settings.http_workers, len(settings.api_keys))
         self._metrics = Metrics()
         self._tracer = load_tracer()
         self._aggregator = CounterAggregator()
@@ -68,17 +71,18 @@ class EngineProcess:
             self._on_open,
             self._tracer,
         )
-        self._supervisor = WorkerSupervisor(
-            self._counters, self._listener, settings.model_dump_json().encode(), listener=self
-        )
+        # A file of keys may have changed when a worker is replaced, and all workers must have the same keys.
+        for_workers = settings.model_copy(update={"api_keys_file": None}).model_dump_json().encode()
+        self._supervisor = WorkerSupervisor(self._counters, self._listener, for_workers, listener=self)
 
     async def run(self) -> int:
         """Serves until a signal has been drained or the engine is lost; returns the exit code."""
-        for number in SIGNALS:
+        for number in drain_signals():
             self._loop.add_signal_handler(number, self._lifecycle.handle_signal, number)
         self._lifecycle.start()
         self._supervisor.start()
         await self._ended.wait()
+        stop_handshakes(self._listener)  # the workers still accept and answer the connections in its queue
         await self._supervisor.stop()
         self._listener.close()
         for scrape in self._scrapes:

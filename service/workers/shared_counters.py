@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Self
 
-from service.inference.limits import IMAGE, Budgets
+from service.inference.image_rate import ImageRate
+from service.inference.limits import IMAGE, Budgets, key_budgets
 from service.settings import Settings
 
-CELLS = 8
-"""Number of cells of a worker: they fill a cache line."""
+LINE = 8
+"""Number of cells in a cache line. The cells of a worker fill whole lines."""
 
 
 class Column(IntEnum):
@@ -47,42 +48,52 @@ class Column(IntEnum):
 
 
 class SharedCounters:
-    """The page of counters."""
+    """The page of counters: for each worker the columns of `Column` and one for each API key, then a cell per key."""
 
-    def __init__(self, fd: int, workers: int) -> None:
-        """Maps the memory of `fd`, and takes ownership of `fd`."""
+    def __init__(self, fd: int, workers: int, keys: int = 0) -> None:
+        """Maps the memory of `fd`, and takes ownership of `fd`; `keys` is the number of API keys."""
         self.fd = fd
         self.workers = workers
+        self._columns = _columns(keys)
         self._lock = threading.Lock()
-        self._cells = memoryview(mmap.mmap(fd, workers * CELLS * 8)).cast("q")  # a store of 8 bytes is atomic
+        page = mmap.mmap(fd, _size(workers, keys))
+        self._cells = memoryview(page).cast("q")  # a store of 8 bytes is atomic
 
     @classmethod
-    def create(cls, workers: int) -> Self:
+    def create(cls, workers: int, keys: int = 0) -> Self:
         """A new page, all zeros."""
         fd = os.memfd_create("mae-counters")
-        os.ftruncate(fd, workers * CELLS * 8)
-        return cls(fd, workers)
+        os.ftruncate(fd, _size(workers, keys))
+        return cls(fd, workers, keys)
 
-    def get(self, worker_index: int, column: Column) -> int:
+    def get(self, worker_index: int, column: int) -> int:
         """The value of a cell."""
-        return self._cells[worker_index * CELLS + column]
+        return self._cells[worker_index * self._columns + column]
 
-    def set(self, worker_index: int, column: Column, value: int) -> None:
+    def set(self, worker_index: int, column: int, value: int) -> None:
         """Writes a cell. Only the one process that writes the cell may call this."""
-        self._cells[worker_index * CELLS + column] = value
+        self._cells[worker_index * self._columns + column] = value
 
-    def add(self, worker_index: int, column: Column, amount: int) -> None:
+    def add(self, worker_index: int, column: int, amount: int) -> None:
         """Adds to a cell. Only the one process that writes the cell may call this."""
-        self._cells[worker_index * CELLS + column] += amount
+        self._cells[worker_index * self._columns + column] += amount
 
-    def total(self, column: Column) -> int:
+    def total(self, column: int) -> int:
         """The sum over all workers."""
-        return sum(self._cells[worker_index * CELLS + column] for worker_index in range(self.workers))
+        return sum(self._cells[worker_index * self._columns + column] for worker_index in range(self.workers))
 
     def clear(self, worker_index: int) -> None:
         """Sets the cells of a dead worker to zero."""
-        for column in Column:
+        for column in range(self._columns):
             self.set(worker_index, column, 0)
+
+    def get_time(self, key_index: int) -> int:
+        """The time that is kept for a key, in nanoseconds."""
+        return self._cells[self.workers * self._columns + key_index]
+
+    def set_time(self, key_index: int, time_ns: int) -> None:
+        """Keeps a time for a key. Every process may call this while it holds the lock."""
+        self._cells[self.workers * self._columns + key_index] = time_ns
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,6 +111,16 @@ class SharedCounters:
         os.close(self.fd)
 
 
+def _columns(keys: int) -> int:
+    """Number of cells of a worker."""
+    return -(-(len(Column) + keys) // LINE) * LINE
+
+
+def _size(workers: int, keys: int) -> int:
+    """Bytes of the page."""
+    return 8 * (workers * _columns(keys) + keys)
+
+
 class SharedBudget:
     """A `Budget` of the whole service, used by one worker: the limit holds for the sum over all workers."""
 
@@ -107,7 +128,7 @@ class SharedBudget:
         self,
         counters: SharedCounters,
         worker_index: int,
-        column: Column,
+        column: int,
         limit: int | None = None,
         released: Column | None = None,
     ) -> None:
@@ -150,6 +171,27 @@ class SharedBudget:
         self._counters.add(self._worker_index, self._column, -amount)
 
 
+class SharedImageRate(ImageRate):
+    """The `ImageRate` of one key over all workers."""
+
+    def __init__(self, counters: SharedCounters, key_index: int, per_s: float, burst: int) -> None:
+        """Keeps its time in the page, in the cell of the key."""
+        super().__init__(per_s, burst)
+        self._counters = counters
+        self._key_index = key_index
+
+    def take(self, count: int) -> int:
+        """See `ImageRate.take`."""
+        with self._counters.locked():
+            return super().take(count)
+
+    def _get_time(self) -> int:
+        return self._counters.get_time(self._key_index)
+
+    def _set_time(self, time_ns: int) -> None:
+        self._counters.set_time(self._key_index, time_ns)
+
+
 def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: int) -> Budgets:
     """The budgets of the whole service, as one worker uses them."""
     return Budgets(
@@ -158,4 +200,9 @@ def shared_budgets(settings: Settings, counters: SharedCounters, worker_index: i
         images=SharedBudget(counters, worker_index, Column.ADMITTED, settings.queue_images * IMAGE, Column.RELEASED),
         decodes=SharedBudget(counters, worker_index, Column.DECODES, settings.max_decode_bytes),
         cache=SharedBudget(counters, worker_index, Column.CACHE),
+        keys=key_budgets(
+            settings,
+            lambda index, limit: SharedBudget(counters, worker_index, len(Column) + index, limit),
+            lambda index, per_s, burst: SharedImageRate(counters, index, per_s, burst),
+        ),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 from service.lifecycle.background import BackgroundTasks
 from service.server import exit_now
 from service.service import Service
@@ -83,6 +83,8 @@ class WorkerService(Service):
         self._tasks = BackgroundTasks(self._state.fail)
         self._scrapes: dict[int, Future[bytes]] = {}
         self._numbers = itertools.count()
+        self.state_known = asyncio.Event()
+        """Set when the engine process has told this worker the state of the service."""
         self._pushed = b""
         """The counters as they were last sent to the engine process."""
 
@@ -126,6 +128,7 @@ class WorkerService(Service):
         elif kind is Kind.STATE:
             state, progress = unpack_state(content)
             self._state.change(state, progress)
+            self.state_known.set()
         elif kind is Kind.PULL:
             self._connection.send(Kind.COUNTERS, content.tobytes() + pack_counters(self.metrics))
         elif kind is Kind.EXPOSITION:
@@ -151,7 +154,7 @@ class WorkerService(Service):
         """Takes requests from now on, for the engine that the engine process has loaded."""
         s = self.settings
         info, heads, slot_count, embedding = unpack_engine(data)
-        info = with_served_name(info, s.served_name)
+        info = apply_served_name(info, s.served_name)
         slots = SharedBuffers(self._slots_fd, info.config, slot_count)
         threads = -(-s.decode_threads // s.http_workers)
         self._scheduler = SchedulerClient(self._connection, slots, self.budgets.images, self.metrics)

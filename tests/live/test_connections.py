@@ -123,3 +123,36 @@ def test_what_is_not_finished_at_the_end_of_the_drain_is_told_so(
 def test_large_headers_are_answered_431(patient: LiveServer, kib: int) -> None:
     answer = httpx.get(f"{patient.url}/livez", headers={"X": "a" * 1024 * kib})
     assert answer.status_code == 431 and answer.json()["error"]["code"] == "headers_too_large"
+
+
+def test_a_full_server_still_answers_probes_and_the_end_of_its_terminal_drains_it(
+    start_server: Start, sockets: list[socket.socket]
+) -> None:
+    server = start_server(FAKE, max_connections=20, header_timeout_s=600)
+    for _ in range(100):
+        connect(server, sockets)
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert httpx.get(server.url + path).status_code == 200
+    refused = httpx.post(f"{server.url}/embed", content=grey(1))
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "too_many_connections"
+    assert refused.headers["connection"] == "close" and refused.headers["retry-after"] == "1"
+    assert server.metric("mae_rejected_total", reason="too_many_connections") == 1
+    for one in sockets:
+        one.close()
+    server.wait_for(lambda: httpx.post(f"{server.url}/embed", content=grey(1)).status_code == 200, 30)
+    assert server.text().count("as many as MAX_CONNECTIONS allows") == 1
+
+    body = grey(40)
+    half_closed = connect(server, sockets, head(length=len(body)), body)
+    half_closed.shutdown(socket.SHUT_WR)
+    answers = read_all(half_closed)
+    assert b"HTTP/1.1 200 OK" in answers and b"[[40.0," in answers.replace(b" ", b"")
+
+    for _ in range(20):
+        connect(server, sockets, (head(length=len(body)) + body) * 4).close()
+    server.wait_for(lambda: server.metric("mae_inflight_requests") == 0, 30)
+    assert server.metric("mae_requests_total", code="500") == 0
+
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(30) == 0
+    assert "Traceback" not in server.text()

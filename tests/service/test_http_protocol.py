@@ -5,6 +5,7 @@ import functools
 import http.client
 import io
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.http_protocol import HttpProtocol
+from service.connection_limit import RESERVED_CONNECTIONS, ConnectionLimit
+from service.http_protocol import FIRST_CHECK_S, LAST_HEADERS_S, RESERVE_TIMEOUT_S, HttpProtocol
 
 HEADER_TIMEOUT_S, BODY_STALL_S, KEEP_ALIVE_S = 10.0, 7.0, 65.0
 
@@ -51,6 +53,22 @@ class Loop:
         return sorted(timer.when for timer in self.timers if not timer.cancelled)
 
 
+class Socket:
+    """The socket of a transport: its addresses, and what the kernel has learnt about the client."""
+
+    error = 0
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 8000
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 5
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        return self.error
+
+
 class Transport:
     """Records what is written."""
 
@@ -58,6 +76,7 @@ class Transport:
         self.written = b""
         self.closed = False
         self.paused = False
+        self.socket = Socket()
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -69,8 +88,11 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
+    def abort(self) -> None:
+        self.closed = True
+
     def get_extra_info(self, name: str) -> Any:
-        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5)}.get(name)
+        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5), "socket": self.socket}.get(name)
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -92,12 +114,14 @@ class WrittenBytes:
 class Connection:
     """One connection to an app that answers with the method, the path and the body, or refuses before the body."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: ConnectionLimit | None = None) -> None:
         self.requests: list[tuple[str, str, bytes, dict[str, str]]] = []
+        self.marked: list[bool] = []
+        """Of each request, whether it came over a connection above the limit."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.loop, self.transport, self.state = Loop(), Transport(), ServerState()
-        make = functools.partial(HttpProtocol, HEADER_TIMEOUT_S, BODY_STALL_S)
+        make = functools.partial(HttpProtocol, limit or ConnectionLimit(100), HEADER_TIMEOUT_S, BODY_STALL_S)
         config = uvicorn.Config(
             self.app,
             http=make,
@@ -118,6 +142,7 @@ class Connection:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         await self.gate.wait()
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        self.marked.append(scope["state"].get("is_reserve", False))
         self.requests.append((scope["method"], scope["path"], body, headers))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -188,7 +213,8 @@ def test_an_upgrade_is_ignored_and_the_body_is_whole(run: Any, headers: tuple[st
 
 def test_an_upgrade_with_a_chunked_body(run: Any) -> None:
     async def play(connection: Connection) -> None:
-        head = "POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        upgrade = "Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        head = "POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + upgrade
         await connection.send(head.encode() + b"2\r\nim\r\n3\r\nage\r\n", b"0\r\n\r\n")
         assert [seen[:3] for seen in connection.requests] == [("POST", "/embed", b"image")]
 
@@ -225,14 +251,17 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("sent", TOO_LARGE.values(), ids=TOO_LARGE)
+@pytest.mark.parametrize("name", TOO_LARGE)
 @pytest.mark.parametrize("step", [1000, 50_000])
-def test_headers_of_more_than_64_kib_are_answered_431(run: Any, sent: bytes, step: int) -> None:
+def test_headers_of_more_than_64_kib_are_answered_431_and_a_target_414(run: Any, name: str, step: int) -> None:
+    sent = TOO_LARGE[name]
+
     async def play(connection: Connection) -> None:
         pieces = [sent[i : i + step] for i in range(0, len(sent), step)]
         await connection.send(*pieces)
         status, headers, error = connection.refusal()
-        assert status == 431 and error["code"] == "headers_too_large" and headers["connection"] == "close"
+        expected = (414, "uri_too_long") if "target" in name else (431, "headers_too_large")
+        assert (status, error["code"]) == expected and headers["connection"] == "close"
         assert connection.transport.closed and not connection.requests
 
     run(play)
@@ -279,7 +308,7 @@ def test_headers_that_are_too_large_do_not_spoil_the_answer_before_them(run: Any
 @pytest.mark.parametrize("trailer", [b"X: " + b"a" * 150_000, b"a: b\r\n" * 11_000])
 def test_trailers_of_more_than_64_kib_are_answered_431(run: Any, trailer: bytes) -> None:
     async def play(connection: Connection) -> None:
-        head = b"POST /embed HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nim\r\n0\r\n"
+        head = b"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nim\r\n0\r\n"
         await connection.send(head, *[trailer[i : i + 30_000] for i in range(0, len(trailer), 30_000)])
         assert connection.refusal()[0] == 431 and connection.transport.closed
 
@@ -385,5 +414,201 @@ def test_line_breaks_between_requests_do_not_keep_a_connection(run: Any, path: s
         await connection.send(request(path=path), b"\r\n")
         connection.loop.pass_time(KEEP_ALIVE_S)
         assert connection.transport.closed
+
+    run(play)
+
+
+HOSTS = {"none": [], "two": ["Host: a", "Host: b"], "the same twice": ["Host: x", "Host: x"]}
+
+
+@pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize("more", [[], ["Connection: Upgrade", "Upgrade: h2c"]], ids=["", "upgrade"])
+def test_a_request_without_exactly_one_host_is_refused(run: Any, hosts: list[str], more: list[str]) -> None:
+    """RFC 9112, section 3.2."""
+
+    async def play(connection: Connection) -> None:
+        await connection.send("\r\n".join(["GET /embed HTTP/1.1", *hosts, *more, "", ""]).encode())
+        status, _, error = connection.refusal()
+        assert status == 400 and error["code"] == "malformed_request" and "Host" in error["message"]
+        assert connection.transport.closed and not connection.requests
+
+    run(play)
+
+
+def test_http_1_0_needs_no_host(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(b"GET /embed HTTP/1.0\r\n\r\n")
+        assert connection.answers == 1
+
+    run(play)
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip,chunked", "identity, chunked"])
+def test_a_transfer_coding_that_nobody_undoes_is_refused(run: Any, coding: str) -> None:
+    """RFC 9112, section 6.1."""
+
+    async def play(connection: Connection) -> None:
+        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n"
+        await connection.send(head.encode() + b"3\r\nabc\r\n0\r\n\r\n")
+        status, _, error = connection.refusal()
+        assert status == 501 and error["code"] == "unsupported_transfer_coding"
+        assert connection.transport.closed and not connection.requests
+
+    run(play)
+
+
+@pytest.mark.parametrize("coding", ["chunked", "Chunked", " chunked "])
+def test_chunked_is_a_transfer_coding_and_a_trailer_says_nothing_of_it(run: Any, coding: str) -> None:
+    async def play(connection: Connection) -> None:
+        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n"
+        await connection.send(head.encode() + b"3\r\nabc\r\n0\r\nHost: y\r\n\r\n", request())
+        assert [seen[2] for seen in connection.requests] == [b"abc", b"image"]
+
+    run(play)
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_client_that_ends_its_side_behind_its_requests_gets_its_answers(run: Any, requests: int) -> None:
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request() * requests)
+        assert connection.protocol.eof_received()
+        assert connection.transport.written == (INTERIM if requests == 1 else b"")
+        for _ in range(8):
+            connection.loop.pass_time(1)
+        connection.gate.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert connection.answers == requests and connection.transport.closed
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", request(), request()[:-2], request()[:20], b"GET /slow HTTP/1.0\r\n\r\n", request() + b"POST /"],
+    ids=range(6),
+)
+def test_a_client_that_ends_its_side_elsewhere_has_left(run: Any, sent: bytes) -> None:
+    async def play(connection: Connection) -> None:
+        if b"slow" in sent or sent.endswith(b"/"):
+            connection.gate.clear()
+        await connection.send(sent)
+        assert not connection.protocol.eof_received()
+        connection.transport.close()  # as the event loop does then
+        connection.protocol.connection_lost(None)
+        connection.gate.set()
+
+    run(play)
+
+
+def test_a_client_that_ends_its_side_and_reads_no_more_has_left(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request())
+        assert connection.protocol.eof_received()
+        connection.loop.pass_time(FIRST_CHECK_S)
+        assert not connection.transport.closed
+        connection.transport.socket.error = 104
+        connection.loop.pass_time(2 * FIRST_CHECK_S)
+        assert connection.transport.closed
+        connection.gate.set()
+
+    run(play)
+
+
+def test_a_client_that_leaves_behind_several_requests_gets_no_answer_to_any(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The transport refuses to be written to by then, and uvicorn would log that as an error of the app."""
+
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request() * 4)
+        connection.transport.close()
+        connection.protocol.connection_lost(None)
+        connection.gate.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(connection.requests) == 1 and connection.transport.written == b""
+
+    run(play)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_above_the_limit_a_connection_gets_one_request_and_little_time() -> None:
+    async def main() -> None:
+        limit = ConnectionLimit(2)
+        connections = [Connection(limit) for _ in range(3)]
+        await connections[1].send(request())
+        await connections[2].send(request())
+        assert [connection.transport.closed for connection in connections] == [False, False, True]
+        assert connections[1].marked == [False] and connections[2].marked == [True]
+        assert b"connection: close" in connections[2].transport.written
+        connections[2].protocol.connection_lost(None)
+        silent = Connection(limit)
+        silent.loop.pass_time(RESERVE_TIMEOUT_S)
+        connections[0].loop.pass_time(RESERVE_TIMEOUT_S)
+        assert silent.transport.closed and not connections[0].transport.closed
+        connections[0].protocol.connection_lost(None)
+        silent.protocol.connection_lost(None)
+        third = Connection(limit)
+        await third.send(request() * 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert third.answers == 2 and third.marked == [False, False]
+
+    asyncio.run(main())
+
+
+def test_where_the_reserve_is_full_the_oldest_silent_connection_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        limit = ConnectionLimit(1)
+        connections = [Connection(limit) for _ in range(1 + RESERVED_CONNECTIONS)]
+        connections[1].gate.clear()
+        await connections[1].send(request())  # it is being answered
+        late = [Connection(limit) for _ in range(3)]
+        closed = [number for number, connection in enumerate(connections) if connection.transport.closed]
+        assert closed == [2, 3, 4]
+        await late[-1].send(request())
+        assert late[-1].answers == 1
+        for connection in (*connections, *late):
+            connection.protocol.connection_lost(None)
+        connections[1].gate.set()
+        Connection(limit)
+
+    asyncio.run(main())
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "1 connections are open, as many as MAX_CONNECTIONS allows: only probes are answered"
+    ]
+
+
+def test_at_the_end_a_request_that_is_on_the_way_is_answered(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.protocol.shutdown()
+        assert not connection.transport.closed
+        await connection.send(request())
+        assert connection.answers == 1 and connection.transport.closed
+
+    run(play)
+
+
+def test_at_the_end_a_connection_without_a_request_is_soon_closed(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        connection.protocol.shutdown()
+        connection.loop.pass_time(LAST_HEADERS_S)
+        assert connection.transport.closed and connection.transport.written == b""
+
+    run(play)
+
+
+def test_at_the_end_an_idle_connection_is_closed(run: Any) -> None:
+    async def play(connection: Connection) -> None:
+        await connection.send(request())
+        connection.protocol.shutdown()
+        assert connection.answers == 1 and connection.transport.closed
 
     run(play)

@@ -2,10 +2,11 @@
 
 import logging
 import socket
+import sys
 
 import pytest
 
-from service.listener import listen
+from service.listener import listen, stop_handshakes
 from service.settings import InvalidSettings
 
 
@@ -99,3 +100,24 @@ def test_an_address_of_another_machine_is_named(host: str, monkeypatch: pytest.M
         monkeypatch.setattr(socket, "getaddrinfo", refuse)  # or a test would ask a name server
     with pytest.raises(InvalidSettings, match=r"^HOST: "):
         listen(host, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such filter")
+def test_connections_in_the_queue_outlive_the_end_of_handshakes() -> None:
+    [listener] = listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    early = [socket.create_connection(address, 5) for _ in range(3)]
+    stop_handshakes(listener)
+    with pytest.raises(TimeoutError):  # dropped, not reset: nobody has answered yet
+        socket.create_connection(address, 0.1)
+    for client in early:
+        accepted, _ = listener.accept()
+        accepted.sendall(b"answer")
+        accepted.close()
+        assert client.recv(10) == b"answer"
+        client.close()
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 5)

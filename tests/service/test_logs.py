@@ -64,6 +64,21 @@ def test_a_text_line() -> None:
     assert line == "2026-03-04T05:06:07.089+00:00 INFO     3 requests status=200 path=/embed"
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("two\nlines", "two\\nlines"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("next\x85line", "next\\x85line"),
+        ("\u2028", "\\u2028"),
+    ],
+)
+def test_whatever_is_said_stays_one_line_of_text(text: str, written: str) -> None:
+    line = TextFormatter().format(record(text, fields={"query": text}))
+    assert line == f"2026-03-04T05:06:07.089+00:00 INFO     {written} query={written}"
+    assert len(line.splitlines()) == 1
+
+
 def test_a_text_line_is_followed_by_its_traceback() -> None:
     first, second, *_ = TextFormatter().format(record("x", exc_info=failure())).splitlines()
     assert first.endswith("INFO     x")

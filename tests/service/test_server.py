@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model.engines.base import ServedModel
-from service.server import SIGNALS, LocalServer, leave
+from service.server import SIGNALS, LocalServer, drain_signals, leave
 from service.service import LocalService
 from service.settings import Settings
 from tests.support.engines import FakeEngine
@@ -49,7 +49,8 @@ def test_after_a_failure_or_beside_another_thread_it_ends_at_once(threads: list[
     assert exited.value.args == (code,)
 
 
-def test_a_signal_begins_a_drain_and_the_drain_ends_the_server() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_begins_a_drain_and_the_drain_ends_the_server(number: signal.Signals) -> None:
     service = LocalService(Settings(decode_threads=1), lambda settings, report: ServedModel(FakeEngine()))
     server = LocalServer(SimpleNamespace(state=SimpleNamespace(service=service)))  # type: ignore[arg-type]
     before = [signal.getsignal(number) for number in SIGNALS]
@@ -58,7 +59,7 @@ def test_a_signal_begins_a_drain_and_the_drain_ends_the_server() -> None:
         with server.capture_signals():
             service.start()
             await until(lambda: service.state == "ready")
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             await until(lambda: service.state == "draining")
             assert not server.should_exit
             await until(lambda: server.should_exit)
@@ -68,3 +69,12 @@ def test_a_signal_begins_a_drain_and_the_drain_ends_the_server() -> None:
     run(main())
     assert service.exit_code == 0
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_under_nohup_the_end_of_a_terminal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert drain_signals() == (signal.SIGTERM, signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert drain_signals() == (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -30,7 +30,7 @@ TimeBatch = Callable[[int], float]
 class MeasuredBatchSize(BaseModel):
     """The batch size that was chosen, and the measurements."""
 
-    batch: int = Field(gt=0)
+    batch: int = Field(gt=0, le=SIZES[-1])
     rates: dict[int, float]
     """Images/s of all lanes together, by batch size."""
 

@@ -34,9 +34,16 @@ def compile_engine(
     `mae serve` with the same options, weights, libraries and hardware then finds the engine there. A TensorRT engine
     works only on the kind of GPU and with the driver that it was built with: run this command where it will serve.
     """
+    from model.engines.backend import choose_backend
     from model.engines.build import build
+    from model.engines.check import require_precision
 
     settings = settings_of(options)
+    choice = choose_backend(settings.backend)
+    require_precision(choice, settings.precision, calibrate is not None)
+    if (choice.backend, choice.device) == ("torch", "cpu"):
+        reason = f" ({choice.fallback})" if choice.fallback else ""
+        raise CommandError(f"torch runs the model as it is: there is nothing to build ahead{reason}")
     console = Console(stderr=True, markup=False, highlight=False)
     start = time.monotonic()
     steps: list[str] = []

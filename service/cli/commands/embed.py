@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Iterable, Iterator
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from service.cli.image_sources.listing import Listing, require_images
 from service.cli.local_pipeline import build_engine
 from service.cli.options import parameters_of, settings_of
 from service.cli.progress import ProgressBar
+from service.cli.ray_embedding import RayEngines, open_engines
 from service.cli.signals import INTERRUPTED, run_until_interrupted, terminate_as_interrupt
 from service.cli.vector_files.file_table import FileEntry, FileTable
 from service.cli.vector_files.shard_store import ShardStore, is_shard_folder
@@ -61,6 +62,28 @@ def embed(
             "CPU, and on a GPU one for each CPU but one.",
         ),
     ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Embed on a Ray cluster; without one, on this machine by Ray.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="<text>", help="The cluster's address; by default RAY_ADDRESS."),
+    ] = None,
+    ray_engines: Annotated[
+        int | None,
+        typer.Option(
+            "--ray-engines", min=1, metavar="<int>", help="Most engines on the cluster; by default all that fit."
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float | None,
+        typer.Option(
+            "--ray-gpus",
+            min=0,
+            metavar="<float>",
+            help="GPUs of each engine; by default 1, if there are any.",
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     r"""Turn images into a folder of Parquet shards, or into one file of vectors.
@@ -90,6 +113,9 @@ def embed(
     Vectors of another space (model, precision, preprocessing, pool, whitening, normalization, share of visible patches)
     are never mixed in; nor are vectors added to files of earlier versions, which did not convert colour profiles.
 
+    With --ray, the machines of a Ray cluster read, decode and embed, and this process lists the images and writes the
+    output. Rows and, in fp32 on CPUs, bits are the same. Paths of images and weights must exist on every machine.
+
     Exit code: 0 if every image was embedded; 1 if some were skipped or have a row with an error, with the reasons on
     standard error; 2 if the command was wrong or could not continue; 130 if it was interrupted.
     """
@@ -98,10 +124,19 @@ def embed(
     if (changed or retry_failed) and not is_folder:
         flag = "--changed" if changed else "--retry-failed"
         raise CommandError(f"{flag} needs an output that is a folder, such as vectors/, and {output} is a file")
+    given = {"--ray-address": ray_address, "--ray-engines": ray_engines, "--ray-gpus": ray_gpus}
+    if needless := [name for name, value in given.items() if value is not None and not on_ray]:
+        raise CommandError(f"{needless[0]} needs --ray")
+    if on_ray and decode_processes is not None:
+        raise CommandError("--decode-processes has no meaning with --ray, which decodes in processes of its own")
     listing = Listing(paths)
     require_images(listing)
-    with terminate_as_interrupt(), (ShardStore if is_folder else VectorStore)(target, overwrite) as store:
-        served = build_engine(settings)
+    with (
+        terminate_as_interrupt(),
+        (ShardStore if is_folder else VectorStore)(target, overwrite) as store,
+        open_engines(settings, ray_address, ray_engines, ray_gpus) if on_ray else nullcontext() as cluster,
+    ):
+        served = cluster or build_engine(settings)
         if parameters.keep < 1 and parameters.seed is None and store.space is not None:
             parameters = parameters.model_copy(update={"seed": store.space.seed})
         plan = EmbeddingPlan.of(parameters, served.info, served.heads)
@@ -113,8 +148,11 @@ def embed(
             selection = Selection(iter(listing), store.known, changed, retry_failed)
             run = _Run(selection, store, progress)
             try:
-                with BatchEmbedder(served, settings, plan, processes) as embedder:
-                    run_until_interrupted(run.embed(embedder))
+                if isinstance(served, RayEngines):
+                    run.store_each(served.embed(selection.take, plan))
+                else:
+                    with BatchEmbedder(served, settings, plan, processes) as embedder:
+                        run_until_interrupted(run.embed(embedder))
                 store.finish()
             except KeyboardInterrupt:
                 progress.write_line(f"interrupted: {progress.done} embedded so far; the same command continues the run")
@@ -196,6 +234,12 @@ class _Run:
             async for records in groups:
                 await run_in_thread(lambda records=records: self._store(records))  # type: ignore[misc]
                 self._show(records)
+
+    def store_each(self, records: Iterable[VectorRecord]) -> None:
+        """Stores records as they come."""
+        for record in records:
+            self._store([record])
+            self._show([record])
 
     def _store(self, records: list[VectorRecord]) -> None:
         for record in records:

@@ -12,7 +12,7 @@ from service.api.info import describe
 from service.cli.local_pipeline import build_engine
 from service.cli.options import settings_of
 from service.cli.tables import print_values
-from service.inference.served_name import with_served_name
+from service.inference.served_name import apply_served_name
 
 
 def info(
@@ -31,7 +31,7 @@ def info(
         from service.lifecycle.served_index import ServedIndex  # lazily, as `mae serve` does
 
         index = ServedIndex(settings.index, engine).describe()
-    description = describe(with_served_name(engine, settings.served_name), settings, index)
+    description = describe(apply_served_name(engine, settings.served_name), settings, index)
     description["settings"] = settings.model_dump(mode="json", exclude={"api_keys"})
     if as_json:
         print(orjson.dumps(description, option=orjson.OPT_INDENT_2).decode())

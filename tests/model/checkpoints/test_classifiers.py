@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.heads import POOL_INDEX, pools_of, read_heads
+from model.checkpoints.heads import POOL_INDEX, pools_of
+from model.checkpoints.heads_file import read_heads
 from model.config import Preprocessing
 from model.nn.serving import EncoderGraph
 from model.nn.vit import patchify

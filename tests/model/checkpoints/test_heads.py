@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.heads import Head, Heads, Whitening, read_heads
+from model.checkpoints.heads import Head, Heads, Whitening
+from model.checkpoints.heads_file import read_heads
 from model.checkpoints.native import METADATA_KEY, HeadConfig, read_metadata
 from model.config import Preprocessing
 from model.nn.vit import MaskedAutoencoder

@@ -17,6 +17,8 @@ from model.checkpoints.errors import WeightsError
 from model.checkpoints.locate import Source, locate
 from model.checkpoints.native import read_metadata
 from model.config import MAEConfig
+from model.engines.check import check_settings
+from model.engines.settings import EngineSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = b"---\ntags:\n- vision\nlicense: cc-by-nc-4.0\n---\n# A bird\n"
@@ -76,7 +78,28 @@ class TestFiles:
         (tmp_path / "bird.v2.pth").write_bytes(b"anything")
         source = locate(str(tmp_path / "bird.v2.pth"), None)
         digest = "ee0874170b7f6f32b8c2ac9573c428d35b575270a66b757c2c0185d2bd09718d"  # printf anything | sha256sum
-        assert source == Source(tmp_path / "bird.v2.pth", digest, "bird.v2", None)
+        assert source == Source(tmp_path / "bird.v2.pth", "bird.v2", None)
+        assert source.digest == digest
+
+    def test_a_file_is_not_read_whole_before_its_digest_is_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`mae serve` checks its settings before it loads the weights; large ones take seconds to hash."""
+        (tmp_path / "bird.pth").write_bytes(b"anything")
+        hashed = []
+        real = hashlib.file_digest
+        monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: (hashed.append(1), real(*arguments))[1])
+        check_settings(EngineSettings(weights=str(tmp_path / "bird.pth"), backend="torch"))
+        assert hashed == []
+        source = locate(str(tmp_path / "bird.pth"), None)
+        assert source.digest == source.digest and hashed == [1]
+
+    def test_a_digest_of_what_is_gone_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "bird.pth").write_bytes(b"anything")
+        source = locate(str(tmp_path / "bird.pth"), None)
+        (tmp_path / "bird.pth").unlink()
+        with pytest.raises(WeightsError, match="does not exist"):
+            _ = source.digest
 
     def test_a_file_of_ours_says_its_name_and_licence(self, tmp_path: Path) -> None:
         config = MAEConfig(name="bird", embed_dim=64, depth=1, num_heads=2)
@@ -152,6 +175,23 @@ class TestFolders:
     def test_a_folder_without_weights_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"holds no model\.safetensors, .* or pytorch_model\.bin"):
             locate(str(folder_with(tmp_path / "bird", {"config.json": b"{}"})), None)
+
+    @pytest.mark.parametrize("name", ["bird.pth", "best.pt", "last.ckpt", "a.safetensors", "w.bin", "bird.pth.tar"])
+    def test_the_only_file_of_weights_stands_for_its_folder(self, tmp_path: Path, name: str) -> None:
+        """As KServe's storage initializer leaves it in /mnt/models, beside files of other kinds."""
+        folder = folder_with(tmp_path / "models", {name: b"1", "README.md": CARD, "args.json": b"{}"})
+        source = locate(str(folder), None)
+        assert source == locate(str(folder / name), None)
+        assert (source.path, source.name) == (folder / name, Path(name).stem)
+
+    @pytest.mark.parametrize(
+        "files", [{"a.pth": b"1", "b.pth": b"2"}, {"a.pth": b"1", "config.json": b"{}"}], ids=["two", "with a config"]
+    )
+    def test_where_a_folder_leaves_a_choice_the_file_must_be_named(
+        self, tmp_path: Path, files: dict[str, bytes]
+    ) -> None:
+        with pytest.raises(WeightsError, match=r"name the file of weights itself, such as a\.pth in it"):
+            locate(str(folder_with(tmp_path / "models", files)), None)
 
     @pytest.mark.parametrize(
         "card",

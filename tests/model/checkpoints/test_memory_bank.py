@@ -10,7 +10,8 @@ from scipy.spatial.distance import cdist
 
 from model.checkpoints.checkpoint import load
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.heads import Heads, read_heads
+from model.checkpoints.heads import Heads
+from model.checkpoints.heads_file import read_heads
 from model.checkpoints.locate import locate
 from model.checkpoints.memory_bank import MemoryBank
 from model.checkpoints.native import METADATA_KEY, read_metadata

@@ -16,7 +16,8 @@ from torch import Tensor
 from model.checkpoints import classifiers, foreign, huggingface
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.checkpoints.errors import WeightsError
-from model.checkpoints.heads import Heads, read_heads
+from model.checkpoints.heads import Heads
+from model.checkpoints.heads_file import read_heads
 from model.checkpoints.locate import weight_files
 from model.checkpoints.native import HeadConfig, Metadata, read_metadata
 from model.checkpoints.preprocessors import HuggingFacePreprocessor, TimmPreprocessing

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from model.config import Preprocessing
 from model.engines import context
 from model.engines.base import Engine, EngineBuildError, EngineError
 from model.engines.build import build
+from model.engines.child import convert_in_child
 from model.engines.cpu import available_cpus
 from model.engines.entry import read_reference
 from model.engines.fixed_images import fixed_patches
@@ -34,6 +36,7 @@ from model.engines.outputs import collect_outputs
 from model.engines.parity import TOLERANCES, ParityError, measure_parity
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import NARROW, with_changes
 
 
@@ -61,7 +64,8 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=[pytest.param("openvino", marks=pytest.mark.converts), "torch"])
 def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
-    return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
+    with conversions_in_process():
+        return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
 
 
 def test_the_packaged_model_passes_the_parity_check(packaged: Engine) -> None:
@@ -370,6 +374,23 @@ def test_a_child_that_dies_without_a_word(
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(EngineBuildError, match=message):
         build(EngineSettings(engine_cache=tmp_path / "cache", weights=narrow, backend="openvino"))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("free", "message"), [(1_000_000, r"exit code 3 \(no space left in .*: 1.0 MB\)$"), (10**9, "exit code 3$")]
+)
+def test_a_conversion_that_has_filled_the_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, message: str
+) -> None:
+    child = tmp_path / "python"
+    child.write_text("#!/bin/sh\nexit 3\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    job = ConversionJob(ModelSpec("weights.safetensors"), "openvino")
+    with pytest.raises(EngineBuildError, match=message):
+        convert_in_child(job, tmp_path / "entry", print)
 
 
 @pytest.mark.live

@@ -53,3 +53,16 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         split_images(zoo(tmp_path / "a", ant=3), None, 0.1, 0)
     with pytest.raises(RunError, match="no class has two images"):
         split_images(zoo(tmp_path / "b", ant=1, bear=1), None, 0.5, 0)
+
+
+def test_what_is_skipped_is_told_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A resumed run splits its images twice."""
+    folder, other = zoo(tmp_path / "zoo", ant=3, bear=3), zoo(tmp_path / "other", bear=2)
+    (folder / "ant" / "notes.txt").touch()
+    (other / "bear" / "notes.txt").touch()
+    for validation, count in ((None, 1), (other, 2)):
+        split = split_images(folder, validation, 0.25, seed=0)
+        assert caplog.messages == []
+        split.log_skipped()
+        assert len(caplog.messages) == count and all("1 file" in message for message in caplog.messages)
+        caplog.clear()

@@ -283,11 +283,13 @@ def test_head_is_get_without_the_body() -> None:
 # --- identity, times, log, metrics
 
 
-ROUTES = [Route(path, lambda request: Response()) for path in ("/embed", "/reconstruct", "/v1/models/{id}", "/a/{b}/c")]
+PATHS = ("/embed", "/reconstruct", "/v1/models/{id}", "/a/{b}/c")
+ROUTES = [Route(path, lambda request: Response()) for path in PATHS]
+PARAMETERS = dict.fromkeys(PATHS, frozenset({"pool", "patches", "seed"}))
 
 
 def observed(handler: Handler, of: Service | None = None) -> ObservabilityMiddleware:
-    return ObservabilityMiddleware(app_of(handler), of or service(), ROUTES)
+    return ObservabilityMiddleware(app_of(handler), of or service(), ROUTES, PARAMETERS)
 
 
 async def answer(request: Request) -> Response:
@@ -321,6 +323,49 @@ def test_every_answer_has_an_id_and_gives_a_trace_back(path: str) -> None:
     assert headers["traceparent"] == trace
     assert "x-request-id" in headers
     assert "traceparent" not in run(Client(observed(answer), path=path).run()).headers
+
+
+SECRETS = [
+    (b"api_key=hush", "***"),
+    (b"hush", "***"),
+    (b"hush=", "***"),
+    (b"pool=cls&api_key=hush&seed=7", "pool=cls&***&seed=7"),
+    (b"po%6Fl=hush", "***"),
+    (b"POOL=hush", "***"),
+    (b"pool=cls;api_key", "pool=cls;api_key"),
+    (b"pool=a b\x85\x1b[31m\xff", "pool=a%20b%85%1B[31m%FF"),
+    (b"patches=" + b"1," * 500, "patches=" + "1," * 46 + "..."),
+    (b"seed=1&" * 10_000, "seed=1&" * 142 + "seed=1"),
+]
+
+
+@pytest.mark.parametrize(("query", "logged"), SECRETS, ids=range(len(SECRETS)))
+def test_the_log_shows_only_parameters_that_the_route_knows(
+    caplog: pytest.LogCaptureFixture, query: bytes, logged: str
+) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    run(Client(observed(answer), query_string=query).run())
+    assert [line.fields["query"] for line in caplog.records] == [logged]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("address", "logged"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("2001:db8::1%eth0", "2001:db8::1%eth0"),
+        ("x status=200 error=none", None),
+        ("1.2.3.4\x85forged", None),
+        ("unknown", None),
+        ("1" * 100, None),
+    ],
+)
+def test_the_log_shows_a_client_only_by_an_address(
+    caplog: pytest.LogCaptureFixture, address: str, logged: str | None
+) -> None:
+    """A proxy on the same machine may pass on an X-Forwarded-For that the client has written."""
+    caplog.set_level(logging.INFO, "service.access")
+    run(Client(observed(answer), client=(address, 0)).run())
+    assert [line.fields.get("client") for line in caplog.records] == [logged]  # type: ignore[attr-defined]
 
 
 def test_what_is_no_traceparent_is_neither_given_back_nor_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -480,7 +525,7 @@ def test_the_access_log_has_one_line_a_request(caplog: pytest.LogCaptureFixture)
     assert {name: value for name, value in fields.items() if name not in ("ms", "timing")} == {
         "method": "POST",
         "path": "/embed",
-        "query": "pool=cls&x=%0A",
+        "query": "pool=cls&***",
         "status": 200,
         "images": 3,
         "request_id": "abc",
@@ -495,7 +540,7 @@ def test_what_is_no_http_passes_by() -> None:
         seen.append(scope["type"])
 
     layers = (
-        ObservabilityMiddleware(app, service(), ROUTES),
+        ObservabilityMiddleware(app, service(), ROUTES, PARAMETERS),
         BodyLimitMiddleware(app, service()),
         RequestLineMiddleware(app),
     )

@@ -21,7 +21,8 @@ from PIL import Image
 from model.engines.base import ServedModel
 from service.api import cors
 from service.api.app import ROUTERS, create_app
-from service.settings import OWN_SEGMENTS, Settings
+from service.paths import OWN_SEGMENTS
+from service.settings import Settings
 from tests.support.app import serve_app
 from tests.support.engines import FakeEngine
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.inference.cache import ENTRY_BYTES, LARGE, ResultCache, keys_of
+from service.inference.cache import ENTRY_BYTES, LARGE, ResultCache, compute_keys
 from service.inference.limits import LocalBudget
 from service.metrics import Metrics
 
@@ -75,10 +75,10 @@ def test_a_result_does_not_keep_its_batch() -> None:
 def test_the_key_is_that_of_the_bytes_and_of_all_that_decides_the_result() -> None:
     contexts = [(b"a", b"b"), (b"ab", b""), (b"", b"ab"), (b"a", b"b", b""), (b"b", b"a")]
     images = {3: b"one", 5: b"two", 7: b""}
-    keys = [keys_of(context, images) for context in contexts]
+    keys = [compute_keys(context, images) for context in contexts]
     assert all(set(of_one) == {3, 5, 7} for of_one in keys)
     assert len({key for of_one in keys for key in of_one.values()}) == 15
-    assert keys_of(contexts[0], {0: b"one"})[0] == keys[0][3]
+    assert compute_keys(contexts[0], {0: b"one"})[0] == keys[0][3]
 
 
 def test_keys_of_large_images_are_computed_in_the_pool() -> None:

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from service.inference.explanation import BLOCK, draw_subsets, shares_of
+from service.inference.explanation import BLOCK, compute_shares, draw_subsets
 
 
 @pytest.mark.parametrize("grid", [2, 3, 14, 16])
@@ -48,7 +48,7 @@ def test_patches_are_left_out_in_squares() -> None:
 def test_shares_are_differences_of_means() -> None:
     generator = np.random.default_rng(0)
     subsets, scores = draw_subsets(4, 30, seed=2), generator.random(30).astype(np.float32)
-    shares = shares_of(scores, subsets, 16)
+    shares = compute_shares(scores, subsets, 16)
     for patch in range(16):
         seen = [float(score) for score, subset in zip(scores, subsets, strict=True) if patch in subset]
         left_out = [float(score) for score, subset in zip(scores, subsets, strict=True) if patch not in subset]
@@ -57,4 +57,4 @@ def test_shares_are_differences_of_means() -> None:
 
 def test_a_patch_that_every_pass_sees_has_no_share() -> None:
     subsets = [np.array([0, 1], np.int32), np.array([0, 2], np.int32)]
-    assert shares_of(np.array([0.25, 0.75]), subsets, 4).tolist() == [0, -0.5, 0.5, 0]
+    assert compute_shares(np.array([0.25, 0.75]), subsets, 4).tolist() == [0, -0.5, 0.5, 0]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from model.config import PRESETS, MAEConfig, Preprocessing
-from service.errors import InvalidParameter, TooManyPixels, UndecodableImage, UnsupportedType
+from service.errors import InvalidParameter, OutOfMemory, TooManyPixels, UndecodableImage, UnsupportedType
 from service.inference.image_decoder import ImageDecoder
 from tests.support.images import encoded
 
@@ -543,3 +543,16 @@ def test_a_mask_that_is_no_image_is_named() -> None:
         d.read_mask(b"white, please", image)
     with pytest.raises(TooManyPixels, match="the mask has"):
         decoder(SMALL, max_pixels=100).read_mask(encoded(Image.new("L", (64, 64))), image)
+
+
+def test_a_lack_of_memory_is_not_the_fault_of_the_image(chelsea: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    data = encoded(chelsea, "PNG")
+    monkeypatch.setattr(Image.core, "fill", fail)
+    monkeypatch.setattr(Image.core, "new", fail)
+    with pytest.raises(OutOfMemory, match="no memory left to decode image 3") as refusal:
+        decoder().decode(data, 3)
+    assert (refusal.value.status, refusal.value.headers["retry-after"]) == (503, "5")
+    assert "image" not in refusal.value.details  # or `on_error=skip` would leave it out

@@ -129,7 +129,7 @@ def test_white_patches_of_a_mask_picture_are_removed(white: set[int]) -> None:
         ({"mask_ratio": 1, "strategy": "block"}, "mask_ratio"),
         ({"patches": "1", "seed": 1}, "seed"),
         ({"patches": "1", "strategy": "random", "seed": 1}, "seed"),
-        ({"patches": "1", "mask_ratio": 0.75}, "mask_ratio"),
+        ({"patches": "1", "mask_ratio": 0.5}, "mask_ratio"),
         ({"patches": "1", "draws": 8}, "draws"),
         ({"view": "spread"}, "view"),
         ({"view": "spread", "patches": "1"}, "view"),
@@ -139,6 +139,13 @@ def test_parameters_that_describe_no_mask(parameters: dict[str, Any], parameter:
     with pytest.raises(InvalidParameter) as refusal:
         by_parameters(**parameters)
     assert refusal.value.details == {"parameter": parameter} and parameter in refusal.value.message
+
+
+def test_default_values_describe_no_other_mask() -> None:
+    """A form such as that of /docs sends every parameter that has a default."""
+    defaults = {"mask_ratio": 0.75, "strategy": "random", "draws": 1}
+    assert by_picture({5, 6}, **defaults) == ALL - {5, 6}
+    assert by_parameters(patches="3", **defaults) == (None, sorted(ALL - {3}))
 
 
 @pytest.mark.parametrize("white", [set(), ALL])
@@ -154,8 +161,9 @@ def test_a_mask_picture_of_no_patch_or_of_every_patch(white: set[int]) -> None:
         ({}, 2, "mask"),
         ({"patches": "1"}, 1, "mask"),
         ({"seed": 1}, 1, "seed"),
-        ({"strategy": "random"}, 2, "strategy"),
-        ({"mask_ratio": 0.75, "view": "panel"}, 1, "mask_ratio"),
+        ({"strategy": "random"}, 2, "mask"),
+        ({"strategy": "grid"}, 1, "strategy"),
+        ({"mask_ratio": 0.8, "view": "panel"}, 1, "mask_ratio"),
         ({"draws": 8, "view": "spread"}, 1, "draws"),
     ],
 )

@@ -57,7 +57,7 @@ def serving(engine: FakeEngine | None = None, **settings: Any) -> Iterator[Trace
     memory = InMemorySpanExporter()
     tracer = Tracer([SimpleSpanProcessor(memory)])
     made = LocalService(Settings(**settings), lambda settings, progress: ServedModel(engine or FakeEngine()), tracer)
-    with TestClient(create_app(service=made), base_url="http://embeddings.test:8080") as client:
+    with TestClient(create_app(service=made), base_url="http://embeddings.test:8080", client=("10.0.0.7", 5)) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         yield Traced(client, memory)
 
@@ -117,7 +117,7 @@ def test_the_server_span_follows_the_semantic_conventions_for_http() -> None:
         "url.scheme": "http",
         "server.address": "embeddings.test",
         "server.port": 8080,
-        "client.address": "testclient",
+        "client.address": "10.0.0.7",
         "network.protocol.version": "1.1",
         "user_agent.original": "curl/8.5.0",
         "mae.request_id": "r1",

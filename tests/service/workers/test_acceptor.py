@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from service.server import SIGNALS
 from service.settings import Settings
 from service.workers import acceptor as module
 from service.workers.acceptor import FairAcceptor
-from service.workers.messages import Kind
+from service.workers.messages import Kind, pack_state
 from service.workers.shared_counters import Column, SharedCounters
 from service.workers.worker import WorkerService
 from tests.service.workers.test_worker import EngineEnd
@@ -63,8 +63,15 @@ class Serving:
         self.counters.set(OTHER, Column.CONNECTIONS, connections)
 
 
+async def wait_for_nothing(address: Any, acceptor: FairAcceptor) -> None:
+    pass
+
+
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Serving]:
+async def serving(
+    before_state: Callable[[Any, FairAcceptor], Awaitable[None]] = wait_for_nothing,
+) -> AsyncIterator[Serving]:
+    """`before_state` is called with the address and the acceptor before the worker is told the state."""
     engine_end, worker_end = socket.socketpair()
     counters, fd, listener = SharedCounters.create(2), os.memfd_create("test"), socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
@@ -73,6 +80,8 @@ async def serving() -> AsyncIterator[Serving]:
     await engine.connect(engine_end)
     acceptor = FairAcceptor(create_app(service=service), listener, counters, OWN)
     task = asyncio.ensure_future(acceptor.serve())
+    await before_state(listener.getsockname(), acceptor)
+    engine.send(Kind.STATE, pack_state("ready", ""))
     await engine.received(Kind.HELLO)
     server = Serving(acceptor, counters, engine, listener.getsockname())
     try:
@@ -93,7 +102,7 @@ def test_a_worker_that_is_alone_accepts_every_connection() -> None:
     async def main() -> None:
         async with serving() as server:
             assert server.counters.get(OWN, Column.ACCEPTING) == 1
-            assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_IGN] * 2
+            assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_IGN] * len(SIGNALS)
             for _ in range(3):
                 assert await server.status() == b"HTTP/1.1 200 OK\r\n"
             assert server.open_connections() == 3
@@ -149,5 +158,39 @@ def test_a_worker_that_does_not_accept_is_not_waited_for(monkeypatch: pytest.Mon
             server.counters.set(OTHER, Column.ACCEPTING, 0)
             for _ in range(2):
                 assert await server.status() == b"HTTP/1.1 200 OK\r\n"
+
+    run(main())
+
+
+def test_a_worker_answers_nothing_before_it_knows_the_state() -> None:
+    early: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def connect(address: Any, acceptor: FairAcceptor) -> None:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        early.append((reader, writer))
+        await until(lambda: acceptor.lifespan.startup_event.is_set())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not acceptor.server_state.connections
+
+    async def main() -> None:
+        async with serving(connect):
+            [(reader, writer)] = early
+            assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+            await writer.wait_closed()
+
+    run(main())
+
+
+def test_at_the_end_connections_that_are_made_are_answered() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            server.acceptor._loop.remove_reader(server.acceptor._listener)  # it is busy with something else
+            readers = [await server.connect() for _ in range(5)]
+            server.engine.send(Kind.EXIT)
+            answers = [await asyncio.wait_for(reader.readline(), 5) for reader in readers]
+            assert answers == [b"HTTP/1.1 200 OK\r\n"] * 5
 
     run(main())

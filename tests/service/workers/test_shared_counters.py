@@ -18,6 +18,15 @@ counters = SharedCounters(int(sys.argv[1]), 2)
 budget = SharedBudget(counters, int(sys.argv[2]), Column.BYTES, 500)
 print(sum(budget.take(1) for _ in range(2000)))
 """
+KEY_TAKER = """
+import sys
+from service.settings import Settings
+from service.workers.shared_counters import SharedCounters, shared_budgets
+settings = Settings(http_workers=2, api_keys="one,two", key_max_requests=300, key_images_per_s=1e-3, max_images=500)
+counters = SharedCounters(int(sys.argv[1]), 2, 2)
+key = shared_budgets(settings, counters, int(sys.argv[2])).keys["two"]
+print(sum(key.requests.take(1) for _ in range(1000)), sum(key.images.take(1) == 0 for _ in range(1000)))
+"""
 HOLDER = """
 import sys, time
 from service.workers.shared_counters import SharedCounters
@@ -97,3 +106,19 @@ def test_limits_of_the_settings_hold_for_all_workers_together(counters: SharedCo
     assert first.images.take(3 * IMAGE) and not second.images.take(2 * IMAGE)
     counters.add(0, Column.RELEASED, IMAGE)
     assert second.images.take(2 * IMAGE) and first.images.used == 4 * IMAGE
+
+
+@pytest.mark.live
+def test_processes_that_serve_one_key_at_the_same_time_give_it_no_more_than_its_limits() -> None:
+    counters = SharedCounters.create(2, 2)
+    takers = [other_process(KEY_TAKER, counters, str(worker_index)) for worker_index in range(2)]
+    taken = [[int(count) for count in taker.communicate(timeout=30)[0].split()] for taker in takers]
+    assert [sum(counts) for counts in zip(*taken, strict=True)] == [300, 500]
+    settings = Settings(http_workers=2, api_keys="one,two", key_max_requests=300, key_images_per_s=1)
+    other, same = (shared_budgets(settings, counters, 0).keys[key] for key in ("one", "two"))
+    assert other.requests.used == 0 and same.requests.used == 300
+    assert other.images and not other.images.take(1)
+    counters.clear(0)
+    counters.clear(1)
+    assert same.requests.used == 0  # what dead workers had in flight
+    counters.close()

@@ -73,7 +73,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return clock.asked
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', "\x00"])
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', '{"batch": 1000000000, "rates": {}}', "\x00"],
+)
 def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
     engine, cache = FakeEngine(), EngineCache(tmp_path)
     assert obtain_batch_size(engine, cache, print) == 1

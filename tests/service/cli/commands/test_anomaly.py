@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from starlette.testclient import TestClient
 
 from model.checkpoints.checkpoint import load
-from model.checkpoints.heads import read_heads
+from model.checkpoints.heads_file import read_heads
 from service.api.app import create_app
 from service.settings import Settings
 from tests.service.cli.conftest import Mae

@@ -8,6 +8,7 @@ import torch
 
 from model.nn import build_model
 from tests.service.cli.conftest import Mae
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import NARROW
 
 
@@ -20,7 +21,8 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MAE_IMAGE_SIZE", "24")  # a smaller grid than the weights are of: parity is asked of it too
-    first = mae("compile", "--json", "--max-batch", "3")
+    with conversions_in_process():
+        first = mae("compile", "--json", "--max-batch", "3")
     description = json.loads(first.out)
     assert first.code == 0
     assert (description["made"], description["backend"], description["precision"], description["max_batch"]) == (
@@ -57,10 +59,10 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
 
 
 def test_torch_has_nothing_to_build(mae: Mae) -> None:
-    result = mae("compile", "--backend", "torch", "--image-size", "32")
-    assert result.code == 2
-    assert result.out == ""
-    assert result.err.splitlines()[-1] == "mae: torch runs the model as it is: there is nothing to build ahead"
+    """It is said before the weights are read."""
+    result = mae("compile", "--backend", "torch", "--weights", "missing.safetensors")
+    expected = "mae: torch runs the model as it is: there is nothing to build ahead\n"
+    assert (result.code, result.out, result.err) == (2, "", expected)
 
 
 def test_tensorrt_by_name_needs_a_gpu(mae: Mae) -> None:

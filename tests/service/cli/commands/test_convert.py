@@ -1,16 +1,19 @@
 """`mae convert`."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints.checkpoint import load, save
 from model.config import MAEConfig
 from model.nn.vit import MaskedAutoencoder
 from tests.service.cli.conftest import Mae
+from tests.support.exported import drawn
 
 
 @pytest.fixture
@@ -103,3 +106,89 @@ def test_what_cannot_be_is_one_sentence(
     assert result.code == 2 and result.out == ""
     assert result.err.startswith("mae: ") and sentence in result.err and result.err.count("\n") == 1
     assert not Path("ours.safetensors").exists()
+
+
+def test_a_folder_for_another_program(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("bird.safetensors"), drawn("cls", others=True))
+    result = mae("convert", "bird.safetensors", "-o", "out", "--to", "huggingface", "--name", "jay")
+    assert (result.code, result.err) == (0, "")
+    _, first, *notes, last = result.out.splitlines()
+    assert first.startswith("out: jay as a ViTForImageClassification of Hugging Face's transformers, 0.")
+    assert notes[0].startswith("The decoder is left out, ") and "half a pixel" in notes[1]
+    assert last == (
+        "out/heads.safetensors holds what the format has no place for: whitening.cls.centre, whitening.cls.matrix, "
+        "whitening.mean.centre, whitening.mean.matrix, memory_bank.tokens, memory_bank.scores"
+    )
+    files = {"README.md", "config.json", "heads.safetensors", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in Path("out").iterdir()} == files
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in Path("out").iterdir()), "others can read them"
+    assert load(Path("out")).heads.head is not None
+
+
+@pytest.mark.parametrize("to", ["huggingface", "timm"])
+def test_what_was_exported_becomes_ours_again(
+    to: str, mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = drawn("mean", others=True)
+    save(Path("bird.safetensors"), checkpoint)
+    assert mae("convert", "bird.safetensors", "-o", "out", "--to", to).code == 0
+    assert mae("convert", "out", "-o", "again.safetensors", "--name", "bird").code == 0
+    again, before = load_file("again.safetensors"), load_file("bird.safetensors")
+    decoder = {name for name in before if name.startswith(("decoder", "mask_token"))}
+    assert again.keys() == before.keys() - (decoder if to == "timm" else set())
+    assert all(torch.equal(again[name], before[name]) for name in again)
+    assert load(Path("again.safetensors")).preprocessing == checkpoint.preprocessing
+
+
+def test_the_head_can_be_left_out(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("bird.safetensors"), drawn("cls"))
+    assert (
+        "ViTMAEForPreTraining"
+        in mae("convert", "bird.safetensors", "-o", "out", "--to", "huggingface", "--no-head").out
+    )
+    assert load(Path("out")).config.has_decoder and load(Path("out")).heads.head is None
+    assert mae("convert", "bird.safetensors", "-o", "headless.safetensors", "--no-head").code == 0
+    assert load(Path("headless.safetensors")).heads.head is None
+
+
+def test_what_cannot_be_exported(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = drawn()
+    checkpoint.tensors["blocks.0.mlp.fc1.weight"][0, 0] = 1e5
+    save(Path("bird.safetensors"), checkpoint)
+    Path("full").mkdir()
+    Path("full", "photograph.jpg").touch()
+    for arguments, message in {
+        ("full", "timm"): f"{tmp_path / 'full'} exists already: name a new folder or an empty one",
+        (
+            "bird.safetensors",
+            "timm",
+        ): f"{tmp_path / 'bird.safetensors'} exists already: name a new folder or an empty one",
+        ("out", "tensorflow"): "--to is 'tensorflow': expected mae-serve, huggingface, timm, onnx",
+        ("there/out", "timm"): "there is no folder there",
+        (
+            "out",
+            "timm",
+            "--half",
+        ): "blocks.0.mlp.fc1.weight has numbers that are too large for 16 bits: leave --half out",
+    }.items():
+        output, to, *others = arguments
+        result = mae("convert", "bird.safetensors", "-o", output, "--to", to, *others)
+        assert (result.code, result.err) == (2, f"mae: {message}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bird.safetensors", "full"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_onnx_needs_its_packages(package: str, mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("bird.safetensors"), drawn())
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None if name == package else ModuleType(name))
+    result = mae("convert", "bird.safetensors", "-o", "out", "--to", "onnx")
+    assert (result.code, result.err) == (
+        2,
+        f"mae: --to onnx needs the package {package}: pip install onnx onnxscript\n",
+    )

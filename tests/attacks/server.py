@@ -1,0 +1,102 @@
+"""A real server with a fake engine for the attacks, and raw requests to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_S = 60
+
+
+class AttackedServer:
+    """The process, its port and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.port = int(self._wait_for(r"running on http://127\.0\.0\.1:(\d+)"))
+        self._wait_for("ready after")
+        while httpx.get(f"{self.url}/readyz", timeout=START_S).status_code != 200:
+            time.sleep(0.05)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric, of which `name` may name some labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(name, line))
+
+    def exchange(self, sent: bytes, timeout_s: float = 10, ends: bool = False) -> bytes:
+        """What the server sends until it closes the connection; `ends`: the client ends its side first."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout_s) as one:
+            received = b""
+            try:
+                one.sendall(sent)
+                if ends:
+                    one.shutdown(socket.SHUT_WR)
+                while chunk := one.recv(65536):
+                    received += chunk
+            except OSError as error:
+                return received + type(error).__name__.encode()
+        return received
+
+    def _wait_for(self, pattern: str) -> str:
+        end = time.monotonic() + START_S
+        while not (found := re.search(pattern, self.log)):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the server does not start:\n{self.log}")
+            time.sleep(0.05)
+        return found[found.re.groups]
+
+
+@contextmanager
+def serve(open_files: int | None = None, **settings: Any) -> Iterator[AttackedServer]:
+    """A server whose images take a millisecond, with at most `open_files` file descriptors; it is killed at the end."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
+    environment |= {f"MAE_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= {"MAE_HOST": "127.0.0.1", "MAE_PORT": "0", "FAKE_S": "0.001"}
+
+    def limit() -> None:
+        if open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+
+    with tempfile.TemporaryDirectory(prefix="mae-attack-") as folder:
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", "tests.support.fake_server"]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=limit)
+        try:
+            yield AttackedServer(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def post(body: bytes, *headers: str, path: str = "/embed") -> bytes:
+    """A POST as it goes over the wire."""
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+def status(answer: bytes) -> str:
+    """The status of an answer, past an interim one; or the error of the connection, or "closed"."""
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else answer.decode("latin-1") or "closed"
