@@ -60,5 +60,6 @@ class ServedIndex:
 
     def search(self, vectors: Floats, k: int, thumbnails: bool) -> list[list[Neighbour]]:
         """See `Index.search`."""
-        self.rows = self._index.count
-        return self._index.search(vectors, k, thumbnails=thumbnails)
+        found = self._index.search(vectors, k, thumbnails=thumbnails)
+        self.rows = self._index.count  # of a version that is no older than the one that was searched
+        return found
