@@ -193,7 +193,8 @@ def _enter_folder(path: Path) -> Path:
 
 
 def _files_of_weights(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
+    files = (path for path in folder.iterdir() if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
+    return sorted(path for path in files if path.name not in DESCRIBING)
 
 
 def _packaged(model: str) -> Path:

@@ -184,6 +184,12 @@ class TestFolders:
         assert source == locate(str(folder / name), None)
         assert (source.path, source.name) == (folder / name, Path(name).stem)
 
+    def test_heads_beside_weights_are_no_weights(self, tmp_path: Path) -> None:
+        """As in a folder of ONNX files."""
+        folder = folder_with(tmp_path / "graphs", {"embed.onnx": b"1", "heads.safetensors": b"2"})
+        with pytest.raises(WeightsError, match=r"holds no model\.safetensors, .* or pytorch_model\.bin$"):
+            locate(str(folder), None)
+
     @pytest.mark.parametrize(
         "files", [{"a.pth": b"1", "b.pth": b"2"}, {"a.pth": b"1", "config.json": b"{}"}], ids=["two", "with a config"]
     )
