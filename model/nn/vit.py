@@ -189,14 +189,11 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions [1, 1 + N, width], zeros for cls (upstream util/pos_embed.py: columns first).
-
-    They lie on the CPU also where a model is made on the meta device, for which torch would import its decompositions.
-    """
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width / 4))
-    along = torch.arange(grid, dtype=torch.float64, device="cpu")[:, None] * omega  # [grid, width / 4]
+    """Fixed 2-D sine-cosine positions [1, 1 + N, width], zeros for cls (upstream util/pos_embed.py: columns first)."""
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    along = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # [grid, width / 4]
     line = torch.cat([along.sin(), along.cos()], dim=1)  # [grid, width / 2]
     columns = line[None].expand(grid, -1, -1)
     rows = line[:, None].expand(-1, grid, -1)
     table = torch.cat([columns, rows], dim=-1).reshape(1, grid * grid, width)
-    return torch.cat([table.new_zeros(1, 1, width), table], dim=1).float()
+    return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], dim=1).float()

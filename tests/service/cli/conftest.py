@@ -18,10 +18,12 @@ from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig
 from model.config import MAEConfig, Preprocessing
 from model.engines import build as building
+from model.engines import context
 from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from service.cli.main import main
+from tests.support.conversion import convert_in_process
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
 
@@ -94,8 +96,9 @@ def mae(
     monkeypatch: pytest.MonkeyPatch,
     _build_once: Callable[..., ServedModel],
 ) -> Mae:
-    """Runs a command in this process; returns its exit code and output."""
+    """Runs a command in this process, in which it also converts; returns its exit code and output."""
     monkeypatch.setattr(building, "build", _build_once)
+    monkeypatch.setattr(context, "convert_in_child", convert_in_process)
     return partial(run, capfd)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from model.nn import build_model
 from tests.service.cli.conftest import Mae
-from tests.support.conversion import conversions_in_process
 from tests.support.engines import NARROW
 
 
@@ -21,8 +20,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     monkeypatch.setenv("MAE_WEIGHTS", str(tmp_path / "narrow.pth"))
     monkeypatch.setenv("MAE_ENGINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MAE_IMAGE_SIZE", "24")  # a smaller grid than the weights are of: parity is asked of it too
-    with conversions_in_process():
-        first = mae("compile", "--json", "--max-batch", "3")
+    first = mae("compile", "--json", "--max-batch", "3")
     description = json.loads(first.out)
     assert first.code == 0
     assert (description["made"], description["backend"], description["precision"], description["max_batch"]) == (
