@@ -17,7 +17,7 @@ def test_the_contracts_statuses() -> None:
     assert by_status == {
         400: {"undecodable_image", "malformed_body", "no_images", "images_only", "malformed_request", "not_served"},
         401: {"unauthorized"},
-        404: {"no_decoder", "no_head", "not_found", "model_not_found"},
+        404: {"no_decoder", "no_head", "no_index", "not_found", "model_not_found"},
         405: {"method_not_allowed"},
         406: {"not_acceptable"},
         408: {"request_stalled"},
@@ -28,7 +28,7 @@ def test_the_contracts_statuses() -> None:
         429: {"queue_full", "memory_full", "key_busy", "key_rate_exceeded"},
         431: {"headers_too_large"},
         499: {"client_gone"},
-        500: {"inference_failed", "internal_error"},
+        500: {"inference_failed", "internal_error", "search_failed"},
         501: {"unsupported_transfer_coding"},
         503: {"not_ready", "draining", "engine_lost", "too_many_connections", "out_of_memory"},
         504: {"deadline_passed"},
