@@ -17,18 +17,20 @@ def test_the_contracts_statuses() -> None:
     assert by_status == {
         400: {"undecodable_image", "malformed_body", "no_images", "images_only", "malformed_request", "not_served"},
         401: {"unauthorized"},
-        404: {"no_decoder", "no_head", "not_found", "model_not_found"},
+        404: {"no_decoder", "no_head", "no_index", "not_found", "model_not_found"},
         405: {"method_not_allowed"},
         406: {"not_acceptable"},
         408: {"request_stalled"},
         413: {"body_too_large", "too_many_pixels", "too_many_images"},
+        414: {"uri_too_long"},
         415: {"unsupported_media_type"},
         422: {"invalid_parameter"},
-        429: {"queue_full", "memory_full"},
+        429: {"queue_full", "memory_full", "key_busy", "key_rate_exceeded"},
         431: {"headers_too_large"},
         499: {"client_gone"},
-        500: {"inference_failed", "internal_error"},
-        503: {"not_ready", "draining", "engine_lost"},
+        500: {"inference_failed", "internal_error", "search_failed"},
+        501: {"unsupported_transfer_coding"},
+        503: {"not_ready", "draining", "engine_lost", "too_many_connections", "out_of_memory"},
         504: {"deadline_passed"},
     }
 
@@ -53,10 +55,15 @@ def test_headers_say_when_to_come_back_and_who_may(kind: type[ServiceError]) -> 
     assert ("retry-after" in headers) == overloaded
     assert not overloaded or int(headers["retry-after"]) > 0
     assert ("www-authenticate" in headers) == (kind.status == 401)
-    closing = ("draining", "engine_lost", "request_stalled", "malformed_request", "headers_too_large")
+    closing = {"draining", "engine_lost", "too_many_connections", "request_stalled", "malformed_request"}
+    closing |= {"headers_too_large", "uri_too_long", "unsupported_transfer_coding"}
     assert (headers.get("connection") == "close") == (kind.code in closing)
 
 
 def test_a_compressed_body_is_told_what_is_served() -> None:
     assert "accept-encoding" not in errors.UnsupportedType("a PDF", supported=["JPEG"]).headers
     assert errors.UnsupportedType("gzip", encoding="gzip").headers == {"accept-encoding": "identity"}
+
+
+def test_a_key_that_was_too_fast_is_told_how_long_to_wait() -> None:
+    assert errors.KeyRateExceeded("x", retry_after_s=17).headers["retry-after"] == "17"
