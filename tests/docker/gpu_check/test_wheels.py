@@ -203,7 +203,7 @@ def test_the_shell_command_joins(parts: Path, tmp_path: Path) -> None:
         (["--part-mb=-3"], "-3 MiB hold nothing"),
         (["--part-mb", "nan"], "nan is no number of MiB"),
         (["--part-mb", "inf"], "inf is no number of MiB"),
-        (["--host", "/nonexist"], "/nonexist cannot be read: No such file or directory"),
+        (["--host", f"{__file__}s"], f"{__file__}s cannot be read: No such file or directory"),
         (["--host", "/"], "/ cannot be read: Is a directory"),
         (["--join", "parts", "-o", __file__], f"{__file__} is no folder"),
     ],

@@ -83,9 +83,9 @@ def test_head_of_a_route_that_takes_images_is_405(client: TestClient) -> None:
 IMAGE_ROUTES = [
     route
     for route in inference_routes(ROUTERS)
-    if error_format(route.path) in ("own", "open-inference") and route.path != "/explain"
+    if error_format(route.path) in ("own", "open-inference") and route.path not in ("/explain", "/search")
 ]
-"""Those that take a single picture as it is."""
+"""Those that take a single picture as it is, and need no index."""
 
 
 @pytest.mark.parametrize("route", IMAGE_ROUTES, ids=lambda route: route.path)
