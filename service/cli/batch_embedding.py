@@ -38,6 +38,8 @@ from service.settings import Settings
 T = TypeVar("T")
 REMOTE_READS = 32
 """Images that are fetched at the same time."""
+MIN_IMAGES = 256
+"""Images that are on their way at once, at least: those of some seconds, which hide the time of an fsync."""
 
 
 class PendingImage:
@@ -74,8 +76,10 @@ class BatchEmbedder:
         self.plan = plan
         self.batch = info.preferred_batch
         """Images in a group."""
-        self.max_groups = 2 * info.lanes + (processes or settings.decode_threads)
-        """Groups on their way at once: each lane has its next one ready, and each decoder one at work."""
+        least = 2 * info.lanes + (processes or settings.decode_threads)
+        self.max_groups = max(least, MIN_IMAGES // self.batch)
+        """Groups on their way at once: each lane has its next one ready, and each decoder one at work, even while a
+        disk lets all wait."""
         self._config = info.config
         self._decoders, self._decode = open_decoders(
             DecoderSettings.of(info, settings), settings.decode_threads, processes

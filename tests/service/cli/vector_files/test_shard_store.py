@@ -173,7 +173,7 @@ def test_a_replacement_leaves_the_shards_alone_until_it_is_complete(tmp_path: Pa
     assert rows(tmp_path / "out") == expected(range(10, 15))
 
 
-@pytest.mark.parametrize("renames", range(1, 5))
+@pytest.mark.parametrize("renames", range(1, 7))
 def test_a_replacement_that_is_cut_is_completed_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_replacement_that_is_cut_is_completed_by_the_next_run(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", replace_or_end)
         finish(tmp_path / "out", [record(number) for number in range(20, 28)], overwrite=True)
-    overwrite = renames < 3  # by then the shards were not all written
+    overwrite = renames < 4  # three shards, then the mark that they are complete
     finish(tmp_path / "out", [record(number) for number in range(20, 28)] if overwrite else [], overwrite)
     assert rows(tmp_path / "out") == expected(range(20, 28))
 
