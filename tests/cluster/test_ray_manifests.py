@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import ray as installed
 from pydantic import ValidationError
-from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from tests.docker.test_ray_manifests import CONFIGS, SERVICE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ray_accepts_the_configuration(name: str) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
 
     from service.cluster.serve import app
@@ -25,6 +25,8 @@ def test_ray_accepts_the_configuration(name: str) -> None:
 
 
 def test_serve_run_gives_text_and_mistakes_are_named() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
     from service.cluster.serve import app
 
     assert call_user_app_builder_with_args_if_necessary(app, {"num_cpus": "2", "max_replicas": "4"})
