@@ -40,7 +40,7 @@ FOLDER_MARKERS = {"live": "live", "clients": "live", "gpu": "live", "tensorrt": 
 FIXTURE_MARKERS = {
     "start_server": "live",
     "null_server": "live",
-    "_warm": "converts",
+    "warm_cache": "converts",
     "openvino_engine": "converts",
     "narrow_graphs": "converts",
     "programs": "converts",
@@ -134,6 +134,18 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (own.parent if WORKER else own) / "engines"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_cache(engine_cache: Path, probe: Path) -> Path:
+    """The engine cache with the probe model's engine in float32, for processes that would have to convert it."""
+    from model.engines.build import build
+    from model.engines.settings import EngineSettings
+    from tests.support.conversion import conversions_in_process
+
+    with conversions_in_process():
+        build(EngineSettings(engine_cache=engine_cache, weights=str(probe), precision="fp32"))
+    return engine_cache
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Start, probe: Path) -> LiveServer:
+def server(start_server: Start, probe: Path, warm_cache: Path) -> LiveServer:
     """The probe model with default settings, but for batches of 4: a busy machine may have measured that it likes 1."""
     return start_server(weights=probe, max_batch=4)
 

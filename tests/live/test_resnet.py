@@ -13,9 +13,12 @@ from PIL import Image
 
 from model.checkpoints.checkpoint import Checkpoint, load, save
 from model.config import MAEConfig, Preprocessing
+from model.engines.build import build
+from model.engines.settings import EngineSettings
 from model.nn import build_model
 from tests.live.conftest import Start
 from tests.service.cli.conftest import run
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import write_resnet
 from tests.support.images import encoded
 
@@ -42,9 +45,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resnet(start_server: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def resnet(start_server: Start, engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A fresh resnet_tiny: 49 patches of 32 x 32."""
     weights = write_resnet(tmp_path_factory.mktemp("resnet"))
+    with conversions_in_process():
+        build(EngineSettings(engine_cache=engine_cache, weights=str(weights), backend="openvino", precision="fp32"))
     with httpx.Client(base_url=start_server(weights=weights, max_batch=4).url, timeout=60) as client:
         yield client
 

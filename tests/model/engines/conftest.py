@@ -11,15 +11,16 @@ from PIL import Image
 from model.engines.base import Engine
 from model.engines.build import build
 from model.engines.settings import EngineSettings
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import write_narrow, write_resnet
 from tests.support.pretend_cuda import pretend_cuda
 
 
 @pytest.fixture(scope="session")
 def openvino_engine(engine_cache: Path, probe: Path) -> Engine:
-    return build(
-        EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
-    ).engine
+    spec = EngineSettings(engine_cache=engine_cache, weights=str(probe), backend="openvino", precision="fp32", lanes=2)
+    with conversions_in_process():
+        return build(spec).engine
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +46,11 @@ def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=ENGINES)
 def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_weights: Path) -> Engine:
     lanes = 2 if request.param == "openvino" else 1
-    return build(
-        EngineSettings(
-            engine_cache=engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes
-        )
-    ).engine
+    spec = EngineSettings(
+        engine_cache=engine_cache, weights=str(resnet_weights), backend=request.param, precision="fp32", lanes=lanes
+    )
+    with conversions_in_process():
+        return build(spec).engine
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,8 @@ def narrow_graphs(engine_cache: Path, narrow_weights: Path) -> Path:
         lanes=1,
         max_batch=4,
     )
-    return engine_cache / str(build(spec).info.entry)
+    with conversions_in_process():
+        return engine_cache / str(build(spec).info.entry)
 
 
 @pytest.fixture(scope="session")

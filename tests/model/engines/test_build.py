@@ -34,6 +34,7 @@ from model.engines.outputs import collect_outputs
 from model.engines.parity import TOLERANCES, ParityError, measure_parity
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import NARROW, with_changes
 
 
@@ -61,7 +62,8 @@ def encoder_only(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=[pytest.param("openvino", marks=pytest.mark.converts), "torch"])
 def packaged(request: pytest.FixtureRequest, engine_cache: Path) -> Engine:
-    return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
+    with conversions_in_process():
+        return build(EngineSettings(engine_cache=engine_cache, backend=request.param, precision="fp32")).engine
 
 
 def test_the_packaged_model_passes_the_parity_check(packaged: Engine) -> None:

@@ -14,6 +14,7 @@ from model.engines.fixed_images import fixed_patches
 from model.engines.settings import EngineSettings
 from model.masking import all_indices
 from model.nn.vit import MaskedAutoencoder
+from tests.support.conversion import conversions_in_process
 from tests.support.engines import NARROW
 from tests.support.vit_formula import State, encode, layer_norm
 
@@ -74,7 +75,8 @@ def test_by_torch(tmp_path: Path, weights: Path, state: State) -> None:
 
 @pytest.mark.converts
 def test_by_openvino_and_again_from_the_cache(engine_cache: Path, weights: Path, state: State) -> None:
-    made = build(settings(engine_cache, weights, backend="openvino"))
+    with conversions_in_process():
+        made = build(settings(engine_cache, weights, backend="openvino"))
     again = build(settings(engine_cache, weights, backend="openvino"))
     assert made.info.entry == again.info.entry is not None
     for served in (made, again):

@@ -1,5 +1,6 @@
 """What compilers are given: the exported programs, run by torch, against the model itself."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from model.nn.base import Autoencoder
 
 
 @pytest.fixture(scope="module")
-def made(probe: Path) -> Any:
-    return checkpoint.load(probe)
+def made(probe: Path) -> Checkpoint:
+    """The probe model's first two blocks, and the first one of its decoder: trained weights, and exported sooner."""
+    whole = checkpoint.load(probe)
+    config = whole.config.model_copy(update={"depth": 2, "decoder_depth": 1})
+    names = build_model(config).state_dict().keys()
+    return replace(whole, config=config, tensors={name: whole.tensors[name] for name in names})
 
 
 @pytest.fixture(scope="module")
-def model(made: Any) -> Autoencoder:
+def model(made: Checkpoint) -> Autoencoder:
     built: Autoencoder = made.build()
     return built.eval()
 
 
 @pytest.fixture(scope="module")
-def programs(made: Any) -> dict[str, torch.nn.Module]:
+def programs(made: Checkpoint) -> dict[str, torch.nn.Module]:
     """As TensorRT receives them, in float32."""
     graphs = build_graphs(made, made.config, made.preprocessing, to_bytes=False, padded=True)
     return {name: program.module() for name, program in export_programs(graphs, made.config).items()}
@@ -38,7 +43,7 @@ def programs(made: Any) -> dict[str, torch.nn.Module]:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 @torch.inference_mode()
 def test_the_programs_compute_what_the_model_does(
-    programs: dict[str, torch.nn.Module], model: Autoencoder, made: Any, batch: int, visible: int
+    programs: dict[str, torch.nn.Module], model: Autoencoder, made: Checkpoint, batch: int, visible: int
 ) -> None:
     generator = np.random.default_rng(batch * visible)
     patches = torch.from_numpy(generator.integers(0, 256, (batch, 196, 768), dtype=np.uint8))
@@ -100,7 +105,7 @@ def test_half_precision_is_for_products_alone(config: MAEConfig, precision: Any,
     assert ("aten.conv2d" in met) is (config.family == "resnet")
 
 
-def test_the_weights_of_the_checkpoint_stay_as_they_are(made: Any) -> None:
+def test_the_weights_of_the_checkpoint_stay_as_they_are(made: Checkpoint) -> None:
     before = {name: tensor.clone() for name, tensor in made.tensors.items()}
     build_graphs(made, made.config, made.preprocessing, "fp16")
     assert all(made.tensors[name].dtype == torch.float32 for name in before)

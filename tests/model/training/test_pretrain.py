@@ -20,6 +20,7 @@ from PIL import Image
 from model.checkpoints.checkpoint import load
 from model.checkpoints.heads import Whitening
 from model.checkpoints.locate import locate
+from model.config import PRESETS
 from model.evaluation.store import store_heads
 from model.images.folders import find_images
 from model.masking import choose_visible
@@ -50,6 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more than this")
     (root / "notes.txt").write_text("no image")
     return root
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model with two blocks and one in the decoder, for tests in which any model would do."""
+    update = {"depth": 2, "decoder_depth": 1}
+    monkeypatch.setitem(PRESETS, "mae_tiny", PRESETS["mae_tiny"].model_copy(update=update))
 
 
 def test_the_heads_of_the_weights_to_start_from_can_be_said(
@@ -179,7 +187,7 @@ def test_a_run_of_a_version_that_held_nothing_out_goes_on_with_all_images(folder
 
 
 @pytest.mark.slow
-def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path) -> None:
+def test_muon_is_resumed_to_the_bit(folder: Path, tmp_path: Path, shallow: None) -> None:
     run = tmp_path / "muon"
     choices = (*SMALL, "--optimiser", "muon", "--steps", "4")
     interrupt_once_saved(run, folder, *choices)
@@ -238,7 +246,9 @@ def test_two_processes_share_a_step(folder: Path, whole: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
+def test_training_from_memory_learns_the_same_and_goes_on_to_the_bit(
+    folder: Path, tmp_path: Path, shallow: None
+) -> None:
     files, memory, ended = (tmp_path / name for name in ("files", "memory", "ended"))
     run_command(folder, "-o", files, *SMALL, "--steps", "4")
     err = run_command(folder, "-o", memory, *SMALL, "--steps", "4", "--in-memory")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,10 +18,12 @@ from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig
 from model.config import MAEConfig, Preprocessing
 from model.engines import build as building
+from model.engines import context
 from model.engines.base import ServedModel
 from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from service.cli.main import main
+from tests.support.conversion import convert_in_process
 
 SCRIPT = str(Path(sys.executable).with_name("mae"))
 
@@ -62,23 +63,12 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
     return Result(code if isinstance(code, int) else 0, *capfd.readouterr())
 
 
-@pytest.fixture(scope="session")
-def _warm(engine_cache: Path, probe: Path) -> Path:
-    """The engine cache with the probe model's engine, since converting it is slow and writes to the terminal."""
-    subprocess.run(
-        [SCRIPT, "info", "--precision", "fp32", "--engine-cache", engine_cache, "--weights", probe],
-        check=True,
-        capture_output=True,
-    )
-    return engine_cache
-
-
 @pytest.fixture
-def environment(_warm: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+def environment(warm_cache: Path, probe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
     """Environment variables without the developer's settings: the probe model in float32, and a shared engine cache."""
     for name in [name for name in os.environ if name.startswith("MAE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("MAE_ENGINE_CACHE", str(_warm))
+    monkeypatch.setenv("MAE_ENGINE_CACHE", str(warm_cache))
     monkeypatch.setenv("MAE_WEIGHTS", str(probe))
     monkeypatch.setenv("MAE_PRECISION", "fp32")  # whichever precision is fastest on this CPU
     return os.environ
@@ -106,8 +96,9 @@ def mae(
     monkeypatch: pytest.MonkeyPatch,
     _build_once: Callable[..., ServedModel],
 ) -> Mae:
-    """Runs a command in this process; returns its exit code and output."""
+    """Runs a command in this process, in which it also converts; returns its exit code and output."""
     monkeypatch.setattr(building, "build", _build_once)
+    monkeypatch.setattr(context, "convert_in_child", convert_in_process)
     return partial(run, capfd)
 
 

@@ -224,24 +224,24 @@ def test_an_output_is_replaced_if_that_is_asked_for(mae: Mae, squares: Path) -> 
 
 
 def test_a_killed_run_goes_on_where_it_was(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
-    make_copies(squares, each=12)
+    make_copies(squares, each=6)
     assert mae("embed", "many", "-o", "whole.npz").code == 0
-    process = start_and_wait("out.npz", environment, records=40)
+    process = start_and_wait("out.npz", environment, records=8)
     process.kill()
     process.communicate()
     assert not Path("out.npz").exists()
-    for image in sorted(Path("many").iterdir())[:40]:
+    for image in sorted(Path("many").iterdir())[:8]:
         image.unlink()
         image.write_text("done before, so never read again")
     result = mae("embed", "many", "-o", "out.npz")
     embedded, stored = (int(part.split()[0]) for part in result.err.removeprefix("mae: ").split(", ")[:2])
-    assert result.code == 0 and stored >= 40 and embedded + stored == 96
+    assert result.code == 0 and stored >= 8 and embedded + stored == 48
     assert Path("out.npz").read_bytes() == Path("whole.npz").read_bytes()
     assert not Path("out.npz.partial").exists()
 
 
 def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_copies(squares, each=12)
+    make_copies(squares, each=6)
     append, stored = Journal.append, []
 
     def interrupt(journal: Journal, record: VectorRecord) -> None:
@@ -258,11 +258,11 @@ def test_an_interrupted_run_keeps_its_work(mae: Mae, squares: Path, monkeypatch:
     finally:
         signal.signal(signal.SIGINT, before)
     assert result.code == 130 and "interrupted" in result.err and "Traceback" not in result.err
-    assert 3 <= len(stored) < 96
+    assert 3 <= len(stored) < 48
     assert mae("embed", "many", "-o", "out.jsonl", "--pool", "cls").code == 2  # of another pool than what is kept
     result = mae("embed", "many", "-o", "out.jsonl")
-    assert result.code == 0 and f"{96 - len(stored)} embedded, {len(stored)} already stored" in result.err
-    assert len(Path("out.jsonl").read_text().splitlines()) == 96
+    assert result.code == 0 and f"{48 - len(stored)} embedded, {len(stored)} already stored" in result.err
+    assert len(Path("out.jsonl").read_text().splitlines()) == 48
 
 
 def test_two_runs_do_not_write_one_output(mae: Mae, squares: Path, environment: Mapping[str, str]) -> None:
