@@ -32,12 +32,24 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Returns when the names in `folder` would outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def replace_file(path: Path, written: Path) -> None:
+    """Moves a file that is written completely to `path`, and returns when it would outlive a loss of power.
+
+    Args:
+        path: the file to make or replace.
+        written: the new file, on the same file system.
+    """
+    sync(written)
+    os.replace(written, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns when the content of a file, or the names in a folder, would outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

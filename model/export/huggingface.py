@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ from model.checkpoints.heads import Head
 from model.checkpoints.huggingface import LAYER_PARTS, PARTS
 from model.checkpoints.preprocessors import PIL_FILTERS
 from model.config import MAEConfig, Preprocessing
-from model.export.contents import Contents, ExportError
+from model.export.contents import Contents, ExportError, write_weights
 from model.nn.base import DECODER_PREFIXES
 
 PUBLISHED_PARTS = {ours: theirs for theirs, ours in PARTS.items()}
@@ -55,7 +54,6 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
         why = "that read the mean" if head.config.pool == "mean" else "of a single class"
         notes.append(f"transformers has no heads {why}, so the head is in heads.safetensors.")
         head = None
-    dtype = torch.float16 if half else torch.float32
     tensors = dict(checkpoint.tensors)
     if head is not None:
         if config.has_decoder:
@@ -70,9 +68,7 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
     settings = _config(config, half) | (_autoencoder(config) if head is None else _classifier(head))
     architecture = settings["architectures"][0]
     prefix = "" if architecture == "ViTMAEModel" else "vit."
-    published = {name: x.to(dtype).contiguous() for name, x in _publish_names(tensors, prefix).items()}
-    # Not safetensors' save_file, which leaves the file unreadable to everyone else.
-    (folder / "model.safetensors").write_bytes(save(published, {"format": "pt"}))
+    write_weights(folder, _publish_names(tensors, prefix), half)
     _write_json(folder / "config.json", settings)
     _write_json(folder / "preprocessor_config.json", _preprocessor(checkpoint.preprocessing, config.image_size))
     return Contents(

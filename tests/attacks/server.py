@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,10 @@ def status(answer: bytes) -> str:
     """The status of an answer, past an interim one; or the error of the connection, or "closed"."""
     answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else answer.decode("latin-1") or "closed"
+
+
+def report(name: str, seen: Counter[str], expected: Collection[str]) -> int:
+    """Prints how often each thing was seen; returns an exit code, 1 if a thing was seen that is not expected."""
+    counts = {what: count for what, count in seen.items() if count}
+    print(f"{name}:", ", ".join(f"{count} {what}" for what, count in counts.items()))
+    return 0 if counts.keys() <= set(expected) else 1

@@ -40,6 +40,17 @@ class Header(BaseModel):
     part: int = 0
     """The number of the shard that the records will become, in a folder of shards."""
 
+    def require_mode(self, overwrite: bool, folder: Path) -> None:
+        """Checks that a run may go on with this journal; `folder` is where the journal lies.
+
+        Raises:
+            VectorFileError: it belongs to a run with --overwrite, and this one is another.
+        """
+        if self.replaces and not overwrite:
+            raise VectorFileError(
+                f"{folder} belongs to a run with --overwrite: repeat the flag to continue it, or delete the folder"
+            )
+
 
 class Journal:
     """Appends records, and reads them back; a record that the end of a process cut short is dropped.
