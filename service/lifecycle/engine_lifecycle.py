@@ -167,7 +167,7 @@ class EngineLifecycle:
         self._state.change("lost", reason)
         log.critical("the engine is lost: %s; ending in %g s", reason, LOST_GRACE_S)
         await asyncio.sleep(LOST_GRACE_S)
-        self._state.fail(reason)
+        self._state.exit(1)
 
     async def _drain(self) -> None:
         await wait_until_quiet(self._requests, self._settings.drain_timeout_s)
