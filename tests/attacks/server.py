@@ -69,11 +69,16 @@ class AttackedServer:
 
 
 @contextmanager
-def serve(open_files: int | None = None, **settings: Any) -> Iterator[AttackedServer]:
-    """A server whose images take a millisecond, with at most `open_files` file descriptors; it is killed at the end."""
+def serve(
+    open_files: int | None = None, fake: dict[str, str] | None = None, **settings: Any
+) -> Iterator[AttackedServer]:
+    """A server whose images take a millisecond, with at most `open_files` file descriptors; it is killed at the end.
+
+    `fake` has further variables of `tests.support.fake_server`.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
     environment |= {f"MAE_{name.upper()}": str(value) for name, value in settings.items()}
-    environment |= {"MAE_HOST": "127.0.0.1", "MAE_PORT": "0", "FAKE_S": "0.001"}
+    environment |= {"MAE_HOST": "127.0.0.1", "MAE_PORT": "0", "FAKE_S": "0.001", **(fake or {})}
 
     def limit() -> None:
         if open_files:
