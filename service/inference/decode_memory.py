@@ -48,6 +48,19 @@ class MemoryShortage(MemoryError):
         self.needed = needed
 
 
+class LongDecode(Exception):
+    """An image would hold a thread that ordinary images need; it belongs to the threads for those that take long.
+
+    Attributes:
+        needed: bytes that it needs.
+    """
+
+    def __init__(self, needed: int) -> None:
+        """For an image that needs `needed` bytes."""
+        super().__init__("decoding takes long")
+        self.needed = needed
+
+
 class Reservation:
     """Bytes that are reserved until `release`."""
 

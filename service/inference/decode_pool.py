@@ -1,15 +1,20 @@
-"""A pool of threads that decodes the images of requests, and queues them with the scheduler."""
+"""Pools of threads that decode the images of requests, and queue them with the scheduler.
+
+Images that take long have threads of their own, so those who send them wait for each other and hold nobody else up.
+Threads do not end before their image is decoded, but what one image may cost is bounded before it is begun.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
 from service.errors import ServiceError
-from service.inference.decode_memory import DecodeMemory, MemoryShortage
+from service.inference.decode_memory import DecodeMemory, LongDecode, MemoryShortage, Reservation
 from service.inference.images import Image
 from service.inference.passes import Pass
 from service.inference.pending_results import PendingResults
@@ -35,6 +40,8 @@ class DecodePool:
         self._threads = threads
         self._decode_duration = metrics.stage_duration.labels("decode")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._long_pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-long")
+        self._free_long_threads = asyncio.Semaphore(threads)
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Runs `work(*arguments)` in the pool."""
@@ -43,6 +50,7 @@ class DecodePool:
     def close(self) -> None:
         """Ends the threads, without waiting for them."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._long_pool.shutdown(wait=False, cancel_futures=True)
 
     async def queue_images(
         self,
@@ -103,7 +111,7 @@ class DecodePool:
             self._scheduler.put(request, number, patches, visible_indices)
 
     async def _prepare(self, prepare: PrepareImage, image: Image, index: int) -> Sequence[Pass]:
-        """Runs `prepare` in the pool, and again with the memory that it lacks once this is free.
+        """Runs `prepare` in the pool, and again with the memory or the thread that it lacks once this is free.
 
         So an image that waits for memory takes no thread from the others. What needs no decoder needs no thread.
         """
@@ -113,8 +121,34 @@ class DecodePool:
             return await self.run(prepare, image, index, 0)
         except MemoryShortage as shortage:
             needed = shortage.needed
+        except LongDecode as long:
+            return await self._prepare_long(prepare, image, index, long.needed)
         reservation = await self._memory.reserve(needed)
-        future = self._pool.submit(prepare, image, index, needed)
+        return await asyncio.wrap_future(self._submit(self._pool, reservation, prepare, image, index))
+
+    async def _prepare_long(self, prepare: PrepareImage, image: Image, index: int, needed: int) -> Sequence[Pass]:
+        """Waits for a thread for images that take long, then for memory: none is held by an image without a thread."""
+        loop = asyncio.get_running_loop()
+        await self._free_long_threads.acquire()
+        try:
+            reservation = await self._memory.reserve(needed)
+        except BaseException:
+            self._free_long_threads.release()
+            raise
+        future = self._submit(self._long_pool, reservation, prepare, image, index)
+
+        def free_thread(_: Future[Sequence[Pass]]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(self._free_long_threads.release)
+
+        future.add_done_callback(free_thread)
+        return await asyncio.wrap_future(future)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, reservation: Reservation, prepare: PrepareImage, image: Image, index: int
+    ) -> Future[Sequence[Pass]]:
+        """Runs `prepare` with reserved memory."""
+        future = pool.submit(prepare, image, index, reservation.size)
         # Released when the thread has ended, or when the future is cancelled before a thread took it.
         future.add_done_callback(lambda _: reservation.release())
-        return await asyncio.wrap_future(future)
+        return future
