@@ -53,12 +53,14 @@ class LongDecode(Exception):
 
     Attributes:
         needed: bytes that it needs.
+        work: what decoding costs, in pixels of a PNG.
     """
 
-    def __init__(self, needed: int) -> None:
-        """For an image that needs `needed` bytes."""
+    def __init__(self, needed: int, work: float) -> None:
+        """For an image that needs `needed` bytes and costs as much as `work` pixels of a PNG."""
         super().__init__("decoding takes long")
         self.needed = needed
+        self.work = work
 
 
 class Reservation:

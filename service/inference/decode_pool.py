@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
-from service.errors import ServiceError
+from service.errors import ServiceError, TooManyPixels
 from service.inference.decode_memory import DecodeMemory, LongDecode, MemoryShortage, Reservation
 from service.inference.images import Image
 from service.inference.passes import Pass
@@ -24,6 +24,8 @@ from service.inference.timings import Timings
 from service.metrics import Metrics
 
 T = TypeVar("T")
+MAX_WORK = 1e9
+"""What the images of a request that take long may cost together: 20 of the largest, or 20 to 50 CPU-seconds."""
 PrepareImage = Callable[[Image, int, int], Sequence[Pass]]
 """Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
 
@@ -33,9 +35,15 @@ Returns its passes: as many as every image of the request has."""
 class DecodePool:
     """Decodes images in threads, and writes answers in them."""
 
-    def __init__(self, memory: DecodeMemory, scheduler: Scheduler, threads: int, metrics: Metrics) -> None:
-        """Decodes within `memory`, for `scheduler`; `metrics` get the time of each image."""
+    def __init__(
+        self, memory: DecodeMemory, scheduler: Scheduler, threads: int, metrics: Metrics, max_work: float = MAX_WORK
+    ) -> None:
+        """Decodes within `memory`, for `scheduler`; `metrics` get the time of each image.
+
+        The images of a request that take long may cost as much as `max_work` pixels of a PNG together.
+        """
         self._memory = memory
+        self._max_work = max_work
         self._scheduler = scheduler
         self._threads = threads
         self._decode_duration = metrics.stage_duration.labels("decode")
@@ -72,8 +80,21 @@ class DecodePool:
             timings: of the request; filled with the seconds of the slowest image.
 
         Raises:
+            TooManyPixels: the images that take long are too many together.
             ServiceError: an image is refused.
         """
+        work = 0.0
+
+        def count_work(of_image: float) -> None:
+            nonlocal work
+            work += of_image
+            if work > self._max_work:
+                raise TooManyPixels(
+                    f"the images of the request have too many pixels to decode together: those of more than 8"
+                    f" megapixels may have {self._max_work / 1e6:.0f} megapixels",
+                    limit=self._max_work,
+                )
+
         indexes = iter(
             [index for index in range(len(images)) if not (pending.is_skipped(index) or pending.is_known(index))]
         )
@@ -83,7 +104,7 @@ class DecodePool:
                 start = monotonic()
                 try:
                     with timings.record_span("decode", image=index):
-                        passes = await self._prepare(prepare, images[index], index)
+                        passes = await self._prepare(prepare, images[index], index, count_work)
                 except ServiceError as error:
                     if not pending.can_skip(error):
                         raise
@@ -110,7 +131,9 @@ class DecodePool:
         for number, (patches, visible_indices) in enumerate(passes, index * request.passes):
             self._scheduler.put(request, number, patches, visible_indices)
 
-    async def _prepare(self, prepare: PrepareImage, image: Image, index: int) -> Sequence[Pass]:
+    async def _prepare(
+        self, prepare: PrepareImage, image: Image, index: int, count_work: Callable[[float], None]
+    ) -> Sequence[Pass]:
         """Runs `prepare` in the pool, and again with the memory or the thread that it lacks once this is free.
 
         So an image that waits for memory takes no thread from the others. What needs no decoder needs no thread.
@@ -122,6 +145,7 @@ class DecodePool:
         except MemoryShortage as shortage:
             needed = shortage.needed
         except LongDecode as long:
+            count_work(long.work)
             return await self._prepare_long(prepare, image, index, long.needed)
         reservation = await self._memory.reserve(needed)
         return await asyncio.wrap_future(self._submit(self._pool, reservation, prepare, image, index))

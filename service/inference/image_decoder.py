@@ -106,7 +106,7 @@ class ImageDecoder:
             image.require_pixels(self._least_side)
             needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
             if image.decode_work > LONG_WORK and not may_be_long:
-                raise LongDecode(needed)
+                raise LongDecode(needed, image.decode_work)
             with self.memory.hold(needed, reserved):
                 return self._decode(image, index)
 
