@@ -19,7 +19,8 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
         durable: return only when the file would outlive a loss of power.
 
     Raises:
-        OSError: the file cannot be written; a file that stood at `path` is unchanged.
+        OSError: the file cannot be written; a file that stood at `path` is unchanged. Its `filename` is `path`, not the
+            temporary file.
     """
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")  # unique among processes and threads that write `path`
     try:
@@ -29,6 +30,9 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:

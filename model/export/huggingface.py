@@ -177,15 +177,15 @@ def _write_json(path: Path, settings: Mapping[str, Any]) -> None:
 
 _USAGE_START = """\
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import {classes}
 
 torch.set_grad_enabled(False)
-images = [Image.open("photograph.jpg")]
+images = [ImageOps.exif_transpose(Image.open("photograph.jpg")).convert("RGB")]
 inputs = AutoImageProcessor.from_pretrained(".")(images, return_tensors="pt")
 """
 _USAGE_OF_ENCODER = """\
-encoder = ViTMAEModel.from_pretrained(".", mask_ratio=0.0).eval()  # otherwise it sees a part of the patches, at random
+encoder = ViTMAEModel.from_pretrained(".", mask_ratio=0.0).float().eval()  # otherwise it sees a random part
 tokens = encoder(**inputs).last_hidden_state  # [B, 1 + N, D]: cls, then the patches in a random order
 cls, mean = tokens[:, 0], tokens[:, 1:].mean(dim=1)
 """
@@ -193,12 +193,12 @@ _USAGE = {
     "ViTMAEModel": _USAGE_OF_ENCODER,
     "ViTMAEForPreTraining": _USAGE_OF_ENCODER
     + """
-autoencoder = ViTMAEForPreTraining.from_pretrained(".").eval()
+autoencoder = ViTMAEForPreTraining.from_pretrained(".").float().eval()
 output = autoencoder(**inputs)  # logits [B, N, P], mask [B, N], loss
 reconstruction = autoencoder.unpatchify(output.logits)  # [B, 3, H, W], standardised
 """,
     "ViTForImageClassification": """\
-classifier = ViTForImageClassification.from_pretrained(".").eval()
+classifier = ViTForImageClassification.from_pretrained(".").float().eval()
 probabilities = classifier(**inputs).logits.softmax(dim=-1)  # [B, C], classes as in config.id2label
 """,
 }

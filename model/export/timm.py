@@ -114,11 +114,12 @@ def _mlp_ratio(config: MAEConfig) -> float:
 _USAGE = """\
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 torch.set_grad_enabled(False)
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-images = torch.stack([transform(Image.open("photograph.jpg").convert("RGB"))])
+image = ImageOps.exif_transpose(Image.open("photograph.jpg")).convert("RGB")
+images = torch.stack([transform(image)])
 {answer}
 """

@@ -193,7 +193,7 @@ def _describe(
             files[number],
             paths[number],
             stored[files[number]].size,
-            float(similarities[number, column]),
+            min(1.0, float(similarities[number, column])),  # the rounding of a copy's cosine may be above 1
             float(ratios[number, column]),
         )
         for number, column in zip(group, nearest, strict=True)

@@ -1,4 +1,4 @@
-"""The ends of connections: by clients that leave or end their side, by the limit on connections, by the end of a server."""
+"""The ends of connections: by clients that leave or end their side, by the limit, and by the end of the server."""
 
 import asyncio
 from typing import Any

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -80,7 +81,7 @@ def mae(zoo: Path, capfd: pytest.CaptureFixture[str]) -> Mae:
     """Runs a command with the small model."""
 
     def run_with_model(command: str, *arguments: object) -> Any:
-        options = () if command == "duplicates" or "--weights" in arguments else WEIGHTS
+        options = () if command in ("duplicates", "pack") or "--weights" in arguments else WEIGHTS
         return run(capfd, command, *arguments, *options)
 
     return run_with_model
@@ -161,6 +162,36 @@ def test_a_second_run_adds_replaces_and_drops(mae: Mae, zoo: Path) -> None:
     assert "0 dropped, 4 unchanged" in only_dogs.out  # the cats were not searched for
     (zoo / "dogs").rename("elsewhere")
     assert "4 dropped" in mae("index", "zoo", "-o", "photos.lance").out
+
+
+def test_what_a_folder_s_archives_and_packs_hold_is_not_gone(mae: Mae, zoo: Path) -> None:
+    with tarfile.open("zoo/birds.tar", "w") as archive:
+        archive.add("zoo/cats/0.png", "nested/0.png")
+    assert mae("pack", "zoo/dogs", "-o", "zoo/dogs.pack").code == 0
+    shutil.copy("zoo/cats/1.png", "zoo/picture.data")
+    assert mae("embed", "zoo/birds.tar", "-o", "v/", "--whiten").code == 0
+    assert mae("index", "v/", "-o", "photos.lance").code == 0
+    for named in ("zoo/dogs.pack", "zoo/picture.data"):
+        assert mae("index", named, "-o", "photos.lance").code == 0
+    folder = mae("index", "zoo", "-o", "photos.lance")  # which searches none of the three
+    assert "12 added, 0 replaced, 0 dropped, 0 unchanged, 0 skipped; 20 images" in folder.out
+    for name in ("dogs.pack", "birds.tar", "picture.data"):
+        Path("zoo", name).unlink()
+    assert "8 dropped, 12 unchanged" in mae("index", "zoo", "-o", "photos.lance").out
+
+
+def test_a_table_in_a_pipe_has_whole_paths(mae: Mae, zoo: Path) -> None:
+    folder = "a-folder-with-a-name-that-is-longer-than-the-lines-of-a-terminal-usually-are-" + "x" * 40
+    (zoo / "cats").rename(zoo / folder)
+    shutil.copy(zoo / folder / "0.png", zoo / folder / "copy.png")
+    assert mae("index", "zoo", "-o", "photos.lance").code == 0
+    found = mae("search", f"zoo/{folder}/0.png", "--index", "photos.lance", "-k", "2").out.splitlines()
+    assert [line.split()[-1] for line in found if ".png" in line] == [
+        f"zoo/{folder}/0.png",
+        *(f"zoo/{folder}/{name}" for name in ("0.png", "copy.png")),
+    ]
+    groups = mae("duplicates", "--index", "photos.lance", "--threshold", "0.01").out
+    assert f" zoo/{folder}/0.png" in groups and f" zoo/{folder}/copy.png" in groups
 
 
 @pytest.mark.parametrize("output", ["v.npz", "v.parquet", "v.jsonl", "v/"])
