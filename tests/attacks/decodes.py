@@ -195,12 +195,12 @@ EXPECTED = {
 }
 
 
-def main() -> int:
+def main(http_workers: Sequence[int] = (0, 2)) -> int:
     """Attacks; the exit code is 1 if anything unexpected was seen."""
     heavy = {name: make() for name, make in HEAVY.items()}
     floods = {name: make() for name, make in FLOODS.items()}
     seen: Counter[str] = Counter()
-    for workers in (0, 2):
+    for workers in http_workers:
         with serve(real=True, http_workers=workers, request_timeout_s=TIMEOUT_S, precision="fp32") as server:
             for name, data in floods.items():
                 seen += attack(server, name, [[data]])

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from PIL import Image as Pillow
 
 from model.config import PRESETS, Preprocessing
 from service.errors import TooManyPixels
@@ -118,8 +119,6 @@ def test_the_long_images_of_a_request_are_bounded_together() -> None:
 def test_what_takes_long_is_told_by_the_header() -> None:
     """0.25 s on one core of 2026 or more; photographs of every camera take less."""
     decoder = ImageDecoder(TINY, Preprocessing(), 64_000_000)
-    from PIL import Image as Pillow
-
     photo = Pillow.new("RGB", (4000, 3000))
     for data in (jpeg_file(photo), jpeg_file(photo, progressive=True), encoded(photo.resize((3000, 2000)), "PNG")):
         decoder.decode(data, 0, may_be_long=False)
