@@ -174,7 +174,8 @@ def _similarities(vectors: Floats, pairs: NDArray[np.intp]) -> Floats:
 
 def _distances(similarities: Floats) -> Doubles:
     """Cosine distances, rounded, so that vectors that are equal but for rounding errors have the distance 0."""
-    return np.maximum(np.round(1 - similarities.astype(np.float64), 6), 0)
+    distances: Doubles = np.maximum(np.round(1 - similarities.astype(np.float64), 6), 0)
+    return distances
 
 
 def _read_signatures(files: Sequence[str]) -> tuple[NDArray[np.bool_], Bytes]:
