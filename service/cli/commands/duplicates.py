@@ -11,7 +11,7 @@ from rich.table import Table
 
 from service.cli.index_output import FORMAT_OPTION, INDEX_OPTION, Format, require_sheet, write_sheet
 from service.cli.tables import TABLE_STYLE, add_number_columns, print_table
-from service.index.duplicates import FALSE_DISCOVERIES, Duplicate, Duplicates, find_duplicates
+from service.index.duplicates import FALSE_DISCOVERIES, PIXELS, Duplicate, Duplicates, find_duplicates
 from service.index.sheet import Cell
 from service.index.store import ImageIndex
 
@@ -21,9 +21,15 @@ def duplicates(
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", metavar="<float>", min=0, help="Largest distance ratio of a pair; by default from the index."
+            "--threshold", metavar="<float>", min=0, help="Largest distance ratio of a pair; by default pixels decide."
         ),
     ] = None,
+    pixels: Annotated[
+        float,
+        typer.Option(
+            "--pixels", metavar="<float>", min=0, max=1, help="Least correlation of the pixels of a pair; 1 for copies."
+        ),
+    ] = PIXELS,
     false_discoveries: Annotated[
         float,
         typer.Option(
@@ -31,7 +37,7 @@ def duplicates(
             metavar="<float>",
             min=0,
             max=1,
-            help="Share of the images found that may be false; it gives the threshold.",
+            help="Share of the images found by vectors alone that may be false.",
         ),
     ] = FALSE_DISCOVERIES,
     output_format: Annotated[Format, FORMAT_OPTION] = "table",
@@ -39,27 +45,30 @@ def duplicates(
         Path | None, typer.Option("--sheet", metavar="<path>", help="Write the groups as thumbnails, as PNG.")
     ] = None,
 ) -> None:
-    """Find groups of near-duplicates in an index: copies, other sizes, other compression, small crops.
+    """Find groups of near-duplicates in an index: copies, other sizes, other compression, crops, mirrored, grey.
 
-    Two images are near-duplicates if they are much nearer to each other than to the other images around them. Each of
-    the two has a distance to its fourth neighbour. The distance ratio of the pair is its cosine distance, divided by
-    the smaller of these two. The threshold comes from the index, so that a given share of the images found is false, or
-    from --threshold. Images that pairs connect are a group.
+    The files of the images are read. Two images are near-duplicates if their pixels agree: the correlation of their
+    details is at least --pixels, also where one is mirrored or a small crop of the other. With --threshold they must
+    also be much nearer to each other than to the other images around them. Their distance ratio is their cosine
+    distance, divided by the distance to the fourth neighbour of the one that it is nearer to.
+
+    Where a file cannot be read, the distance ratio alone decides, with --threshold or a threshold from the index, so
+    that a given share of the images found is false. Images that pairs connect are a group.
 
     Each group lists the largest file first, which is the one to keep. Nothing is deleted. With --format json, a line is
     an object with keep, a file, and files; each of them has path, file, size, similarity and ratio, to the nearest
-    image of the group.
+    image of the group, and pixels, the largest correlation with one (null where no pixels were compared).
 
     Exit code: 0, whether or not there are near-duplicates; 2 if the command was wrong or could not continue.
     """
     require_sheet(sheet)
-    found = find_duplicates(ImageIndex.open(index_path), threshold, false_discoveries)
+    found = find_duplicates(ImageIndex.open(index_path), threshold, false_discoveries, pixels)
     if str(sheet) != "-":
         for number, group in enumerate(found.groups, 1):
             _print(number, group, output_format)
     if sheet is not None and found.groups:
         write_sheet(sheet, [[_cell(image, place) for place, image in enumerate(group)] for group in found.groups])
-    typer.echo(_summary(found), err=True)
+    typer.echo(_summary(found, pixels), err=True)
 
 
 def _print(number: int, group: list[Duplicate], output_format: Format) -> None:
@@ -68,11 +77,12 @@ def _print(number: int, group: list[Duplicate], output_format: Format) -> None:
         return
     table = Table(title=f"group {number}", **TABLE_STYLE)
     table.add_column("")
-    add_number_columns(table, "bytes", "similarity", "ratio")
+    add_number_columns(table, "bytes", "similarity", "ratio", "pixels")
     table.add_column("path", overflow="fold")
     for place, image in enumerate(group):
         size = "" if image.size is None else str(image.size)
-        table.add_row(_advice(place), size, f"{image.similarity:.3f}", f"{image.ratio:.2f}", image.path)
+        agreement = "" if image.pixels is None else f"{image.pixels:.3f}"
+        table.add_row(_advice(place), size, f"{image.similarity:.3f}", f"{image.ratio:.2f}", agreement, image.path)
     print_table(table)
 
 
@@ -84,9 +94,14 @@ def _advice(place: int) -> str:
     return "" if place else "keep"
 
 
-def _summary(found: Duplicates) -> str:
+def _summary(found: Duplicates, pixels: float) -> str:
     spare = sum(len(group) - 1 for group in found.groups)
-    return (
-        f"mae: {len(found.groups)} groups with {spare} images beside those to keep; "
-        f"pairs up to a distance ratio of {found.threshold:.3f}"
+    summary = (
+        f"mae: {len(found.groups)} groups with {spare} images beside those to keep; pixels agree by {pixels} or more"
     )
+    if found.unread:
+        summary += (
+            f". {found.unread} images cannot be read: their vectors alone decide, "
+            f"up to a distance ratio of {found.threshold:.3f}"
+        )
+    return summary
