@@ -81,7 +81,7 @@ def open_engines(
     try:
         from service.cluster.data import ClusterError, choose_resources, connect, describe_engine
     except ImportError as error:
-        raise CommandError("--ray needs the package ray: pip install 'ray[data]'") from error
+        raise CommandError("--ray needs the package ray: pip install 'ray[serve,data]'") from error
     try:
         with connect(address):
             resources = choose_resources(settings, max_engines, num_gpus)

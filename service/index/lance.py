@@ -16,5 +16,5 @@ def import_lance() -> Any:
     try:
         import lancedb
     except ImportError as error:
-        raise ImageIndexError("an index of images needs LanceDB: pip install 'mae-serve[index]'") from error
+        raise ImageIndexError("an index of images needs LanceDB: pip install lancedb") from error
     return lancedb

@@ -32,12 +32,8 @@ BEAT_S = (0.05, 0.15)
 """The shortest and the longest time between two beats. They are random, because a scheduler that throttles has a period
 of 0.1 s: beats with the same period would always come at the same point of it."""
 LATE_S = 0.01
-"""A beat that comes later than this does not count.
-
-Measured on two CPUs that 20 other processes wanted, too: 36 to 47 % of the beats count in a cgroup with a tenth of a
-CPU, and 65 to 95 % without the limit. With a tenth of a CPU in place of two, a call takes 20 times as long, and less
-than half of that time counts.
-"""
+"""A beat that comes later than this does not count. Fewer than half of the beats come in time in a cgroup with a tenth
+of a CPU, where a call takes 20 times as long as with two. `tests.attacks.hangs` tries it."""
 
 
 class Watchdog:

@@ -26,7 +26,7 @@ def check_index(path: Path) -> None:
     if path.suffix != SUFFIX:
         raise ImageIndexError(f"INDEX: {path} is no index: the name of one ends in {SUFFIX}")
     if find_spec("lancedb") is None:
-        raise ImageIndexError(f"INDEX: {path} needs LanceDB: pip install 'mae-serve[index]'")
+        raise ImageIndexError(f"INDEX: {path} needs LanceDB: pip install lancedb")
 
 
 class ServedIndex:

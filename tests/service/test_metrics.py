@@ -44,6 +44,7 @@ def test_the_names_that_dashboards_are_built_on(monkeypatch: pytest.MonkeyPatch)
         "mae_index_rows": "gauge",
         "mae_searching_images": "gauge",
         "mae_engine_failures": "counter",
+        "mae_slow_batches": "counter",
         "mae_drift_samples": "counter",
         "mae_drift_loss": "histogram",
         "mae_drift_distance": "histogram",

@@ -24,6 +24,8 @@ from service.cli.image_sources.entry import ImageEntry, ImageUnreadable
 URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 WILDCARDS = re.compile(r"[*?\[]")
 HTTP = ("http", "https")
+PACKAGES = {"s3": ["s3fs"], "gs": ["gcsfs"], "gcs": ["gcsfs"], "http": ["aiohttp"], "https": ["aiohttp"]}
+"""What fsspec needs beside itself, by the kind of URL."""
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 """The names by which file systems give the time of change."""
 SIGNATURES = re.compile(
@@ -51,8 +53,9 @@ class RemoteFiles:
             options = {} if self._is_http else {"use_listings_cache": False}
             self._files: Any = fsspec.filesystem(self._protocol, skip_instance_cache=True, **options)
         except ImportError:
+            packages = " ".join(["fsspec", *PACKAGES.get(self._protocol, ())])
             raise CommandError(
-                f"reading {self._protocol}:// needs packages that are not installed: pip install 'mae-serve[bucket]'"
+                f"reading {self._protocol}:// needs packages that are not installed: pip install {packages}"
             ) from None
         except ValueError:
             raise CommandError(f"{self._protocol}:// is no kind of address that fsspec knows") from None

@@ -74,7 +74,7 @@ def test_an_index_without_lancedb_is_one_line(
     monkeypatch.setattr(served_index, "find_spec", lambda name: None)
     result = run(capfd, "serve", "--index", str(tmp_path / "photos.lance"))
     assert (result.code, result.out, started) == (2, "", [])
-    assert result.err == f"mae: INDEX: {tmp_path}/photos.lance needs LanceDB: pip install 'mae-serve[index]'\n"
+    assert result.err == f"mae: INDEX: {tmp_path}/photos.lance needs LanceDB: pip install lancedb\n"
 
 
 def test_right_options_start_a_server(started: list[object], capfd: pytest.CaptureFixture[str]) -> None:
