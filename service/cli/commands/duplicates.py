@@ -41,10 +41,10 @@ def duplicates(
 ) -> None:
     """Find groups of near-duplicates in an index: copies, other sizes, other compression, small crops.
 
-    Two images are near-duplicates if they are much nearer to each other than to the other images around them. Their
-    distance ratio is their cosine distance, divided by the distance to the fourth neighbour of the one that it is
-    nearer to. The threshold comes from the index, so that a given share of the images found is false, or from
-    --threshold. Images that pairs connect are a group.
+    Two images are near-duplicates if they are much nearer to each other than to the other images around them. Each of
+    the two has a distance to its fourth neighbour. The distance ratio of the pair is its cosine distance, divided by
+    the smaller of these two. The threshold comes from the index, so that a given share of the images found is false, or
+    from --threshold. Images that pairs connect are a group.
 
     Each group lists the largest file first, which is the one to keep. Nothing is deleted. With --format json, a line is
     an object with keep, a file, and files; each of them has path, file, size, similarity and ratio, to the nearest
