@@ -30,6 +30,8 @@ RANK = 4
 """The neighbour whose distance a pair is compared with."""
 COPY = 0.1
 """Neighbours nearer than this share of the median distance at `RANK` are copies, and are not counted for the rank."""
+ROUNDING = 1e-6
+"""Cosine distances below this are those of equal vectors, whose cosine was rounded to float32."""
 FALSE_DISCOVERIES = 0.1
 """Share of the images found that may be no near-duplicates, by default."""
 QUERIES_AT_ONCE = 256
@@ -78,7 +80,8 @@ def find_duplicates(
     files, paths, neighbours, similarities = _neighbours_of_all(index)
     if len(files) < 2:
         return Duplicates(threshold or 0.0, [])
-    distances = np.maximum(1 - similarities.astype(np.float64), 0)
+    distances = 1 - similarities.astype(np.float64)
+    distances[distances < ROUNDING] = 0
     distances[neighbours < 0] = np.inf
     ratios, dimension = _distance_ratios(neighbours, distances)
     if threshold is None:
@@ -139,7 +142,8 @@ def _distance_ratios(neighbours: Indices, distances: Doubles) -> tuple[Doubles, 
         distance: Doubles = np.where(column < k, inside, np.maximum(inside, usual))
         return distance
 
-    spacings = [number * np.log(at(number + 1) / at(number)) for number in range(2, rank)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # where most images are copies, distances are 0
+        spacings = [number * np.log(at(number + 1) / at(number)) for number in range(2, rank)]
     seen = np.concatenate(spacings) if spacings else np.empty(0)
     seen = seen[np.isfinite(seen)]
     dimension = 1 / float(seen.mean()) if len(seen) and seen.mean() > 0 else 1.0
