@@ -249,7 +249,8 @@ def _usual_distances(distances: Doubles) -> tuple[Doubles, float]:
         distance: Doubles = np.where(column < k, inside, np.maximum(inside, usual))
         return distance
 
-    spacings = [number * np.log(at(number + 1) / at(number)) for number in range(2, rank)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # where most images are copies, distances are 0
+        spacings = [number * np.log(at(number + 1) / at(number)) for number in range(2, rank)]
     seen = np.concatenate(spacings) if spacings else np.empty(0)
     seen = seen[np.isfinite(seen)]
     dimension = 1 / float(seen.mean()) if len(seen) and seen.mean() > 0 else 1.0

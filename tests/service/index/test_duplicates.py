@@ -45,6 +45,13 @@ def test_many_copies_of_one_image_are_one_group(make_index: MakeIndex) -> None:
     assert frozenset([0, *range(500, 540)]) in groups and frozenset((7, 540)) in groups
 
 
+@pytest.mark.parametrize("copies", [2, 5, 30])
+def test_images_that_are_all_copied_are_groups(make_index: MakeIndex, copies: int) -> None:
+    index = make_index(np.repeat(unrelated(10), copies, axis=0))
+    expected = {frozenset(range(first, first + copies)) for first in range(0, 10 * copies, copies)}
+    assert groups_of(find_duplicates(index)) == expected
+
+
 def test_the_scale_of_similarities_does_not_matter(make_index: MakeIndex) -> None:
     """Vectors that are not whitened have a large common direction."""
     vectors = unrelated(1000)
