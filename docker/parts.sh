@@ -11,7 +11,7 @@ out=${2:-parts.cdx.json}
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
 python3 -m venv "$tools"
-"$tools/bin/pip" install --quiet --disable-pip-version-check 'cyclonedx-bom[json-validation]==7.5.0'
+"$tools/bin/pip" install --quiet --disable-pip-version-check 'cyclonedx-bom==7.5.0'
 "$tools/bin/cyclonedx-py" environment --pyproject "$root/pyproject.toml" --mc-type application --spec-version 1.6 \
     --output-reproducible --validate --output-file "$out" "$python"
 echo "$out"

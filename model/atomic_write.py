@@ -19,7 +19,8 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
         durable: return only when the file would outlive a loss of power.
 
     Raises:
-        OSError: the file cannot be written; a file that stood at `path` is unchanged.
+        OSError: the file cannot be written; a file that stood at `path` is unchanged. Its `filename` is `path`, not the
+            temporary file.
     """
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")  # unique among processes and threads that write `path`
     try:
@@ -29,15 +30,30 @@ def atomic_write(path: Path, data: bytes | memoryview, *, durable: bool = False)
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Returns when the names in `folder` would outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def replace_file(path: Path, written: Path) -> None:
+    """Moves a file that is written completely to `path`, and returns when it would outlive a loss of power.
+
+    Args:
+        path: the file to make or replace.
+        written: the new file, on the same file system.
+    """
+    sync(written)
+    os.replace(written, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns when the content of a file, or the names in a folder, would outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -163,7 +163,7 @@ class BodyTooLarge(ServiceError):
 
 
 class TooManyPixels(ServiceError):
-    """An image has more pixels than MAX_PIXELS allows."""
+    """An image has more pixels than MAX_PIXELS allows, or a request's images would cost too much together."""
 
     status, code = 413, "too_many_pixels"
 

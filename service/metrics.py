@@ -151,6 +151,11 @@ class Metrics:
         # Exported from 0 on: increase() misses the first failure of a counter that starts at 1.
         for kind in ("raised", "not_finite"):
             self.engine_failures.labels(kind)
+        self.slow_batches = Counter(
+            "mae_slow_batches",
+            "Number of calls of the engine that took more than a second and ten times as long as at the start.",
+            registry=registry,
+        )
         self.drift_samples = Counter(
             "mae_drift_samples",
             "Number of images that DRIFT_SAMPLE chose: measured, dropped (the lanes had no time) or failed.",

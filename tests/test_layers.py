@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.server", "service.api"),  # uvicorn with our signals; HTTP
     ("service.workers",),  # HTTP processes in front of the process that has the engine
     ("service.serving",),  # one process or several
-    ("service.benchmark", "service.cluster"),  # the service and its engines on Ray
+    ("service.benchmark", "service.cluster"),  # measurements of the service; the service and its engines on Ray
     ("service.cli",),  # the command `mae`
 )
 FILES = modules()

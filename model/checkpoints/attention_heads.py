@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.checkpoints.errors import WeightsError
+from model.config import MAEConfig
 
 ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # by width: ViT-Tiny to ViT-Huge
 DECODER_HEADS = {128: 4, 256: 8, 512: 16}
@@ -30,6 +31,27 @@ class HeadCounts(NamedTuple):
     def or_else(self, other: HeadCounts) -> HeadCounts:
         """These counts, and those of `other` where these are unknown."""
         return HeadCounts(self.encoder or other.encoder, self.decoder or other.decoder)
+
+
+def replace_head_counts(path: Path, config: MAEConfig, counts: HeadCounts) -> tuple[MAEConfig, list[str]]:
+    """The config with the counts that HEADS states, and a sentence if the checkpoint at `path` tells others.
+
+    Raises:
+        WeightsError: the model is convolutional.
+        ValidationError: a width is no multiple of its count.
+    """
+    if counts.encoder is None:
+        return config, []
+    if config.family != "vit":
+        raise WeightsError(f"{path} is convolutional and has no attention heads: HEADS means nothing to it")
+    changes = {"num_heads": counts.encoder}
+    if counts.decoder is not None and config.has_decoder:
+        changes["decoder_num_heads"] = counts.decoder
+    told = [f"{getattr(config, field)} ({field})" for field in changes if getattr(config, field) != changes[field]]
+    if not told:
+        return config, []
+    note = f"HEADS replaces the numbers of attention heads that it tells: {' and '.join(told)}"
+    return MAEConfig(**{**config.model_dump(), **changes}), [note]
 
 
 def heads_of_arguments(arguments: Mapping[str, Any], width: int, decoder_width: int | None) -> HeadCounts:

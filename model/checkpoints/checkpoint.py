@@ -5,12 +5,11 @@ A file's content tells its kind.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from model.atomic_write import atomic_write
 from model.checkpoints import classifiers, foreign, huggingface, names, preprocessors
-from model.checkpoints.attention_heads import HeadCounts
+from model.checkpoints.attention_heads import HeadCounts, replace_head_counts
 from model.checkpoints.errors import WeightsError, summarise, wrap_read_errors
 from model.checkpoints.heads import Heads, is_head_tensor
 from model.checkpoints.heads_file import read_folder_heads
-from model.checkpoints.locate import license_of, readable_name, weight_files
+from model.checkpoints.locate import license_of, read_json, readable_name, weight_files
 from model.checkpoints.native import METADATA_KEY, Metadata, is_safetensors, read_metadata
 from model.checkpoints.tensors import names_not_finite, regrid, require_exact, to_float32
 from model.checkpoints.torch_files import TorchFile, read_torch_file
@@ -122,7 +121,8 @@ def load(
             checkpoint = _with_heads_file(path, _load_folder(path, preset, counts))
         else:
             checkpoint = _load_file(path, preset, counts)
-        checkpoint = _with_heads(path, checkpoint, counts)
+        config, head_notes = replace_head_counts(path, checkpoint.config, counts)
+        checkpoint = replace(checkpoint, config=config, notes=(*checkpoint.notes, *head_notes))
     if preset is not None:
         foreign.require_agreement(path, checkpoint.config, preset)
     require_exact(path, checkpoint.tensors, checkpoint.config)
@@ -185,7 +185,7 @@ def _load_file(path: Path, preset: MAEConfig | None, counts: HeadCounts) -> Chec
 
 
 def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> Checkpoint:
-    settings = _read_json(folder, "config.json")
+    settings = read_json(folder, "config.json")
     kind, architecture = settings.get("model_type"), settings.get("architecture")
     foreign.require_vit(folder, str(architecture or kind))
     if kind not in huggingface.MODEL_TYPES and architecture is None:
@@ -216,7 +216,7 @@ def _load_folder(folder: Path, preset: MAEConfig | None, counts: HeadCounts) -> 
     config, preprocessing = hugging_face.to_config(tensors, name), Preprocessing()
     notes += head_notes
     if (folder / "preprocessor_config.json").is_file():
-        settings = _read_json(folder, "preprocessor_config.json")
+        settings = read_json(folder, "preprocessor_config.json")
         preprocessor = preprocessors.HuggingFacePreprocessor.model_validate(settings)
         preprocessing = preprocessor.to_preprocessing(config.image_size, folder)
     else:
@@ -282,41 +282,6 @@ def _with_heads_file(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
     if exact.resized_short_side(side) == told.resized_short_side(side):
         told = told.model_copy(update={"crop_fraction": exact.crop_fraction})
     return replace(checkpoint, heads=heads, preprocessing=told)
-
-
-def _with_heads(path: Path, checkpoint: Checkpoint, counts: HeadCounts) -> Checkpoint:
-    """The checkpoint with the numbers of attention heads that the operator states."""
-    config = checkpoint.config
-    if counts.encoder is None:
-        return checkpoint
-    if config.family != "vit":
-        raise WeightsError(f"{path} is convolutional and has no attention heads: HEADS means nothing to it")
-    changes = {"num_heads": counts.encoder}
-    if counts.decoder is not None and config.has_decoder:
-        changes["decoder_num_heads"] = counts.decoder
-    told = [f"{getattr(config, field)} ({field})" for field in changes if getattr(config, field) != changes[field]]
-    if not told:
-        return checkpoint
-    note = f"HEADS replaces the numbers of attention heads that it tells: {' and '.join(told)}"
-    changed = MAEConfig(**{**config.model_dump(), **changes})
-    return replace(checkpoint, config=changed, notes=(*checkpoint.notes, note))
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in the file `name` of a folder of weights."""
-    path = folder / name
-    if not path.is_file():
-        raise WeightsError(
-            f"{folder} holds no {name}: expected a folder of Hugging Face's ViTMAE or of timm; "
-            "if it holds a .pth, .pt or .ckpt file, name that file"
-        )
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise WeightsError(f"{folder} has a {name} that is not JSON") from error
-    if not isinstance(settings, dict):
-        raise WeightsError(f"{folder} has a {name} that is not a JSON object")
-    return settings
 
 
 def _preset(model: str | None) -> MAEConfig | None:

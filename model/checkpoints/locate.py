@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from model.checkpoints.errors import WeightsError, wrap_read_errors
 from model.checkpoints.native import read_metadata
@@ -129,6 +130,27 @@ def weight_files(folder: Path) -> list[Path]:
     others = _files_of_weights(folder)
     hint = f"; name the file of weights itself, such as {others[0].name} in it" if others else ""
     raise WeightsError(f"{folder} holds no model.safetensors, {index.name} or pytorch_model.bin{hint}")
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file `name` of a folder of weights.
+
+    Raises:
+        WeightsError: there is no such file, or it holds something else.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder} holds no {name}: expected a folder of Hugging Face's ViTMAE or of timm; "
+            "if it holds a .pth, .pt or .ckpt file, name that file"
+        )
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{folder} has a {name} that is not JSON") from error
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{folder} has a {name} that is not a JSON object")
+    return settings
 
 
 def readable_name(path: Path) -> str:

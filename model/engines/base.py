@@ -221,6 +221,8 @@ class ServedModel:
 
     engine: Engine
     heads: Heads = field(default_factory=Heads)
+    image_seconds: float = 0.0
+    """Seconds of a lane for an image, whole and with a quarter of its patches; 0 if nobody has measured them."""
 
     @property
     def info(self) -> EngineInfo:

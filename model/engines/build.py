@@ -17,6 +17,7 @@ from model.engines.context import BuildContext
 from model.engines.cuda import identity
 from model.engines.entry import read_head
 from model.engines.job import ModelSpec
+from model.engines.measure import time_batch
 from model.engines.openvino.build import build_openvino
 from model.engines.settings import EngineSettings
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 def build(
     settings: EngineSettings, progress: Callable[[str], None] = log.info, calibrate: Path | None = None
 ) -> ServedModel:
-    """Loads or makes the engine, warms it up and compares it with eager float32.
+    """Loads or makes the engine, warms it up, compares it with eager float32, and measures the seconds of an image.
 
     Where `settings.backend` is `auto` and TensorRT cannot build or load the model, torch serves on the GPU instead, and
     `EngineInfo.fallback` says why. An engine that fails its parity check is never replaced in silence.
@@ -64,7 +65,7 @@ def build(
         log.warning("%s: %s", source.name, note)
     if heads.head is None and engine.info.head is not None:
         heads = replace(heads, head=_foreign_head(settings, model, engine))
-    return ServedModel(engine, heads)
+    return ServedModel(engine, heads, image_seconds=time_batch(engine, 1))
 
 
 def _foreign_head(settings: EngineSettings, model: ModelSpec, engine: Engine) -> Head | None:

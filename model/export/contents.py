@@ -1,10 +1,18 @@
-"""What an exporter tells about the files that it wrote, and the error for what a format cannot hold."""
+"""What exporters share: the description of the files that they wrote, their error, and the file of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from model.checkpoints.heads import Heads
+
+WEIGHTS = "model.safetensors"
 
 
 class ExportError(ValueError):
@@ -29,6 +37,14 @@ class Contents:
     usage: str
     library: str
     task: str = "image-feature-extraction"
-    weights: str = "model.safetensors"
+    weights: str = WEIGHTS
     heads: Heads = field(default_factory=Heads)
     notes: tuple[str, ...] = ()
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], half: bool) -> None:
+    """Writes model.safetensors, in float16 if `half`, else in float32."""
+    dtype = torch.float16 if half else torch.float32
+    stored = {name: x.to(dtype).contiguous() for name, x in tensors.items()}
+    # Not safetensors' save_file, which leaves the file unreadable to everyone else.
+    (folder / WEIGHTS).write_bytes(save(stored, {"format": "pt"}))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ from model.checkpoints.heads import Head
 from model.checkpoints.huggingface import LAYER_PARTS, PARTS
 from model.checkpoints.preprocessors import PIL_FILTERS
 from model.config import MAEConfig, Preprocessing
-from model.export.contents import Contents, ExportError
+from model.export.contents import Contents, ExportError, write_weights
 from model.nn.base import DECODER_PREFIXES
 
 PUBLISHED_PARTS = {ours: theirs for theirs, ours in PARTS.items()}
@@ -55,7 +54,6 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
         why = "that read the mean" if head.config.pool == "mean" else "of a single class"
         notes.append(f"transformers has no heads {why}, so the head is in heads.safetensors.")
         head = None
-    dtype = torch.float16 if half else torch.float32
     tensors = dict(checkpoint.tensors)
     if head is not None:
         if config.has_decoder:
@@ -70,9 +68,7 @@ def export_to_huggingface(checkpoint: Checkpoint, folder: Path, half: bool = Fal
     settings = _config(config, half) | (_autoencoder(config) if head is None else _classifier(head))
     architecture = settings["architectures"][0]
     prefix = "" if architecture == "ViTMAEModel" else "vit."
-    published = {name: x.to(dtype).contiguous() for name, x in _publish_names(tensors, prefix).items()}
-    # Not safetensors' save_file, which leaves the file unreadable to everyone else.
-    (folder / "model.safetensors").write_bytes(save(published, {"format": "pt"}))
+    write_weights(folder, _publish_names(tensors, prefix), half)
     _write_json(folder / "config.json", settings)
     _write_json(folder / "preprocessor_config.json", _preprocessor(checkpoint.preprocessing, config.image_size))
     return Contents(
@@ -181,15 +177,15 @@ def _write_json(path: Path, settings: Mapping[str, Any]) -> None:
 
 _USAGE_START = """\
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import {classes}
 
 torch.set_grad_enabled(False)
-images = [Image.open("photograph.jpg")]
+images = [ImageOps.exif_transpose(Image.open("photograph.jpg")).convert("RGB")]
 inputs = AutoImageProcessor.from_pretrained(".")(images, return_tensors="pt")
 """
 _USAGE_OF_ENCODER = """\
-encoder = ViTMAEModel.from_pretrained(".", mask_ratio=0.0).eval()  # otherwise it sees a part of the patches, at random
+encoder = ViTMAEModel.from_pretrained(".", mask_ratio=0.0).float().eval()  # otherwise it sees a random part
 tokens = encoder(**inputs).last_hidden_state  # [B, 1 + N, D]: cls, then the patches in a random order
 cls, mean = tokens[:, 0], tokens[:, 1:].mean(dim=1)
 """
@@ -197,12 +193,12 @@ _USAGE = {
     "ViTMAEModel": _USAGE_OF_ENCODER,
     "ViTMAEForPreTraining": _USAGE_OF_ENCODER
     + """
-autoencoder = ViTMAEForPreTraining.from_pretrained(".").eval()
+autoencoder = ViTMAEForPreTraining.from_pretrained(".").float().eval()
 output = autoencoder(**inputs)  # logits [B, N, P], mask [B, N], loss
 reconstruction = autoencoder.unpatchify(output.logits)  # [B, 3, H, W], standardised
 """,
     "ViTForImageClassification": """\
-classifier = ViTForImageClassification.from_pretrained(".").eval()
+classifier = ViTForImageClassification.from_pretrained(".").float().eval()
 probabilities = classifier(**inputs).logits.softmax(dim=-1)  # [B, C], classes as in config.id2label
 """,
 }

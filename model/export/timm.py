@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from model.checkpoints.attention_heads import TIMM_WIDTHS
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.classifiers import POOLS
 from model.checkpoints.heads import Head
 from model.config import MAEConfig, Preprocessing
-from model.export.contents import Contents, ExportError
+from model.export.contents import Contents, ExportError, write_weights
 from model.nn.base import DECODER_PREFIXES
 
 EPS = 1e-6
@@ -37,7 +36,6 @@ def export_to_timm(checkpoint: Checkpoint, folder: Path, half: bool = False) -> 
     config, head = checkpoint.config, checkpoint.heads.head
     if config.family != "vit":
         raise ExportError(f"{config.name} is a residual network that timm does not have: --to onnx can hold it")
-    dtype = torch.float16 if half else torch.float32
     tensors = {name: x for name, x in checkpoint.tensors.items() if not name.startswith(DECODER_PREFIXES)}
     notes = []
     if config.has_decoder:
@@ -46,9 +44,7 @@ def export_to_timm(checkpoint: Checkpoint, folder: Path, half: bool = False) -> 
         notes.append(f"timm adds {EPS} to variances where this model adds {config.layer_norm_eps}.")
     if head is not None:
         tensors |= {"head.weight": torch.from_numpy(head.weight), "head.bias": torch.from_numpy(head.bias)}
-    stored = {name: x.to(dtype).contiguous() for name, x in tensors.items()}
-    # Not safetensors' save_file, which leaves the file unreadable to everyone else.
-    (folder / "model.safetensors").write_bytes(save(stored, {"format": "pt"}))
+    write_weights(folder, tensors, half)
     settings = _config(config, checkpoint.preprocessing, head, checkpoint.license)
     (folder / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     answer = "probabilities = model(images).softmax(dim=-1)  # [B, C], classes as label_names in config.json"
@@ -118,11 +114,12 @@ def _mlp_ratio(config: MAEConfig) -> float:
 _USAGE = """\
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 torch.set_grad_enabled(False)
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-images = torch.stack([transform(Image.open("photograph.jpg").convert("RGB"))])
+image = ImageOps.exif_transpose(Image.open("photograph.jpg")).convert("RGB")
+images = torch.stack([transform(image)])
 {answer}
 """

@@ -18,7 +18,8 @@ SHORT, LONG = 3, 4
 """Types of TIFF: two and four bytes."""
 MAX_ENTRIES = 1000
 """Entries of a directory that are searched for the orientation; cameras write fewer than a hundred."""
-EXIF_PREFIX = b"Exif\0\0"
+EXIF_PREFIX, MAX_PREFIXES = b"Exif\0\0", 4
+"""Broken writers repeat the prefix. Each removal copies the block, so megabytes of prefixes are not removed."""
 TIFF_PREFIX = re.compile(rb"""xmlns:([\w.-]{1,64})\s{0,64}=\s{0,64}["']http://ns\.adobe\.com/tiff/1\.0/["']""")
 XMP_ORIENTATION = rb"""(?<![\w.:-])%s:Orientation\s{0,64}(?:=\s{0,64}["']|>)\s{0,64}([0-9])\s{0,64}["'<]"""
 TRANSPOSITIONS = {
@@ -72,8 +73,8 @@ def _xmp_orientation(xmp: bytes) -> int:
 
 def _exif_orientation(exif: bytes) -> int | None:
     """The value of the orientation's tag in the first directory; None if there is none."""
-    while exif.startswith(EXIF_PREFIX):
-        exif = exif[len(EXIF_PREFIX) :]
+    for _ in range(MAX_PREFIXES):
+        exif = exif.removeprefix(EXIF_PREFIX)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return None

@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from model.engines.build import build
 from service.api.auth import KeyedPathsMiddleware
+from service.api.body_limit import BodyLimitMiddleware
 from service.api.cors import CrossOriginMiddleware
 from service.api.fast_path import FastPathMiddleware, inference_routes
-from service.api.middleware import BodyLimitMiddleware, ObservabilityMiddleware, RequestLineMiddleware, record_of
+from service.api.middleware import ObservabilityMiddleware, RequestLineMiddleware, record_of
 from service.api.openapi import DescribedAPI
 from service.api.page import Page
 from service.api.responses import error_response

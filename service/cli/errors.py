@@ -17,7 +17,7 @@ def describe_error(error: Exception) -> str:
     """The sentence for an error of a command."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def describe_file_error(path: str, error: OSError | ServiceError) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Set
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.checkpoints.native import Pooled
 from model.engines.base import ServedModel
-from model.images.packs import PackedImage
+from model.images.packs import PackedImage, is_pack
 from service.cli.embedded_files import embed_files
 from service.cli.errors import CommandError
 from service.cli.image_files import SkippedFile, require_images
@@ -125,7 +127,7 @@ class IndexRun:
         images = [_find_file(path) for path in found.images]
 
         def belongs(file: str, known: StoredFile) -> bool:
-            return is_inside(file, roots) and not is_inside(file, unread)
+            return is_inside(file, roots) and not is_inside(file, unread) and not _is_unread_file(file, roots)
 
         changes = compare_files(self.index.files(), images, belongs)
         with ProgressBar(len(changes.new) + len(changes.replaced) + len(found.refused)) as progress:
@@ -258,6 +260,20 @@ class IndexRun:
     def _drop(self, files: list[str]) -> None:
         self.index.remove(files)
         self.dropped += len(files)
+
+
+def _is_unread_file(file: str, read: Set[str]) -> bool:
+    """Whether `file` is on the disk, or is the member of an archive or a pack that is, although a search lacks it.
+
+    A folder's archives and packs are not searched, nor are files with other suffixes. The index may have images of them
+    from other runs. A pack among `read` was searched, and what it lacks is gone.
+    """
+    if os.path.isfile(file) or any(os.path.isfile(file[: mark.start()]) for mark in re.finditer("!", file)):
+        return True
+    place = os.path.dirname(file)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    return place not in read and is_pack(Path(place))
 
 
 def _find_file(path: str) -> FoundFile:

@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ DECODE_BYTES = 2**27
 """Memory that Ray is told of each task that decodes."""
 ENGINE_CPUS = 4
 """CPUs of an engine, at least, where a machine has as many to spare."""
+
+
+CONNECT_S = 5.0
+"""Seconds in which a cluster takes a connection."""
 
 
 class ClusterError(Exception):
@@ -93,6 +98,7 @@ def connect(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _require_listener(address or os.environ.get("RAY_ADDRESS") or "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its C++ code writes to our standard error: of every pool of actors, for example, that restarting one may fail.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -106,6 +112,17 @@ def connect(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Checks that something listens at HOST:PORT, since Ray tries for minutes; other addresses are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
 
 
 def choose_resources(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 import ray
 from fastapi import FastAPI
@@ -58,13 +59,17 @@ class ReplicaOptions(BaseModel):
     """Seconds without load before replicas are removed."""
 
 
-def app(options: ReplicaOptions) -> serve.Application:
+def app(options: ReplicaOptions | dict[str, Any]) -> serve.Application:
     """The application, for `serve run` and for `import_path` in Serve's YAML; settings are read from the environment.
+
+    Args:
+        options: a mapping where Serve calls this; its values are text where `serve run` does.
 
     Raises:
         InvalidSettings: a setting is not valid, or HTTP_WORKERS is set.
+        ValidationError: an option is not valid.
     """
-    return build_application(load_settings(), options, build_app)
+    return build_application(load_settings(), ReplicaOptions.model_validate(options), build_app)
 
 
 def build_application(settings: Settings, options: ReplicaOptions, build: Callable[[], FastAPI]) -> serve.Application:

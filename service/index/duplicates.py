@@ -302,7 +302,7 @@ def _describe(
                 files[number],
                 paths[number],
                 stored[files[number]].size,
-                nearest[number][1],
+                min(1.0, nearest[number][1]),  # the rounding of a copy's cosine may be above 1
                 nearest[number][0],
                 best.get(number),
             )

@@ -68,7 +68,8 @@ def _picture(file: str) -> Image.Image | str:
 
 
 def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A text, or its end if it is longer than its line."""
+    """A text on one line, or its end if it is longer than the line."""
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     if font.getlength(name) <= SIDE:
         return name
     while name and font.getlength(f"…{name}") > SIDE:

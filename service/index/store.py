@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +30,7 @@ KEPT_VERSIONS = timedelta(hours=1)
 NAMES_PER_DELETION = 1000
 CELLS = "cells"
 """LanceDB's name of the approximate index."""
+PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")
 
 
 class ImageIndex:
@@ -83,7 +85,7 @@ class ImageIndex:
         try:
             lancedb.connect(path.absolute().parent).create_table(path.stem, schema=schema_of(description))
         except (ValueError, RuntimeError, OSError) as error:
-            raise ImageIndexError(f"{path} cannot be written: {error}") from error
+            raise ImageIndexError(f"{path} cannot be written: {_reason(error)}") from error
         return cls(path)
 
     @property
@@ -260,7 +262,7 @@ class ImageIndex:
         try:
             return call()
         except (ValueError, RuntimeError, OSError) as error:
-            raise ImageIndexError(f"{self.path} cannot be used: {error}") from error
+            raise ImageIndexError(f"{self.path} cannot be used: {_reason(error)}") from error
 
 
 def _open_table(path: Path) -> Any:
@@ -272,6 +274,11 @@ def _open_table(path: Path) -> Any:
         return lancedb.connect(path.absolute().parent, read_consistency_interval=REFRESH).open_table(path.stem)
     except (ValueError, RuntimeError, OSError) as error:
         raise ImageIndexError(f"{path} is no index that mae index has made") from error
+
+
+def _reason(error: Exception) -> str:
+    """What LanceDB says of an error, without the line of its source code."""
+    return PLACE_IN_SOURCE.sub("", str(error))
 
 
 def _require_suffix(path: Path) -> None:

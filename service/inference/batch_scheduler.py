@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LAST_BATCH_S = 5.0
 """Time that a lane gets to finish its batch when the scheduler stops."""
+LAST_BATCH_OF_LOST_S = 1.0
+"""The same time after the engine was lost: its last batches have no result that anybody waits for."""
 
 
 class BatchScheduler:
@@ -153,12 +155,22 @@ class BatchScheduler:
         for request in requests:
             request.sink.on_failed(copy_error(error))
 
+    def lose(self, reason: str) -> None:
+        """The engine has failed for good: fails all admitted requests, and refuses all to come. Any thread may call."""
+        with self._changed:
+            first = self.lost is None
+            self.lost = self.lost or reason
+            self._changed.notify_all()
+        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
+        if first:
+            self._call_on_loop(partial(self._on_lost, reason))
+
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        end = time.monotonic() + seconds
+        end = time.monotonic() + (min(seconds, LAST_BATCH_OF_LOST_S) if self.lost else seconds)
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
@@ -195,7 +207,7 @@ class BatchScheduler:
                 self._trace_batch(lane, batch, taken_at, results)
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
-            self._lose(f"lane {lane} has ended: {error or type(error).__name__}")
+            self.lose(f"lane {lane} has ended: {error or type(error).__name__}")
 
     def _measure_drift(self, lane: int, sample: Sample) -> None:
         assert self._drift is not None
@@ -268,16 +280,6 @@ class BatchScheduler:
         """Records the wait of images that enter no batch."""
         if self._tracer is not None and entries:
             self._tracer.record_dropped([TracedImage(entry.request.traceparent, entry.queued_at) for entry in entries])
-
-    def _lose(self, reason: str) -> None:
-        """Fails all admitted requests, and refuses all requests to come."""
-        with self._changed:
-            first = self.lost is None
-            self.lost = self.lost or reason
-            self._changed.notify_all()
-        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
-        if first:
-            self._call_on_loop(partial(self._on_lost, reason))
 
     def _call_on_loop(self, call: Callable[[], object]) -> None:
         if self._loop is not None and not self._loop.is_closed():

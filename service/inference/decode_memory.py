@@ -48,6 +48,21 @@ class MemoryShortage(MemoryError):
         self.needed = needed
 
 
+class LongDecode(Exception):
+    """An image would hold a thread that ordinary images need; it belongs to the threads for those that take long.
+
+    Attributes:
+        needed: bytes that it needs.
+        work: what decoding costs, in pixels of a PNG.
+    """
+
+    def __init__(self, needed: int, work: float) -> None:
+        """For an image that needs `needed` bytes and costs as much as `work` pixels of a PNG."""
+        super().__init__("decoding takes long")
+        self.needed = needed
+        self.work = work
+
+
 class Reservation:
     """Bytes that are reserved until `release`."""
 

@@ -24,9 +24,11 @@ from model.images.open_image import open_image, readable_formats
 from model.images.orientation import apply_orientation
 from model.images.preprocess import DecodedPixels, load_upright, patchify, resize_and_crop
 from service.errors import InvalidParameter, OutOfMemory, TooManyPixels, UndecodableImage, UnsupportedType
-from service.inference.decode_memory import DecodeMemory, MemoryShortage, return_large_blocks
+from service.inference.decode_memory import DecodeMemory, LongDecode, MemoryShortage, return_large_blocks
 
 HALF = 127.5
+LONG_WORK = 8_000_000
+"""`decode_work` of an image that may take longer than about 0.3 s; a JPEG of 12 megapixels takes a tenth of it."""
 RESIZE_BYTES = 4
 """Bytes of a pixel between the two passes of a resize."""
 
@@ -83,15 +85,17 @@ class ImageDecoder:
         return_large_blocks()
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Operators need not hear of damaged metadata in uploads.
 
-    def decode(self, data: bytes, index: int, reserved: int = 0) -> DecodedImage:
+    def decode(self, data: bytes, index: int, reserved: int = 0, may_be_long: bool = True) -> DecodedImage:
         """Decodes image `index` of a request.
 
         Args:
             data: the file.
             index: for error messages.
             reserved: bytes of `memory` that the caller has reserved for this image.
+            may_be_long: whether an image that takes long is decoded, too.
 
         Raises:
+            LongDecode: the image would take long, and must not.
             UndecodableImage: the image is damaged, or the bytes are no image.
             UnsupportedType: the format is not served.
             TooManyPixels: the image has more pixels than the limit, or would take more memory than all decodes may.
@@ -101,6 +105,8 @@ class ImageDecoder:
             image = open_image(data, self._max_pixels)
             image.require_pixels(self._least_side)
             needed = self._needed_bytes(image, self._least_side, f"image {index}", index)
+            if image.decode_work > LONG_WORK and not may_be_long:
+                raise LongDecode(needed, image.decode_work)
             with self.memory.hold(needed, reserved):
                 return self._decode(image, index)
 

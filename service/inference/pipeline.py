@@ -213,5 +213,5 @@ class Pipeline:
     def _decode(self, image: WholeImage, index: int, reserved: int) -> DecodedImage:
         """Decodes an image if it was not before."""
         if isinstance(image, bytes):
-            return self.image_decoder.decode(image, index, reserved)
+            return self.image_decoder.decode(image, index, reserved, may_be_long=reserved > 0)
         return DecodedImage.of_patches(image, self.info.config, index)

@@ -17,6 +17,7 @@ from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
 from service.inference.index_searcher import Index, IndexSearcher
 from service.inference.limits import IMAGE, Budget, Budgets
+from service.inference.watchdog import Heartbeat, Watchdog, WatchedEngine
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState
@@ -74,6 +75,8 @@ class EngineLifecycle:
         self._queue = queue
         self._on_open = on_open
         self._tracer = tracer
+        self._heartbeat: Heartbeat | None = None
+        """Beats for the watchdog of the engine; None until the engine is loaded."""
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
         self._build_engine = build_engine
@@ -99,8 +102,10 @@ class EngineLifecycle:
             self._tasks.start(self._drain())
 
     def close(self) -> None:
-        """Ends loading, draining and searching."""
+        """Ends loading, draining, watching and searching."""
         self._tasks.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self.searcher is not None:
             self.searcher.close()
 
@@ -123,9 +128,11 @@ class EngineLifecycle:
         """Starts the scheduler of the engine, and takes requests from now on."""
         served, index = loaded
         info, s = served.info, self._settings
-        drift = DriftMonitor(served.engine, served.heads, self._metrics) if s.drift_sample else None
+        watchdog = Watchdog(served.image_seconds, self._metrics.slow_batches.inc)
+        engine = WatchedEngine(served.engine, watchdog)
+        drift = DriftMonitor(engine, served.heads, self._metrics) if s.drift_sample else None
         scheduler = BatchScheduler(
-            served.engine,
+            engine,
             self._metrics,
             self._queue,
             s.max_delay_ms / 1000,
@@ -135,6 +142,8 @@ class EngineLifecycle:
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads
+        self._heartbeat = Heartbeat(watchdog, scheduler.lose)
+        self._heartbeat.start()
         self.searcher = None if index is None else IndexSearcher(index, self._metrics, s.queue_images)
         self._on_open(scheduler, served.heads)
         self._metrics.describe_engine(info)
@@ -158,7 +167,7 @@ class EngineLifecycle:
         self._state.change("lost", reason)
         log.critical("the engine is lost: %s; ending in %g s", reason, LOST_GRACE_S)
         await asyncio.sleep(LOST_GRACE_S)
-        self._state.fail(reason)
+        self._state.exit(1)
 
     async def _drain(self) -> None:
         await wait_until_quiet(self._requests, self._settings.drain_timeout_s)

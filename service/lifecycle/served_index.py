@@ -17,10 +17,14 @@ def check_index(path: Path) -> None:
 
     Raises:
         MissingIndex: nothing is there.
-        ImageIndexError: LanceDB is not installed.
+        ImageIndexError: its name is not that of an index, or LanceDB is not installed.
     """
+    from service.index.store import SUFFIX
+
     if not path.is_dir():
         raise MissingIndex(f"INDEX: there is no index {path}: mae index makes one")
+    if path.suffix != SUFFIX:
+        raise ImageIndexError(f"INDEX: {path} is no index: the name of one ends in {SUFFIX}")
     if find_spec("lancedb") is None:
         raise ImageIndexError(f"INDEX: {path} needs LanceDB: pip install 'mae-serve[index]'")
 

@@ -12,13 +12,13 @@ from collections import Counter
 
 import httpx
 
-from tests.attacks.server import AttackedServer, post, serve, status
+from tests.attacks.server import AttackedServer, post, report, serve, status
 from tests.support.clients import grey
 
 IMAGE = grey(5)
 GET = b"GET %s HTTP/1.1\r\n%s\r\n"
 HOST = b"Host: x\r\n"
-LETTER = {
+MALFORMED = {
     "no Host": (GET % (b"/livez", b""), "400"),
     "two Hosts": (GET % (b"/livez", HOST * 2), "400"),
     "a transfer coding": (GET % (b"/livez", HOST + b"Transfer-Encoding: gzip, chunked\r\n") + b"0\r\n\r\n", "501"),
@@ -29,8 +29,9 @@ LETTER = {
 }
 
 
-def attack_letter(server: AttackedServer, seen: Counter[str]) -> None:
-    for name, (sent, expected) in LETTER.items():
+def attack_malformed(server: AttackedServer, seen: Counter[str]) -> None:
+    """Requests that HTTP forbids, or that are too large."""
+    for name, (sent, expected) in MALFORMED.items():
         answered = status(server.exchange(sent))
         # A client that is still sending megabytes may lose the answer when the connection is closed.
         fits = answered == expected or (len(sent) > 1_000_000 and answered.endswith("Error"))
@@ -86,17 +87,16 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         with serve(http_workers=workers) as server:
-            attack_letter(server, seen)
+            attack_malformed(server, seen)
             attack_half_closed(server, seen)
             attack_leaving(server, seen)
         with serve(open_files=200, http_workers=workers) as server:
             attack_files(server, seen)
-    print("connections:", ", ".join(f"{count} {what}" for what, count in seen.items() if count))
-    return 1 if {what for what, count in seen.items() if count} - EXPECTED else 0
+    return report("connections", seen, EXPECTED)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections import Counter
 
 import httpx
 
-from tests.attacks.server import AttackedServer, serve
+from tests.attacks.server import AttackedServer, report, serve
 from tests.support.clients import grey
 
 IMAGE = grey(5)
@@ -94,14 +94,13 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         for number in (signal.SIGTERM, signal.SIGHUP):
             attack_drain(workers, number, seen)
     attack_workers(seen)
-    print("drains:", ", ".join(f"{count} {what}" for what, count in seen.items()))
-    return 1 if set(seen) - EXPECTED else 0
+    return report("drains", seen, EXPECTED)
 
 
 if __name__ == "__main__":

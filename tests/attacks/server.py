@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from service.benchmark.processes import MAE_SERVE
 
 START_S = 60
 
@@ -68,11 +71,17 @@ class AttackedServer:
 
 
 @contextmanager
-def serve(open_files: int | None = None, **settings: Any) -> Iterator[AttackedServer]:
-    """A server whose images take a millisecond, with at most `open_files` file descriptors; it is killed at the end."""
+def serve(
+    open_files: int | None = None, fake: dict[str, str] | None = None, real: bool = False, **settings: Any
+) -> Iterator[AttackedServer]:
+    """A server with at most `open_files` file descriptors; it is killed at the end.
+
+    Its engine is `real`, with the packaged model, or a fake one whose batches take a millisecond. `fake` has further
+    variables of `tests.support.fake_server`.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
     environment |= {f"MAE_{name.upper()}": str(value) for name, value in settings.items()}
-    environment |= {"MAE_HOST": "127.0.0.1", "MAE_PORT": "0", "FAKE_S": "0.001"}
+    environment |= {"MAE_HOST": "127.0.0.1", "MAE_PORT": "0", "FAKE_S": "0.001", **(fake or {})}
 
     def limit() -> None:
         if open_files:
@@ -80,7 +89,7 @@ def serve(open_files: int | None = None, **settings: Any) -> Iterator[AttackedSe
 
     with tempfile.TemporaryDirectory(prefix="mae-attack-") as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "tests.support.fake_server"]
+        command = list(MAE_SERVE) if real else [sys.executable, "-m", "tests.support.fake_server"]
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=limit)
         try:
@@ -100,3 +109,10 @@ def status(answer: bytes) -> str:
     """The status of an answer, past an interim one; or the error of the connection, or "closed"."""
     answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else answer.decode("latin-1") or "closed"
+
+
+def report(name: str, seen: Counter[str], expected: Collection[str]) -> int:
+    """Prints how often each thing was seen; returns an exit code, 1 if a thing was seen that is not expected."""
+    counts = {what: count for what, count in seen.items() if count}
+    print(f"{name}:", ", ".join(f"{count} {what}" for what, count in counts.items()))
+    return 0 if counts.keys() <= set(expected) else 1

@@ -27,17 +27,12 @@ import heapq
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Times = NDArray[np.float64]
-"""Seconds since the start of the simulation, float64 [images]."""
-Rate = Callable[[Times], Times]
-"""Images per second at these times, float64 [times]."""
-BLOCK_S = 60.0
+from tests.benchmarks.arrivals import Rate, Times, arrivals, bursts, constant, day
+from tests.benchmarks.autoscaler import BUSY, QUEUE, Autoscaler, Recommender, Target
 
 
 @dataclass(frozen=True)
@@ -66,84 +61,6 @@ class Pod:
     def images_per_s(self) -> float:
         """The highest throughput, with full batches."""
         return self.lanes * self.batch / (self.batch_s + self.batch * self.image_s)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What an autoscaler aims at: a metric's mean per replica.
-
-    Attributes:
-        metric: `queue` for the images that wait, `busy` for the share of the lanes that are busy.
-        value: the aim for each replica.
-        window_s: seconds over which the metric is averaged first.
-    """
-
-    metric: str
-    value: float
-    window_s: float
-
-
-QUEUE = Target("queue", 16, 60)
-BUSY = Target("busy", 0.7, 120)
-
-
-@dataclass(frozen=True)
-class Autoscaler:
-    """Kubernetes' HorizontalPodAutoscaler, or that which KEDA makes."""
-
-    targets: tuple[Target, ...]
-    least: int = 2
-    most: int = 8
-    sync_s: float = 15
-    scrape_s: float = 10
-    tolerance: float = 0.1
-    up_window_s: float = 30
-    up_pods: int = 2
-    up_period_s: float = 60
-    down_window_s: float = 600
-    down_pods: int = 1
-    down_period_s: float = 300
-
-
-class Recommender:
-    """The rule of the HorizontalPodAutoscaler, with what it remembers."""
-
-    def __init__(self, scaler: Autoscaler) -> None:
-        self._scaler = scaler
-        self._wanted: deque[tuple[float, int]] = deque()
-        self._changes: deque[tuple[float, int]] = deque()
-
-    def replicas(self, now: float, current: int, sums: Sequence[float]) -> int:
-        """The number of replicas from `now` on, from the sum over the replicas of the metric of each target."""
-        scaler = self._scaler
-        wanted = max(
-            self._by_target(current, total, target) for total, target in zip(sums, scaler.targets, strict=True)
-        )
-        wanted = min(max(wanted, scaler.least), scaler.most)
-        self._wanted.append((now, wanted))
-        longest = max(scaler.up_window_s, scaler.down_window_s)
-        while self._wanted[0][0] < now - longest:
-            self._wanted.popleft()
-        # Up only as far as all recommendations of the window go, down only as far as any of them allows.
-        up = min(count for at, count in self._wanted if at >= now - scaler.up_window_s)
-        down = max(count for at, count in self._wanted if at >= now - scaler.down_window_s)
-        steady = min(max(current, up), down)
-        if steady > current:
-            room = scaler.up_pods - sum(max(change, 0) for change in self._since(now - scaler.up_period_s))
-            steady = max(min(steady, current + room), current)
-        elif steady < current:
-            room = scaler.down_pods - sum(max(-change, 0) for change in self._since(now - scaler.down_period_s))
-            steady = min(max(steady, current - room), current)
-        if steady != current:
-            self._changes.append((now, steady - current))
-        return steady
-
-    def _by_target(self, current: int, total: float, target: Target) -> int:
-        ratio = total / (target.value * current)
-        return current if abs(ratio - 1) <= self._scaler.tolerance else math.ceil(round(total / target.value, 9))
-
-    def _since(self, start: float) -> Iterator[int]:
-        return (change for at, change in self._changes if at > start)
 
 
 @dataclass
@@ -211,7 +128,7 @@ class _Simulation:
         recommender = scaler and Recommender(scaler)
         next_scrape = scaler.scrape_s if scaler else math.inf
         next_sync = scaler.sync_s if scaler else math.inf
-        for block in _arrivals(rate, seconds, self._rng):
+        for block in arrivals(rate, seconds, self._rng):
             picks = self._rng.random(len(block))
             for arrival, pick in zip(block.tolist(), picks.tolist(), strict=True):
                 while min(next_scrape, next_sync) <= arrival:
@@ -288,30 +205,6 @@ class _Simulation:
             self._replica_s += now - self._all.pop().created
         self._ready = [replica for replica in self._all if replica.ready <= now]
         self._history.append((now, count))
-
-
-def _arrivals(rate: Rate, seconds: float, rng: np.random.Generator) -> Iterator[Times]:
-    """Arrivals of a Poisson process, block by block: those of the highest rate of a block, thinned."""
-    for start in np.arange(0, seconds, BLOCK_S):
-        length = min(BLOCK_S, seconds - start)
-        highest = float(rate(start + np.linspace(0, length, 601)).max())
-        times = start + np.sort(rng.random(rng.poisson(highest * length))) * length
-        yield times[rng.random(len(times)) * highest < rate(times)]
-
-
-def constant(images_per_s: float) -> Rate:
-    """The same rate at all times."""
-    return lambda times: np.full_like(times, images_per_s)
-
-
-def day(mean: float, share: float = 0.6, day_s: float = 86_400) -> Rate:
-    """A day's curve: lowest at its start, highest at noon, from (1 - share) to (1 + share) times the mean."""
-    return lambda times: mean * (1 - share * np.cos(2 * np.pi * times / day_s))
-
-
-def bursts(usual: float, high: float, every_s: float, length_s: float) -> Rate:
-    """The usual rate, and at the end of each `every_s` seconds a burst of `length_s` seconds with the high rate."""
-    return lambda times: np.where(times % every_s >= every_s - length_s, high, usual)
 
 
 CPU_POD = Pod(lanes=2, batch=8, image_s=2 / 65)

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from tests.benchmarks.fleet import Autoscaler, Pod, Recommender, Target, bursts, constant, day, simulate
+from tests.benchmarks.arrivals import bursts, constant, day
+from tests.benchmarks.autoscaler import Autoscaler, Recommender, Target
+from tests.benchmarks.fleet import Pod, simulate
 
 SECONDS = 4000.0
 

@@ -343,9 +343,9 @@ def test_curl_sends_a_picture_as_it_is(server: LiveServer) -> None:
 
 
 def shown_calls() -> dict[str, str]:
-    """The Python of the section in service/README.md, by the first module that it imports from elsewhere."""
-    text = (ROOT / "service" / "README.md").read_text()
-    section = re.search(r"^#### Open Inference Protocol\n(.*?)^### ", text, re.MULTILINE | re.DOTALL)
+    """The Python of the section in service/api/README.md, by the first module that it imports from elsewhere."""
+    text = (ROOT / "service" / "api" / "README.md").read_text()
+    section = re.search(r"^## Open Inference Protocol\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     assert section
     blocks = re.findall(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
     names = ("tritonclient", "kserve", "pytriton")

@@ -14,9 +14,9 @@ CAT = ROOT / "tests" / "data" / "chelsea.jpg"
 
 
 def shown_lines() -> dict[str, str]:
-    """The Python under each heading of the section of OpenAI's and Cohere's APIs in service/README.md."""
-    page = (ROOT / "service" / "README.md").read_text()
-    blocks = re.findall(r"^#### ([^\n]+)\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    """The Python under the headings of OpenAI's and Cohere's APIs in service/api/README.md."""
+    page = (ROOT / "service" / "api" / "README.md").read_text()
+    blocks = re.findall(r"^## ([^\n]+)\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return {heading: lines for heading, lines in blocks if heading.endswith(" API")}
 
 

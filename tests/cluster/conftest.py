@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ ROOT = Path(__file__).parents[2]
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
 REQUIRED = {"ray": "test_ray_*", "moto": "test_collections*", "timm": "test_timm*", "onnxruntime": "test_onnx*"}
 """The files of this folder that need a package."""
-collect_ignore_glob = [files for package, files in REQUIRED.items() if find_spec(package) is None]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)  # not find_spec, which takes a folder of that name on the path for the package
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+collect_ignore_glob = [files for package, files in REQUIRED.items() if not _is_installed(package)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

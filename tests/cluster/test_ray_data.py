@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from service.cli.main import main
+from tests.support.exported import CHELSEA
 
 Run = Callable[..., int]
 
@@ -199,3 +201,23 @@ def test_engines_of_other_spaces_are_refused(ray: Any, probe: Path, engine_cache
     job = EmbeddingJob(settings, EmbedParameters(), lambda images: [], describe_file_error, open_pipeline)
     with pytest.raises(EngineLost, match=r"compute in different spaces: .*bf16.*fp32"):
         EngineActor(other, job, resources)
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_an_address_without_a_cluster_is_named_at_once(
+    by_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray would try for minutes"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        options = [] if by_variable else ["--ray-address", address]
+        if by_variable:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(SystemExit) as ended:
+            main(["embed", str(CHELSEA), "-o", str(tmp_path / "out.npz"), "--ray", *options])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"mae: there is no Ray cluster at {address}: [Errno 111] Connection refused\n"

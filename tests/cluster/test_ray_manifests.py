@@ -6,20 +6,32 @@ from typing import Any
 
 import pytest
 import ray as installed
+from pydantic import ValidationError
 
 from tests.docker.test_ray_manifests import CONFIGS, SERVICE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ray_accepts_the_configuration(name: str) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
 
-    from service.cluster.serve import ReplicaOptions, app
+    from service.cluster.serve import app
 
     parsed = ServeDeploySchema.model_validate(CONFIGS[name])
     [application] = parsed.applications
-    options = ReplicaOptions.model_validate(application.args)
-    assert app(options)
+    # As Serve builds it: whether the arguments come as a mapping or as a model is decided by the annotation.
+    assert call_user_app_builder_with_args_if_necessary(app, application.args)
+
+
+def test_serve_run_gives_text_and_mistakes_are_named() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from service.cluster.serve import app
+
+    assert call_user_app_builder_with_args_if_necessary(app, {"num_cpus": "2", "max_replicas": "4"})
+    with pytest.raises(ValidationError, match="max_replica\n"):
+        call_user_app_builder_with_args_if_necessary(app, {"max_replica": "4"})
 
 
 def test_the_cluster_has_the_version_of_ray_that_is_tested() -> None:

@@ -47,6 +47,23 @@ def test_a_lost_engine_ends_the_process(start_server: Start, kind: str) -> None:
     assert "lane 0 has ended" in server.text()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_engine_that_hangs_ends_the_process(start_server: Start, workers: int) -> None:
+    server = start_server({"FAKE": "hangs", "FAKE_HANG_LEAST_S": "0.5"}, max_batch=1, http_workers=workers)
+    answers = asyncio.run(post_all(server.url, [grey(POISON), grey(1), grey(2)]))
+    assert answers[0].status_code == 503
+    lost = [answer.json()["error"] for answer in answers if answer.status_code != 200]
+    assert {error["code"] for error in lost} == {"engine_lost"}
+    for probe in ("/livez", "/readyz"):
+        answer = httpx.get(server.url + probe)
+        assert answer.status_code == 503
+        assert answer.json()["state"] == "lost"
+        assert "lane 0 hangs: a batch of 1 for embed has not returned" in answer.json()["reason"]
+    assert server.process.wait(20) == 1
+    assert server.text().count("the engine is lost: lane 0 hangs") == 1
+    assert "is still running a batch" in server.text()
+
+
 def test_not_ready_while_loading(start_server: Start) -> None:
     server = start_server({"FAKE_LOAD_S": "3"}, ready=False)
     assert httpx.get(server.url + "/livez").status_code == 200

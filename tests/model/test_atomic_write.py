@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -40,11 +41,12 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
     atomic_write(path, b"old")
 
     def fail(source: object, target: object) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left", str(source))
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left") as failed:
         atomic_write(path, b"new")
+    assert failed.value.filename == str(path), "the user has never heard of the temporary file"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

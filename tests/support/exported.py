@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint
@@ -111,9 +111,14 @@ def logits_of(checkpoint: Checkpoint, squares: Tensor) -> np.ndarray:
 
 
 def chelsea_png() -> bytes:
-    """The photograph, lossless: of a JPEG this project decodes no more pixels than it needs."""
+    """The photograph, lossless: of a JPEG this project decodes no more pixels than it needs.
+
+    It lies on its side, and EXIF tells so, as many cameras write their photographs.
+    """
     file = io.BytesIO()
-    Image.open(CHELSEA).save(file, "PNG")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(CHELSEA).transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     return file.getvalue()
 
 

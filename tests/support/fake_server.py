@@ -1,5 +1,6 @@
 """The real server with a fake engine, which misbehaves as the environment variable FAKE says."""
 
+import hashlib
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from model.checkpoints.heads import Head, Heads
 from model.checkpoints.native import HeadConfig
 from model.config import PRESETS
 from model.engines.base import FatalEngineError, ServedModel
+from service.inference import watchdog
 from service.inference.image_decoder import ImageDecoder
 from service.serving import run
 from service.settings import load_settings
@@ -31,9 +33,14 @@ class FailingEngine(FakeEngine):
         self._seconds = seconds
 
     def embed(self, lane, patches, visible_indices):
-        time.sleep(self._seconds)
+        if self._kind == "burns":
+            burn_cpu(self._seconds)
+        else:
+            time.sleep(self._seconds)
         mean = patches.mean(axis=(1, 2), dtype=np.float32)
         poisoned = (patches == POISON).all(axis=(1, 2))
+        if self._kind == "hangs" and poisoned.any():
+            time.sleep(100_000)
         if self._kind == "raises" and poisoned.any():
             raise RuntimeError("a poisoned image")
         if self._kind == "fatal" and poisoned.any():
@@ -52,6 +59,13 @@ class FailingEngine(FakeEngine):
     def reconstruct(self, lane, patches, visible_indices):
         time.sleep(self._seconds)
         return 255 - patches, patches.mean(axis=2, dtype=np.float32) + np.float32(visible_indices.shape[1])
+
+
+def burn_cpu(seconds):
+    """Uses `seconds` of CPU time, however long that takes, without the GIL."""
+    data, end = bytes(1 << 20), time.thread_time() + seconds
+    while time.thread_time() < end:
+        hashlib.sha256(data)
 
 
 def hang_in_decoder(seconds):
@@ -91,6 +105,7 @@ if __name__ == "__main__":
     import logging
 
     logging.basicConfig(level=logging.INFO)
+    watchdog.HANG_LEAST_S = float(os.environ.get("FAKE_HANG_LEAST_S", watchdog.HANG_LEAST_S))
     if "FAKE_DECODE_S" in os.environ:
         hang_in_decoder(float(os.environ["FAKE_DECODE_S"]))
     sys.exit(run(load_settings(), build))

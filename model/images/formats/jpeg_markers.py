@@ -75,10 +75,15 @@ def read_header(data: bytes) -> JpegHeader:
         ImageError: the header is damaged, or has too many segments.
     """
     header, kept, dropped = JpegHeader(), [SOI], False
+    exif_parts: list[bytes] = []
     profiles: list[bytes] = []
     position, count = 2, 0
     while True:
+        start = position
         position, marker = _next_marker(data, position)
+        dropped = dropped or position > start  # decoders pass over fill bytes one by one
+        count += 1
+        require_parts(count, "segments before its first scan")
         if marker in STANDALONE:
             position += 2
             dropped = True
@@ -87,8 +92,6 @@ def read_header(data: bytes) -> JpegHeader:
         end = position + 2 + length
         if length < 2 or end > len(data):
             raise ImageError("its header is damaged or cut short")
-        count += 1
-        require_parts(count, "segments before its first scan")
         body = position + 4
         if marker == START_OF_SCAN:
             header.components_in_scan = data[body] if length > 2 else 0
@@ -99,13 +102,14 @@ def read_header(data: bytes) -> JpegHeader:
             header.restart_interval = int.from_bytes(data[body:end])
         elif marker == COM or (marker & 0xF0 == 0xE0 and not data.startswith(NEEDED_APPS.get(marker, b"-"), body)):
             dropped = True
-            _keep_metadata(header, profiles, marker, data[body:end])
+            _keep_metadata(header, exif_parts, profiles, marker, data[body:end])
             position = end
             continue
         kept.append(data[position:end])
         position = end
     if not header.components:
         raise ImageError("its header is damaged or cut short")
+    header.exif = b"".join(exif_parts)
     header.profile = _join_profile(profiles)
     header.scan = position
     header.data = data
@@ -141,10 +145,12 @@ def _read_frame(header: JpegHeader, marker: int, frame: bytes) -> None:
     ]
 
 
-def _keep_metadata(header: JpegHeader, profiles: list[bytes], marker: int, body: bytes) -> None:
+def _keep_metadata(
+    header: JpegHeader, exif_parts: list[bytes], profiles: list[bytes], marker: int, body: bytes
+) -> None:
     """Keeps what is asked of metadata: orientation and profile."""
     if marker == APP1 and body.startswith(EXIF_PREFIX):
-        header.exif += body[len(EXIF_PREFIX) :]
+        exif_parts.append(body[len(EXIF_PREFIX) :])
     elif marker == APP1 and body.startswith(XMP_PREFIX):
         header.xmp = body[len(XMP_PREFIX) :]
     elif marker == APP2 and body.startswith(ICC_PREFIX):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.images.colour import MAX_PROFILE_BYTES, UNUSABLE
 from model.images.errors import ImageError
@@ -46,6 +46,8 @@ class PngHeader:
     exif: bytes = b""
     xmp: bytes = b""
     profile: bytes | None = None
+    decompressed: set[bytes] = field(default_factory=set)
+    """The metadata that were decompressed. A file has each of them once, and another thousand would cost seconds."""
     transparent: tuple[int, ...] | None = None
     """The value of the transparent grey, or of the three channels of the transparent colour, in the file's depth."""
 
@@ -161,6 +163,10 @@ def _read_ancillary(header: PngHeader, kind: bytes, data: bytes, position: int, 
         header.exif = content
         return
     keyword, _, rest = content.partition(b"\0")
+    name = kind if kind == b"iCCP" else keyword
+    if name in header.decompressed or name not in (b"iCCP", XMP_KEYWORD, *RAW_EXIF_KEYWORDS):
+        return
+    header.decompressed.add(name)
     if kind == b"iCCP":
         compressed = rest[1:] if rest[:1] == b"\0" else b""
         header.profile = _decompress(compressed, MAX_PROFILE_BYTES) or UNUSABLE

@@ -112,6 +112,12 @@ class TiffImage(StoredImage):
         strip = self._sample_bytes() if is_compressed else 0
         return strip + (8 if self._samples > 1 or self._photometric == PALETTE else 4)
 
+    @property
+    def decode_work(self) -> float:
+        """As every image; the whole of a tile is decoded."""
+        tile_width, tile_height = self._part_size()
+        return max(super().decode_work, tile_width * tile_height)
+
     def decode_bytes(self, least_side: int | None) -> int:
         """As every image; a tile that is larger than the image is decoded as a whole."""
         tile_width, tile_height = self._part_size()

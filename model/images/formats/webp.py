@@ -17,6 +17,7 @@ from model.images.orientation import read_orientation
 CHUNKS_START = 12
 PROFILE_FLAG, EXIF_FLAG, XMP_FLAG = 0x20, 0x08, 0x04
 PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+MAX_XMP_BYTES = 1_000_000
 BYTES_PER_PIXEL = 17.0
 """Measured: 16 for 24 megapixels, lossy and lossless, with and without alpha."""
 
@@ -41,7 +42,7 @@ class WebpImage(StoredImage):
         profile = metadata.get(b"ICCP")
         if profile is not None and not 0 < len(profile) <= MAX_PROFILE_BYTES:
             profile = UNUSABLE
-        orientation = read_orientation(metadata.get(b"EXIF", b""), metadata.get(b"XMP ", b""))
+        orientation = read_orientation(metadata.get(b"EXIF", b""), metadata.get(b"XMP ", b"")[:MAX_XMP_BYTES])
         super().__init__(_read_size(data), orientation, profile, len(data))
 
     def decode(self, least_side: int | None) -> tuple[Image.Image, tuple[float, float]]:

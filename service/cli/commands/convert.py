@@ -144,9 +144,11 @@ def _export(checkpoint: Checkpoint, to: str, output: Path, half: bool) -> None:
     from model.export.folder import export
 
     try:
-        contents = export(checkpoint, to, output.absolute(), half)
+        contents = export(checkpoint, to, output.resolve(), half)
     except ExportError as error:
         raise CommandError(str(error)) from None
+    except OSError as error:  # it names a file of the temporary folder, or none
+        raise CommandError(f"{output}: {error.strerror or error}") from error
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     print(f"{output}: {checkpoint.config.name} as {contents.title}, {size:.1f} MB; its README.md tells how to open it")
     for note in contents.notes:

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from service.cli.index_output import FORMAT_OPTION, INDEX_OPTION, Format, require_sheet, write_sheet
-from service.cli.tables import TABLE_STYLE, add_number_columns
+from service.cli.tables import TABLE_STYLE, add_number_columns, print_table
 from service.index.duplicates import FALSE_DISCOVERIES, PIXELS, Duplicate, Duplicates, find_duplicates
 from service.index.sheet import Cell
 from service.index.store import ImageIndex
@@ -84,7 +83,7 @@ def _print(number: int, group: list[Duplicate], output_format: Format) -> None:
         size = "" if image.size is None else str(image.size)
         agreement = "" if image.pixels is None else f"{image.pixels:.3f}"
         table.add_row(_advice(place), size, f"{image.similarity:.3f}", f"{image.ratio:.2f}", agreement, image.path)
-    Console(markup=False, highlight=False).print(table)
+    print_table(table)
 
 
 def _cell(image: Duplicate, place: int) -> Cell:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from model.arrays import Floats
@@ -22,7 +21,7 @@ from service.cli.local_pipeline import build_engine
 from service.cli.options import settings_of
 from service.cli.progress import ProgressBar
 from service.cli.signals import INTERRUPTED, run_until_interrupted, terminate_as_interrupt
-from service.cli.tables import TABLE_STYLE, add_number_columns
+from service.cli.tables import TABLE_STYLE, add_number_columns, print_table
 from service.index.sheet import Cell
 from service.index.store import ImageIndex
 from service.inference.embedding import EmbeddingPlan
@@ -110,4 +109,4 @@ def _print(path: str, neighbours: list[Neighbour], output_format: Format) -> Non
     table.add_column("path", overflow="fold")
     for near in neighbours:
         table.add_row(f"{near.similarity:.3f}", near.path)
-    Console(markup=False, highlight=False).print(table)
+    print_table(table)

@@ -86,7 +86,10 @@ class RemoteFiles:
             yield from self._file(name, (size, modified), left_out)
 
     def _in_folder(self, folder: str, root: str, left_out: LeftOut) -> Iterator[ImageEntry]:
-        """The images below `folder`, its own first; `root` begins the names that a listing may leave out."""
+        """The images below `folder`, its own first; `root` begins the names that a listing may leave out.
+
+        Consoles of buckets make an empty object `folder/` for a folder, which is neither an image nor a folder in it.
+        """
         try:
             listed = sorted((info["name"], info["type"], *_facts(info)) for info in self._files.ls(folder, detail=True))
         except Exception as error:
@@ -94,7 +97,8 @@ class RemoteFiles:
             return
         for name, kind, size, modified in listed:
             inside = name.removeprefix(root)
-            if kind != "directory" and name != folder and inside and not count_left_out(inside, left_out):
+            is_marker = name.rstrip("/") == folder.rstrip("/")
+            if kind != "directory" and not is_marker and inside and not count_left_out(inside, left_out):
                 yield self._entry(name, size, modified)
         for name, kind, _, _ in listed:
             if kind == "directory" and name.rstrip("/") != folder.rstrip("/"):

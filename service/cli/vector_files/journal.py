@@ -9,6 +9,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
@@ -39,6 +40,17 @@ class Header(BaseModel):
     """Whether the run replaces an existing output instead of adding to it."""
     part: int = 0
     """The number of the shard that the records will become, in a folder of shards."""
+
+    def require_mode(self, overwrite: bool, folder: Path) -> None:
+        """Checks that a run may go on with this journal; `folder` is where the journal lies.
+
+        Raises:
+            VectorFileError: it belongs to a run with --overwrite, and this one is another.
+        """
+        if self.replaces and not overwrite:
+            raise VectorFileError(
+                f"{folder} belongs to a run with --overwrite: repeat the flag to continue it, or delete the folder"
+            )
 
 
 class Journal:
@@ -77,8 +89,7 @@ class Journal:
     def begin(self, header: Header) -> None:
         """Discards all records and starts a new journal."""
         self._file.truncate(0)
-        self._file.write(header.model_dump_json().encode() + b"\n")
-        self._file.flush()
+        self._write(header.model_dump_json().encode() + b"\n")
         self.header, self.files, self.count = header, {}, 0
 
     def append(self, record: VectorRecord) -> None:
@@ -86,8 +97,7 @@ class Journal:
         texts = [text.encode() for text in (record.path, record.file, record.error or "")]
         body = b"".join([*texts, b"" if record.vector is None else record.vector.astype("<f4").tobytes()])
         numbers = (NONE if number is None else number for number in (record.size, record.modified))
-        self._file.write(RECORD_HEAD.pack(len(body), zlib.crc32(body), *map(len, texts), *numbers) + body)
-        self._file.flush()
+        self._write(RECORD_HEAD.pack(len(body), zlib.crc32(body), *map(len, texts), *numbers) + body)
         self.files[record.file] = record.path
         self.count += 1
         if time.monotonic() - self._synced > SYNC_S:
@@ -109,7 +119,21 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the file and releases its lock."""
-        self._file.close()
+        # Closing tries once more to write a record for which the disk had no room: the first error is the one to tell.
+        with suppress(OSError) if error is not None else nullcontext():
+            self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        """Writes at the end of the file.
+
+        Raises:
+            OSError: it cannot be written; the error names it.
+        """
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _recover(self) -> None:
         with self.path.open("rb") as file:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from model.atomic_write import atomic_write
+from model.atomic_write import atomic_write, replace_file, sync
 from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
 from service.cli.vector_files.file_table import FileEntry, FileTable
@@ -102,11 +102,8 @@ class ShardStore:
             VectorFileError: the stored vectors belong to another space.
         """
         header = self._journal.header
-        if header and header.replaces and not self._overwrite:
-            raise VectorFileError(
-                f"{self._folder} belongs to a run with --overwrite: repeat the flag to continue it, or "
-                "delete the folder"
-            )
+        if header:
+            header.require_mode(self._overwrite, self._folder)
         if self._overwrite and header and header.space != space:  # a replacement of another kind begins anew
             shutil.rmtree(self._shards, ignore_errors=True)
             self._space, header, self.known, self.count = None, None, FileTable(), 0
@@ -218,9 +215,7 @@ class ShardStore:
         """Writes a whole shard or none."""
         unfinished = self._folder / "shard"
         write_rows(unfinished, space, records)
-        _sync(unfinished)
-        os.replace(unfinished, path)
-        _sync(path.parent)
+        replace_file(path, unfinished)
 
     def _complete_replacement(self) -> None:
         """Moves the shards of a complete run with --overwrite into the folder, in place of those that are there."""
@@ -233,7 +228,7 @@ class ShardStore:
         for number, path in shard_paths(self.output).items():
             if number not in new:
                 path.unlink()
-        _sync(self.output)
+        sync(self.output)
         self._delete_partial()
         self._folder.mkdir()
         self._journal.__exit__(None, None, None)
@@ -245,12 +240,3 @@ class ShardStore:
 
 def _name(number: int) -> str:
     return f"part-{number:05}.parquet"
-
-
-def _sync(path: Path) -> None:
-    """Flushes the file or folder at `path` to the disk, so that it survives a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

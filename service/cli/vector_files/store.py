@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from model.atomic_write import replace_file
 from service.cli.errors import VectorFileError
 from service.cli.files import require_folder
 from service.cli.vector_files.file_table import FileEntry, FileTable
@@ -68,11 +68,7 @@ class VectorStore:
         if existing is None or (self._overwrite and existing != header):
             self._journal.begin(header)
         else:
-            if existing.replaces and not self._overwrite:
-                raise VectorFileError(
-                    f"{self._folder} belongs to a run with --overwrite: repeat the flag to continue it, or "
-                    "delete the folder"
-                )
+            existing.require_mode(self._overwrite, self._folder)
             existing.space.require(space, self._folder)
         if self._stored:
             self.files = dict(zip(self._stored.files, self._stored.paths, strict=True))
@@ -92,9 +88,7 @@ class VectorStore:
             assert self._journal.header is not None
             complete = self._folder / self.output.name
             self._format.write(complete, self._journal.header.space, self.files, self._records())
-            _sync(complete)
-            os.replace(complete, self.output)
-            _sync(self.output.parent)
+            replace_file(self.output, complete)
         self._delete_journal()
 
     def __enter__(self) -> Self:
@@ -124,12 +118,3 @@ class VectorStore:
             if record.file not in seen:
                 seen.add(record.file)
                 yield record
-
-
-def _sync(path: Path) -> None:
-    """Flushes the file or folder at `path` to the disk, so that it survives a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

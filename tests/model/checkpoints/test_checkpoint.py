@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -72,7 +73,7 @@ class TestOurOwnFormat:
         before = (tmp_path / "bird").read_bytes()
 
         def full_disk(source: object, target: object) -> None:
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
 
         monkeypatch.setattr(os, "replace", full_disk)
         with pytest.raises(OSError, match="no space left"):

@@ -232,6 +232,21 @@ def test_half_precision(tmp_path: Path) -> None:
     assert opened("ViTMAEForPreTraining", tmp_path / "out").dtype == torch.float16
 
 
+@pytest.mark.parametrize(("head", "result"), [(None, "mean"), ("cls", "probabilities")])
+def test_the_code_of_the_card_runs_on_16_bits(
+    head: Any, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = drawn(head, preprocessing=Preprocessing(resize="squash"))
+    export(checkpoint, "huggingface", tmp_path / "out", half=True)
+    monkeypatch.chdir(tmp_path / "out")
+    theirs = run_card(tmp_path / "out")[result]
+    square = chelsea_square(checkpoint)
+    expected = pooled_of(checkpoint, square)[:, 1]
+    if head:
+        expected = torch.from_numpy(logits_of(checkpoint, square)).softmax(dim=-1)
+    assert (theirs.dtype, difference(theirs, expected) < 0.01) == (torch.float32, True)
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [

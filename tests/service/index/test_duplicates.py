@@ -63,6 +63,14 @@ def test_the_threshold_can_be_given(make_index: MakeIndex) -> None:
     assert strict.threshold <= loose.threshold
 
 
+def test_no_similarity_is_above_one(make_index: MakeIndex) -> None:
+    """In float32 the cosine of a vector with itself is rounded, for some vectors to more than 1."""
+    vectors = unrelated(100)
+    groups = find_duplicates(make_index(np.concatenate([vectors, vectors])), threshold=0.01).groups
+    similarities = [image.similarity for group in groups for image in group]
+    assert len(similarities) == 200 and max(similarities) == 1
+
+
 def test_similarity_and_ratio_are_those_of_the_nearest_image(make_index: MakeIndex) -> None:
     vectors = unrelated(400)
     everything = np.concatenate([vectors, near(vectors[:1], 0.05)])

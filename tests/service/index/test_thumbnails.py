@@ -54,3 +54,8 @@ def test_what_cannot_be_shown_is_a_box(tmp_path: Path) -> None:
     boxes = [sheet[GAP : GAP + SIDE, GAP + column * (SIDE + GAP) :][:, :SIDE] for column in (1, 2, 3)]
     assert len({box.tobytes() for box in boxes}) == 3  # each says why
     assert (sheet[-GAP - CAPTION - SIDE :, GAP + SIDE + GAP + SIDE :] == 255).all()  # nothing beside a short row
+
+
+def test_a_name_with_line_breaks_takes_one_line(tmp_path: Path) -> None:
+    sheet = draw_sheet([[Cell(str(tmp_path / "a\nb\nc.jpg"), "query")], [Cell(str(tmp_path / "d.jpg"), "0.5")]])
+    assert (sheet[GAP + SIDE + CAPTION + 2 : GAP + SIDE + CAPTION + GAP] == 255).all()  # between the two rows

@@ -59,6 +59,8 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "PNG, transparent grey": lambda: flat_png(*SIZE, 0, 16, chunk(b"tRNS", b"\0\1")),
     "PNG, transparent colour": lambda: flat_png(*SIZE, 2, 16, chunk(b"tRNS", b"\0\1" * 3)),
     "PNG, palette": lambda: flat_png(*SIZE, 3, 8, PALETTE),
+    "PNG, a column": lambda: flat_png(1, 1_000_000, 0, 1),
+    "TIFF, a column": lambda: encoded(Image.new("L", (1, 1_000_000)), "TIFF", compression="tiff_adobe_deflate"),
     "PNG, alpha of 16 bits": lambda: flat_png(*SIZE, 6, 16),
     "PNG, turned": lambda: encoded(RGBA, exif=turned()),
     "WebP": lambda: encoded(RGBA, "WEBP", lossless=True, method=0),

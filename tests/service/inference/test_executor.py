@@ -15,7 +15,7 @@ from service.errors import EngineLost, InferenceFailed, ServiceError
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.pending_results import PendingResults
 from tests.support.engines import FakeEngine
-from tests.support.queueing import admit, ask, gauge, run, run_ready_tasks, run_scheduler
+from tests.support.queueing import Gate, admit, ask, gauge, run, run_ready_tasks, run_scheduler
 
 
 def failing(
@@ -83,8 +83,9 @@ def test_a_passing_failure_is_nobodys(count: int) -> None:
     assert run(main()) == list(range(count))
 
 
-def test_an_engine_that_cannot_take_large_batches_still_answers() -> None:
-    engine = FakeEngine(16, before=failing(lambda images: len(images) > 4, EngineError("out of memory")))
+@pytest.mark.parametrize("error", [EngineError("the GPU has not enough memory"), MemoryError("cannot allocate")])
+def test_a_batch_that_is_too_large_for_the_memory_is_tried_again_in_smaller_ones(error: Exception) -> None:
+    engine = FakeEngine(16, before=failing(lambda images: len(images) > 4, error))
 
     async def main() -> list[Any]:
         async with run_scheduler(engine, max_delay_s=20) as scheduler:
@@ -154,6 +155,25 @@ def test_a_fatal_error_while_looking_for_the_culprit_loses_the_engine() -> None:
             assert all(isinstance(failure, EngineLost) for failure in await outcomes(scheduler, [1, 2, 3, 4]))
 
     run(main())
+
+
+def test_a_lane_that_hangs_is_left_behind_when_the_engine_is_declared_lost() -> None:
+    gate, reasons = Gate(), list[str]()
+
+    async def main() -> None:
+        async with run_scheduler(FakeEngine(1, before=gate), on_lost=reasons.append) as scheduler:
+            asked = [asyncio.create_task(ask(scheduler, number)) for number in (1, 2)]
+            await gate.wait_until_reached()
+            await asyncio.to_thread(scheduler.lose, "lane 0 hangs")
+            for request in asked:
+                with pytest.raises(EngineLost, match="lane 0 hangs"):
+                    await request
+            with pytest.raises(EngineLost, match="lane 0 hangs"):
+                scheduler.admit("embed", 1, math.inf, PendingResults(1))
+            gate.opened.set()  # a late result disturbs nobody
+
+    run(main())
+    assert reasons == ["lane 0 hangs"]
 
 
 def test_lanes_that_are_lost_together_are_one_loss() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from model.engines.base import ServedModel
 from service.errors import Draining, ServiceError
+from service.inference import watchdog
+from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import IMAGE, Budgets, LocalBudget
 from service.lifecycle import engine_lifecycle
 from service.lifecycle.engine_lifecycle import EngineLifecycle
@@ -18,7 +20,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample
-from tests.support.queueing import run
+from tests.support.queueing import ALL_FOUR, Gate, image, run
 from tests.support.waiting import until
 
 
@@ -169,11 +171,34 @@ def test_a_lost_engine_is_shown_to_probes_before_the_process_ends_with_1() -> No
             process.scheduler.lose("lane 0 has ended")
             await until(lambda: process.state.exit_code == 1)
             assert process.state.progress == "lane 0 has ended"
-            assert changes[0] == ("lost", None) and changes[-1] == ("lost", 1)
+            assert changes == [("lost", None), ("lost", 1)]
             process.lifecycle.handle_signal(signal.SIGTERM)
             assert process.state.current == "lost"
 
     run(main())
+
+
+def test_an_engine_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(engine_lifecycle, "BatchScheduler", BatchScheduler)
+    monkeypatch.setattr(watchdog, "HANG_LEAST_S", 0.0)
+    gate = Gate()
+
+    async def main() -> None:
+        process = Process(lambda settings, report: ServedModel(FakeEngine(before=gate)))
+        process.lifecycle.start()
+        await until(lambda: process.state.current == "ready")
+        patches, visible_indices = image(1)[None], ALL_FOUR[None]
+        lane = asyncio.create_task(asyncio.to_thread(process.scheduler.engine.embed, 0, patches, visible_indices))
+        await gate.wait_until_reached()
+        await until(lambda: process.state.exit_code == 1)
+        assert process.state.progress.startswith("lane 0 hangs: a batch of 1 for embed")
+        gate.opened.set()
+        await lane
+        process.lifecycle.close()
+        process.scheduler.stop()
+
+    run(main())
+    assert caplog.text.count("lane 0 hangs") == 1
 
 
 def test_an_engine_that_is_loaded_during_a_drain_does_not_make_the_service_ready() -> None:

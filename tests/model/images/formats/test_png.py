@@ -171,6 +171,21 @@ def test_a_file_of_very_many_chunks_is_refused_by_name() -> None:
             open_image(png_file(IMAGE, before=many * 10_001))
 
 
+def test_packets_are_decompressed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 10 MB may have 9000 that become a megabyte each."""
+    calls: list[object] = []
+    decompressobj = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda: calls.append(None) or decompressobj())
+    packed = zlib.compress(bytes(1000))
+    packets = {
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + packed,
+        b"zTXt": b"Raw profile type exif\0\0" + packed,
+        b"iCCP": b"a\0\0" + packed,
+    }
+    open_image(png_file(IMAGE, before=b"".join(chunk(kind, packet) * 1000 for kind, packet in packets.items())))
+    assert len(calls) == 3
+
+
 def turned(image: np.ndarray) -> np.ndarray:
     """As people see it, if it is stored in orientation 6."""
     return image.swapaxes(0, 1)[:, ::-1]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
+from service.cli.commands import classify as command
+from service.inference.classification import most_probable
 from service.settings import Settings
 from tests.service.cli.conftest import Mae, fill_zoo
 
@@ -39,6 +43,20 @@ def test_the_classes_are_those_of_the_route(mae: Mae, zoo: Path, tmp_path: Path)
     assert [line["classes"] for line in lines] == [image["classes"] for image in answer["classifications"]]
     assert result.code == 1 and "zoo/torn.png" in result.err and "3 classified, 1 skipped" in result.err
     assert "left out: 1 file of formats that are not read (1 .txt)" in result.err
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(mae: Mae, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_and_rank(*arguments: Any) -> list[dict[str, Any]]:
+        signal.raise_signal(signal.SIGTERM)
+        return most_probable(*arguments)
+
+    monkeypatch.setattr(command, "most_probable", end_and_rank)
+    for number in range(200):  # more than are on their way at once
+        (zoo / f"more-{number}.png").hardlink_to(zoo / "0.png")
+    before = signal.getsignal(signal.SIGTERM)
+    result = mae("classify", zoo, *ENGINE)
+    assert result.code == 130 and "Traceback" not in result.err and len(result.out.splitlines()) < 200
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_table_has_a_line_for_each_image(mae: Mae, zoo: Path) -> None:

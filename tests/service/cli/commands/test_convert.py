@@ -1,5 +1,6 @@
 """`mae convert`."""
 
+import resource
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -179,6 +180,30 @@ def test_what_cannot_be_exported(mae: Mae, tmp_path: Path, monkeypatch: pytest.M
         result = mae("convert", "bird.safetensors", "-o", output, "--to", to, *others)
         assert (result.code, result.err) == (2, f"mae: {message}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bird.safetensors", "full"], "nothing is left behind"
+
+
+def test_a_folder_that_cannot_be_written_is_named_as_the_user_does(
+    mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("bird.safetensors"), drawn())
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))  # as a full disk, it stops the writing half-way
+        result = mae("convert", "bird.safetensors", "-o", "out", "--to", "huggingface")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (result.code, result.err) == (2, "mae: out: File too large\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["bird.safetensors"], "nothing is left behind"
+
+
+def test_a_link_to_an_empty_folder_is_followed(mae: Mae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("bird.safetensors"), drawn())
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk")
+    assert mae("convert", "bird.safetensors", "-o", "out", "--to", "huggingface").code == 0
+    assert Path("out").is_symlink() and Path("disk", "config.json").is_file()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

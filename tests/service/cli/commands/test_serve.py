@@ -56,6 +56,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         (("--backend", "abacus"), "BACKEND: Input should be"),
         (("--port", "99999"), "PORT: Input should be less than or equal to 65535"),
         (("--index", "nowhere.lance"), "INDEX: there is no index nowhere.lance: mae index makes one"),
+        (("--index", os.path.dirname(__file__)), "commands is no index: the name of one ends in .lance"),
     ],
 )
 def test_a_wrong_option_is_one_line(

@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from service.cli.errors import CommandError
 from service.cli.image_sources.entry import ImageUnreadable
@@ -37,6 +38,16 @@ def test_a_folder_is_searched_as_on_the_disk(bucket: Any) -> None:
     assert entries[0].modified == round(made.timestamp() * 1e6)
     assert abs(datetime.now(UTC).timestamp() - made.timestamp()) < 1000
     assert (listing.left_out.formats, listing.left_out.hidden, listing.count()) == ({".txt": 1}, 1, None)
+
+
+def test_the_empty_object_that_stands_for_a_folder_is_not_counted(bucket: Any) -> None:
+    bucket.store["/bucket/photographs/deep/"] = MemoryFile(bucket, "/bucket/photographs/deep/")
+    try:
+        listing = Listing(["memory://bucket/photographs/"])
+        assert [entry.path.rpartition("/")[2] for entry in listing] == ["a.png", "b.jpg", "c.jpg"]
+        assert listing.left_out.formats == {".txt": 1}
+    finally:
+        del bucket.store["/bucket/photographs/deep/"]
 
 
 def test_objects_and_patterns() -> None:

@@ -1,12 +1,13 @@
 """The journal of an unfinished run, and differences between vector spaces."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.config import Preprocessing
-from service.cli.errors import VectorFileError
+from service.cli.errors import VectorFileError, describe_error
 from service.cli.vector_files.journal import Header, Journal
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
@@ -55,6 +56,20 @@ def read_paths(path: Path) -> list[str]:
 def test_records_come_back(tmp_path: Path) -> None:
     write_journal(tmp_path / "journal")
     assert read_paths(tmp_path / "journal") == ["a.png", "ä/b.png", "c.png"]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_journal(tmp_path: Path) -> None:
+    path, limits = tmp_path / "journal", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError) as failed, Journal(path) as journal:
+            journal.begin(Header(space=SPACE, replaces=False))
+            journal.append(RECORDS[0])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+            journal.append(RECORDS[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert describe_error(failed.value) == f"{path}: File too large"
+    assert read_paths(path) == ["a.png"]
 
 
 def test_a_tail_that_was_cut_anywhere_is_dropped_and_written_over(tmp_path: Path) -> None:

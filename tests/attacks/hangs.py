@@ -1,0 +1,160 @@
+"""An engine that hangs, and processes that only look as if theirs did: stopped, or with a tenth of a CPU.
+
+.venv/bin/python -m tests.attacks.hangs
+
+The time after which a batch hangs is 3 s here in place of 30 s. A tenth of a CPU is given by SIGSTOP and SIGCONT, as
+cpulimit does, and by a cgroup where this process may make one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.attacks.server import AttackedServer, serve
+from tests.support.clients import grey
+from tests.support.fake_server import POISON
+
+HANGS = {"FAKE_HANG_LEAST_S": "3"}
+EXIT_S = 10.0
+CGROUP = Path("/sys/fs/cgroup/cpu/mae-attack")
+
+
+def ask(server: AttackedServer, shade: int) -> str:
+    """The status of an answer, with the code of an error."""
+    answer = httpx.post(f"{server.url}/embed", content=grey(shade), timeout=120)
+    return f"{answer.status_code} {answer.json().get('error', {}).get('code', '')}".strip()
+
+
+def attack_hang(workers: int, seen: Counter[str]) -> None:
+    """A batch that never returns, and eight requests that wait behind it."""
+    fake = {**HANGS, "FAKE": "hangs"}
+    with serve(fake=fake, http_workers=workers, max_batch=1) as server, ThreadPoolExecutor(9) as pool:
+        asked = [pool.submit(ask, server, POISON)]
+        while not server.metric("mae_lanes_busy"):
+            time.sleep(0.05)
+        asked += [pool.submit(ask, server, shade) for shade in range(8)]
+        seen.update(f"hang: {request.result()}" for request in asked)
+        begin = time.monotonic()
+        seen[f"hang: /livez {httpx.get(f'{server.url}/livez', timeout=10).status_code}"] += 1
+        code = server.process.wait(60)
+        late = " late" if time.monotonic() - begin > EXIT_S else ""
+        seen[f"hang: exit code {code}{late}"] += 1
+
+
+def attack_stop(seen: Counter[str]) -> None:
+    """A process that is stopped for 10 s while a batch of 2 s runs."""
+    with serve(fake={**HANGS, "FAKE_S": "2"}) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server, 5)
+        time.sleep(1)
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(10)
+        server.process.send_signal(signal.SIGCONT)
+        count(server, "stopped", asked.result(), seen)
+
+
+def attack_duty_cycle(seen: Counter[str]) -> None:
+    """A process that runs for 10 ms of every 100 ms while a batch of 8 s runs."""
+    with serve(fake={**HANGS, "FAKE_S": "8"}) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server, 5)
+        time.sleep(0.5)
+        with throttle_by_signals(server.process.pid):
+            answer = asked.result()
+        count(server, "stopped nine tenths of the time", answer, seen)
+
+
+def attack_cgroup(seen: Counter[str]) -> None:
+    """A process with a tenth of a CPU, while a batch computes for 0.8 s of CPU time."""
+    with (
+        serve(fake={**HANGS, "FAKE": "burns", "FAKE_S": "0.8"}) as server,
+        throttle_by_cgroup(server.process.pid) as ok,
+    ):
+        if not ok:
+            seen["cgroup: not tried, for want of permission"] += 1
+            return
+        count(server, "cgroup", ask(server, 5), seen)
+        seen[f"cgroup: {server.metric('mae_slow_batches_total'):.0f} slow"] += 1
+
+
+def count(server: AttackedServer, what: str, answer: str, seen: Counter[str]) -> None:
+    seen[f"{what}: {answer}"] += 1
+    seen[f"{what}: /livez {httpx.get(f'{server.url}/livez', timeout=30).status_code}"] += 1
+
+
+@contextmanager
+def throttle_by_signals(process: int) -> Iterator[None]:
+    """Lets a process run for 10 ms of every 100 ms."""
+    ended = threading.Event()
+
+    def throttle() -> None:
+        while not ended.is_set():
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(0.09)
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def throttle_by_cgroup(process: int) -> Iterator[bool]:
+    """Gives a process a tenth of a CPU by a cgroup of version 1; yields whether that was allowed."""
+    try:
+        CGROUP.mkdir()
+    except OSError:
+        yield False
+        return
+    try:
+        (CGROUP / "cpu.cfs_quota_us").write_text("10000")
+        (CGROUP / "cgroup.procs").write_text(str(process))
+        yield True
+    finally:
+        (CGROUP.parent / "cgroup.procs").write_text(str(process))
+        CGROUP.rmdir()
+
+
+EXPECTED = {
+    "hang: 503 engine_lost",
+    "hang: /livez 503",
+    "hang: exit code 1",
+    "stopped: 200",
+    "stopped: /livez 200",
+    "stopped nine tenths of the time: 200",
+    "stopped nine tenths of the time: /livez 200",
+    "cgroup: 200",
+    "cgroup: /livez 200",
+    "cgroup: 1 slow",
+    "cgroup: not tried, for want of permission",
+}
+
+
+def main() -> int:
+    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    seen: Counter[str] = Counter()
+    for workers in (0, 2):
+        attack_hang(workers, seen)
+    attack_stop(seen)
+    attack_duty_cycle(seen)
+    attack_cgroup(seen)
+    print("hangs:", ", ".join(f"{count} {what}" for what, count in seen.items()))
+    return 1 if set(seen) - EXPECTED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
