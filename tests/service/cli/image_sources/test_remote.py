@@ -107,7 +107,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(CommandError, match=r"reading s3:// needs packages .*: pip install 'mae-serve\[bucket\]'"):
+    with pytest.raises(CommandError, match=r"reading s3:// needs packages .*: pip install fsspec s3fs$"):
         Listing(["s3://bucket/x.jpg"])
 
 
