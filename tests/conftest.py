@@ -36,7 +36,17 @@ if WORKER:
 
 
 # Which markers a test gets for where it lies and for the fixtures that it uses, whatever lies between.
-FOLDER_MARKERS = {"live": "live", "clients": "live", "cluster": "live", "gpu": "live", "tensorrt": "converts"}
+FOLDER_MARKERS = {
+    "live": "live",
+    "clients": "live",
+    "cluster": "live",
+    "gpu": "live",
+    "tensorrt": "converts",
+    "benchmarks": "slow",
+    "export": "slow",
+    "index": "slow",
+    "indexes": "slow",
+}
 FIXTURE_MARKERS = {
     "start_server": "live",
     "null_server": "live",

@@ -188,6 +188,7 @@ class TestBuild:
         assert pred.shape == (1, 49, 192)
         assert loss.isfinite()
 
+    @pytest.mark.slow
     def test_learned_positions_are_interpolated_as_transformers_does(self, tmp_path: Path, hugging_face: Save) -> None:
         reference = hugging_face(tmp_path)
         with torch.no_grad():

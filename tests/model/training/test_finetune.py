@@ -239,6 +239,7 @@ def test_a_class_without_a_readable_image_is_refused(folder: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_classes_are_told_before_the_first_step(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,6 +98,7 @@ def proxy(port: int, prefix: str, strips: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.slow
 def test_everything_works_behind_a_proxy_with_a_prefix(port: int, strips: bool) -> None:
     """As a browser does it: every link is resolved against the address of what holds it."""
     with proxy(port, "/a/mae", strips) as base, httpx.Client(headers={"x-api-key": "key"}) as client:

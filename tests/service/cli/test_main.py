@@ -45,6 +45,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
     assert "[default: (" not in text
 
 
+@pytest.mark.slow
 def test_every_command_has_examples_that_it_takes() -> None:
     commands = all_commands()
     assert set(EXAMPLES) == set(commands)

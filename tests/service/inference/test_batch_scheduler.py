@@ -296,6 +296,7 @@ def test_stop_leaves_a_lane_that_hangs(caplog: pytest.LogCaptureFixture) -> None
     assert "lane-0 is still running a batch" in caplog.text
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_operations_leave_nothing_behind() -> None:
     generator = random.Random(20)
     poison = 13

@@ -21,6 +21,8 @@ from model.engines.settings import EngineSettings
 from tests.model.engines.cuda.conftest import CARD, Machine
 from tests.support.engines import with_changes
 
+pytestmark = pytest.mark.slow
+
 
 def spec(tmp_path: Path, weights: str, **given: Any) -> EngineSettings:
     return EngineSettings(engine_cache=tmp_path / "cache", weights=weights, **{"max_batch": 12, **given})

@@ -240,6 +240,7 @@ def test_a_transparent_colour_is_white_in_every_depth(depth: int) -> None:
     assert np.array_equal(read_pixels(data), expected)
 
 
+@pytest.mark.slow
 def test_transparency_is_kept_in_large_images() -> None:
     """Which are converted in strips."""
     values = np.random.default_rng(0).integers(0, 4, (1100, 1500))

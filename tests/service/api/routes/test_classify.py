@@ -166,6 +166,7 @@ def test_it_shares_batches_with_embed(start: Start) -> None:
     assert engine.batches == [("embed", 4, [1]), ("embed", 4, [2, 2])]
 
 
+@pytest.mark.slow
 def test_a_classifier_of_hugging_face_answers_as_transformers_does(tmp_path: Path) -> None:
     import torch
     from transformers import ViTConfig, ViTForImageClassification

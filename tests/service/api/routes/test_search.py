@@ -148,6 +148,7 @@ def test_operators_see_the_index(start: Start, shades: Path) -> None:
     assert sample(text, "mae_images_total", endpoint="/search") == 2
 
 
+@pytest.mark.slow
 def test_what_is_added_to_the_index_is_found(start: Start, tmp_path: Path) -> None:
     index = write_index(tmp_path / "growing.lance", FILES, Compass().info)
     client = start(Compass(), index=tmp_path / "growing.lance")
