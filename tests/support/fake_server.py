@@ -72,9 +72,9 @@ def hang_in_decoder(seconds):
     """Makes every decode take `seconds`, as a hostile image could."""
     decode = ImageDecoder.decode
 
-    def hang(self, *arguments):
+    def hang(self, *arguments, **options):
         time.sleep(seconds)
-        return decode(self, *arguments)
+        return decode(self, *arguments, **options)
 
     ImageDecoder.decode = hang
 
