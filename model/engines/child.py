@@ -54,8 +54,9 @@ def convert_in_child(
         try:
             child.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             child.stdin.flush()
-        except BrokenPipeError:
-            pass  # the child has ended already: its exit code says how
+        except BrokenPipeError:  # the child has ended already: its exit code says how
+            with suppress(BrokenPipeError):
+                child.stdin.close()  # or else what is left unwritten is tried again later
         for line in child.stdout:
             try:
                 message = json.loads(line)
