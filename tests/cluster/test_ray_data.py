@@ -164,7 +164,7 @@ def test_a_command_of_its_own_starts_ray_and_ends_it(
     assert done.returncode == 1
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if not OF_RAY.match(line)]
-    assert lines[0].startswith(f"mae: {collection / '042.jpg'}: ")
+    assert lines[0].startswith(f"mae: {collection / '042.jpg'} cannot be decoded: ")
     assert lines[-1] == f"mae: 1 embedded, 0 already stored, 1 skipped: {tmp_path}/out/"
     assert len(lines) == 2, done.stderr
 
