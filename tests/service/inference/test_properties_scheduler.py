@@ -276,7 +276,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), on_grey=st.booleans(), is_rare=st.integers(0, 9))
     def lose_engine(self, data: st.DataObject, on_grey: bool, is_rare: int) -> None:
         """The device is lost, or the engine fails on grey after a batch has failed. Most schedules go on for long."""
-        if is_rare == 7:
+        if is_rare == 7 or self.scheduler.lost:
             lane = data.draw(st.sampled_from(self.lanes.in_call))
             self.engine.fails_on_grey = on_grey
             self.lanes.end_call(lane, EngineError("failed") if on_grey else FatalEngineError("the device is lost"))
