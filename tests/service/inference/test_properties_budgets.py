@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import QueueFull
@@ -125,7 +125,8 @@ def test_a_light_image_never_waits_behind_heavy_ones(heavy: list[int], light: in
         waiting = [asyncio.create_task(memory.reserve(units * UNIT)) for units in heavy if units > light]
         await asyncio.sleep(0)
         start = loop.time()
-        own = await memory.reserve(light * UNIT)
+        async with asyncio.timeout(10):
+            own = await memory.reserve(light * UNIT)
         assert loop.time() - start <= POLL_S
         own.release()
         first.release()
@@ -139,19 +140,22 @@ def test_a_light_image_never_waits_behind_heavy_ones(heavy: list[int], light: in
 # --- room in the queue
 
 
+@settings(max_examples=4 * settings.default.max_examples)
 @given(
     st.integers(1, 16),
+    st.sampled_from([0, 4, 6, 7]),
     st.lists(st.sampled_from([1.0, 0.75, 0.5, 0.3, 0.1]), min_size=1, max_size=4, unique=True),
     st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=30),
 )
-def test_shares_of_images(room: int, shares: list[float], steps: list[tuple[bool, int]]) -> None:
+def test_shares_of_images(room: int, eighths: int, shares: list[float], steps: list[tuple[bool, int]]) -> None:
     shares.sort(reverse=True)
-    budget, held = BoundedBudget(room * IMAGE), list[int]()
+    budget, held = BoundedBudget(room * IMAGE), [room * IMAGE * eighths // 8]
+    budget.used = held[0]
     for comes, count in steps:
         used = budget.used
         if not comes:
-            if held:
-                budget.give(held.pop(count % len(held)))
+            if held and (amount := held.pop(count % len(held))):
+                budget.give(amount)
             continue
         # Share i is for a queue that is less than 1/2, 3/4, 7/8 … full; the last one is for any.
         fits = [
