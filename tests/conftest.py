@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ sys.dont_write_bytecode = False
 # takes 30 ms of CPU per client.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(TESTS)
+# Environments of some tests have no hypothesis: make test-tensorrt, and machines with a GPU.
+if find_spec("hypothesis"):
+    from tests.support.properties import register_profiles
+
+    register_profiles()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 """The name of this process if it is one of several that share the tests."""
 if WORKER:

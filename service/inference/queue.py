@@ -216,7 +216,10 @@ class FairQueue:
             request = candidates.popleft()
             entries = turns[request].entries
             batch.append(entries.popleft())
-            served[request] = None
+            served.pop(request, None)
+            served[request] = (
+                None  # in the order of the last turns: who has had two in this batch waits behind the others
+            )
             if entries:
                 candidates.append(request)
         for request in served:

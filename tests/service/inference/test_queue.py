@@ -64,6 +64,14 @@ def test_a_served_request_goes_behind_those_that_wait() -> None:
     assert order == [second, first, third, first]
 
 
+def test_who_has_had_two_turns_in_a_batch_goes_behind_who_has_had_one() -> None:
+    queue, requests = FairQueue(4), [request(8) for _ in range(3)]
+    for number, of in enumerate(requests):
+        put(queue, EMBED, of, float(number), 8)
+    turns = [requests.index(of) for now in range(3) for of, _ in batch(queue, 10.0 + now)]
+    assert turns == [0, 1, 2] * 4
+
+
 def test_the_key_that_was_served_longest_ago_is_next() -> None:
     queue, ours, theirs = FairQueue(1), request(2), request(2)
     put(queue, EMBED, ours, 0.0, 2)

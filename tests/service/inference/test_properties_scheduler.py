@@ -1,0 +1,399 @@
+"""Any schedule of requests, cancellations, failures and times: the scheduler keeps what its documentation promises."""
+
+import asyncio
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from model.engines.base import EngineError, FatalEngineError
+from service.errors import EngineLost, InferenceFailed, QueueFull, ServiceError, TooManyImages
+from service.inference.batch_scheduler import BatchScheduler
+from service.inference.executor import GREY
+from service.inference.limits import IMAGE, LocalBudget
+from service.inference.pending_results import PendingResults
+from service.inference.queue import DecoderOutput, Operation, QueuedRequest, QueueEntry, Result
+from service.metrics import Metrics
+from tests.support.engines import fake_info
+from tests.support.virtual_lanes import VirtualLanes
+
+Behaviour = Literal["good", "bad", "not finite"]
+"""Of an image: a batch with a bad one fails; the numbers of the other are not finite."""
+SHARES = (1.0, 0.5, 0.25)
+
+
+@dataclass
+class Engine:
+    """An engine whose outputs repeat the number of each image; it keeps the outcome of the last call with an image."""
+
+    lanes: VirtualLanes
+    info: Any
+    behaviours: dict[int, Behaviour] = field(default_factory=dict)
+    visible: dict[int, int] = field(default_factory=dict)
+    """The number of visible patches of each image."""
+    outcomes: dict[int, str] = field(default_factory=dict)
+    """What the last call with an image has given: `numbers`, `not finite` or `failed`."""
+    faults: list[str] = field(default_factory=list)
+    fails_on_grey: bool = False
+
+    def embed(self, lane: int, patches: np.ndarray, visible_indices: np.ndarray) -> np.ndarray:
+        return self._call("embed", lane, patches, visible_indices, (2, 8))
+
+    def tokens(self, lane: int, patches: np.ndarray, visible_indices: np.ndarray) -> np.ndarray:
+        return self._call("tokens", lane, patches, visible_indices, (visible_indices.shape[1], 8))
+
+    def reconstruct(self, lane: int, patches: np.ndarray, visible_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return patches.copy(), self._call("reconstruct", lane, patches, visible_indices, (4,))
+
+    def _call(
+        self, operation: str, lane: int, patches: np.ndarray, visible_indices: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        if (patches == GREY).all():  # the probe after a failure
+            if self.fails_on_grey:
+                raise EngineError("not even grey")
+            return np.zeros((1, *shape), np.float32)
+        numbers = patches[:, 0, :4].copy().view("<u4").ravel().tolist()
+        self._check(operation, numbers, patches, visible_indices)
+        outcome = self.lanes.call(lane)
+        bad = [number for number in numbers if self.behaviours[number] == "bad"]
+        if outcome is not None or bad:
+            self.outcomes |= dict.fromkeys(numbers, "failed")
+            raise outcome or EngineError(f"images {bad}")
+        rows = np.empty((len(numbers), *shape), np.float32)
+        for row, number in zip(rows, numbers, strict=True):
+            is_finite = self.behaviours[number] == "good"
+            self.outcomes[number] = "numbers" if is_finite else "not finite"
+            row[...] = number if is_finite else np.nan
+        return rows
+
+    def _check(self, operation: str, numbers: list[int], patches: np.ndarray, visible_indices: np.ndarray) -> None:
+        if len(numbers) > self.info.preferred_batch:
+            self.faults.append(f"a batch of {len(numbers)}")
+        for number, own, indices in zip(numbers, patches, visible_indices, strict=True):
+            visible = self.visible[number]
+            if self.outcomes.get(number) in ("numbers", "not finite"):
+                self.faults.append(f"image {number} was computed twice")
+            if indices.tolist() != [*range(visible), *[-1] * (len(indices) - visible)]:
+                self.faults.append(f"image {number} has the positions {indices}")
+            if not self.info.mixes and len(indices) != visible:
+                self.faults.append(f"image {number} of K = {visible} is in a batch of K = {len(indices)}")
+            if not (own[: 4 if operation == "reconstruct" else visible] == _patches(number, 1)[0]).all():
+                self.faults.append(f"image {number} has patches of another one")
+
+
+class BoundedBudget(LocalBudget):
+    """A budget that refuses to leave its bounds."""
+
+    def take(self, amount: int) -> bool:
+        assert amount > 0
+        taken = super().take(amount)
+        assert 0 <= self.used <= (self.limit or 0)
+        return taken
+
+    def give(self, amount: int) -> None:
+        super().give(amount)
+        assert amount > 0 and self.used >= 0
+
+
+class Client(PendingResults):
+    """A request, and what the scheduler has told of each of its images."""
+
+    def __init__(self, machine: "SchedulerMachine", numbers: list[int], visible: int, operation: Operation) -> None:
+        super().__init__(len(numbers))
+        self.machine, self.numbers, self.visible, self.operation = machine, numbers, visible, operation
+        self.queued: QueuedRequest
+        self.put: dict[int, float] = {}
+        """The images that were queued, and when."""
+        self.taken: set[int] = set()
+        self.dropped: set[int] = set()
+        self.results: set[int] = set()
+        self.failures: list[ServiceError] = []
+        self.has_left = False
+
+    def on_taken(self, entries: Sequence[QueueEntry]) -> None:
+        machine = self.machine
+        for entry in entries:
+            machine.require(not self.has_left, f"image {entry.index} enters a batch after its request has left")
+            machine.require(machine.lanes.now < self.queued.deadline, "an image enters a batch after its deadline")
+            machine.require(entry.index in self.waiting, "an image leaves the queue twice")
+            self.taken.add(entry.index)
+
+    def on_dropped(self, entries: Sequence[QueueEntry]) -> None:
+        machine = self.machine
+        for entry in entries:
+            late = machine.lanes.now >= self.queued.deadline
+            machine.require(late or self.has_left, "an image is dropped although its request waits for it")
+            machine.require(entry.index in self.waiting, "an image leaves the queue twice")
+            self.dropped.add(entry.index)
+
+    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
+        machine, number = self.machine, self.numbers[index]
+        machine.require(index in self.taken and index not in self.results, f"a result of image {index} too many")
+        machine.require(queue_s >= 0 and infer_s >= 0, f"negative times: {queue_s} and {infer_s}")
+        self.results.add(index)
+        if machine.engine.outcomes[number] == "numbers":
+            machine.require(self.is_own(result, number), f"image {number} has the result {result}")
+        else:
+            is_failure = isinstance(result, InferenceFailed) and result.details == {"image": index}
+            machine.require(is_failure, f"image {number} has failed, and its result is {result}")
+        super().on_result(index, result, queue_s, infer_s)
+
+    def on_failed(self, error: ServiceError) -> None:
+        self.failures.append(error)
+        super().on_failed(error)
+
+    def is_own(self, result: object, number: int) -> bool:
+        if isinstance(result, DecoderOutput):
+            is_own = np.array_equal(result.pixels, _patches(number, 4)) and (result.error == number).all()
+            return self.operation == "reconstruct" and bool(is_own)
+        shape = (self.visible if self.operation == "tokens" else 2, 8)
+        return isinstance(result, np.ndarray) and result.shape == shape and bool((result == number).all())
+
+    @property
+    def waiting(self) -> set[int]:
+        """Its images in the queue."""
+        return self.put.keys() - self.taken - self.dropped
+
+    @property
+    def room(self) -> int:
+        """What it holds of the budget."""
+        unbatched = 0 if self.has_left else len(self.numbers) - len(self.taken) - len(self.dropped)
+        return unbatched * math.ceil(self.queued.share * IMAGE)
+
+    @property
+    def state(self) -> str:
+        return "waits" if not self._future.done() else "failed" if self._future.exception() else "has results"
+
+
+def _patches(number: int, count: int) -> np.ndarray:
+    return np.tile(np.array([number], "<u4").view(np.uint8), (count, 2))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Clients, lanes and time in any order. After each step all lanes are at rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lanes = VirtualLanes()
+        self.loop = asyncio.new_event_loop()
+        self.clients: list[Client] = []
+        self.faults: list[str] = []
+        self.images = 0
+        self._patch = self.lanes.patched()
+        self._patch.__enter__()
+
+    @initialize(
+        lanes=st.integers(1, 3),
+        batch=st.integers(1, 5),
+        room=st.integers(1, 24),
+        delay=st.sampled_from([0.0, 0.0, 0.5, 4.0]),
+        mixes=st.booleans(),
+    )
+    def start(self, lanes: int, batch: int, room: int, delay: float, mixes: bool) -> None:
+        info = fake_info(lanes=lanes, preferred_batch=batch).model_copy(update={"mixes": mixes})
+        self.engine = Engine(self.lanes, info, faults=self.faults)
+        self.budget, self.delay, self.metrics = BoundedBudget(room * IMAGE), delay, Metrics()
+        self.losses: list[str] = []
+        engine: Any = self.engine
+        self.scheduler = BatchScheduler(engine, self.metrics, self.budget, delay, self.losses.append)
+        self._on_loop(self.scheduler.start)
+        self.lanes.settle()
+
+    @rule(
+        behaviours=st.lists(st.sampled_from(["good", "good", "good", "bad", "not finite"]), min_size=1, max_size=9),
+        operation=st.sampled_from(["embed", "tokens", "reconstruct"]),
+        visible=st.integers(1, 4),
+        patience=st.sampled_from([math.inf, math.inf, 0.0, 1.0, 8.0]),
+        shares=st.integers(1, 3),
+        is_decoded=st.booleans(),
+    )
+    def arrive(
+        self,
+        behaviours: list[Behaviour],
+        operation: Operation,
+        visible: int,
+        patience: float,
+        shares: int,
+        is_decoded: bool,
+    ) -> None:
+        numbers = [GREY << 24 | self.images + index for index in range(len(behaviours))]  # never all bytes GREY
+        self.images += len(numbers)
+        self.engine.behaviours |= dict(zip(numbers, behaviours, strict=True))
+        self.engine.visible |= dict.fromkeys(numbers, visible)
+        client = self._on_loop(lambda: Client(self, numbers, visible, operation))
+        allowed, used, limit = SHARES[:shares], self.budget.used, self.budget.limit or 0
+        fits = used + len(numbers) * math.ceil(allowed[-1] * IMAGE) <= limit
+        try:
+            deadline = self.lanes.now + patience
+            client.queued = self.scheduler.admit(operation, len(numbers), deadline, client, 1, allowed)
+        except TooManyImages:
+            assert len(numbers) * IMAGE > limit
+        except EngineLost:
+            assert self.scheduler.lost
+        except QueueFull:
+            assert not fits and self.budget.used == used
+        else:
+            assert not self.scheduler.lost and len(numbers) * IMAGE <= limit and fits
+            self.clients.append(client)
+            while is_decoded and len(client.put) < len(numbers):
+                self._put(client, len(client.put))
+
+    @precondition(lambda self: self._where(lambda client: len(client.put) < len(client.numbers)))
+    @rule(data=st.data())
+    def decode(self, data: st.DataObject) -> None:
+        """An image of a request is decoded; it may have left meanwhile."""
+        client = data.draw(self._choice(lambda client: len(client.put) < len(client.numbers)))
+        index = data.draw(st.sampled_from(sorted({*range(len(client.numbers))} - client.put.keys())))
+        if self.scheduler.lost:
+            with pytest.raises(EngineLost):
+                self._put(client, index)
+        else:
+            self._put(client, index)
+
+    @precondition(lambda self: self.lanes.in_call)
+    @rule(
+        data=st.data(), outcome=st.sampled_from([None] * 6 + [EngineError("once"), MemoryError(), ValueError("fault")])
+    )
+    def end_call(self, data: st.DataObject, outcome: Exception | None) -> None:
+        self.lanes.end_call(data.draw(st.sampled_from(self.lanes.in_call)), outcome)
+
+    @precondition(lambda self: self.lanes.in_call)
+    @rule(data=st.data(), on_grey=st.booleans(), is_rare=st.integers(0, 9))
+    def lose_engine(self, data: st.DataObject, on_grey: bool, is_rare: int) -> None:
+        """The device is lost, or the engine fails on grey after a batch has failed. Most schedules go on for long."""
+        if is_rare == 7 or self.scheduler.lost:
+            lane = data.draw(st.sampled_from(self.lanes.in_call))
+            self.engine.fails_on_grey = on_grey
+            self.lanes.end_call(lane, EngineError("failed") if on_grey else FatalEngineError("the device is lost"))
+            self.engine.fails_on_grey = False
+            assert on_grey or self.scheduler.lost
+
+    @precondition(lambda self: self._where(lambda client: not client.has_left))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """A request is answered, or its client closes the connection."""
+        self._leave(data.draw(self._choice(lambda client: not client.has_left)))
+
+    @rule(seconds=st.sampled_from([1 / 64, 0.5, 2.0, 16.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.lanes.advance(seconds)
+
+    @rule()
+    def pass_deadlines(self) -> None:
+        """The caller enforces the deadline, as late as it may come."""
+        for client in self._where(lambda client: client.queued.deadline <= self.lanes.now and not client.has_left):
+            self._leave(client)
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        self._on_loop(lambda: None)  # brings the results
+        assert not self.faults, self.faults
+        if self.images:
+            self._require_budget()
+            self._require_busy_lanes()
+            self._require_loss()
+
+    def _require_budget(self) -> None:
+        """What waits for a batch holds room in the queue, and nothing else does."""
+        assert self.budget.used == sum(client.room for client in self.clients)
+        assert self.scheduler.waiting == sum(len(client.waiting) for client in self.clients if not client.has_left)
+
+    def _require_busy_lanes(self) -> None:
+        """No lane is idle while a batch is due."""
+        if self.scheduler.lost or not self.lanes.idle:
+            return
+        by_key: dict[object, list[float]] = defaultdict(list)
+        for client in self._where(lambda client: not client.has_left):
+            bound = client.visible if not self.engine.info.mixes else next(k for k in (1, 2, 4) if client.visible <= k)
+            by_key[client.operation, bound] += [client.put[index] for index in client.waiting]
+        for queued_at in filter(None, by_key.values()):
+            assert len(queued_at) < self.engine.info.preferred_batch and min(queued_at) + self.delay > self.lanes.now
+
+    def _require_loss(self) -> None:
+        """A lost engine fails all requests, and is told once."""
+        if self.scheduler.lost:
+            assert len(self.losses) == 1
+            for client in self._where(lambda client: not client.has_left):
+                assert client.state != "waits"
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "scheduler"):
+                self._end()
+        finally:
+            self._patch.__exit__(None, None, None)
+            self.loop.close()
+
+    def _end(self) -> None:
+        """All lanes end; every request with all its images in the queue in time has ended too."""
+        self.lanes.release_all()
+        self.scheduler.stop()
+        self._on_loop(lambda: None)
+        assert not self.faults, self.faults
+        assert not self.lanes.idle and not self.lanes.in_call
+        for client in self._where(lambda client: not client.has_left):
+            is_whole = len(client.put) == len(client.numbers) and not client.dropped
+            assert client.state != "waits" or not (is_whole or self.scheduler.lost)
+            if client.state == "has results":
+                assert client.results == {*range(len(client.numbers))}
+            if client.state == "waits":
+                assert client.results == client.taken
+            self._leave(client)
+        assert self.budget.used == 0
+
+    def require(self, holds: bool, fault: str) -> None:
+        """Keeps a fault that a lane sees, where an exception would end the lane alone."""
+        if not holds:
+            self.faults.append(fault)
+
+    def _leave(self, client: Client) -> None:
+        client.has_left = True
+        self.scheduler.release(client.queued)
+        self.scheduler.release(client.queued)  # as often as anybody likes
+        client.close()
+        self.lanes.settle()
+
+    def _put(self, client: Client, index: int) -> None:
+        number = client.numbers[index]
+        patches = _patches(number, 4 if client.operation == "reconstruct" else client.visible)
+        client.put[index] = self.lanes.now
+        try:
+            self.scheduler.put(client.queued, index, patches, np.arange(client.visible, dtype=np.int32))
+        except EngineLost:
+            del client.put[index]
+            raise
+        self.lanes.settle()
+
+    def _where(self, condition: Callable[[Client], bool]) -> list[Client]:
+        return [client for client in self.clients if condition(client)]
+
+    def _choice(self, condition: Callable[[Client], bool]) -> st.SearchStrategy[Client]:
+        return st.sampled_from(self._where(condition))
+
+    def _on_loop(self, call: Callable[[], Any]) -> Any:
+        async def run() -> Any:
+            result = call()
+            await asyncio.sleep(0)
+            return result
+
+        return self.loop.run_until_complete(run())
+
+
+def test_any_schedule(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL + 1, "service")  # failures are meant
+    run_state_machine_as_test(SchedulerMachine, settings=settings(stateful_step_count=40))
