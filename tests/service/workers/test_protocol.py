@@ -34,6 +34,7 @@ PROPERTY = settings(
     max_examples=30,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+SEED = st.integers(0, 1 << 32)
 WORKER = st.integers(0, 5)
 ASK = st.tuples(
     st.just("ask"),
@@ -144,6 +145,8 @@ class Conversation:
                 allowed.add("not_ready")
             if service.poison & set(asked.numbers):
                 allowed = (allowed - {"answered"}) | {"inference_failed"}
+            if asked.at > min(service.draining_at, service.lost_at) + HEARD_S and asked.process not in self._stalled:
+                allowed -= {"answered", "inference_failed"}
             allowed |= {"left", "deadline"} if outcome in ("left", "deadline") and asked.is_bounded else set()
             if outcome == "queue_full":
                 held = [one for one in service.asked if one.at <= asked.at and self._may_hold(one, asked.at)]
@@ -155,11 +158,11 @@ class Conversation:
 
 
 @PROPERTY
-@given(st.integers(0, 1 << 32), st.integers(1, 3), st.integers(1, 2), st.sampled_from([0.0, LOAD_S, 1.0]), STEPS)
+@given(SEED, st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 8]), st.sampled_from([0.0, LOAD_S, 1.0]), STEPS)
 def test_every_request_ends_once_and_nothing_is_held_for_the_dead(
-    seed: int, workers: int, lanes: int, begin: float, steps: list[Any]
+    seed: int, workers: int, lanes: int, queued_slots: int, begin: float, steps: list[Any]
 ) -> None:
-    with VirtualService(seed, workers, lanes) as service:
+    with VirtualService(seed, workers, lanes, queued_slots) as service:
         conversation = Conversation(service)
 
         async def work() -> None:
@@ -181,7 +184,7 @@ def test_every_request_ends_once_and_nothing_is_held_for_the_dead(
 
 
 @PROPERTY
-@given(st.integers(0, 1 << 32), st.integers(1, 3), STEPS, st.sampled_from(["drain", "lose", "kill"]), STEPS)
+@given(SEED, st.integers(1, 3), STEPS, st.sampled_from(["drain", "lose", "kill"]), STEPS)
 def test_the_end_reaches_every_worker_and_every_request(
     seed: int, workers: int, before: list[Any], end: str, after: list[Any]
 ) -> None:
@@ -249,7 +252,7 @@ def message_ends(seed: int, writer: int) -> list[int]:
     return ends
 
 
-def talk(seed: int, prepare: Any, kills_engine: bool = False) -> VirtualService:
+def talk(seed: int, prepare: Any) -> VirtualService:
     """A conversation of one worker: two requests, of which one leaves, a sample of the metrics, and a third request."""
     with VirtualService(seed, 1) as service:
         conversation = Conversation(service)
@@ -268,10 +271,10 @@ def talk(seed: int, prepare: Any, kills_engine: bool = False) -> VirtualService:
                 for process in service.accepting:
                     conversation.ask(process)
                 await conversation.settle()
-            if kills_engine:
+            if not service.loop.kills:
                 await asyncio.sleep(5)
                 assert [process.returncode for process in service.loop.processes] == [1]
-            else:
+            else:  # the place may lie behind the last message: the text of the metrics is not always as long
                 service.check_idle()
                 assert ["answered"] in [asked.outcomes for asked in service.asked[-2:]]
             conversation.check_outcomes()
@@ -294,4 +297,6 @@ def test_either_side_may_die_after_any_message_and_within_it(writer: int) -> Non
             stream.budget = place
             stream.on_spent = service.kill_engine_process if writer == 0 else lambda: process.die(-9)
 
-        talk(7, prepare, kills_engine=writer == 0)
+        service = talk(7, prepare)
+        if place < ends[-3]:
+            assert service.loop.processes[0].returncode == (1 if writer == 0 else -9), "it was not killed there"

@@ -35,6 +35,7 @@ from tests.support.queueing import ALL_FOUR, image
 from tests.support.virtual_time import OWNER, VirtualLoop, VirtualProcess
 
 LOAD_S, START_S = 0.3, 0.2
+BATCH, QUEUE_IMAGES = 2, 12
 GREY = 128
 """The image by which the executor tests the engine."""
 LONGEST_BATCH_S = 0.05
@@ -106,15 +107,16 @@ class VirtualScheduler(BatchScheduler):
 class VirtualService:
     """The whole service. Use it as `with VirtualService(...) as service: service.run(work())`."""
 
-    def __init__(self, seed: int, workers: int = 2, lanes: int = 1, batch: int = 3, queue_images: int = 12) -> None:
+    def __init__(self, seed: int, workers: int = 2, lanes: int = 1, queued_slots: int = 512) -> None:
         self.loop = VirtualLoop(seed, self._run_worker)
-        self.settings = Settings(http_workers=workers, queue_images=queue_images, decode_threads=1, drain_timeout_s=5)
+        self.settings = Settings(http_workers=workers, queue_images=QUEUE_IMAGES, decode_threads=1, drain_timeout_s=5)
+        self._queued_slots = queued_slots
         self.asked: list[Asked] = []
         self.poison: set[int] = set()
         """Images on which the engine fails."""
         self.is_fatal = False
         """Whether the next batch loses the engine."""
-        self.engine = FakeEngine(batch, lanes, before=self._before)
+        self.engine = FakeEngine(BATCH, lanes, before=self._before)
         self.ready_at = self.draining_at = self.lost_at = math.inf
         self.exit_code: int | None = None
         self.services: dict[VirtualProcess, WorkerService] = {}
@@ -129,6 +131,7 @@ class VirtualService:
             "service.lifecycle.engine_lifecycle.BatchScheduler": self._make_scheduler,
             "service.workers.worker.exit_now": lambda code: self.loop.call_soon(_current().die, code),
             "service.workers.worker.PUSH_S": 2.0,
+            "service.workers.engine_process.QUEUED_SLOTS": self._queued_slots,
             "service.workers.engine_process.listen": lambda *_, **__: [socket.socket()],
             "service.workers.engine_process.stop_handshakes": lambda listener: None,
             "service.workers.engine_process.connections_per_process": lambda settings: None,
