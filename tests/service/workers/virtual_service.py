@@ -12,17 +12,12 @@ import math
 import os
 import signal
 import socket
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from model.engines.base import FatalEngineError, ServedModel
 from service.errors import EngineLost, InferenceFailed, QueueFull, ServiceError
-from service.inference.batch_scheduler import BatchScheduler
-from service.inference.executor import BatchExecutor
-from service.inference.pending_results import PendingResults
-from service.inference.queue import Result
 from service.settings import Settings
 from service.workers.channel import receive_first
 from service.workers.engine_process import EngineProcess
@@ -30,6 +25,7 @@ from service.workers.messages import HEAD
 from service.workers.scheduler_client import SchedulerClient
 from service.workers.shared_counters import Column, SharedCounters
 from service.workers.worker import WorkerService
+from tests.service.workers.virtual_scheduler import CountingResults, VirtualScheduler
 from tests.support.engines import FakeEngine
 from tests.support.queueing import ALL_FOUR, image
 from tests.support.virtual_time import OWNER, VirtualLoop, VirtualProcess
@@ -38,23 +34,6 @@ LOAD_S, START_S = 0.3, 0.2
 BATCH, QUEUE_IMAGES = 2, 12
 GREY = 128
 """The image by which the executor tests the engine."""
-LONGEST_BATCH_S = 0.05
-
-
-class CountingResults(PendingResults):
-    """Fails if a result comes twice, or after the request has ended."""
-
-    def __init__(self, count: int, errors: list[Any]) -> None:
-        super().__init__(count)
-        self.seen: Counter[int] = Counter()
-        self.is_over = False
-        self._errors = errors
-
-    def on_result(self, index: int, result: Result | ServiceError, queue_s: float, infer_s: float) -> None:
-        self.seen[index] += 1
-        if self.seen[index] > 1 or self.is_over:
-            self._errors.append(f"result {index} came {self.seen[index]} times, over: {self.is_over}")
-        super().on_result(index, result, queue_s, infer_s)
 
 
 class Asked:
@@ -68,40 +47,6 @@ class Asked:
     def end(self, outcome: str, now: float) -> None:
         self.outcomes.append(outcome)
         self.ended_at = now
-
-
-class VirtualScheduler(BatchScheduler):
-    """Has tasks in the place of the lanes' threads."""
-
-    service: VirtualService
-
-    def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = True  # so a lane never waits in `_next_batch`
-        self._arrived = asyncio.Event()
-        self.lanes = [asyncio.create_task(self._serve(lane)) for lane in range(self.engine.info.lanes)]
-
-    def put(self, *arguments: Any) -> None:
-        super().put(*arguments)
-        self._arrived.set()
-
-    async def _serve(self, lane: int) -> None:
-        executor = BatchExecutor(self.engine, lane, self._metrics)
-        while not self.lost:
-            batch: Any = self._next_batch()
-            if batch is None:
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            await asyncio.sleep(self.service.loop.random.uniform(0, LONGEST_BATCH_S))
-            try:
-                results, seconds = executor.run(batch[0].request.operation, batch)
-            except FatalEngineError as error:
-                self.lose(str(error))
-                return
-            finally:
-                self._busy -= 1
-            self._deliver(batch, results, seconds)
 
 
 class VirtualService:
@@ -247,9 +192,9 @@ class VirtualService:
     def _make_thread(self, target: Any, **_: Any) -> Any:
         return SimpleNamespace(start=lambda: self.loop.call_later(LOAD_S, target))
 
-    def _make_scheduler(self, *arguments: Any, **options: Any) -> BatchScheduler:
+    def _make_scheduler(self, *arguments: Any, **options: Any) -> VirtualScheduler:
         scheduler = VirtualScheduler(*arguments, **options)
-        scheduler.service = self
+        scheduler.random = self.loop.random
         return scheduler
 
     def _before(self, images: list[int]) -> None:
