@@ -29,9 +29,10 @@ JSON_BODY = 'the JSON body must be {"images": ["data:image/…;base64,…" or ba
 # A boundary may stand without quotes although RFC 9110 asks for them, as in boundary==_Part_1=
 BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.IGNORECASE)
 ESCAPED = re.compile(r"\\(.)")
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# Also without its end: else each quote would be tried as the beginning of another string, in quadratic time.
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)
 ENCODED_FILENAME = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
-FILE_DISPOSITION = re.compile(r"\s*(attachment|inline|file)\s*(?=;|$)", re.IGNORECASE)
+FILE_DISPOSITIONS = ("attachment", "inline", "file")
 # The parts of a form beside its images: the mask, and empty ones.
 OTHER_PARTS = 32
 
@@ -96,13 +97,12 @@ class _FormParser(PushMultipartParser):  # type: ignore[misc]  # the library has
     def _create_segment(self, headerlist: list[tuple[str, str]]) -> MultipartSegment:
         headers = {name: _decode_header(value) for name, value in headerlist}
         disposition = headers.get("Content-Disposition", "")
-        form_data = FILE_DISPOSITION.sub("form-data", disposition, count=1)
-        if disposition:
-            headers["Content-Disposition"] = form_data
+        kind, semicolon, options = disposition.partition(";")
+        is_file = kind.strip().lower() in FILE_DISPOSITIONS
+        if is_file:
+            headers["Content-Disposition"] = f"form-data{semicolon}{options}"
         segment = super()._create_segment(list(headers.items()))
-        if segment.filename is None and (
-            form_data != disposition or ENCODED_FILENAME.search(QUOTED.sub('""', disposition))
-        ):
+        if segment.filename is None and (is_file or ENCODED_FILENAME.search(QUOTED.sub('""', disposition))):
             segment.filename = "file"
         return segment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from model.arrays import Bytes, Indices
+from service.inference.decode_memory import LongDecode, MemoryShortage
 from service.inference.decode_pool import DecodePool
 from service.inference.image_decoder import DecodedImage
 from service.inference.images import Image, ImageRequest, VisiblePatches, WholeImage
@@ -50,6 +51,8 @@ class AdmittedRequest:
         self._known = known
         self._decoded: dict[int, tuple[Bytes | None, Sequence[Indices]]] = {}
         """The patches of each image, if they are kept, and the visible ones of each pass."""
+        self._without_mask: dict[int, DecodedImage] = {}
+        """The images that are decoded, while their mask pictures wait for a thread or for memory."""
 
     async def queue_images(self) -> None:
         """Decodes the images, and queues them.
@@ -90,7 +93,13 @@ class AdmittedRequest:
         if isinstance(image, VisiblePatches):
             self._decoded[index] = None, [image.visible_indices]
             return [image]
-        decoded = self._decode(image, index, reserved)
-        visible = self.inference.choose_visible(decoded)
+        decoded = self._without_mask.pop(index, None)
+        if decoded is None:
+            decoded, reserved = self._decode(image, index, reserved), 0
+        try:
+            visible = self.inference.choose_visible(decoded, reserved)
+        except (LongDecode, MemoryShortage):
+            self._without_mask[index] = decoded  # the pool calls again, and then only the mask is decoded
+            raise
         self._decoded[index] = decoded.patches if self.inference.keeps_patches else None, visible
         return [self.inference.gather(decoded.patches, visible_indices) for visible_indices in visible]

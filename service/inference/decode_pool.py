@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -29,7 +30,8 @@ MAX_WORK = 1e9
 PrepareImage = Callable[[Image, int, int], Sequence[Pass]]
 """Decodes image `index` for the engine, in the pool, with as many bytes of memory as are reserved for it.
 
-Returns its passes: as many as every image of the request has."""
+Returns its passes: as many as every image of the request has. If it lacks memory or takes long, it raises what
+`ImageDecoder.decode` raises and is called again; once for the image and once for its mask picture."""
 
 
 class DecodePool:
@@ -140,13 +142,20 @@ class DecodePool:
         """
         if not isinstance(image, bytes):
             return prepare(image, index, 0)
-        try:
-            return await self.run(prepare, image, index, 0)
-        except MemoryShortage as shortage:
-            needed = shortage.needed
-        except LongDecode as long:
-            count_work(long.work)
-            return await self._prepare_long(prepare, image, index, long.needed)
+        run = partial(self.run, prepare, image, index, 0)
+        while True:
+            try:
+                return await run()
+            except MemoryShortage as shortage:
+                run = partial(self._prepare_with_memory, prepare, image, index, shortage.needed)
+            except LongDecode as long:
+                count_work(long.work)
+                run = partial(self._prepare_long, prepare, image, index, long.needed)
+
+    async def _prepare_with_memory(
+        self, prepare: PrepareImage, image: Image, index: int, needed: int
+    ) -> Sequence[Pass]:
+        """Waits for memory."""
         reservation = await self._memory.reserve(needed)
         return await asyncio.wrap_future(self._submit(self._pool, reservation, prepare, image, index))
 

@@ -204,9 +204,10 @@ async def embed_images(
         done = plan.degrade(share, pipeline.info.config.grid)
         return Inference(done.operation, (done.visible_indices,), is_determined=done.is_determined)
 
-    def choose_visible(image: DecodedImage) -> Indices:
+    def choose_visible(image: DecodedImage, reserved: int) -> Indices:
         assert plan.mask is not None
-        return plan.encode_inside(pipeline.image_decoder.read_mask(plan.mask, image).tolist(), "mask").visible_indices
+        white = pipeline.image_decoder.read_mask(plan.mask, image, reserved, may_be_long=reserved > 0)
+        return plan.encode_inside(white.tolist(), "mask").visible_indices
 
     inference = Inference(
         plan.operation,

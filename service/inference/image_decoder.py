@@ -123,18 +123,32 @@ class ImageDecoder:
             with self.memory.hold_when_free(needed):
                 return self._decode(image, index)
 
-    def read_mask(self, mask: bytes, decoded: DecodedImage) -> NDArray[np.intp]:
+    def read_mask(
+        self, mask: bytes, decoded: DecodedImage, reserved: int = 0, may_be_long: bool = True
+    ) -> NDArray[np.intp]:
         """Row-major indices of the patches that a mask removes: those that are more than half white in it.
+
+        `reserved` and `may_be_long` are those of `decode`.
 
         Raises:
             InvalidParameter, UndecodableImage, UnsupportedType, TooManyPixels: as `read_mask_square`.
+            LongDecode, MemoryShortage: as `decode`.
         """
-        square = self.read_mask_square(mask, decoded)
+        with _errors_of_service("the mask"):
+            image, turned, needed = self._open_mask(mask, decoded)
+            width, height = image.decoded_size(None)
+            work = max(image.decode_work, width * height)  # all pixels become black or white, those of a JPEG too
+            if work > LONG_WORK and not may_be_long:
+                raise LongDecode(needed, work)
+            with self.memory.hold(needed, reserved):
+                square = self._white_square(image, turned)
         shares = patchify(square[..., None], self._config.patch_size).mean(axis=1)
         return np.flatnonzero(shares > HALF)
 
     def read_mask_square(self, mask: bytes, decoded: DecodedImage) -> Bytes:
         """How white the pixels of the model's square are in a mask, 0 to 255, uint8 [S, S].
+
+        The thread waits until there is enough memory.
 
         A mask is drawn over the image as people see it. One of another size may be drawn over the image as stored.
 
@@ -147,24 +161,29 @@ class ImageDecoder:
             UndecodableImage, UnsupportedType, TooManyPixels: as for an image.
         """
         with _errors_of_service("the mask"):
-            image = open_image(mask, self._max_pixels)
-            if image.upright_size == decoded.upright_size:
-                turned = 1
-            elif image.upright_size == decoded.size:
-                turned = decoded.orientation
-            else:
-                raise InvalidParameter(
-                    f"the mask is {_describe_size(image.upright_size)} pixels,"
-                    f" its image {_describe_size(decoded.upright_size)}",
-                    parameter="mask",
-                )
-            image.require_pixels(None)
-            needed = self._needed_bytes(image, None, "the mask")
+            image, turned, needed = self._open_mask(mask, decoded)
             with self.memory.hold_when_free(needed):
-                white = apply_orientation(_white_parts(image), turned)
-                flags = resize_and_crop(
-                    DecodedPixels.whole(white), self._config, self._preprocessing, Image.Resampling.BOX
-                )
+                return self._white_square(image, turned)
+
+    def _open_mask(self, mask: bytes, decoded: DecodedImage) -> tuple[StoredImage, int, int]:
+        """A mask, the orientation that makes it upright as its image is, and the bytes that decoding it takes."""
+        image = open_image(mask, self._max_pixels)
+        if image.upright_size == decoded.upright_size:
+            turned = 1
+        elif image.upright_size == decoded.size:
+            turned = decoded.orientation
+        else:
+            raise InvalidParameter(
+                f"the mask is {_describe_size(image.upright_size)} pixels,"
+                f" its image {_describe_size(decoded.upright_size)}",
+                parameter="mask",
+            )
+        image.require_pixels(None)
+        return image, turned, self._needed_bytes(image, None, "the mask")
+
+    def _white_square(self, image: StoredImage, turned: int) -> Bytes:
+        white = apply_orientation(_white_parts(image), turned)
+        flags = resize_and_crop(DecodedPixels.whole(white), self._config, self._preprocessing, Image.Resampling.BOX)
         return np.asarray(flags)[..., 0]
 
     def _decode(self, image: StoredImage, index: int) -> DecodedImage:

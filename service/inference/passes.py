@@ -20,8 +20,10 @@ from service.inference.queue import DecoderOutput, Operation, Result
 
 Pass = tuple[Bytes, Indices]
 """One pass of an image: patches uint8 [K, P] or [N, P], visible indices int32 [K]."""
-ChooseVisible = Callable[[DecodedImage], Indices]
-"""Chooses the visible patches of a decoded image, int32 [K]."""
+ChooseVisible = Callable[[DecodedImage, int], Indices]
+"""Chooses the visible patches of a decoded image, int32 [K], with as many bytes of memory as are reserved for that.
+
+It may raise what `ImageDecoder.decode` raises for a picture that takes long or lacks memory."""
 VisibleByPass = Sequence[Indices] | ChooseVisible
 """The visible patches of each pass, int32 [K] with one K, the same in all images; or a function that chooses those of
 the only pass of an image."""
@@ -59,9 +61,9 @@ class Inference:
         visible = b"".join([visible_indices.tobytes() for visible_indices in by_pass])
         return f"{self.operation} {self.passes} {self.keeps_patches}".encode(), visible, self.picture
 
-    def choose_visible(self, image: DecodedImage) -> Sequence[Indices]:
-        """The visible patches of each pass of an image."""
-        return [self.visible_by_pass(image)] if callable(self.visible_by_pass) else self.visible_by_pass
+    def choose_visible(self, image: DecodedImage, reserved: int) -> Sequence[Indices]:
+        """The visible patches of each pass of an image; `reserved` bytes of memory are those of `ChooseVisible`."""
+        return [self.visible_by_pass(image, reserved)] if callable(self.visible_by_pass) else self.visible_by_pass
 
     def gather(self, patches: Bytes, visible_indices: Indices) -> Pass:
         """The pass of an image, uint8 [N, P], that sees `visible_indices`; not copied if it needs all patches."""

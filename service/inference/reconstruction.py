@@ -190,8 +190,8 @@ def choose_patches_by_picture(
     if count > 1:
         raise InvalidParameter("a mask goes with one image, and this request has more", parameter="mask")
 
-    def choose(image: DecodedImage) -> Indices:
-        removed = image_decoder.read_mask(picture, image)
+    def choose(image: DecodedImage, reserved: int) -> Indices:
+        removed = image_decoder.read_mask(picture, image, reserved, may_be_long=reserved > 0)
         return _choose_or_refuse("mask", lambda: visible_without(removed, config.num_patches))
 
     return MaskPlan((), choose, picture)

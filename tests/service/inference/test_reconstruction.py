@@ -47,7 +47,7 @@ def picture(white: set[int]) -> bytes:
 
 def visible_by(plan: MaskPlan) -> Sequence[Indices]:
     """The visible patches of each pass of an image."""
-    return Inference("reconstruct", plan.visible_by_pass).choose_visible(image())
+    return Inference("reconstruct", plan.visible_by_pass).choose_visible(image(), 0)
 
 
 def by_picture(white: set[int], count: int = 1, **parameters: Any) -> set[int]:
