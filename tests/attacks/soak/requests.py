@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import random
@@ -47,6 +48,7 @@ def form(images: Sequence[bytes], mask: bytes | None = None) -> bytes:
     return content + f"--{BOUNDARY}--\r\n".encode()
 
 
+@functools.cache
 def photographs() -> list[bytes]:
     """Photographs in every format and mode that is served: 16 files of some kilobytes."""
     paths = [ROOT / "tests/data/chelsea.jpg", *sorted((ROOT / "service/page/examples").glob("*.jpg"))]
