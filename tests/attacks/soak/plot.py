@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, PANEL_HEIGHT = 1200, 132
-LEFT, RIGHT, TOP, BOTTOM, GAP = 92, 24, 74, 64, 34
+LEFT, RIGHT, TOP, BOTTOM, GAP = 92, 24, 92, 64, 34
 SCALE = 2
 """Everything is drawn larger by this, then made smaller: so lines are smooth."""
 INK, FAINT, GRID, BACK, REST = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff", "#eef3f8"
 BLUE, ORANGE = "#2563a8", "#d9772b"
-MARKED = {"kill": "#c0392b", "burst": "#d9772b", "stop": "#7d3c98", "silent connections": "#2e8b57"}
+MARKED = {"kill": "#c0392b", "burst": "#d9772b", "stop": "#8e44ad", "silent connections": "#2e8b57"}
 LABELS = {"kill": "worker killed", "burst": "burst at twice the capacity", "stop": "process stopped for 3 s"}
 Point = tuple[float, float]
 Series = tuple[str, str, list[Point]]
@@ -50,34 +51,49 @@ class Chart:
     def x(self, seconds: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * seconds / self._end_s
 
-    def panel(self, number: int, title: str, series: Sequence[Series], rests: Sequence[tuple[float, float]]) -> None:
-        """Draws the series of one panel from 0 to a round number above their largest values."""
+    def panel(
+        self, number: int, title: str, series: Sequence[Series], rests: Sequence[Point], is_log: bool = False
+    ) -> None:
+        """Draws the series of one panel; the axis begins at 0, or at a power of ten if it is logarithmic."""
         top = TOP + number * (PANEL_HEIGHT + GAP)
         bottom = top + PANEL_HEIGHT
-        values = sorted(value for _, _, points in series for _, value in points)
-        largest = values[min(len(values) - 1, int(0.995 * len(values)))] if values else 1.0
-        step = _round_step(largest / 4)
-        limit = step * (int(largest / step) + 1)
+        values = [value for _, _, points in series for _, value in points]
+        ticks = _powers_of_ten(values) if is_log else _round_ticks(values)
+
+        def y(value: float) -> float:
+            low, high, at = (math.log10(max(1e-3, one)) if is_log else one for one in (ticks[0], ticks[-1], value))
+            return bottom - PANEL_HEIGHT * (min(max(at, low), high) - low) / (high - low)
+
         for begin, end in rests:
             self.box(self.x(begin), top, max(self.x(end), self.x(begin) + 2), bottom, REST)
-        value = 0.0
-        while value <= limit + step / 2:
-            y = bottom - PANEL_HEIGHT * value / limit
-            self.line([(LEFT, y), (WIDTH - RIGHT, y)], GRID, 1)
-            self.text((LEFT - 8, y), f"{value:,.0f}", 13, FAINT, "rm")
-            value += step
-        x = LEFT + 4 + self.text((LEFT, top - 8), title, 15)
+        for tick in ticks:
+            self.line([(LEFT, y(tick)), (WIDTH - RIGHT, y(tick))], GRID, 1)
+            self.text((LEFT - 8, y(tick)), f"{tick:,.0f}", 13, FAINT, "rm")
+        x = LEFT + self.text((LEFT, top - 8), title, 15)
         for name, colour, points in series:
             if len(series) > 1:
-                self.line([(x + 12, top - 13), (x + 30, top - 13)], colour, 2.5)
-                x += 36 + self.text((x + 36, top - 8), name, 14, FAINT)
+                self.line([(x + 16, top - 13), (x + 34, top - 13)], colour, 2.5)
+                x += 40 + self.text((x + 40, top - 8), name, 14, FAINT)
             for run in _runs(points):
-                drawn = [(self.x(at), bottom - PANEL_HEIGHT * min(value, limit) / limit) for at, value in run]
-                if len(drawn) > 1:
-                    self.line(drawn, colour, 1.4)
+                if len(run) > 1:
+                    self.line([(self.x(at), y(value)) for at, value in run], colour, 1.4)
+
+
+def _round_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers from 0 to one above the largest value."""
+    largest = max(values, default=1.0)
+    step = _round_step(largest / 4)
+    return [step * number for number in range(int(largest / step) + 2)]
+
+
+def _powers_of_ten(values: Sequence[float]) -> list[float]:
+    """Powers of ten around the values."""
+    low, high = (math.log10(max(1.0, pick(values, default=1.0))) for pick in (min, max))
+    return [10.0**power for power in range(math.floor(low), max(math.floor(low) + 1, math.ceil(high)) + 1)]
 
 
 def _round_step(size: float) -> float:
+    """The least of 1, 2, 5, 10, 20 and so on that is not below `size`."""
     power = 1.0
     while power * 10 <= size:
         power *= 10
@@ -137,12 +153,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
     total = sum(sum(sample["statuses"].values()) for _, sample in samples)
     chart.text((LEFT, 28), f"{end / 60:.0f} minutes of mixed traffic with faults: {total:,} requests", 20)
     for number, (title, series) in enumerate(panels):
-        chart.panel(number, title, series, rests)
+        chart.panel(number, title, series, rests, title.endswith(" ms"))
     bottom = TOP + len(panels) * (PANEL_HEIGHT + GAP) - GAP
     _draw_axis(chart, bottom, end)
     _draw_marks(chart, starts, phases, bottom)
     small = chart.image.resize((WIDTH, chart.image.height // SCALE), Image.Resampling.LANCZOS)
-    small.quantize(64).save(path, optimize=True)
+    small.quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 
 def _refused_per_s(sample: dict[str, Any]) -> float:
@@ -163,9 +179,9 @@ def _draw_marks(chart: Chart, starts: Sequence[float], phases: Sequence[dict[str
     for start, phase in zip(starts, phases, strict=True):
         workers = phase["workers"]
         name = f"{workers} HTTP workers" if workers else "without HTTP workers"
-        chart.text((chart.x(start), 50), name, 14, FAINT)
+        chart.text((chart.x(start) + 2, 56), name, 14, FAINT)
         if start:
-            chart.line([(chart.x(start) - 6, 38), (chart.x(start) - 6, bottom)], FAINT, 1)
+            chart.line([(chart.x(start) - 6, 44), (chart.x(start) - 6, bottom)], FAINT, 1)
         for mark in phase["faults"]:
             if mark["name"] in MARKED:
                 x = chart.x(start + mark["begin_s"])
