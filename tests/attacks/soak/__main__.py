@@ -102,9 +102,8 @@ def main() -> int:
         with serve(real=True, **settings) as server:
             phase = Phase(server, number, 60 * arguments.minutes / len(workers), save)
             phases.append(phase.result)
+            phase.result["seen"], phase.result["surprises"] = phase.soak.seen, phase.soak.differences
             asyncio.run(phase.run(recorded))
-            phase.result["seen"] = dict(phase.soak.seen)
-            phase.result["surprises"] = phase.soak.differences
             seen += phase.soak.seen
             print("\n".join(phase.soak.differences[:20]), file=sys.stderr, flush=True)
         save()

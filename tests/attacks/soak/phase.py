@@ -61,11 +61,10 @@ class Phase:
 
     async def run(self, recorded: dict[Request, Answer]) -> None:
         """Records or compares the answers, measures the capacity, then runs cycles and rests."""
-        requests = fixed_requests()
         self._files.prepare()
-        self.soak.recorded.update(recorded or await record(self._server.port, requests))
-        recorded.update(self.soak.recorded)
-        self.soak.requests[:] = requests
+        recorded.update(recorded or await record(self.soak, fixed_requests()))
+        self.soak.recorded.update(recorded)
+        self.soak.requests[:] = recorded
         capacity = await measure_capacity(self.soak, min(20.0, self._seconds / 15))
         self.result["capacity_per_s"], self.result["rate_per_s"] = capacity, LEVEL * capacity
         schedule, disturbances = self._schedule(capacity)
