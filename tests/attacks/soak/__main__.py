@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ def main() -> int:
             phase = Phase(server, number, 60 * arguments.minutes / len(workers), save)
             phases.append(phase.result)
             phase.result["seen"], phase.result["surprises"] = phase.soak.seen, phase.soak.differences
-            asyncio.run(phase.run(recorded))
+            try:
+                asyncio.run(phase.run(recorded))
+            except Exception:  # the other phases still run, and the verdict has it
+                phase.soak.note("the run of a phase failed", traceback.format_exc())
             seen += phase.soak.seen
             print("\n".join(phase.soak.differences[:20]), file=sys.stderr, flush=True)
         save()

@@ -67,14 +67,14 @@ class Connection:
         """Reads one answer, past interim ones.
 
         Raises:
-            Lost: the connection ends before the answer does, or nothing comes for `timeout_s`.
+            Lost: the connection ends before the answer does, it takes longer than `timeout_s`, or it is no HTTP.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._read()
                 while answer.status == 100:
                     answer = await self._read()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, IndexError) as error:
             self.abort()
             raise Lost(self.port, type(error).__name__) from error
         if answer.headers.get(b"connection") == b"close":

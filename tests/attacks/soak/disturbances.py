@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -56,7 +57,8 @@ class Disturbances:
             await asyncio.sleep(STOP_S)
         finally:
             for member in members:
-                os.kill(member, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGCONT)
         soak.note("stopped for 3 s")
 
     async def kill_worker(self, soak: Soak) -> None:
