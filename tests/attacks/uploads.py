@@ -29,7 +29,7 @@ SENT = LENGTH - 1000
 ASK_S = 0.1
 LOCKED_OUT_S = 2.5
 """The longest time in a row in which small requests may be refused."""
-HELD_S = 12.0
+HELD_S = 6.0
 """How long the memory is attacked."""
 LEFT_S = 15.0
 """How long it may then take until no bytes are held any more."""
