@@ -20,6 +20,8 @@ SHARED_MEMORY = Path("/dev/shm")
 MAE = (sys.executable, "-P", "-c", "from service.cli.main import main; main()")
 END_S = 10.0
 """The time in which the children of a killed process must end."""
+CLOSE_S = 1.0
+"""The time in which the port of an ended process must be free."""
 WAIT_S = 120.0
 """The longest wait for anything else."""
 
@@ -107,14 +109,13 @@ class Scene:
             self._shared.add(path)
 
     def check_port(self, what: str, port: int) -> None:
-        """Counts a port on which nobody can listen."""
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-                listener.listen()
-            except OSError as error:
-                self.seen[f"{what}: port {error.strerror}"] += 1
+        """Counts a port on which nobody can listen; the kernel closes the files of an ended process a moment later."""
+        end = time.monotonic() + CLOSE_S
+        while not can_listen(port):
+            if time.monotonic() > end:
+                self.seen[f"{what}: port in use"] += 1
+                return
+            time.sleep(0.02)
 
     def kill(self, process: subprocess.Popen[bytes], what: str) -> None:
         """Kills a process with SIGKILL, and checks that nothing of it is left; counts one that has ended before."""
@@ -149,6 +150,18 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_S
         if time.monotonic() > end:
             raise RuntimeError(f"waited in vain for {what}")
         time.sleep(0.02)
+
+
+def can_listen(port: int) -> bool:
+    """Whether a server could listen on a port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:
