@@ -35,6 +35,8 @@ LEFT_S = 15.0
 """How long it may then take until no bytes are held any more."""
 UNREAD_IMAGES = 50
 """Their tokens are more bytes than the kernel keeps for a client that does not read."""
+UNREAD_S = 12.0
+"""Longer than BODY_STALL_S."""
 HEAD = "POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n"
 
 
@@ -147,6 +149,7 @@ def attack_unread(server: AttackedServer, seen: Counter[str]) -> None:
     holder.send(body)
     watch(what, server, seen, {}, lambda: None)
     wait_until_free(what, server, seen)
+    time.sleep(UNREAD_S)
     seen[f"{what}: kept"] += sum(map(is_kept, holder.sockets))
     holder.close()
 
