@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from model.engines.settings import EngineSettings
 from tests.attacks.kills import commands, servers
 from tests.attacks.kills.scene import Scene
 from tests.attacks.server import report
@@ -46,7 +47,8 @@ def main() -> int:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mae-kills-") as name:
         scene = Scene(Path(name), seen, random.Random(options.seed))
-        cache = scene.folder / "cache"
+        converts = options.only in (None, "conversion")
+        cache = scene.folder / "cache" if converts else EngineSettings().engine_cache
         images = commands.make_images(scene.folder / "images", commands.IMAGES)
 
         def attack_conversion() -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from tests.attacks.kills.scene import MAE, Scene
 
-IMAGES = 160
+IMAGES = 64
 DECODER = "multiprocessing.spawn"
 STEPS = 12
 Rows = dict[str, bytes]
@@ -119,7 +119,7 @@ def attack_embed(scene: Scene, cache: Path, images: Path) -> None:
         target = str(output) + ("" if kind else "/")
         command = Command(scene, cache, ["embed", str(images), "-o", target])
         what = f"mae embed to {kind or 'shards'}"
-        command.kill_at_random(what, seconds, 4)
+        command.kill_at_random(what, seconds, 3)
         compare(scene, what, rows_of(output), expected)
         check_output(scene, what, output)
     attack_decoders(scene, cache, images, rows_of, expected)
@@ -172,7 +172,7 @@ def attack_index(scene: Scene, cache: Path, images: Path) -> None:
 
     whole, output = scene.folder / "whole.lance", scene.folder / "killed.lance"
     seconds = Command(scene, cache, ["index", str(images), "-o", str(whole)]).finish("mae index")
-    Command(scene, cache, ["index", str(images), "-o", str(output)]).kill_at_random("mae index", seconds, 5)
+    Command(scene, cache, ["index", str(images), "-o", str(output)]).kill_at_random("mae index", seconds, 3)
     compare(scene, "mae index", rows_of(output), rows_of(whole))
 
 
@@ -193,7 +193,7 @@ def attack_pretrain(scene: Scene, cache: Path, images: Path) -> None:
     while not (state.is_dir() and any(state.glob("*state*"))) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     scene.kill(process, "mae pretrain")
-    killed.kill_at_random("mae pretrain", seconds, 4)
+    killed.kill_at_random("mae pretrain", seconds, 3)
     weights = [load_file(scene.folder / name / "model.safetensors") for name in ("whole-run", "killed-run")]
     scene.seen["tensors compared"] += len(weights[0])
     if wrong := sum(not np.array_equal(tensor, weights[1].get(name)) for name, tensor in weights[0].items()):

@@ -18,6 +18,8 @@ from typing import NamedTuple
 PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
 MAE = (sys.executable, "-P", "-c", "from service.cli.main import main; main()")
+TORCH_FOLDER = "torchinductor_"
+"""PyTorch makes an empty folder of this name where it is imported, one for each user."""
 END_S = 10.0
 """The time in which the children of a killed process must end."""
 CLOSE_S = 1.0
@@ -102,6 +104,8 @@ class Scene:
     def check_files(self, what: str) -> None:
         """Counts what lies in the folder of temporary files, or is new in the shared memory."""
         for path in self._temporary.iterdir():
+            if path.name.startswith(TORCH_FOLDER):
+                continue
             self.seen[f"{what}: left file {path.name}"] += 1
             path.rename(self.folder / f"left-{uuid.uuid4().hex}")
         for path in set(SHARED_MEMORY.iterdir()) - self._shared:
