@@ -21,6 +21,7 @@ from service.errors import (
     UnsupportedTransferCoding,
     UriTooLong,
 )
+from service.send_timeout import SendTimeout
 
 MAX_HEADER_BYTES = 64 * 1024
 """Most bytes of a request line and headers; the trailers of a chunked body count as headers."""
@@ -46,6 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
       (100 Continue, which every client of HTTP/1.1 must pass over) makes the kernel of one that has gone say so.
     - After an answer that did not wait for the body, the rest of the body must go on arriving, or the connection is
       closed. A body that somebody reads is the reader's concern.
+    - A client that stops reading its answer loses the connection.
     """
 
     def __init__(self, limit: ConnectionLimit, header_timeout_s: float, body_stall_s: float, **uvicorn: Any) -> None:
@@ -54,7 +56,7 @@ class HttpProtocol(HttpToolsProtocol):
         Args:
             limit: on the connections of this process.
             header_timeout_s: time for the headers of a request, from the connection or from their first byte.
-            body_stall_s: longest pause within the rest of a body that nobody reads.
+            body_stall_s: longest pause within the rest of a body that nobody reads, and within an answer.
             uvicorn: the arguments of uvicorn's protocol.
         """
         super().__init__(**uvicorn)
@@ -62,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._limit = limit
         self._header_timeout_s = header_timeout_s
         self._body_stall_s = body_stall_s
+        self._send_timeout = SendTimeout(body_stall_s)
         self._timer: asyncio.TimerHandle | None = None
         """Ends the wait for headers, or for the rest of a body that nobody reads."""
         self._in_headers = False
@@ -101,6 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Waits for nothing any more; nobody reads the answers to requests that were sent one behind the other."""
         self._limit.close(self)
         self._stop_timer()
+        self._send_timeout.stop()
         self.pipeline.clear()
         if self._running is not None and self.is_answering:
             self._running.disconnected = True
@@ -124,6 +128,16 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._timer = self.loop.call_later(2 * waited_s, self._check_reader, 2 * waited_s)
+
+    def pause_writing(self) -> None:
+        """More of an answer waits for the client than the transport likes to keep."""
+        super().pause_writing()
+        self._send_timeout.start(self.loop, self.transport)
+
+    def resume_writing(self) -> None:
+        """The client has read nearly all of it."""
+        self._send_timeout.stop()
+        super().resume_writing()
 
     def shutdown(self) -> None:
         """Ends the connection; a request that is already on the way to a new one is still answered."""

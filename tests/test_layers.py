@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests
-    ("service.connection_limit",),  # how many connections
+    ("service.connection_limit", "service.send_timeout"),  # how many connections, and how long a client may not read
     ("service.listener", "service.http_protocol"),  # where and how connections are taken
     ("service.inference",),  # decode, queue, batch, post-process
     ("service.index",),  # stored vectors: nearest neighbours and near-duplicates

@@ -9,7 +9,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, MemoryFull, RequestStalled
+from service.api.body_memory import BodyMemory
+from service.errors import BodyTooLarge, RequestStalled
 from service.service import Service
 
 DISCARD_S = 2.0
@@ -23,8 +24,8 @@ class BodyLimitMiddleware:
 
     Bytes are counted as they arrive, so a length that is declared takes room from nobody. A body whose Content-Length
     is too large is refused when the app asks for its first byte: the length of a body that the app never reads does not
-    matter, and a body that is too long is never held in memory.
-    The bytes count until the request is answered.
+    matter, and a body that is too long is never held in memory. The bytes count until the answer begins.
+    Where the memory is full, a body that hardly grows any more makes room for others (`BodyMemory`).
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -32,7 +33,7 @@ class BodyLimitMiddleware:
         self._app = app
         self._service = service
         self._max_body = service.settings.max_body_bytes
-        self._budget = service.budgets.bodies
+        self._memory = BodyMemory(service.budgets.bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -40,6 +41,7 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
+        body = self._memory.open()
         received = 0
         complete = False
 
@@ -51,16 +53,13 @@ class BodyLimitMiddleware:
             nonlocal received, complete
             if not received and declared.isdecimal():
                 require_allowed(int(declared))
-            message = await receive()
+            message = await (receive() if complete else body.receive(receive))
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)
                 size = len(message.get("body", b""))
                 require_allowed(received + size)
-                if not self._budget.take(size):
-                    raise MemoryFull(
-                        "too many bytes of request bodies are being received at once", limit=self._budget.limit
-                    )
                 received += size
+                await body.add(size)
             return message
 
         async def discard_rest() -> None:
@@ -75,6 +74,7 @@ class BodyLimitMiddleware:
             return closes and start["status"] != RequestStalled.status
 
         async def send_after_body(message: Message) -> None:
+            body.release()  # nobody needs it, and a client may never read its answer
             if not complete and message["type"] == "http.response.start" and may_finish(message):
                 await self._wait_at_most(DISCARD_S, discard_rest())
             await send(message)
@@ -82,7 +82,7 @@ class BodyLimitMiddleware:
         try:
             await self._app(scope, receive_and_count, send_after_body)
         finally:
-            self._budget.give(received)
+            body.release()
 
     async def _wait_at_most(self, seconds: float, work: Coroutine[Any, Any, None]) -> None:
         """Waits for `work`, but only LAST_DISCARD_S from the moment when the process is to end."""

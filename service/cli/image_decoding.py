@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,7 +94,16 @@ class _OfProcess:
     def start(cls, settings: DecoderSettings) -> None:
         """Makes the decoder; signals to the whole group of processes are left to the parent."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
         cls.decoder = FileDecoder(settings)
+
+
+def _exit_with_parent() -> None:
+    """Ends the process when its parent does, for example by SIGKILL: the pool would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a process of a pool has a parent"
+    parent.join()
+    os._exit(1)
 
 
 def decode_in_process(images: Sequence[UnreadImage]) -> tuple[Bytes, list[tuple[str, int]]]:

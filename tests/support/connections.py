@@ -75,6 +75,7 @@ class Transport:
         self.written = b""
         self.closed = False
         self.paused = False
+        self.unread = 0
         self.socket = Socket()
 
     def write(self, data: bytes) -> None:
@@ -89,6 +90,9 @@ class Transport:
 
     def abort(self) -> None:
         self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def get_extra_info(self, name: str) -> Any:
         return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5), "socket": self.socket}.get(name)

@@ -1,0 +1,77 @@
+"""kill -9 of every process that the product starts, in every phase; prints one line with counts.
+
+.venv/bin/python -m tests.attacks.kills [--only NAME] [--seed N]
+
+After each kill: no process and no temporary file of it is left, its port is free, nobody got another one's answer, and
+the next start serves or goes on, with the same rows or weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from model.engines.settings import EngineSettings
+from tests.attacks.kills import commands, servers
+from tests.attacks.kills.scene import Scene
+from tests.attacks.server import report
+
+EXPECTED = {
+    "kills",
+    "restarts",
+    "right answers",
+    "requests lost with their process",
+    "refused",
+    "503 draining",
+    "rows compared",
+    "tensors compared",
+    "ended before the kill",
+    "shards not tried, for want of PyArrow",
+    "mae index not tried, for want of LanceDB",
+    "seconds",
+}
+
+
+def main() -> int:
+    """Attacks; returns the exit code of `report`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="servers, conversion, embed, index or pretrain")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    seen: Counter[str] = Counter()
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mae-kills-") as name:
+        scene = Scene(Path(name), seen, random.Random(options.seed))
+        converts = options.only in (None, "conversion")
+        cache = scene.folder / "cache" if converts else EngineSettings().engine_cache
+        images = commands.make_images(scene.folder / "images", commands.IMAGES)
+
+        def attack_conversion() -> None:
+            servers.attack_conversion(scene, cache, moments=3)
+            servers.attack_load(scene, cache)
+
+        def attack_servers() -> None:
+            for workers in (0, servers.WORKERS):
+                servers.attack_server(scene, workers)
+            servers.attack_workers(scene)
+
+        attacks = {
+            "servers": attack_servers,
+            "conversion": attack_conversion,
+            "embed": lambda: commands.attack_embed(scene, cache, images),
+            "index": lambda: commands.attack_index(scene, cache, images),
+            "pretrain": lambda: commands.attack_pretrain(scene, cache, images),
+        }
+        for attack in [attacks[options.only]] if options.only else attacks.values():
+            attack()
+    seen["seconds"] = round(time.monotonic() - begin)
+    return report("kills", seen, EXPECTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
