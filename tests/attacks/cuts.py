@@ -22,8 +22,8 @@ import numpy as np
 from model.config import PRESETS, Preprocessing
 from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
-from tests.attacks.image_seeds import image_seeds
 from tests.attacks.server import report
+from tests.support.image_seeds import image_seeds
 
 CPU_S, MEMORY_BYTES = 300, 500_000_000
 MAX_PIXELS = 4_000_000

@@ -12,8 +12,8 @@ from service.errors import ServiceError
 from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import DecodedImage, ImageDecoder
 from service.inference.limits import LocalBudget
-from tests.attacks.image_seeds import image_seeds
 from tests.support.image_files import SIGNATURE
+from tests.support.image_seeds import image_seeds
 
 MAX_PIXELS = 2_000_000
 MAX_DECODE_BYTES = 100_000_000
@@ -51,7 +51,7 @@ class Decode:
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """A mutation; in most PNGs, with checksums that are right again."""
-        changed = bytes(atheris.Mutate(bytearray(data), max_size))
+        changed = bytes(atheris.Mutate(data, max_size))
         return right_checksums(changed)[:max_size] if seed % 8 and changed.startswith(SIGNATURE) else changed
 
 

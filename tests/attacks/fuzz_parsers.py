@@ -216,7 +216,7 @@ class Parsers:
 
     def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
         """A mutation, mostly for the same parser."""
-        changed = bytes(atheris.Mutate(bytearray(data[1:]), max_size - 1))
+        changed = bytes(atheris.Mutate(data[1:], max_size - 1))
         first = data[:1] if data and seed % 16 else bytes((seed % len(self._parsers),))
         return first + changed
 

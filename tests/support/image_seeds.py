@@ -29,6 +29,8 @@ def image_seeds() -> dict[str, bytes]:
     grey, with_alpha = photo.convert("L"), Image.merge("RGBA", (*photo.split(), photo.split()[0]))
     exif = Image.Exif()
     exif[0x0112] = 6
+    upright = Image.Exif()
+    upright[0x0112] = 1
     frames = {"save_all": True, "append_images": [photo.rotate(90)], "duration": 9}
     exif_chunk = chunk(b"eXIf", exif.tobytes()[6:])
     seeds = {
@@ -51,7 +53,7 @@ def image_seeds() -> dict[str, bytes]:
         "exif.png": png_file(noise(9, 9), before=exif_chunk),
         "animated.png": encoded(photo, **frames),
         "lossy.webp": encoded(photo, "WEBP"),
-        "lossless.webp": encoded(with_alpha, "WEBP", lossless=True, exif=exif),
+        "lossless.webp": encoded(with_alpha, "WEBP", lossless=True, exif=upright),
         "animated.webp": encoded(photo, "WEBP", icc_profile=ADOBE_RGB, **frames),
         "rgb.bmp": encoded(photo, "BMP"),
         "palette.bmp": encoded(photo.quantize(8), "BMP"),
@@ -65,6 +67,7 @@ def image_seeds() -> dict[str, bytes]:
         "lzw.tif": encoded(grey, "TIFF", compression="tiff_lzw"),
         "jpeg.tif": encoded(photo, "TIFF", compression="jpeg"),
         "fax.tif": encoded(photo.convert("1"), "TIFF", compression="group4"),
+        "strips.tif": encoded(grey, "TIFF", strip_size=7 * SIDE),
         "bits16.tif": _tiff16(),
     }
     if can_read_heif():
