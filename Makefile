@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page attack lint format build check-image clean
+.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page attack fuzz lint format build check-image clean
 # The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
 TEST_PROCESSES ?= 4
 PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
@@ -19,6 +19,9 @@ PYTRITON_VENV ?= .venv-pytriton
 CLUSTER_VENV ?= .venv-cluster
 # The page is tested in a browser, by an environment that has a driver for it and nothing of ours.
 PAGE_VENV ?= .venv-page
+# atheris, for fuzzing.
+FUZZ_VENV ?= .venv-fuzz
+FUZZ_MINUTES ?= 15
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -102,6 +105,18 @@ ATTACKS ?= connections decodes drains keys hangs uploads overload kills
 attack: $(VENV)/.dev  ## hostile clients against real servers, a few minutes; not part of the suite
 	@for script in $(ATTACKS); do $(BIN)/python -m tests.attacks.$$script || failed=1; done; exit $${failed:-0}
 
+$(FUZZ_VENV)/.dev: $(VENV)/.dev tests/attacks/requirements.txt
+	@echo "==> Making a Python environment in $(FUZZ_VENV), with atheris beside the packages of $(VENV)"
+	@$(PYTHON) -m venv $(FUZZ_VENV)
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	    > $$($(FUZZ_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/suite.pth
+	@$(FUZZ_VENV)/bin/python $(INSTALL) --requirement tests/attacks/requirements.txt
+	@touch $@
+
+fuzz: $(FUZZ_VENV)/.dev  ## mutated images and requests, FUZZ_MINUTES each; not part of the suite
+	@for target in decode parsers; do \
+	    $(FUZZ_VENV)/bin/python -m tests.attacks.fuzz $$target --minutes $(FUZZ_MINUTES) || failed=1; done; exit $${failed:-0}
+
 lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,4 +134,4 @@ check-image:  ## build the cpu image and test what docker/README.md says of it
 	docker/check_image.sh
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) $(CLUSTER_VENV) $(PAGE_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TENSORRT_VENV) $(CLIENTS_VENV) $(PYTRITON_VENV) $(CLUSTER_VENV) $(PAGE_VENV) $(FUZZ_VENV) build dist *.egg-info

@@ -55,7 +55,8 @@ class JpegImage(StoredImage):
         endings = complete(self._header)
         if endings is not None:
             image = self._decode(endings.plain, least_side)
-            if ImageChops.difference(image, self._decode(endings.probe, least_side)).getbbox(alpha_only=False) is None:
+            others = (self._decode(probe, least_side) for probe in endings.probes)
+            if all(ImageChops.difference(image, other).getbbox(alpha_only=False) is None for other in others):
                 return image, exact_size
         raise ImageError("it is cut short: a part of its pixels is missing")
 
@@ -67,7 +68,7 @@ class JpegImage(StoredImage):
     @property
     def decode_work(self) -> float:
         """All scans pass over all pixels, whatever the size at which they are decoded."""
-        return self.size[0] * self.size[1] * self._header.num_scans * SCAN_WORK * (1 if self._is_ended else 3)
+        return self.size[0] * self.size[1] * self._header.num_scans * SCAN_WORK * (1 if self._is_ended else 4)
 
     def decode_bytes(self, least_side: int | None) -> int:
         """Also counts the coefficients, which a decoder holds where an image has several scans."""

@@ -1,8 +1,9 @@
 """JPEGs that end too early: told apart are those that lack only their end, and those that lack pixels.
 
 A decoder asks for more bytes in both cases, and once it gets an end marker it paints what is missing grey. So the file
-is decoded twice: with an end marker, and with arbitrary coded data before it. A file that holds all its pixels gives
-the same image, because a decoder skips what follows the last one; in any other the arbitrary data become pixels.
+is decoded three times: with an end marker, and with two kinds of arbitrary coded data before it, which differ in every
+bit. A file that holds all its pixels gives the same image each time, because a decoder skips what follows the last one.
+In any other the arbitrary data become pixels; where only a few bits are missing, one kind may happen to be right.
 
 Source: ITU-T T.81, B.1.1.2 and B.1.1.5 (FF in coded data is followed by 00 or is a marker), E.2 (restart), G.1.1
 (progressive scans).
@@ -15,16 +16,17 @@ from typing import NamedTuple
 from model.images.formats.jpeg_markers import EOI, SOS, JpegHeader
 
 PADDING = b"\0\xff\r\n"
-# Coded data that neither all-zero nor all-one codes explain; no byte is FF, which would begin a marker.
-ARBITRARY = bytes((97 * n * n + 61 * n + 17) % 251 for n in range(512))
+# Coded data that neither all-zero nor all-one codes explain, and their opposite; no byte is FF, which begins a marker.
+ARBITRARY = bytes((97 * n * n + 61 * n + 17) % 251 or 1 for n in range(512))
+OPPOSITE = bytes(0xFF ^ byte for byte in ARBITRARY)
 NUM_COEFFICIENTS = 64
 
 
 class Endings(NamedTuple):
-    """Two files that hold the same image if it lacks only its end."""
+    """Files that hold the same image if it lacks only its end."""
 
     plain: bytes
-    probe: bytes
+    probes: tuple[bytes, ...]
 
 
 def is_ended(header: JpegHeader) -> bool:
@@ -33,14 +35,15 @@ def is_ended(header: JpegHeader) -> bool:
 
 
 def complete(header: JpegHeader) -> Endings | None:
-    """The file with two endings; None if whole scans are missing."""
+    """The file with three endings; None if whole scans are missing."""
     if header.buffers_coefficients and not _has_all_scans(header):
         return None
     body = header.data.rstrip(PADDING)
     body += header.data[len(body) : len(body) + 2]  # the last coded byte may itself look like padding
     body = body.rstrip(b"\xff")  # fill bytes, or half a marker: in coded data 00 follows
     restart = _next_restart(header, body)
-    return Endings(body + EOI, body + ARBITRARY + restart + (ARBITRARY if restart else b"") + EOI)
+    probes = (body + data + restart + (data if restart else b"") + EOI for data in (ARBITRARY, OPPOSITE))
+    return Endings(body + EOI, tuple(probes))
 
 
 def _next_restart(header: JpegHeader, body: bytes) -> bytes:

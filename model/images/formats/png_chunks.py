@@ -90,7 +90,9 @@ def read_header(data: bytes) -> PngHeader:
         raise ImageError("it has no pixels: it is damaged or cut short")
     if colour_type == PALETTE and not has_palette:
         raise ImageError("it has no palette: it is damaged")
-    header.data = data if is_clean else b"".join([*(data[first:last] for first, last in kept), END_CHUNK])
+    # Behind a chunk that is cut short, decoders would read an end as its content.
+    end_chunk = END_CHUNK if position <= len(data) else b""
+    header.data = data if is_clean else b"".join([*(data[first:last] for first, last in kept), end_chunk])
     return header
 
 

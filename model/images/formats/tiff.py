@@ -135,6 +135,14 @@ class TiffImage(StoredImage):
             return directory.integer(TILE_WIDTH, 0), directory.integer(TILE_HEIGHT, 0)
         return width, min(directory.integer(ROWS_PER_STRIP, height), height)
 
+    def _part_bytes(self, part: int) -> int:
+        """Bytes of the rows of a strip or tile that lie in the image, where nothing is compressed."""
+        part_width, part_height = self._part_size()
+        across, down = -(-self.size[0] // part_width), -(-self.size[1] // part_height)
+        rows = min(part_height, self.size[1] - part // across % down * part_height)
+        samples = 1 if self._is_planar else self._samples
+        return rows * -(-part_width * samples * max(self._bits) // 8)
+
     def _is_tiled(self) -> bool:
         """Pillow reads uncompressed images with both kinds of offsets by their strips, and libtiff by their tiles."""
         is_compressed = self._directory.integer(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED
@@ -164,6 +172,11 @@ class TiffImage(StoredImage):
             present = min(present, len(sizes) - sizes.count(0))
         if present < needed:
             raise ImageError(f"it has {present} of the {needed} {name} that its size needs")
+        if compression == UNCOMPRESSED:
+            sizes = tuple(self._part_bytes(part) for part in range(needed))
+        # Decoders get a file with a directory behind its end, which they would read as pixels.
+        if any(offset + size > self._file_bytes for offset, size in zip(offsets, sizes, strict=False)):
+            raise ImageError(f"its {name} reach beyond its end: it is cut short")
 
     def _scale_palette(self, image: Image.Image) -> None:
         """Reads a palette of 8 bits, which many programs write, as libtiff does: no entry is above 255."""

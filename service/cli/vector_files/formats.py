@@ -14,12 +14,13 @@ import orjson
 from numpy.lib import format as npy
 
 from service.cli.errors import VectorFileError
-from service.cli.vector_files.parquet import import_pyarrow, open_rows, read_rows, write_rows
+from service.cli.vector_files.parquet import import_pyarrow, open_rows, read_rows, read_texts, write_rows
 from service.cli.vector_files.space import (
     Format,
     StoredVectors,
     VectorRecord,
     VectorSpace,
+    blame_file,
     foreign_file_error,
     parse_space,
 )
@@ -30,16 +31,14 @@ class Npz:
 
     def read(self, path: Path) -> StoredVectors:
         """See `Format.read`."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
+        with blame_file(path), path.open("rb") as file:  # of a damaged file, np.load would leave it open
+            with np.load(file, allow_pickle=False) as arrays:
                 properties = {name: arrays[name].tolist() for name in VectorSpace.model_fields if name in arrays}
                 properties["preprocessing"] = json.loads(properties["preprocessing"])
-                paths = arrays["paths"].tolist()
-                files = arrays["files"].tolist() if "files" in arrays else [""] * len(paths)
-            with zipfile.ZipFile(path) as archive, archive.open("vectors.npy") as member:
+                paths = _to_texts(arrays["paths"])
+                files = _to_texts(arrays["files"]) if "files" in arrays else [""] * len(paths)
+            with zipfile.ZipFile(file) as archive, archive.open("vectors.npy") as member:
                 shape, _, dtype = _read_header(member)
-        except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-            raise foreign_file_error(path) from error
         space = parse_space(path, properties)
         if (shape, dtype) != ((len(paths), *space.shape), np.dtype("<f4")):
             raise foreign_file_error(path)
@@ -68,7 +67,7 @@ class Npz:
         self, path: Path, space: VectorSpace, paths: list[str], files: list[str]
     ) -> Iterator[VectorRecord]:
         size = 4 * math.prod(space.shape)
-        with zipfile.ZipFile(path) as archive, archive.open("vectors.npy") as member:
+        with blame_file(path), zipfile.ZipFile(path) as archive, archive.open("vectors.npy") as member:
             _read_header(member)
             for path_text, file in zip(paths, files, strict=True):
                 yield VectorRecord(path_text, np.frombuffer(member.read(size), "<f4").reshape(space.shape), file)
@@ -88,20 +87,18 @@ class Parquet:
     def read(self, path: Path) -> StoredVectors:
         """See `Format.read`."""
         file, space = open_rows(path)
-        try:
-            paths = self._read_texts(file, "path")
-            files = self._read_texts(file, "file") if "file" in file.schema_arrow.names else [""] * len(paths)
-        except (OSError, ValueError, KeyError) as error:
-            raise foreign_file_error(path) from error
+        paths: list[str] = []
+        files: list[str] = []
+        with file, blame_file(path):
+            has_files = "file" in file.schema_arrow.names
+            for batch in file.iter_batches(columns=["path", *(["file"] if has_files else [])]):
+                paths += read_texts(batch, "path")
+                files += read_texts(batch, "file") if has_files else [""] * len(batch)
         return StoredVectors(space, paths, files, read_rows(path))
 
     def write(self, path: Path, space: VectorSpace, files: Mapping[str, str], records: Iterable[VectorRecord]) -> None:
         """See `Format.write`."""
         write_rows(path, space, records)
-
-    @staticmethod
-    def _read_texts(file: Any, column: str) -> list[str]:
-        return [text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist()]
 
 
 class JsonLines:
@@ -139,10 +136,8 @@ class JsonLines:
 
     def _read_records(self, path: Path, space: VectorSpace) -> Iterator[VectorRecord]:
         for line in self._lines(path):
-            try:
+            with blame_file(path):
                 vector = np.array(line["vector"], dtype=np.float32).reshape(space.shape)
-            except (TypeError, ValueError) as error:
-                raise foreign_file_error(path) from error
             yield VectorRecord(line["path"], vector, line.get("file", ""))
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -169,6 +164,17 @@ def format_of(path: Path) -> Format:
     if path.suffix not in FORMATS:
         raise VectorFileError(f"{path} should end in one of {', '.join(FORMATS)}: the suffix decides the format")
     return FORMATS[path.suffix]()
+
+
+def _to_texts(array: np.ndarray[Any, Any]) -> list[str]:
+    """The texts of an array [n].
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise ValueError(f"{array.dtype} {array.shape} holds no texts")
+    return [str(text) for text in array.tolist()]
 
 
 def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> BinaryIO:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from service.cli.errors import VectorFileError
-from service.cli.vector_files.space import VectorRecord, VectorSpace, foreign_file_error, parse_space
+from service.cli.vector_files.space import VectorRecord, VectorSpace, blame_file, parse_space
 
 SPACE_KEY = "mae-serve"
 """The key of the schema's metadata under which the vector space is, as JSON."""
@@ -94,11 +94,9 @@ def open_rows(path: Path) -> tuple[Any, VectorSpace]:
         VectorFileError: the file is damaged, or another program wrote it.
     """
     arrow = import_pyarrow()
-    try:
+    with blame_file(path):
         file = arrow.parquet.ParquetFile(path)
         return file, parse_space(path, json.loads(file.schema_arrow.metadata[SPACE_KEY.encode()]))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors too
-        raise foreign_file_error(path) from error
 
 
 def read_rows(path: Path) -> Iterator[VectorRecord]:
@@ -108,9 +106,23 @@ def read_rows(path: Path) -> Iterator[VectorRecord]:
         VectorFileError: as `open_rows`.
     """
     file, space = open_rows(path)
-    with file:
+    with file, blame_file(path):
         for batch in file.iter_batches(batch_size=rows_per_group(space)):
             yield from _records(batch, space)
+
+
+def read_files(path: Path) -> Iterator[tuple[str, str | None, int | None, int | None]]:
+    """Of each row of a shard the file, the error, the size and the time of change.
+
+    Raises:
+        VectorFileError: as `open_rows`.
+    """
+    file, _ = open_rows(path)
+    names = ("error", "size", "modified")
+    with file, blame_file(path):
+        for batch in file.iter_batches(columns=["file", *(name for name in names if name in file.schema_arrow.names)]):
+            others = (_optional_column(batch, name) for name in names)
+            yield from zip(read_texts(batch, "file"), *others, strict=True)
 
 
 def rows_per_group(space: VectorSpace) -> int:
@@ -118,7 +130,20 @@ def rows_per_group(space: VectorSpace) -> int:
     return max(1, ROW_GROUP_BYTES // (4 * prod(space.shape)))
 
 
-def optional_column(batch: Any, name: str) -> list[Any]:
+def read_texts(batch: Any, name: str) -> list[str]:
+    """The values of a column of texts.
+
+    Raises:
+        KeyError: there is no such column.
+        ValueError: not all of its values are texts.
+    """
+    texts = batch.column(name).to_pylist()
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the column {name} does not hold texts")
+    return list(texts)
+
+
+def _optional_column(batch: Any, name: str) -> list[Any]:
     """The values of a column; None in every row if the file has no such column, because an earlier version wrote it."""
     if name not in batch.schema.names:
         return [None] * len(batch)
@@ -134,6 +159,6 @@ def _records(batch: Any, space: VectorSpace) -> Iterator[VectorRecord]:
         floats = floats.flatten()
     shaped = iter(floats.to_numpy().reshape(-1, *space.shape))
     vectors = (next(shaped) if is_present else None for is_present in present)
-    files = batch.column("file").to_pylist() if "file" in batch.schema.names else [""] * len(batch)
-    others = (optional_column(batch, name) for name in ("error", "size", "modified"))
-    yield from map(VectorRecord, batch.column("path").to_pylist(), vectors, files, *others)
+    files = read_texts(batch, "file") if "file" in batch.schema.names else [""] * len(batch)
+    others = (_optional_column(batch, name) for name in ("error", "size", "modified"))
+    yield from map(VectorRecord, read_texts(batch, "path"), vectors, files, *others)

@@ -29,7 +29,7 @@ from service.cli.files import require_folder
 from service.cli.vector_files.file_table import FileEntry, FileTable
 from service.cli.vector_files.formats import FORMATS
 from service.cli.vector_files.journal import Header, Journal
-from service.cli.vector_files.parquet import import_pyarrow, open_rows, optional_column, read_rows, write_rows
+from service.cli.vector_files.parquet import import_pyarrow, open_rows, read_files, read_rows, write_rows
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 
 SHARD_BYTES = 16_000_000
@@ -147,12 +147,9 @@ class ShardStore:
     def unnamed_files(self) -> Iterator[str]:
         """The files that have rows and that `known` does not mark as named."""
         for path in shard_paths(self.output).values():
-            file, _ = open_rows(path)
-            with file:
-                for batch in file.iter_batches(columns=["file"]):
-                    for name in batch.column("file").to_pylist():
-                        if (entry := self.known.find(name)) is not None and not entry.named:
-                            yield name
+            for name, *_ in read_files(path):
+                if (entry := self.known.find(name)) is not None and not entry.named:
+                    yield name
 
     def __enter__(self) -> Self:
         """Returns the store, which is open already."""
@@ -172,19 +169,13 @@ class ShardStore:
         first: Path | None = None
         for number, path in shard_paths(self._shards).items():
             file, space = open_rows(path)
+            file.close()
             if first is None:
                 first, self._space = path, space
             elif self._space != space:
                 raise VectorFileError(f"{path} holds vectors of another space than {first}")
-            row = 0
-            with file:
-                columns = [name for name in ("file", "error", "size", "modified") if name in file.schema_arrow.names]
-                for batch in file.iter_batches(columns=columns):
-                    names = batch.column("file").to_pylist()
-                    others = (optional_column(batch, name) for name in ("error", "size", "modified"))
-                    for name, error, size, modified in zip(names, *others, strict=True):
-                        self._note(VectorRecord("", None, name, error, size, modified), number, row)
-                        row += 1
+            for row, (name, error, size, modified) in enumerate(read_files(path)):
+                self._note(VectorRecord("", None, name, error, size, modified), number, row)
 
     def _read_journal(self) -> None:
         header = self._journal.header

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Annotated, NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.arrays import Floats
 from model.config import Preprocessing
@@ -15,6 +17,8 @@ from service.cli.errors import VectorFileError
 from service.inference.embedding import EmbeddingPlan
 from service.inference.vector_space import space_of
 from service.parameters import Pool
+
+Count = Annotated[int, Field(gt=0)]
 
 
 class VectorRecord(NamedTuple):
@@ -61,8 +65,8 @@ class VectorSpace(BaseModel):
     """The seed of the visible patches if `keep` is below 1."""
     patches: str | None = None
     """The row-major indices of the visible patches if they are a region."""
-    dim: int
-    grid: tuple[int, int]
+    dim: Count
+    grid: tuple[Count, Count]
     """Number of patches per column and per row of an image."""
     positions: tuple[int, ...] | None = None
     """For some of the tokens: the row-major index of the patch of each token."""
@@ -154,6 +158,24 @@ def parse_space(path: Path, properties: object) -> VectorSpace:
     try:
         return VectorSpace.model_validate(properties)
     except ValidationError as error:
+        raise foreign_file_error(path) from error
+
+
+@contextmanager
+def blame_file(path: Path) -> Iterator[None]:
+    """Makes every exception while the file at `path` is read the file's fault: readers raise all kinds of them.
+
+    Raises:
+        VectorFileError: instead of the exception.
+        OSError: the system refuses to read the file.
+    """
+    try:
+        yield
+    except (VectorFileError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a wrong offset is the file's
+            raise
         raise foreign_file_error(path) from error
 
 
