@@ -65,6 +65,7 @@ def build(
         log.warning("%s: %s", source.name, note)
     if heads.head is None and engine.info.head is not None:
         heads = replace(heads, head=_foreign_head(settings, model, engine))
+    progress("measuring the seconds of an image")
     return ServedModel(engine, heads, image_seconds=time_batch(engine, 1))
 
 

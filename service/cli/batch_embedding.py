@@ -32,6 +32,7 @@ from service.errors import EngineLost, ServiceError
 from service.inference.embedding import EmbeddingPlan
 from service.inference.executor import BatchExecutor
 from service.inference.queue import DecoderOutput, QueuedRequest, QueueEntry, Result
+from service.inference.watchdog import Heartbeat, Watchdog, WatchedEngine
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -85,7 +86,12 @@ class BatchEmbedder:
             DecoderSettings.of(info, settings), settings.decode_threads, processes
         )
         metrics = Metrics()
-        self._executors = [BatchExecutor(served.engine, lane, metrics) for lane in range(info.lanes)]
+        watchdog = Watchdog(served.image_seconds, metrics.slow_batches.inc)
+        engine = WatchedEngine(served.engine, watchdog)
+        self._heartbeat = Heartbeat(watchdog, self._end_waiting)
+        self._hang: asyncio.Future[str] | None = None
+        """Becomes the sentence on a batch that does not return; None before the first batch."""
+        self._executors = [BatchExecutor(engine, lane, metrics) for lane in range(info.lanes)]
         self._threads = [ThreadPoolExecutor(1, f"lane-{lane}") for lane in range(info.lanes)]
         self._fetchers = ThreadPoolExecutor(REMOTE_READS, "fetch")
         self._free: asyncio.Queue[int] = asyncio.Queue()
@@ -96,7 +102,7 @@ class BatchEmbedder:
         """The records of a group of images, in their order.
 
         Raises:
-            EngineLost: the engine cannot go on.
+            EngineLost: the engine cannot go on, or a batch does not return.
             CommandError: a process that decodes has ended, for example because the system's memory was used up.
         """
         tried = [image for image in images if not image.entry.problem]
@@ -122,9 +128,14 @@ class BatchEmbedder:
         return records
 
     def close(self) -> None:
-        """Waits for what is being computed, and ends the threads and processes."""
-        for pool in (self._decoders, self._fetchers, *self._threads):
+        """Waits for what is being computed, unless it hangs, and ends the threads and processes."""
+        for pool in (self._decoders, self._fetchers):
             pool.shutdown(cancel_futures=True)
+        hangs = self._hang is not None and self._hang.done()
+        for lane in self._threads:
+            lane.shutdown(wait=not hangs, cancel_futures=True)
+        if self._hang is not None:
+            self._heartbeat.stop()
 
     def __enter__(self) -> Self:
         """Returns the embedder, which has its threads already."""
@@ -161,17 +172,32 @@ class BatchEmbedder:
         request = QueuedRequest(self.plan.operation, len(patches), float("inf"), _NoSink())
         is_whole = len(visible) == self._config.num_patches
         batch = [QueueEntry(request, 0, image if is_whole else image[visible], visible, 0.0) for image in patches]
-        lane = await self._free.get()
+        lane, loop, hang = await self._free.get(), asyncio.get_running_loop(), self._watch()
         try:
-            run = self._executors[lane].run
-            results, _ = await asyncio.get_running_loop().run_in_executor(
-                self._threads[lane], run, self.plan.operation, batch
-            )
+            run = loop.run_in_executor(self._threads[lane], self._executors[lane].run, self.plan.operation, batch)
+            await asyncio.wait([run, hang], return_when=asyncio.FIRST_COMPLETED)
+            if not run.done():
+                raise EngineLost(hang.result())
+            results, _ = run.result()
         except FatalEngineError as error:
             raise EngineLost(str(error)) from error
         finally:
             self._free.put_nowait(lane)
         return results
+
+    def _watch(self) -> asyncio.Future[str]:
+        """Watches all batches from now on; returns the future of the sentence on one that does not return."""
+        if self._hang is None:
+            self._hang = asyncio.get_running_loop().create_future()
+            self._heartbeat.start()
+        return self._hang
+
+    def _end_waiting(self, reason: str) -> None:
+        """Called in the thread of the heartbeat."""
+        assert self._hang is not None
+        loop = self._hang.get_loop()
+        if not loop.is_closed():  # the command was interrupted
+            loop.call_soon_threadsafe(self._hang.set_result, reason)
 
     def _finish(self, result: Result) -> Floats:
         assert not isinstance(result, DecoderOutput)

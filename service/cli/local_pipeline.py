@@ -15,6 +15,7 @@ from service.inference.decode_memory import DecodeMemory
 from service.inference.image_decoder import ImageDecoder
 from service.inference.limits import IMAGE, LocalBudget
 from service.inference.pipeline import Pipeline
+from service.inference.watchdog import Heartbeat, Watchdog, WatchedEngine
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -38,7 +39,10 @@ def build_engine(settings: Settings) -> ServedModel:
 
 @asynccontextmanager
 async def open_pipeline(served: ServedModel, settings: Settings, max_images: int) -> AsyncIterator[Pipeline]:
-    """The service's pipeline around `served`, for at most `max_images` images at the same time."""
+    """The service's pipeline around `served`, for at most `max_images` images at the same time.
+
+    A batch that does not return ends every image with `EngineLost`.
+    """
     metrics = Metrics()
     info = served.info
     decoder = ImageDecoder(
@@ -48,10 +52,14 @@ async def open_pipeline(served: ServedModel, settings: Settings, max_images: int
         DecodeMemory(LocalBudget(settings.max_decode_bytes)),
         metrics.ignored_profiles.inc,
     )
-    scheduler = BatchScheduler(served.engine, metrics, LocalBudget(max_images * IMAGE))
+    watchdog = Watchdog(served.image_seconds, metrics.slow_batches.inc)
+    scheduler = BatchScheduler(WatchedEngine(served.engine, watchdog), metrics, LocalBudget(max_images * IMAGE))
     scheduler.start()
+    heartbeat = Heartbeat(watchdog, scheduler.lose)
     pipeline = Pipeline(info, served.heads, decoder, scheduler, metrics, settings.decode_threads)
+    heartbeat.start()
     try:
         yield pipeline
     finally:
+        heartbeat.stop()
         pipeline.close()

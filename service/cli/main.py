@@ -38,7 +38,7 @@ from service.cli.errors import CommandError, describe_error
 from service.cli.examples import format_examples
 from service.cli.index_run import IndexParameters
 from service.cli.options import ENGINE_OPTIONS, with_options
-from service.errors import ServiceError
+from service.errors import EngineLost, ServiceError
 from service.index.errors import ImageIndexError
 from service.parameters import (
     AnomalyParameters,
@@ -91,6 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         OSError,
     ) as error:
         print(f"mae: {describe_error(error)}", file=sys.stderr)
+        if isinstance(error, EngineLost):
+            from service.server import exit_now  # lazily: no command but `serve` needs uvicorn
+
+            exit_now(2)  # a batch that does not return would be waited for
         sys.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""Notices an engine that hangs: a call that does not return, by the time in which the process could run.
+"""Notices an engine that hangs: a call or a load that does not end, by the time in which the process could run.
 
 The wall clock is no measure: it also passes while the process is stopped, while the machine sleeps, and while a cgroup
 gives the process a tenth of a CPU. So a thread sleeps for short random times. Each time that it wakes up punctually
@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from model.arrays import Bytes, Floats, Indices
 from model.engines.base import Engine
@@ -34,6 +35,21 @@ of 0.1 s: beats with the same period would always come at the same point of it."
 LATE_S = 0.01
 """A beat that comes later than this does not count. Fewer than half of the beats come in time in a cgroup with a tenth
 of a CPU, where a call takes 20 times as long as with two. `tests.attacks.hangs` tries it."""
+
+
+class Watched(Protocol):
+    """What may hang."""
+
+    def beat(self, slept_s: float, late_s: float) -> str | None:
+        """Counts a beat.
+
+        Args:
+            slept_s: the time that the beat should have taken, in seconds.
+            late_s: the time by which it took longer.
+
+        Returns:
+            A sentence on what hangs; None if nothing does.
+        """
 
 
 class Watchdog:
@@ -76,18 +92,9 @@ class Watchdog:
                 self._recent[operation].append((self._clock() - call.begun_at) / images)
 
     def beat(self, slept_s: float, late_s: float) -> str | None:
-        """Counts a beat, and looks at all calls.
-
-        Args:
-            slept_s: the time that the beat should have taken, in seconds.
-            late_s: the time by which it took longer.
-
-        Returns:
-            A sentence on the call that hangs; None if none does.
-        """
+        """See `Watched.beat`: looks at all calls."""
         with self._lock:
-            if late_s <= LATE_S:
-                self._ran_s += slept_s
+            self._ran_s += running_time(slept_s, late_s)
             for lane, call in self._calls.items():
                 self._note_slow(call)
                 ran_s, limit_s = self._ran_s - call.ran_before_s, self._limit_s(call)
@@ -108,6 +115,31 @@ class Watchdog:
         if not call.slow and self._clock() - call.begun_at > limit_s:
             call.slow = True
             self._on_slow()
+
+
+class LoadWatchdog:
+    """The time that the process has run since it began to load the engine. It has no thread."""
+
+    def __init__(self, limit_s: float, step: Callable[[], str]) -> None:
+        """Loading begins now.
+
+        Args:
+            limit_s: seconds of running time in which the engine must be loaded.
+            step: names the step of loading that runs.
+        """
+        self._limit_s = limit_s
+        self._step = step
+        self._ran_s = 0.0
+
+    def beat(self, slept_s: float, late_s: float) -> str | None:
+        """See `Watched.beat`."""
+        self._ran_s += running_time(slept_s, late_s)
+        if self._ran_s <= self._limit_s:
+            return None
+        return (
+            f"the engine is not loaded after {self._limit_s:g} s of running time (LOAD_TIMEOUT_S), and this step has"
+            f" not ended: {self._step()}"
+        )
 
 
 class WatchedEngine:
@@ -138,9 +170,9 @@ class WatchedEngine:
 class Heartbeat:
     """The thread that beats. It needs the interpreter: if a hung call keeps the GIL, nothing in the process runs."""
 
-    def __init__(self, watchdog: Watchdog, on_hang: Callable[[str], None]) -> None:
-        """Does not beat yet; `on_hang` is called in the thread, at most once, with the sentence of `Watchdog.beat`."""
-        self._watchdog = watchdog
+    def __init__(self, watched: Watched, on_hang: Callable[[str], None]) -> None:
+        """Does not beat yet; `on_hang` is called in the thread, at most once, with the sentence of `Watched.beat`."""
+        self._watched = watched
         self._on_hang = on_hang
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -155,17 +187,17 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        if reason := beat_until_hang(self._watchdog, self._stopped.wait):
+        if reason := beat_until_hang(self._watched, self._stopped.wait):
             self._on_hang(reason)
 
 
 def beat_until_hang(
-    watchdog: Watchdog, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic
+    watched: Watched, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic
 ) -> str | None:
-    """Beats until a call hangs, and returns the sentence on it; returns None if it is to stop.
+    """Beats until something hangs, and returns the sentence on it; returns None if it is to stop.
 
     Args:
-        watchdog: counts the beats.
+        watched: counts the beats.
         wait: sleeps for a number of seconds, and returns early and true if the beats are to stop.
         clock: tells the time in seconds.
     """
@@ -173,8 +205,13 @@ def beat_until_hang(
         seconds, start = random.uniform(*BEAT_S), clock()
         if wait(seconds):
             return None
-        if reason := watchdog.beat(seconds, clock() - start - seconds):
+        if reason := watched.beat(seconds, clock() - start - seconds):
             return reason
+
+
+def running_time(slept_s: float, late_s: float) -> float:
+    """Seconds in which the process could run during a beat: all of it if the beat was punctual, else none."""
+    return slept_s if late_s <= LATE_S else 0.0
 
 
 @dataclass

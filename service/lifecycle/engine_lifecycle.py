@@ -17,7 +17,7 @@ from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
 from service.inference.index_searcher import Index, IndexSearcher
 from service.inference.limits import IMAGE, Budget, Budgets
-from service.inference.watchdog import Heartbeat, Watchdog, WatchedEngine
+from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState
@@ -76,7 +76,7 @@ class EngineLifecycle:
         self._on_open = on_open
         self._tracer = tracer
         self._heartbeat: Heartbeat | None = None
-        """Beats for the watchdog of the engine; None until the engine is loaded."""
+        """Beats for the watchdog of what runs: loading first, then the engine; None before `start`."""
         self._created = time.monotonic()
         self._tasks = BackgroundTasks(state.fail)
         self._build_engine = build_engine
@@ -90,6 +90,10 @@ class EngineLifecycle:
 
     def start(self) -> None:
         """Begins to load the engine. Call this on the event loop."""
+        loop = asyncio.get_running_loop()
+        watchdog = LoadWatchdog(self._settings.load_timeout_s, lambda: self._state.progress)
+        self._heartbeat = Heartbeat(watchdog, lambda reason: loop.call_soon_threadsafe(self._on_load_timeout, reason))
+        self._heartbeat.start()
         self._tasks.start(self._loader.load())
 
     def handle_signal(self, number: int) -> None:
@@ -142,6 +146,8 @@ class EngineLifecycle:
         )
         scheduler.start()
         self.scheduler, self.heads = scheduler, served.heads
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         self._heartbeat = Heartbeat(watchdog, scheduler.lose)
         self._heartbeat.start()
         self.searcher = None if index is None else IndexSearcher(index, self._metrics, s.queue_images)
@@ -159,6 +165,10 @@ class EngineLifecycle:
             info.preferred_batch,
             info.parity,
         )
+
+    def _on_load_timeout(self, reason: str) -> None:
+        if self.scheduler is None:  # or else the engine was loaded at the last moment
+            self._state.fail(reason)
 
     def _on_engine_lost(self, reason: str) -> None:
         self._tasks.start(self._end_after_grace(reason))

@@ -1,4 +1,4 @@
-"""An engine that hangs, and processes that only look as if theirs did: stopped, or with a tenth of a CPU.
+"""Engines that hang, in a batch or while they load, and processes that only seem to: stopped, or with a tenth of a CPU.
 
 .venv/bin/python -m tests.attacks.hangs
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -87,6 +89,46 @@ def attack_cgroup(seen: Counter[str]) -> None:
             seen["cgroup: not tried, for want of permission"] += 1
 
 
+def attack_load(workers: int, seen: Counter[str]) -> None:
+    """An engine that is never loaded."""
+    variables = {"FAKE_LOAD_S": "100000", "MAE_LOAD_TIMEOUT_S": "2", "MAE_HOST": "127.0.0.1", "MAE_PORT": "0"}
+    environment = os.environ | variables | {"MAE_HTTP_WORKERS": str(workers)}
+    command = [sys.executable, "-m", "tests.support.fake_server"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    named = "names the step" if "this step has not ended: pretending to build" in done.stderr else "names no step"
+    seen[f"load: exit code {done.returncode}, {named}"] += 1
+
+
+EMBED = """
+import sys
+from model.engines import build
+from model.engines.base import ServedModel
+from service.cli.main import main
+from service.inference import watchdog
+from tests.support.fake_server import FailingEngine
+
+kind, watchdog.HANG_LEAST_S = sys.argv[1], float(sys.argv[2])
+build.build = lambda *_: ServedModel(FailingEngine(kind, 0.001, 4))
+main(sys.argv[3:])
+"""
+
+
+def attack_embed(seen: Counter[str]) -> None:
+    """`mae embed`, of which a batch never returns, and the same command once more with an engine that works."""
+    with tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
+        folder = Path(name, "greys")
+        folder.mkdir()
+        for shade in (*range(11), POISON):
+            (folder / f"{shade:03}.png").write_bytes(grey(shade))
+        for kind in ("hangs", "works"):
+            command = [sys.executable, "-c", EMBED, kind, str(LIMIT_S), "embed", str(folder), "-o", f"{name}/out/"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            print(done.stderr, file=sys.stderr)
+            last = done.stderr.strip().rsplit("\n", 1)[-1]
+            said = "says so" if " hangs: a batch of 4 for embed" in last else last.removesuffix(f": {name}/out/")
+            seen[f"mae embed: exit code {done.returncode}, {said}"] += 1
+
+
 def count(server: AttackedServer, what: str, answer: str, seen: Counter[str]) -> None:
     seen[f"{what}: {answer}"] += 1
     seen[f"{what}: /livez {httpx.get(f'{server.url}/livez', timeout=30).status_code}"] += 1
@@ -134,6 +176,9 @@ EXPECTED = {
     "hang: 503 engine_lost",
     "hang: /livez 503",
     "hang: exit code 1",
+    "load: exit code 1, names the step",
+    "mae embed: exit code 2, says so",
+    "mae embed: exit code 0, mae: 4 embedded, 8 already stored, 0 skipped",
     "stopped: 200 after the limit",
     "stopped: /livez 200",
     "stopped nine tenths of the time: 200 after the limit",
@@ -150,6 +195,8 @@ def main() -> int:
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         attack_hang(workers, seen)
+        attack_load(workers, seen)
+    attack_embed(seen)
     attack_stop(seen)
     attack_duty_cycle(seen)
     attack_cgroup(seen)

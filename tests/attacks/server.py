@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,18 @@ class AttackedServer:
 
 @contextmanager
 def serve(
-    open_files: int | None = None, fake: dict[str, str] | None = None, real: bool = False, **settings: Any
+    open_files: int | None = None,
+    fake: dict[str, str] | None = None,
+    real: bool = False,
+    enter: Callable[[], None] | None = None,
+    log_folder: Path | None = None,
+    **settings: Any,
 ) -> Iterator[AttackedServer]:
     """A server with at most `open_files` file descriptors; it is killed at the end.
 
     Its engine is `real`, with the packaged model, or a fake one whose batches take a millisecond. `fake` has further
-    variables of `tests.support.fake_server`.
+    variables of its environment, such as those of `tests.support.fake_server`. The process calls `enter` before it
+    becomes the server, whose log lies in `log_folder`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
     environment |= {f"MAE_{name.upper()}": str(value) for name, value in settings.items()}
@@ -86,8 +92,10 @@ def serve(
     def limit() -> None:
         if open_files:
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+        if enter:
+            enter()
 
-    with tempfile.TemporaryDirectory(prefix="mae-attack-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mae-attack-", dir=log_folder) as folder:
         log = Path(folder) / "log"
         command = list(MAE_SERVE) if real else [sys.executable, "-m", "tests.support.fake_server"]
         with log.open("wb") as out:

@@ -25,6 +25,7 @@ from service.cli.vector_files.file_table import FileEntry, FileTable
 from service.cli.vector_files.shard_store import ShardStore, is_shard_folder
 from service.cli.vector_files.space import VectorRecord, VectorSpace
 from service.cli.vector_files.store import VectorStore
+from service.errors import EngineLost
 from service.inference.embedding import EmbeddingPlan
 from service.parameters import EmbedParameters
 
@@ -157,6 +158,9 @@ def embed(
             except KeyboardInterrupt:
                 progress.write_line(f"interrupted: {progress.done} embedded so far; the same command continues the run")
                 raise typer.Exit(INTERRUPTED) from None
+            except EngineLost:
+                progress.write_line(f"{progress.done} embedded so far; the same command continues the run")
+                raise
     if listing.left_out.sentence:
         progress.write_line(listing.left_out.sentence)
     progress.write_line(

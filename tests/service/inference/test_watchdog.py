@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.inference.watchdog import Heartbeat, Watchdog, WatchedEngine, beat_until_hang
+from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine, beat_until_hang
 from tests.support.engines import FakeEngine
 from tests.support.queueing import ALL_FOUR, image
 
@@ -171,6 +171,33 @@ def test_a_hang_is_found_under_throttling_too() -> None:
     machine = Machine(throttled())
     assert machine.run_call(HOUR) is not None
     assert 60 < machine.now < 300
+
+
+# --- loading
+
+
+def load(wakes_at: Callable[[float], float], seconds: float) -> str | None:
+    """Loads for some seconds by the clock, of which the engine may take 60; returns what hangs."""
+    machine = Machine(wakes_at)
+    watchdog = LoadWatchdog(60, lambda: "compiling")
+
+    def wait(slept_s: float) -> bool:
+        machine.now = wakes_at(machine.now + slept_s)
+        return machine.now >= seconds
+
+    return beat_until_hang(watchdog, wait, lambda: machine.now)
+
+
+def test_a_load_that_does_not_end_hangs_and_its_step_is_named() -> None:
+    assert load(lambda due: due, 59) is None
+    found = load(lambda due: due, 61)
+    assert found is not None and "60 s of running time (LOAD_TIMEOUT_S)" in found and found.endswith(": compiling")
+
+
+def test_time_in_which_the_process_does_not_run_is_no_time_of_loading() -> None:
+    assert load(stopped(10, HOUR), HOUR + 45) is None
+    assert load(stopped(10, HOUR), HOUR + 65) is not None
+    assert load(throttled(), 120) is None
 
 
 # --- around the class

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -199,6 +200,38 @@ def test_an_engine_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: p
 
     run(main())
     assert caplog.text.count("lane 0 hangs") == 1
+
+
+def test_an_engine_that_is_not_loaded_in_time_ends_the_process_and_the_step_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = threading.Event()
+
+    def build(settings: Any, report: Any) -> ServedModel:
+        report("compiling for ever")
+        assert opened.wait(10)
+        return ServedModel(FakeEngine())
+
+    async def main() -> None:
+        process = Process(build, load_timeout_s=0.01)
+        process.lifecycle.start()
+        await until(lambda: process.state.exit_code == 1)
+        assert process.state.current == "lost"
+        assert process.state.progress.startswith("the engine is not loaded after 0.01 s")
+        opened.set()
+        process.lifecycle.close()
+
+    run(main())
+    assert "LOAD_TIMEOUT_S), and this step has not ended: compiling for ever" in caplog.text
+
+
+def test_loading_is_not_watched_once_the_engine_is_ready() -> None:
+    async def main() -> None:
+        async with ready(load_timeout_s=0.3) as process:
+            await asyncio.sleep(0.6)
+            assert process.state.current == "ready"
+
+    run(main())
 
 
 def test_an_engine_that_is_loaded_during_a_drain_does_not_make_the_service_ready() -> None:

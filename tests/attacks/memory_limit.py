@@ -1,0 +1,215 @@
+"""The worst allowed files under a limit of memory, by a cgroup: nothing is killed; prints one line with counts.
+
+.venv/bin/python -m tests.attacks.memory_limit [--seconds 30] [--least]
+
+The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
+which something is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet
+
+from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MB, PHOTO, SETTLE_S, answer, memory_mb
+from tests.attacks.disks import MAE
+from tests.attacks.server import AttackedServer, report, serve
+
+CLIENTS = 12
+LEAST_MB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
+VERSION_1, VERSION_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+class MemoryGroup:
+    """A cgroup with a limit of memory, of version 1 or 2."""
+
+    def __init__(self, folder: Path, limit_mb: int) -> None:
+        self._folder, self._old = folder, folder.parent == VERSION_1
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self._old else ["memory.max"]
+        for name in names:
+            (folder / name).write_text(str(limit_mb << 20))
+
+    def enter(self) -> None:
+        """Moves this process into it."""
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    @property
+    def peak_mb(self) -> float:
+        name = "memory.max_usage_in_bytes" if self._old else "memory.peak"
+        return int((self._folder / name).read_text()) / (1 << 20)
+
+    @property
+    def kills(self) -> int:
+        """Processes that the system has killed for want of memory."""
+        text = (self._folder / ("memory.oom_control" if self._old else "memory.events")).read_text()
+        return int(re.search(r"^oom_kill (\d+)", text, re.M)[1])  # type: ignore[index]
+
+
+@contextmanager
+def limit_memory(limit_mb: int) -> Iterator[MemoryGroup | None]:
+    """A cgroup with this limit; None where this process may make none."""
+    folder = (VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory"
+    try:
+        folder.mkdir()
+        group = MemoryGroup(folder, limit_mb)
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        yield None
+        return
+    try:
+        yield group
+    finally:
+        for _ in range(100):
+            try:
+                folder.rmdir()
+                break
+            except OSError:  # the processes in it have not quite ended
+                time.sleep(0.1)
+
+
+class Canary:
+    """Sends photographs, until the block is left."""
+
+    def __init__(self, server: AttackedServer) -> None:
+        self.seen: Counter[str] = Counter()
+        self.slowest = 0.0
+        self._server = server
+        self._ended = threading.Event()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._send)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _send(self) -> None:
+        while not self._ended.wait(0.5):
+            self.seen[f"photograph: {ask(self._server, PHOTO)}"] += 1
+            self.seen[f"probe: {httpx.get(f'{self._server.url}/livez', timeout=60).status_code}"] += 1
+
+
+def ask(server: AttackedServer, *images: bytes) -> str:
+    try:
+        return str(answer(server, *images)[0])
+    except httpx.TransportError as error:
+        return type(error).__name__
+
+
+def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
+    """Sends all bodies again and again beside a canary; what was measured is written to stderr."""
+    seen: Counter[str] = Counter()
+    with limit_memory(limit_mb) as group:
+        if group is None:
+            return Counter(["not tried, for want of permission"])
+        with serve(real=True, enter=group.enter, http_workers=workers) as server:
+            for _ in range(20):
+                answer(server, PHOTO)
+            before = memory_mb(server.process.pid)
+            canary, end, turns = Canary(server), time.monotonic() + seconds, itertools.count()
+
+            def send(_: int) -> None:
+                while time.monotonic() < end and server.process.poll() is None:
+                    seen[f"attack: {ask(server, *bodies[next(turns) % len(bodies)])}"] += 1
+
+            with canary.watch(), ThreadPoolExecutor(CLIENTS) as pool:
+                list(pool.map(send, range(CLIENTS)))
+            seen += canary.seen
+            settled = time.monotonic() + SETTLE_S
+            after = memory_mb(server.process.pid)
+            while after > 1.1 * before and time.monotonic() < settled and server.process.poll() is None:
+                time.sleep(0.5)
+                after = memory_mb(server.process.pid)
+            seen["memory is back" if after <= 1.1 * before else "memory is not back"] += 1
+            seen["killed"] += group.kills
+            print(
+                f"limit {limit_mb} MiB, {workers} HTTP workers: peak {group.peak_mb:.0f} MiB; {before:.0f} MB before,"
+                f" {after:.0f} MB after; {group.kills} killed; {dict(seen)}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return seen
+
+
+def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
+    """`mae embed` over a folder of hostile files and photographs."""
+    with limit_memory(limit_mb) as group, tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
+        if group is None:
+            return Counter(["not tried, for want of permission"])
+        folder = Path(name, "images")
+        folder.mkdir()
+        for number, data in enumerate(files * 2):
+            (folder / f"{2 * number:03}.jpg").write_bytes(data)
+            (folder / f"{2 * number + 1:03}.jpg").write_bytes(PHOTO)
+        command = [*MAE, "embed", str(folder), "-o", f"{name}/out/"]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=group.enter, timeout=1200)
+        rows = pyarrow.parquet.read_table(f"{name}/out") if done.returncode in (0, 1) else None
+        print(f"mae embed, limit {limit_mb} MiB: peak {group.peak_mb:.0f} MiB\n{done.stderr}", file=sys.stderr)
+        seen = Counter([f"mae embed: exit code {done.returncode}"])
+        if rows is not None:
+            photographs = [
+                error
+                for path, error in zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True)
+                if int(Path(path).stem) % 2
+            ]
+            seen["mae embed: photographs"] += photographs.count(None)
+            seen["mae embed: photographs that failed"] += len(photographs) - photographs.count(None)
+        seen["killed"] += group.kills
+    return seen
+
+
+EXPECTED = {
+    "not tried, for want of permission",
+    "photograph: 200",
+    "probe: 200",
+    "memory is back",
+    *(f"attack: {code}" for code in (200, 400, 413, 429, 504)),
+    "mae embed: exit code 1",
+    "mae embed: photographs",
+}
+
+
+def main() -> int:
+    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=30, help="time of each load")
+    parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")
+    options = parser.parse_args()
+    makers: list[Callable[[], bytes]] = [*HEAVY.values(), *FLOODS.values()]
+    files = [make() for make in makers]
+    bodies = [[data] for data in files] + [[HEAVY["WebP"]()] * 64, [HEAVY["RGBA"]()] * 16]
+    seen: Counter[str] = Counter()
+    for workers in (0, 2):
+        seen += attack_server(LIMIT_MB, workers, options.seconds, bodies)
+    seen += attack_command(LIMIT_MB, files)
+    if options.least:
+        for limit_mb in LEAST_MB:
+            found = attack_server(limit_mb, 0, options.seconds, bodies)
+            if found["killed"] or set(found) - EXPECTED:
+                print(f"the first limit that does not hold: {limit_mb} MiB", file=sys.stderr)
+                break
+    return report("memory_limit", seen, EXPECTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
