@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from uuid import uuid4
@@ -183,6 +184,7 @@ class _PartWriter:
 
         Raises:
             PackError: the image is larger than a part may be.
+            OSError: it cannot be written; the error names the pack.
         """
         length = len(data) + ENTRY_BYTES + 2 * len(name.encode())
         if length + END_BYTES > self._part_bytes:
@@ -194,10 +196,15 @@ class _PartWriter:
         size, images = self._sizes[-1]
         self._sizes[-1] = size + length, images + 1
         # An entry without a date (1980-01-01), so that the same images give the same bytes.
-        self._archive.writestr(ZipInfo(name), data)
+        with self._name_errors():
+            self._archive.writestr(ZipInfo(name), data)
 
     def finish(self) -> tuple[Part, ...]:
-        """Gives the parts their names."""
+        """Gives the parts their names.
+
+        Raises:
+            OSError: a part cannot be written; the error names the pack.
+        """
         self._close()
         parts = []
         for number, (_, images) in enumerate(self._sizes):
@@ -211,18 +218,27 @@ class _PartWriter:
 
     def remove(self) -> None:
         """Removes all parts, those that `finish` has named too."""
-        try:
+        with suppress(OSError):  # closing writes what the disk had no room for; the first error is the one to tell
             self._close()
-        finally:
-            for number in range(len(self._sizes)):
-                self._temporary(number).unlink(missing_ok=True)
-            for number in range(self._named):
-                part_path(self._pack, number).unlink(missing_ok=True)
+        for number in range(len(self._sizes)):
+            self._temporary(number).unlink(missing_ok=True)
+        for number in range(self._named):
+            part_path(self._pack, number).unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
-            self._archive = None
+        archive, self._archive = self._archive, None
+        if archive is not None:
+            with self._name_errors():
+                archive.close()
+
+    @contextmanager
+    def _name_errors(self) -> Iterator[None]:
+        """Lets an error of writing name the pack: that of a full disk names no file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._pack)
+            raise
 
     def _temporary(self, number: int) -> Path:
         path = part_path(self._pack, number)

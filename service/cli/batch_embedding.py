@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from model.arrays import Bytes, Floats
 from model.checkpoints.heads import POOL_INDEX
@@ -175,7 +175,8 @@ class BatchEmbedder:
         lane, loop, hang = await self._free.get(), asyncio.get_running_loop(), self._watch()
         try:
             run = loop.run_in_executor(self._threads[lane], self._executors[lane].run, self.plan.operation, batch)
-            await asyncio.wait([run, hang], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [run, hang]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not run.done():
                 raise EngineLost(hang.result())
             results, _ = run.result()

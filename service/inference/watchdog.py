@@ -170,7 +170,7 @@ class WatchedEngine:
 class Heartbeat:
     """The thread that beats. It needs the interpreter: if a hung call keeps the GIL, nothing in the process runs."""
 
-    def __init__(self, watched: Watched, on_hang: Callable[[str], None]) -> None:
+    def __init__(self, watched: Watched, on_hang: Callable[[str], object]) -> None:
         """Does not beat yet; `on_hang` is called in the thread, at most once, with the sentence of `Watched.beat`."""
         self._watched = watched
         self._on_hang = on_hang

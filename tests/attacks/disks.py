@@ -77,7 +77,8 @@ def run_command(*arguments: object, **environment: object) -> tuple[int, str]:
 
 def judge(what: str, code: int, errors: str, path: Path, seen: Counter[str], expected: int) -> None:
     """Counts how a command has ended on a disk without room: the exit code, and a sentence that names the path."""
-    sentence = next((line for line in errors.splitlines() if "CRITICAL" in line or line.startswith("mae: ")), "")
+    sentences = [line for line in errors.splitlines() if "CRITICAL" in line or line.startswith("mae: ")]
+    sentence = sentences[-1] if sentences else ""
     faults = [
         f"exit code {code}" if code != expected else "",
         "" if FULL.search(sentence) else "does not say that no space is left",

@@ -46,9 +46,11 @@ def test_mae_embed_says_that_a_batch_hangs_and_continues_later(gate: Gate, capfd
     gate.opened.set()
     assert result.code == 2
     done, hang = result.err.splitlines()
-    assert done == "mae: 8 embedded so far; the same command continues the run"
+    assert done.endswith(" embedded so far; the same command continues the run")
+    stored = int(done.split()[1])  # the group that hangs may be decoded before others
     assert hang.startswith("mae: lane 0 hangs: a batch of 4 for embed has not returned after ")
-    assert run(capfd, "embed", "greys", "-o", "out/").err == "mae: 4 embedded, 8 already stored, 0 skipped: out/\n"
+    again = run(capfd, "embed", "greys", "-o", "out/").err
+    assert again == f"mae: {COUNT - stored} embedded, {stored} already stored, 0 skipped: out/\n"
     table = pyarrow.parquet.read_table("out")
     assert table["path"].to_pylist() == [f"greys/{number:02}.png" for number in range(COUNT)]
     assert [vector[0] for vector in table["vector"].to_pylist()] == [10 * number for number in range(COUNT)]

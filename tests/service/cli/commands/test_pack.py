@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Mapping
@@ -131,6 +132,22 @@ def test_a_signal_leaves_no_file(
     assert f"ended by {number.name}: nothing was written" in result.err
     assert list(tmp_path.iterdir()) == []
     assert after == default
+
+
+@pytest.mark.parametrize("largest", [1000, 3200])
+def test_a_disk_without_room_is_named_and_nothing_stays(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], largest: int
+) -> None:
+    """A limit on the size of files stands for the disk: of the first image, and of the directory at the end."""
+    output, before = tmp_path / "zoo.pack", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        result = run(capfd, "pack", folder, "-o", output, "--side", "48")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith(f"mae: {output}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_that_is_ignored_stays_ignored(
