@@ -1,8 +1,8 @@
 """The queue between requests and lanes: a data structure without threads, clocks or metrics.
 
-Only images with the same `BatchKey` can share a batch. Turns are fair at two levels: the key that was served longest
-ago goes next, and inside a key each request gives one image per turn. So a request of one image never waits behind a
-request of many.
+Only images with the same `BatchKey` can share a batch. Turns are fair at two levels: the key goes next in which a
+request has waited longest for its turn, and inside a key each request gives one image per turn. So a request of one
+image never waits behind a request of many: before it come at most as many batches as there were requests before it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from model.images import preprocess
@@ -101,7 +101,8 @@ def test_random_patches_of_an_embedding(grid: int, keep: float, seed: int) -> No
         require_indices(random_visible(grid, keep, seed), count, grid**2)
 
 
-@given(st.integers(2, 12), RATIOS, st.integers(0, 9), SEEDS)
+@settings(max_examples=4 * settings.default.max_examples)
+@given(st.integers(2, 12), st.floats(0.05, 0.5) | RATIOS, st.integers(0, 9), SEEDS)
 def test_several_masks_remove_every_patch(grid: int, ratio: float, more: int, seed: int) -> None:
     num_patches = grid**2
     kept = int(num_patches * (1 - ratio))
