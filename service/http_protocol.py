@@ -286,6 +286,14 @@ class HttpProtocol(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()
                 return
+            if self.cycle is not self._running:  # answers to earlier requests come first
+                self.pipeline.popleft()
+                earlier = self.pipeline[0][0] if self.pipeline else self._running
+                if earlier is not None:
+                    earlier.keep_alive = False
+                return
+            self.cycle.disconnected = True  # whoever answers it is too late
+            self.cycle.message_event.set()
         self.logger.warning("a request is refused: %s", error.message)
         path = self.url.partition(b"?")[0].decode("latin-1")  # as far as it has arrived
         content, own = orjson.dumps(error_body(error, path)), error_headers(error, path)

@@ -114,6 +114,39 @@ def test_headers_of_less_than_64_kib_are_taken_again_and_again(connect: Any, ste
     connect(play)
 
 
+CHUNKED = b"POST /%s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"embed", b"refuse"])
+def test_a_malformed_body_is_answered_once(connect: Any, path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The app, whether it reads the body or not, answers too late."""
+
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(CHUNKED % path, b"no size\r\n")
+        assert connection.refusal()[0] == 400 and connection.transport.closed
+        connection.gate.set()
+        await connection.send(b"a")
+        assert not connection.answers and "Exception in ASGI application" not in caplog.text
+
+    connect(play)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_malformed_body_does_not_spoil_the_answers_before_it(connect: Any, others: int) -> None:
+    async def play(connection: Connection) -> None:
+        connection.gate.clear()
+        await connection.send(request(), *[request()] * others, CHUNKED % b"embed" + b"no size\r\n")
+        assert connection.transport.written == b""
+        connection.gate.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert connection.answers == 1 + others and connection.transport.closed
+        assert b" 400 " not in connection.transport.written
+
+    connect(play)
+
+
 def test_headers_that_are_too_large_do_not_spoil_the_answer_before_them(connect: Any) -> None:
     async def play(connection: Connection) -> None:
         connection.gate.clear()

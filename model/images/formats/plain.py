@@ -5,6 +5,7 @@ Sources: Microsoft, BITMAPINFOHEADER, BITMAPV4HEADER and BITMAPV5HEADER; CompuSe
 
 from __future__ import annotations
 
+import re
 import struct
 
 from PIL import Image
@@ -16,7 +17,9 @@ from model.images.formats.base import StoredImage, open_with_pillow, require_par
 from model.images.orientation import read_orientation
 
 V5_HEADER_BYTES, EMBEDDED = 124, b"DEBM"
-EXTENSION, IMAGE, TRAILER, GRAPHIC_CONTROL = 0x21, 0x2C, 0x3B, 0xF9
+BLOCK = re.compile(rb"[!,;]")
+"""The first byte of an extension, of a frame and of the end; decoders pass over others."""
+GRAPHIC_CONTROL, DISPOSAL_METHOD, MAX_BLOCKS = 0xF9, 0x1C, 1_000_000
 
 
 class PillowImage(StoredImage):
@@ -111,19 +114,25 @@ class HeifImage(PillowImage):
 
 
 def _drop_extensions(data: bytes) -> bytes:
-    """A GIF without extensions before its first frame but the one that belongs to the frame."""
+    """A GIF without extensions before its first frame but the one that belongs to the frame.
+
+    What shall become of the frame afterwards is taken out of that one: Pillow would make a second image as large as the
+    frame while it reads the header, before anybody knows how large that is.
+    """
     if len(data) < 13:
         raise ImageError("its header is damaged or cut short")
     start = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     position, count, control = start, 0, b""
-    while position + 2 <= len(data) and data[position] == EXTENSION:
-        first, label = position, data[position + 1]
-        position += 2
+    while (block := BLOCK.search(data, position)) and block[0] == b"!":
+        first, position = block.start(), block.start() + 2
         while position < len(data) and data[position]:
             count += 1
-            require_parts(count, "blocks before its first frame", 1_000_000)
             position += 1 + data[position]
         position += 1
-        if label == GRAPHIC_CONTROL:
+        count += 1
+        require_parts(count, "blocks before its first frame", MAX_BLOCKS)
+        if data[first + 1 : first + 2] == bytes((GRAPHIC_CONTROL,)):
             control = data[first:position]
-    return data[:start] + control + data[position:]
+    if len(control) > 3:
+        control = control[:3] + bytes((control[3] & ~DISPOSAL_METHOD,)) + control[4:]
+    return data[:start] + control + (data[block.start() :] if block else b"")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.images import open_image as module
-from model.images.errors import ImageError, UnknownFormatError
+from model.images.errors import ImageError, PixelLimitError, UnknownFormatError
 from model.images.folders import LeftOut, find_images
 from model.images.open_image import open_image, readable_formats, readable_suffixes
 from tests.support.image_files import noise, png_file, read_pixels
@@ -111,6 +111,24 @@ def test_extensions_of_a_gif_cost_nothing() -> None:
     assert (read_pixels(data)[np.asarray(image) == 3] == 255).all()
     with pytest.raises(ImageError, match="more than 1000000 blocks"):
         open_image(data[:start] + b"\x21\xfe" + b"\1x" * 1_000_001 + b"\0" + data[start:])
+    with pytest.raises(ImageError, match="more than 1000000 blocks"):
+        open_image(data[:start] + b"\x21\xfe\0" * 1_000_001 + data[start:])
+
+
+@pytest.mark.parametrize("between", [b"", b"bytes that decoders pass over"])
+@pytest.mark.parametrize("method", range(8))
+def test_the_header_of_a_gif_with_a_huge_frame_costs_no_memory(
+    monkeypatch: pytest.MonkeyPatch, between: bytes, method: int
+) -> None:
+    """Pillow prepares what comes after the frame while it reads the header: an image as large as the frame."""
+    monkeypatch.setattr(Image.core, "fill", lambda *arguments: pytest.fail(f"an image is made: {arguments}"))
+    screen = struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    control = b"\x21\xf9\4" + bytes((method << 2 | 1,)) + bytes(4)
+    frame = struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\2\x4c\1\0;"
+    image = open_image(b"GIF89a" + screen + between + control + b"," + frame, max_pixels=1000)
+    assert image.size == (65535, 65535)
+    with pytest.raises(PixelLimitError):
+        image.require_pixels(None)
 
 
 # --- HEIF
