@@ -205,6 +205,7 @@ class BatchScheduler:
                         self._busy -= 1
                 self._deliver(batch, results, seconds)
                 self._trace_batch(lane, batch, taken_at, results)
+                del batch, results  # while a lane waits, it keeps no images, nor the memory of a worker that has died
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self.lose(f"lane {lane} has ended: {error or type(error).__name__}")

@@ -85,13 +85,20 @@ class WorkerConnection(Channel):
         self._counters = counters
         self._slots_fd = slots_fd
         self._on_message = on_message
+        self._slots: SharedBuffers | None = None
         self._scheduler: BatchScheduler | None = None
         self._sinks: dict[int, ChannelSink] = {}
 
     def open(self, scheduler: BatchScheduler, config: MAEConfig, count: int) -> None:
         """Lets the worker send images from now on, in `count` slots."""
-        self.slots = SharedBuffers(self._slots_fd, config, count)
+        self._slots = SharedBuffers(self._slots_fd, config, count)
         self._scheduler = scheduler
+
+    @property
+    def slots(self) -> SharedBuffers:
+        """The memory with the worker's images."""
+        assert self._slots is not None, "a worker sends images before it is told of an engine, or after its end"
+        return self._slots
 
     def count_released(self, room: int) -> None:
         """Counts the room of images that have left the queue. The scheduler's lock makes its callers one writer."""
@@ -108,9 +115,14 @@ class WorkerConnection(Channel):
         sink.dropped_slots = []
 
     def end_all(self) -> None:
-        """Releases all requests of a worker that is dead: none of its images enters a batch any more."""
+        """Releases all requests of a worker that is dead, and its memory: none of its images enters a batch any more.
+
+        A batch that runs keeps the memory until it ends. Without this, all of it would stay until the collector finds
+        the cycle in which the connection and its transport refer to each other.
+        """
         for sink in list(self._sinks.values()):
             self.end(sink)
+        self._slots = None
 
     def message_received(self, kind: Kind, content: memoryview) -> None:
         """Handles HELLO and the messages about images, and hands the others on."""

@@ -200,7 +200,7 @@ def _prepare_reconstruction(
     images = read(takes_mask=True)
     if plan is None:
         masks = read_masks(request.inputs[MASK], len(images), config.num_patches)
-        plan = MaskPlan((), lambda image: masks[image.index])
+        plan = MaskPlan((), lambda image, reserved: masks[image.index])
 
     async def run(context: RequestContext) -> Answer:
         by_image = await reconstruct_images(pipeline, context.images_to_infer(images, caches=False), plan)

@@ -63,7 +63,10 @@ class Soak:
         if answer.status in (429, 503) and b"retry-after" in answer.headers and time.monotonic() < self.overload_until:
             self.note(REFUSED)
         elif expected is None:
-            self.note(CHANGING if answer.status == 200 else f"{describe(answer)} of a server's own seed", request.path)
+            if answer.status == 200:
+                self.note(CHANGING)
+            else:
+                self.note(f"{describe(answer)} of a server's own seed", request.path)
         elif is_same(answer, expected):
             self.note(RIGHT)
         elif answer.status != expected.status:

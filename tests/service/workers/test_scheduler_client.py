@@ -1,7 +1,9 @@
 """A worker's queue: as the one of a single process, but that its images and results cross in slots."""
 
 import asyncio
+import gc
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,6 +194,24 @@ def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
             assert [images for _, _, images in engine.batches] == [[1, 2]]
 
     run(main())
+
+
+def test_the_memory_of_a_dead_worker_goes_back_without_the_collector() -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count("/memfd:slots")
+
+    async def main() -> None:
+        async with connected(FakeEngine(2)) as pair:
+            assert await pair.ask(1, 2, 3)
+            before = mappings()
+            pair.connection.end_all()
+            await pair.until(lambda: mappings() == before - 1)
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
 
 
 def test_images_of_one_request_have_one_number_of_patches() -> None:
