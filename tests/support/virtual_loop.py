@@ -1,5 +1,7 @@
 """An event loop in virtual time: what waits for a time does not wait."""
 
+from __future__ import annotations
+
 import asyncio
 import selectors
 from collections.abc import Coroutine
@@ -8,29 +10,34 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Selector(selectors.SelectSelector):
-    """Moves the time instead of waiting for it."""
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    """Does not wait: it moves the time of its loop."""
 
-    now = 1000.0
+    loop: JumpingLoop
 
     def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "every task waits, and none for a time"
-        self.now += max(timeout, 0.0)
-        return super().select(0)
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "everything waits for ever"
+            self.loop.now += max(0.0, timeout)
+        return ready
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose time passes only while all tasks wait for it."""
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """A loop whose time jumps to the next timer while all tasks wait."""
 
     def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
+        self.now = 1000.0
+        """The virtual time in seconds."""
+        selector = _JumpingSelector()
+        selector.loop = self
+        super().__init__(selector)
 
     def time(self) -> float:
-        return self._virtual.now
+        return self.now
 
 
 def run_virtual(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end in a `VirtualLoop`."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    """Runs `work` to its end in a `JumpingLoop`."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         return runner.run(work)

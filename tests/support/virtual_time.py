@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import selectors
 import socket
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any
+
+from tests.support.virtual_loop import JumpingLoop
 
 OWNER: ContextVar[VirtualProcess | None] = ContextVar("OWNER", default=None)
 """The process to which the running code belongs; None for the one that starts the others."""
@@ -23,26 +24,12 @@ PIECES = (1, 3, 8, 60, 4096, 1 << 30)
 """Sizes of the pieces in which a stream arrives."""
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Does not wait: it moves the time of its loop."""
-
-    loop: VirtualLoop
-
-    def select(self, timeout: float | None = None) -> Any:
-        if timeout is None and not (ready := super().select(0)):
-            raise AssertionError("everything waits for ever")
-        if timeout is None:
-            return ready
-        self.loop.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
+class VirtualLoop(JumpingLoop):
     """The loop of all processes."""
 
     def __init__(self, seed: int, main: Callable[[VirtualProcess], Coroutine[Any, Any, int]]) -> None:
         """Each process that is started runs `main`, which returns its exit code."""
-        self.now = 1000.0
+        super().__init__()
         self.random = random.Random(seed)
         self.longest_delay_s = 0.004
         self.processes: list[VirtualProcess] = []
@@ -54,16 +41,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._main = main
         self._links: dict[int, Link] = {}
         self._ends: dict[int, tuple[Link, int]] = {}
-        selector = _JumpingSelector()
-        selector.loop = self
-        super().__init__(selector)
         self.signal_handlers: dict[int, Callable[[], object]] = {}
         self.set_task_factory(self._make_task)
         self.set_exception_handler(lambda loop, context: self.errors.append(context))
-
-    def time(self) -> float:
-        """The virtual time in seconds."""
-        return self.now
 
     def add_signal_handler(self, number: int, callback: Callable[..., object], *arguments: Any) -> None:
         """Keeps the handler for `signal_handlers[number]()`."""
