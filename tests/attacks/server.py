@@ -77,13 +77,14 @@ def serve(
     real: bool = False,
     enter: Callable[[], None] | None = None,
     log_folder: Path | None = None,
+    module: str = "tests.support.fake_server",
     **settings: Any,
 ) -> Iterator[AttackedServer]:
     """A server with at most `open_files` file descriptors; it is killed at the end.
 
     Its engine is `real`, with the packaged model, or a fake one whose batches take a millisecond. `fake` has further
     variables of its environment, such as those of `tests.support.fake_server`. The process calls `enter` before it
-    becomes the server, whose log lies in `log_folder`.
+    becomes the server, whose log lies in `log_folder`. A server with a fake engine is run by `module`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
     environment |= {f"MAE_{name.upper()}": str(value) for name, value in settings.items()}
@@ -97,7 +98,7 @@ def serve(
 
     with tempfile.TemporaryDirectory(prefix="mae-attack-", dir=log_folder) as folder:
         log = Path(folder) / "log"
-        command = list(MAE_SERVE) if real else [sys.executable, "-m", "tests.support.fake_server"]
+        command = list(MAE_SERVE) if real else [sys.executable, "-m", module]
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=limit)
         try:

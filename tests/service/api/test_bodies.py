@@ -206,6 +206,15 @@ def test_a_name_that_only_looks_like_a_file_names_a_field() -> None:
     assert refusal.value.details == {"parameter": "a; filename*=b"}
 
 
+@pytest.mark.parametrize(
+    "option", ["name=file", "name=inline; x=1", 'name="file"; x="a\\"; filename*=b', 'name="file"; x="\\']
+)
+def test_only_the_disposition_itself_or_a_file_name_makes_a_part_a_file(option: str) -> None:
+    """Neither a field that has such a name, nor a file name within a text that has no end."""
+    with pytest.raises(InvalidParameter, match="is no file"):
+        read("multipart/form-data; boundary=x", raw_form(f"Content-Disposition: form-data; {option}"))
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
 def test_a_name_outside_ascii_is_told_as_it_was_written(charset: str) -> None:
     body = raw_form('Content-Disposition: form-data; name="größe"'.encode(charset))

@@ -27,13 +27,7 @@ SLACK_S = 1.0
 HEARD_S = 0.2
 """Time in which messages arrive that nothing holds up, in whatever pieces."""
 
-PROPERTY = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=30,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+PROPERTY = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 SEED = st.integers(0, 1 << 32)
 WORKER = st.integers(0, 5)
 ASK = st.tuples(
