@@ -99,7 +99,9 @@ def serve(
         log = Path(folder) / "log"
         command = list(MAE_SERVE) if real else [sys.executable, "-m", "tests.support.fake_server"]
         with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=limit)
+            process = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=out, preexec_fn=limit if open_files else None
+            )
         try:
             yield AttackedServer(process, log)
         finally:
