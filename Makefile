@@ -101,7 +101,7 @@ test-cluster: $(CLUSTER_VENV)/.dev  ## Ray and other heavy packages of clusters 
 	$(CLUSTER_VENV)/bin/python -m pytest tests/cluster $(PYTEST)
 
 # Each script prints one line with counts, and fails where it has seen what should not happen.
-ATTACKS ?= connections decodes drains keys hangs uploads overload kills patterns
+ATTACKS ?= connections cuts decodes drains keys hangs uploads overload kills patterns
 attack: $(VENV)/.dev  ## hostile clients against real servers, a few minutes; not part of the suite
 	@for script in $(ATTACKS); do $(BIN)/python -m tests.attacks.$$script || failed=1; done; exit $${failed:-0}
 

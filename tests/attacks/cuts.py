@@ -10,6 +10,7 @@ the inputs behind it are left out.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 from collections import Counter
@@ -43,6 +44,7 @@ def damages(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 def read_all(data: bytes, found: Connection) -> None:
     """Sends what each input gives: a kind and a status, or the exception."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes a line for each damage
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY_BYTES, virtual + MEMORY_BYTES))
@@ -78,7 +80,8 @@ def attack(name: str, data: bytes, seen: Counter[str]) -> None:
     seen += counts
 
 
-EXPECTED = {"cut: 200", "cut: 400", *(f"inverted: {status}" for status in (200, 400, 413, 415))}
+# An AVIF or a HEIC whose type is cut is told to be another kind of file of the same family.
+EXPECTED = {"cut: 200", "cut: 400", "cut: 415", *(f"inverted: {status}" for status in (200, 400, 413, 415))}
 
 
 def main() -> int:

@@ -92,15 +92,13 @@ class Runner:
 
 
 def name_of(error: BaseException) -> str:
-    """The kind of a finding: the exception, and where in our code it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame
-        for frame in frames
-        if any(part in frame.filename for part in OWN) and "site-packages" not in frame.filename
-    ]
-    where = f"-{Path(own[-1].filename).stem}-{own[-1].lineno}" if own else ""
-    return re.sub(r"\W+", "_", type(error).__name__) + where
+    """The kind of a finding: the exception that was the first, and where in our code it came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    own = [frame for frame in frames if any(part in frame.filename for part in OWN)]
+    where = f"{Path(own[-1].filename).stem}-{own[-1].lineno}" if own else str(error)[:20]
+    return re.sub(r"[^\w-]+", "_", f"{type(error).__name__}-{where}")
 
 
 def resident_kb() -> int:

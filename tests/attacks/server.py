@@ -100,7 +100,8 @@ def serve(
         log = Path(folder) / "log"
         command = list(MAE_SERVE) if real else [sys.executable, "-m", module]
         with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=limit)
+            before = limit if open_files or enter else None  # without it no Python code runs in the child
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=before)
         try:
             yield AttackedServer(process, log)
         finally:

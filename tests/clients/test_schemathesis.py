@@ -12,33 +12,46 @@ reports what a description cannot say:
 """
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.attacks.schema import complete_server, schemathesis_command
 from tests.live.conftest import LiveServer, Start
 
 EXAMPLES = 10
-"""Requests that are drawn for each route, beside those of each boundary and each omission."""
+"""Requests that are drawn for each operation, beside those of each boundary and each omission."""
+OPERATIONS, MORE_OPERATIONS = 24, 26
+"""With the routes that platforms name there are two more."""
+
+
+def run(server: LiveServer, folder: Path, with_key: bool) -> str:
+    """Runs schemathesis, which must find nothing; returns its report."""
+    command = schemathesis_command(server.url, folder, EXAMPLES, with_key=with_key)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-10_000:]
+    assert "No issues found" in done.stdout and "Fuzzing" in done.stdout
+    assert "Traceback" not in server.text()
+    return done.stdout
 
 
 @pytest.fixture
-def schemathesis() -> str:
-    return str(Path(sys.executable).with_name("schemathesis"))
-
-
-@pytest.fixture
-def server(start_server: Start) -> LiveServer:
-    """A fake engine without keys: where two headers may hold one, a wrong one beside a right one is no error."""
+def bare(start_server: Start) -> LiveServer:
+    """A fake engine without head, index and keys."""
     return start_server(fake={"FAKE_S": "0"}, max_images=500)
 
 
-def test_every_answer_is_one_that_is_described(schemathesis: str, server: LiveServer, tmp_path: Path) -> None:
-    command = [schemathesis, "run", server.url + "/openapi.json"]
-    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--continue-on-failure"]
-    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES), "--seed", "1"]
-    command += ["--warnings", "off"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-10_000:]
-    assert "No issues found" in done.stdout and "Fuzzing" in done.stdout
+@pytest.fixture
+def complete(start_server: Start, tmp_path: Path) -> LiveServer:
+    """A fake engine with all that may be set, so that every route answers, and `ignored_auth` has keys to take away."""
+    return start_server(**complete_server(tmp_path))
+
+
+def test_every_answer_of_a_bare_server_is_described(bare: LiveServer, tmp_path: Path) -> None:
+    assert f"Selected: {OPERATIONS}/{OPERATIONS}" in run(bare, tmp_path, with_key=False)
+
+
+def test_every_answer_of_a_complete_server_is_described(complete: LiveServer, tmp_path: Path) -> None:
+    assert f"Selected: {MORE_OPERATIONS}/{MORE_OPERATIONS}" in run(complete, tmp_path, with_key=True)
+    refused = complete.metric("mae_requests_total", code="401")
+    assert refused >= 20, "ignored_auth has sent no request without a key, or with a wrong one"

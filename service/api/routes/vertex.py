@@ -123,7 +123,9 @@ def read_instances(text: bytes, max_images: int) -> tuple[ImagesBody, EmbedParam
         raise InvalidParameter(
             f"unknown JSON key {unknown[0]!r}: known are instances, parameters", parameter=unknown[0]
         )
-    given = content.get("parameters") or {}
+    given = content.get("parameters")
+    if given is None:
+        given = {}
     if not isinstance(given, dict):
         raise MalformedBody(PREDICT_BODY)
     try:
@@ -159,9 +161,10 @@ def _body_schema() -> dict[str, Any]:
     image = {"type": "object", "properties": {"b64": {"type": "string"}}, "required": ["b64"]}
     parameters = EmbedParameters.model_json_schema()
     parameters.pop("title")
+    instances = {"type": "array", "items": {"anyOf": [image, {"type": "string"}]}, "minItems": 1}
     return {
         "type": "object",
-        "properties": {"instances": {"type": "array", "items": image, "minItems": 1}, "parameters": parameters},
+        "properties": {"instances": instances, "parameters": {"anyOf": [parameters, {"type": "null"}]}},
         "required": ["instances"],
         "additionalProperties": False,
     }

@@ -150,6 +150,8 @@ def test_one_that_fails_can_be_left_out(client: TestClient) -> None:
         ({"instances": [instance(1)], "parameters": {"pool": "max"}}, 422, "invalid_parameter", {"parameter": "pool"}),
         ({"instances": [instance(1)], "parameters": {"x": 1}}, 422, "invalid_parameter", {"parameter": "x"}),
         ({"instances": [instance(1)], "parameters": [1]}, 400, "malformed_body", {}),
+        ({"instances": [instance(1)], "parameters": []}, 400, "malformed_body", {}),
+        ({"instances": [instance(1)], "parameters": False}, 400, "malformed_body", {}),
         ({"instances": [{"b64": "A" * 1_000_000}]}, 413, "body_too_large", {"limit": 1_000_000}),
     ],
 )
@@ -178,7 +180,8 @@ def test_the_routes_are_counted_and_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/ping", "/invocations", HEALTH, PREDICT} <= set(paths)
     body = paths[PREDICT]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert "whiten" in body["parameters"]["properties"]
+    known, nothing = body["parameters"]["anyOf"]
+    assert "whiten" in known["properties"] and nothing == {"type": "null"}
 
 
 def test_vertex_is_not_there_unless_it_is_asked_for() -> None:
