@@ -155,13 +155,14 @@ def attack_unread(server: AttackedServer, seen: Counter[str]) -> None:
 
 
 def is_kept(one: socket.socket) -> bool:
-    """Whether the server still had an answer for a client that has not read it until now."""
+    """Whether the server still had megabytes of an answer for a client that has not read them until now."""
     one.settimeout(2)
+    received = 0
     try:
-        while one.recv(1 << 20):
-            continue
+        while chunk := one.recv(1 << 20):
+            received += len(chunk)
     except TimeoutError:  # the connection is open, and all of the answer has arrived
-        return True
+        return received > 1_000_000  # less is a refusal
     except OSError:
         return False
     return False
