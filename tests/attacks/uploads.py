@@ -162,10 +162,10 @@ def is_kept(one: socket.socket) -> bool:
         while chunk := one.recv(1 << 20):
             received += len(chunk)
     except TimeoutError:  # the connection is open, and all of the answer has arrived
-        return received > 1_000_000  # less is a refusal
-    except OSError:
+        pass
+    except OSError:  # the server has given it up
         return False
-    return False
+    return received > 1_000_000  # less is a refusal
 
 
 def wait_until_free(what: str, server: AttackedServer, seen: Counter[str]) -> None:
