@@ -58,7 +58,7 @@ class Holder:
         """Sends the same part of the body on each connection at the same time, as long as the server takes it."""
 
         def send(one: socket.socket) -> None:
-            one.settimeout(5)
+            one.settimeout(20)
             try:
                 one.sendall(body)
             except OSError:
