@@ -58,7 +58,7 @@ class Holder:
         """Sends the same part of the body on each connection at the same time, as long as the server takes it."""
 
         def send(one: socket.socket) -> None:
-            one.settimeout(5)
+            one.settimeout(20)
             try:
                 one.sendall(body)
             except OSError:
@@ -155,16 +155,17 @@ def attack_unread(server: AttackedServer, seen: Counter[str]) -> None:
 
 
 def is_kept(one: socket.socket) -> bool:
-    """Whether the server still had an answer for a client that has not read it until now."""
+    """Whether the server still had megabytes of an answer for a client that has not read them until now."""
     one.settimeout(2)
+    received = 0
     try:
-        while one.recv(1 << 20):
-            continue
+        while chunk := one.recv(1 << 20):
+            received += len(chunk)
     except TimeoutError:  # the connection is open, and all of the answer has arrived
-        return True
-    except OSError:
+        pass
+    except OSError:  # the server has given it up
         return False
-    return False
+    return received > 1_000_000  # less is a refusal
 
 
 def wait_until_free(what: str, server: AttackedServer, seen: Counter[str]) -> None:

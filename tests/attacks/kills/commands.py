@@ -111,14 +111,13 @@ def attack_embed(scene: Scene, cache: Path, images: Path) -> None:
     expected = rows_of(whole)
     if len(expected) != IMAGES:
         scene.seen["mae embed: images left out"] += IMAGES - len(expected)
-    for kind in (".npz", ""):
-        if not kind and importlib.util.find_spec("pyarrow") is None:
+    for output in (scene.folder / "one-file.npz", scene.folder / "shards"):
+        if not output.suffix and importlib.util.find_spec("pyarrow") is None:
             scene.seen["shards not tried, for want of PyArrow"] += 1
             continue
-        output = scene.folder / f"killed{kind}"
-        target = str(output) + ("" if kind else "/")
+        target = str(output) + ("" if output.suffix else "/")
         command = Command(scene, cache, ["embed", str(images), "-o", target])
-        what = f"mae embed to {kind or 'shards'}"
+        what = f"mae embed to {output.name}"
         command.kill_at_random(what, seconds, 3)
         compare(scene, what, rows_of(output), expected)
         check_output(scene, what, output)
