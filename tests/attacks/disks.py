@@ -279,8 +279,8 @@ def attack_slow(cache: Path, seen: Counter[str]) -> None:
 
 def prepare_cache(work: Path) -> Path:
     """An engine cache with the packaged model alone."""
-    with serve(real=True, engine_cache=work / "cache", precision="fp32") as server:
-        embed(server)
+    code, errors = run_command("compile", MAE_ENGINE_CACHE=work / "cache")
+    assert code == 0, errors
     return work / "cache"
 
 
