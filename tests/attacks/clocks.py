@@ -1,6 +1,6 @@
 """Wall clocks that are wrong or jump, time zones, and processes that are suspended; prints one line with counts.
 
-.venv/bin/python -m tests.attacks.clocks
+.venv/bin/python -m tests.attacks.clocks [offsets] [load] [rate] [deadlines] [zones] [suspension]
 
 The clock is moved by `wall_clock.c`, which is preloaded. Without gcc that part is counted as not tried. As with any
 change of the wall clock, the monotonic clock goes on.
@@ -8,11 +8,12 @@ change of the wall clock, the monotonic clock goes on.
 
 from __future__ import annotations
 
+import argparse
+import http.client
 import json
 import os
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -22,22 +23,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 import httpx
 
-from tests.attacks.server import AttackedServer, post, report, serve
+from tests.attacks.server import AttackedServer, report, serve
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
+PARTS = ("offsets", "load", "rate", "deadlines", "zones", "suspension")
 DAY_S, YEAR_S = 86_400, 31_556_952
 OFFSETS = {"+1 day": DAY_S, "-1 day": -DAY_S, "+10 years": 10 * YEAR_S, "-50 years": -50 * YEAR_S}
 ZONES = ("Asia/Kathmandu", "Pacific/Kiritimati", "America/St_Johns", "None/Such")
 IMAGE = grey(5)
 LOAD_S, JUMP_S, STOP_S = 12.0, 0.3, 40.0
-RATE, BURST = 20, 20
+RATE, BURST = 4, 8
 LIMIT_S = 3.0
 """Time after which a call of the fake engine hangs."""
 
@@ -113,7 +115,6 @@ def attack_zones(seen: Counter[str]) -> None:
     for zone in ZONES:
         with serve(fake={"TZ": zone}) as server:
             seen[f"time zone: {ask(server)[0]}"] += 1
-            seen["time zone: log not in UTC"] += "+00:00" not in server.log
 
 
 def attack_load(clock: Clock, workers: int, seen: Counter[str]) -> None:
@@ -146,14 +147,15 @@ def attack_load(clock: Clock, workers: int, seen: Counter[str]) -> None:
 
 def keep_connection(server: AttackedServer, seen: Counter[str]) -> None:
     """Requests over one connection, with pauses in which the clock jumps."""
-    with socket.create_connection(("127.0.0.1", server.port), 30) as one:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with closing(connection):
+        connection.connect()
+        first = connection.sock
         for _ in range(8):
-            try:
-                one.sendall(post(IMAGE, "X-API-Key: two"))
-                answer = one.recv(65536)
-            except OSError:
-                answer = b""
-            seen[f"kept connection: {answer[9:12].decode() or 'closed'}"] += 1
+            connection.request("POST", "/embed", IMAGE, {"X-API-Key": "two"})
+            answer = connection.getresponse()
+            answer.read()
+            seen[f"kept connection: {answer.status if connection.sock is first else 'closed'}"] += 1
             time.sleep(2 * JUMP_S)
 
 
@@ -253,6 +255,9 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; the exit code is 1 if anything unexpected was seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
+    parts = parser.parse_args().parts
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="mae-clock-") as name:
         try:
@@ -260,13 +265,17 @@ def main() -> int:
         except FileNotFoundError:
             seen["false clocks: not tried, for want of gcc"] += 1
         else:
-            attack_offsets(clock, seen)
-            for workers in (0, 2):
+            if "offsets" in parts:
+                attack_offsets(clock, seen)
+            for workers in (0, 2) if "load" in parts else ():
                 attack_load(clock, workers, seen)
-            attack_rate(clock, seen)
-            attack_deadlines(clock, seen)
-        attack_zones(seen)
-        for workers in (0, 2):
+            if "rate" in parts:
+                attack_rate(clock, seen)
+            if "deadlines" in parts:
+                attack_deadlines(clock, seen)
+        if "zones" in parts:
+            attack_zones(seen)
+        for workers in (0, 2) if "suspension" in parts else ():
             attack_suspension(workers, seen)
     return report("clocks", seen, EXPECTED)
 

@@ -1,6 +1,6 @@
 """The worst allowed files under a limit of memory, by a cgroup: nothing is killed; prints one line with counts.
 
-.venv/bin/python -m tests.attacks.memory_limit [--seconds 30] [--least]
+.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]
 
 The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
 which something is killed.
@@ -31,6 +31,8 @@ from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MB, PHOTO, SETTLE_S, answ
 from tests.attacks.disks import MAE
 from tests.attacks.server import AttackedServer, report, serve
 
+PARTS = ("process", "workers", "embed")
+"""A server without HTTP workers, one with two, and `mae embed`."""
 CLIENTS = 12
 LEAST_MB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
 VERSION_1, VERSION_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -123,8 +125,8 @@ def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[
         if group is None:
             return Counter(["not tried, for want of permission"])
         with serve(real=True, enter=group.enter, http_workers=workers) as server:
-            for _ in range(20):
-                answer(server, PHOTO)
+            for count in (*[1] * 20, *[64] * 3):  # all sizes of batches have their memory from now on
+                answer(server, *[PHOTO] * count)
             before = memory_mb(server.process.pid)
             canary, end, turns = Canary(server), time.monotonic() + seconds, itertools.count()
 
@@ -158,7 +160,7 @@ def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
             return Counter(["not tried, for want of permission"])
         folder = Path(name, "images")
         folder.mkdir()
-        for number, data in enumerate(files * 2):
+        for number, data in enumerate(files):
             (folder / f"{2 * number:03}.jpg").write_bytes(data)
             (folder / f"{2 * number + 1:03}.jpg").write_bytes(PHOTO)
         command = [*MAE, "embed", str(folder), "-o", f"{name}/out/"]
@@ -192,6 +194,7 @@ EXPECTED = {
 def main() -> int:
     """Attacks; the exit code is 1 if anything unexpected was seen."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
     parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")
     options = parser.parse_args()
@@ -199,9 +202,11 @@ def main() -> int:
     files = [make() for make in makers]
     bodies = [[data] for data in files] + [[HEAVY["WebP"]()] * 64, [HEAVY["RGBA"]()] * 16]
     seen: Counter[str] = Counter()
-    for workers in (0, 2):
-        seen += attack_server(LIMIT_MB, workers, options.seconds, bodies)
-    seen += attack_command(LIMIT_MB, files)
+    for name, workers in (("process", 0), ("workers", 2)):
+        if name in options.parts:
+            seen += attack_server(LIMIT_MB, workers, options.seconds, bodies)
+    if "embed" in options.parts:
+        seen += attack_command(LIMIT_MB, files)
     if options.least:
         for limit_mb in LEAST_MB:
             found = attack_server(limit_mb, 0, options.seconds, bodies)

@@ -20,7 +20,7 @@ import httpx
 
 from service.benchmark.processes import MAE_SERVE
 
-START_S = 60
+START_S = 180
 
 
 class AttackedServer:
