@@ -96,7 +96,9 @@ def main() -> int:
 
     def save() -> None:
         if arguments.json:
-            arguments.json.write_text(json.dumps(result))
+            part = arguments.json.with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.replace(arguments.json)
 
     for number in workers:
         settings = {"http_workers": number, "api_keys": KEY, "max_connections": MAX_CONNECTIONS, "precision": "fp32"}
