@@ -167,7 +167,7 @@ class Phase:
         return {
             "at_s": now - self._begin,
             **processes,
-            "server_cores": (processes["core_s"] - before[3]) / elapsed if before[3] else None,
+            "server_cores": max(0.0, processes["core_s"] - before[3]) / elapsed if before[3] else None,
             "load_cores": (own_core_seconds() - before[1]) / elapsed,
             "stolen_cores": (stolen_core_seconds() - before[2]) / elapsed,
             "load_memory_mb": measure_processes_alone(),
