@@ -55,14 +55,14 @@ def png_file(
 
 def tiff_file(tags: Sequence[Tag], strips: Sequence[bytes], order: str = "<", tiled: bool = False) -> bytes:
     """A TIFF with `tags`, those of the strips or tiles added; `order` is the byte order for `struct`."""
-    content, offsets = b"", []
+    offsets, start = [], 8
     for strip in strips:
-        offsets.append(8 + len(content))
-        content += strip + bytes(len(strip) % 2)
+        offsets.append(start)
+        start += len(strip) + len(strip) % 2
+    content = b"".join(strip + bytes(len(strip) % 2) for strip in strips)
     places = (324, 325) if tiled else (273, 279)
     tags = [*tags, (places[0], 4, offsets), (places[1], 4, [len(strip) for strip in strips])]
     entries = sorted(tags, key=lambda tag: tag[0])
-    start = 8 + len(content)
     arrays_start = start + 2 + 12 * len(entries) + 4
     directory, arrays = struct.pack(order + "H", len(entries)), b""
     for number, kind, values in entries:

@@ -131,6 +131,13 @@ def _zip(content: dict[str, Any], pictures: list[bytes]) -> bytes:
     ]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
-            archive.writestr(f"{number:04d}.png", picture)
-        archive.writestr("reconstructions.json", json_bytes({**content, "reconstructions": without_pngs}))
+            archive.writestr(_zip_member(f"{number:04d}.png"), picture)
+        archive.writestr(_zip_member("reconstructions.json"), json_bytes({**content, "reconstructions": without_pngs}))
     return file.getvalue()
+
+
+def _zip_member(name: str) -> zipfile.ZipInfo:
+    """A readable file, whose time is zip's first one and not the current one: the same request gives the same bits."""
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o644 << 16
+    return member

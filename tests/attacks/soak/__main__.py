@@ -26,13 +26,14 @@ from tests.attacks.soak.client import Answer
 from tests.attacks.soak.faults import MAX_CONNECTIONS
 from tests.attacks.soak.phase import Phase
 from tests.attacks.soak.requests import KEY, ROOT, Request
-from tests.attacks.soak.traffic import CHANGING, REFUSED, RIGHT, WITH_WORKER
+from tests.attacks.soak.traffic import CHANGING, LATE, REFUSED, RIGHT, WITH_WORKER
 
 OVERLOADED = ("refused with Retry-After under overload", "lost with a killed worker")
 EXPECTED = {
     RIGHT,
     CHANGING,
     REFUSED,
+    LATE,
     WITH_WORKER,
     "requests of bursts",
     "stopped for 3 s",
@@ -96,7 +97,9 @@ def main() -> int:
 
     def save() -> None:
         if arguments.json:
-            arguments.json.write_text(json.dumps(result))
+            part = arguments.json.with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.replace(arguments.json)
 
     for number in workers:
         settings = {"http_workers": number, "api_keys": KEY, "max_connections": MAX_CONNECTIONS, "precision": "fp32"}

@@ -15,7 +15,14 @@ from tests.attacks.soak import faults
 from tests.attacks.soak.client import Answer
 from tests.attacks.soak.disturbances import Disturbances
 from tests.attacks.soak.requests import Request, changing_requests, fixed_requests
-from tests.attacks.soak.samples import METRICS, measure_processes, own_core_seconds, scrape, stolen_core_seconds
+from tests.attacks.soak.samples import (
+    METRICS,
+    describe_processes,
+    measure_processes,
+    own_core_seconds,
+    scrape,
+    stolen_core_seconds,
+)
 from tests.attacks.soak.traffic import Soak, measure_capacity, record
 
 LEVEL = 0.65
@@ -43,7 +50,7 @@ class Phase:
         self._seconds = seconds
         self._begin = time.monotonic()
         self._cycles = max(LEAST_CYCLES, round(seconds / CYCLE_S))
-        self._rest_s = REST_S if seconds > 600 else 8.0
+        self._rest_s = REST_S if seconds > 600 else 12.0
         self._files = faults.HostileFiles()
         self._alone = asyncio.Lock()
         self.soak = Soak(server.port, {}, changing_requests())
@@ -160,7 +167,7 @@ class Phase:
         return {
             "at_s": now - self._begin,
             **processes,
-            "server_cores": (processes["core_s"] - before[3]) / elapsed if before[3] else None,
+            "server_cores": max(0.0, processes["core_s"] - before[3]) / elapsed if before[3] else None,
             "load_cores": (own_core_seconds() - before[1]) / elapsed,
             "stolen_cores": (stolen_core_seconds() - before[2]) / elapsed,
             "load_memory_mb": measure_processes_alone(),
@@ -182,7 +189,8 @@ class Phase:
             levels.append(measure_processes(self._pid))
             await asyncio.sleep(1)
         level = {name: statistics.median(one[name] for one in levels) for name in levels[0]}
-        self.rests.append({"begin_s": begin - self._begin, "at_s": time.monotonic() - self._begin, **level})
+        times = {"begin_s": begin - self._begin, "at_s": time.monotonic() - self._begin}
+        self.rests.append({**times, **level, "each": describe_processes(self._pid)})
         metrics = await scrape(self._server.port)
         # The request that reads the metrics is counted itself.
         for name in METRICS:

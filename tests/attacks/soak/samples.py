@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ def measure_processes(pid: int) -> dict[str, Any]:
             total["processes"] += 1
             total["core_s"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def describe_processes(pid: int) -> list[dict[str, Any]]:
+    """The threads of each process of a server, and how many descriptors of each kind it has."""
+    described = []
+    for member in family(pid):
+        folder, kinds = Path(f"/proc/{member}"), Counter[str]()
+        for file in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                kinds[os.readlink(file).partition(":[")[0]] += 1
+        threads = Counter((task / "comm").read_text().strip() for task in (folder / "task").iterdir())
+        described.append({"pid": member, "threads": threads, "descriptors": kinds})
+    return described
 
 
 async def scrape(port: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ ID = re.compile(rb'"id":"[^"]*"')
 RIGHT = "answered with the same bits"
 CHANGING = "answered, of a server's own seed"
 REFUSED = "refused with Retry-After under overload"
+LATE = "504 under overload"
 WITH_WORKER = "lost with a killed worker"
 
 
@@ -60,8 +61,11 @@ class Soak:
         """Counts whether an answer is the right one."""
         self.statuses[answer.status] += 1
         expected = self.recorded.get(request)
-        if answer.status in (429, 503) and b"retry-after" in answer.headers and time.monotonic() < self.overload_until:
+        overloaded = time.monotonic() < self.overload_until
+        if overloaded and answer.status in (429, 503) and b"retry-after" in answer.headers:
             self.note(REFUSED)
+        elif overloaded and answer.status == 504:
+            self.note(LATE)
         elif expected is None:
             if answer.status == 200:
                 self.note(CHANGING)
