@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from model.engines.context import BuildContext
 from model.engines.fingerprint import code_digest
 from model.engines.job import ConversionJob
 from model.engines.openvino.calibration import choose_photographs
+from model.engines.openvino.packaged import find_packaged
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 from model.engines.parity import require_tolerance
 
@@ -29,7 +31,8 @@ class GraphEntries:
 
     def float32(self) -> Path:
         """Returns the folder of the float32 graphs, which are made if need be."""
-        return self._context.obtain_entry(self.name, ConversionJob(self._context.model, "openvino"))
+        job = ConversionJob(self._context.model, "openvino")
+        return self._context.obtain_entry(self.name, job, unpack=partial(self._unpack, "openvino"))
 
     def int8(self) -> Path:
         """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
@@ -74,6 +77,12 @@ class GraphEntries:
         ingredients = {**self._ingredients("openvino-int8"), "photographs": calibration.digest, "nncf": nncf}
         job = ConversionJob(self._context.model, "openvino", "int8", photographs=calibration)
         return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
+
+    def _unpack(self, kind: str, folder: Path) -> bool:
+        """Fills `folder` with the graphs that come with the package, and returns whether there are any."""
+        source = self._context.source
+        packaged = find_packaged(kind, self._context.model, source.digest)
+        return packaged is not None and packaged.unpack(source.path, folder)
 
     def _ingredients(self, kind: str) -> dict[str, object]:
         return {
