@@ -33,7 +33,7 @@ class BuildContext:
     model: ModelSpec
     choice: BackendChoice
     calibrate: Path | None
-    """The folder of photographs to make an int8 engine from; None in a server, which has no photographs."""
+    """The operator's folder of photographs to make an int8 engine from; None in a server, which takes no folder."""
     progress: Callable[[str], None]
     """Called with a sentence at every step."""
 

@@ -12,11 +12,13 @@ from model.engines.base import EngineBuildError
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext
 from model.engines.fingerprint import code_digest
-from model.engines.job import ConversionJob
-from model.engines.openvino.calibration import choose_photographs
+from model.engines.job import Calibration, ConversionJob
+from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
 from model.engines.openvino.packaged import find_packaged
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 from model.engines.parity import require_tolerance
+
+USUAL_DURATION = "about a minute for mae_tiny and some minutes for mae_base on two cores"
 
 
 class GraphEntries:
@@ -35,15 +37,34 @@ class GraphEntries:
         return self._context.obtain_entry(self.name, job, unpack=partial(self._unpack, "openvino"))
 
     def int8(self) -> Path:
-        """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
+        """Returns the folder of the int8 graphs for PRECISION=int8.
 
-        A sidecar file holds the name of that entry, since a server has no photographs to compute the name from.
+        They are those made from the photographs in `context.calibrate`; without it those that were made last from an
+        operator's photographs; and if there never were any, those made from the packaged photographs. A sidecar file
+        holds the name of the operator's entry, since a server has no photographs to compute the name from.
         """
-        if self._context.calibrate is None:
-            return self.find_int8(self._read_name("int8"), "int8")
-        folder = self._quantise()
-        require_held_out_parity(folder, self._context)
-        self._write_name("int8", folder.name)
+        if self._context.calibrate is not None:
+            folder = self._quantise(choose_photographs(self._context.calibrate))
+            require_held_out_parity(folder, self._context)
+            self._write_name("int8", folder.name)
+            return folder
+        name = self._read_name("int8")
+        return self._int8_of_packaged_photographs() if name is None else self.find_int8(name, "int8")
+
+    def _int8_of_packaged_photographs(self) -> Path:
+        """A sidecar file holds the name of this entry too, so that a server without NNCF finds it."""
+        photographs = choose_photographs(PACKAGED_PHOTOGRAPHS)
+        kind = f"packaged-int8-{photographs.digest[:12]}"
+        name = self._read_name(kind)
+        folder = None if name is None else self._cache.find(name)
+        if folder is None:
+            require_nncf()
+            self._context.progress(
+                f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
+                f"{len(photographs.paths)} packaged photographs, in {USUAL_DURATION}"
+            )
+            folder = self._quantise(photographs)
+            self._write_name(kind, folder.name)
         return folder
 
     def int8_for_auto(self) -> str | None:
@@ -53,7 +74,7 @@ class GraphEntries:
         """
         if self._context.calibrate is None:
             return self._read_name("auto-int8")
-        name = self._quantise().name
+        name = self._quantise(choose_photographs(self._context.calibrate)).name
         self._write_name("auto-int8", name)
         return name
 
@@ -71,9 +92,8 @@ class GraphEntries:
             )
         return folder
 
-    def _quantise(self) -> Path:
-        assert self._context.calibrate is not None
-        nncf, calibration = require_nncf(), choose_photographs(self._context.calibrate)
+    def _quantise(self, calibration: Calibration) -> Path:
+        nncf = require_nncf()
         ingredients = {**self._ingredients("openvino-int8"), "photographs": calibration.digest, "nncf": nncf}
         job = ConversionJob(self._context.model, "openvino", "int8", photographs=calibration)
         return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
