@@ -208,7 +208,7 @@ def test_the_packaged_photographs_are_few_small_and_attributed() -> None:
         with Image.open(path) as image:
             image.load()
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224)), path.name
-            assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "progressive"}, path.name
+            assert all(key.startswith(("jfif", "progress")) for key in image.info), path.name
     with (PACKAGED_PHOTOGRAPHS.parent / "attribution.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [path.name for path in paths]
