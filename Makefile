@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page attack fuzz lint format build check-image clean
+.PHONY: help serve test test-fast test-tensorrt test-clients test-cluster test-page attack fuzz lint format graphs build check-image clean
 # The tests share the CPUs: one process each, but no more than these, since each has engines in memory.
 TEST_PROCESSES ?= 4
 PARALLEL = -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
@@ -42,7 +42,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@touch $(VENV)/.serve $@
 
 serve: $(VENV)/.serve  ## serve the packaged model on port 8000
-	@echo "==> Starting the server; the first start converts the model for this CPU and keeps the result"
+	@echo "==> Starting the server; the first start measures which precision is fastest on this CPU, and keeps the result"
 	@exec $(BIN)/mae serve
 
 test: $(VENV)/.dev  ## the whole suite
@@ -122,6 +122,9 @@ lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+graphs: $(VENV)/.dev  ## make the graphs in the package anew, after a change of weights, OpenVINO or the code of graphs
+	$(BIN)/python -m model.engines.openvino.pack
 
 format: $(VENV)/.dev  ## let ruff rewrite
 	$(BIN)/ruff check --fix .

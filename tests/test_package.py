@@ -19,6 +19,7 @@ KNOWN = {
     "model/engines/openvino/build.py",
     "model/py.typed",
     "model/weights/mae_tiny.safetensors",
+    "model/weights/mae_tiny/openvino/encoder.xml",
     "service/api/routes/embed.py",
     "service/benchmark/load.lua",
     "service/py.typed",

@@ -36,7 +36,7 @@ def build(
         settings: the options of the engine.
         progress: called with a sentence at every step.
         calibrate: a folder of photographs to make an int8 engine from, for PRECISION=int8 or auto. Without it, int8
-            needs an engine that was made before.
+            takes the engine that was made before, or else is calibrated on the packaged photographs.
 
     Raises:
         WeightsError: the weights are missing, foreign or damaged.

@@ -33,23 +33,33 @@ class BuildContext:
     model: ModelSpec
     choice: BackendChoice
     calibrate: Path | None
-    """The folder of photographs to make an int8 engine from; None in a server, which has no photographs."""
+    """The operator's folder of photographs to make an int8 engine from; None in a server, which takes no folder."""
     progress: Callable[[str], None]
     """Called with a sentence at every step."""
 
-    def obtain_entry(self, name: str, job: ConversionJob, deadline: float | None = None) -> Path:
-        """Returns the folder of the cache's entry `name`, which a child process makes if need be.
+    def obtain_entry(
+        self,
+        name: str,
+        job: ConversionJob,
+        deadline: float | None = None,
+        unpack: Callable[[Path], bool] | None = None,
+    ) -> Path:
+        """Returns the folder of the cache's entry `name`, which comes from the package, or a child process makes it.
 
         Args:
             name: the name of the entry.
             job: the conversion that makes it.
             deadline: the time (of `time.monotonic`) at which the child process is ended; None for no limit.
+            unpack: fills a folder with the entry if the package has it, and returns whether it has.
 
         Raises:
             BuildTimeout: the deadline has passed.
         """
 
         def make(folder: Path) -> None:
+            if unpack is not None and unpack(folder):
+                self.progress(f"taking the graphs of {self.source.name} from the package")
+                return
             self.progress(f"making the engine of {self.source.name} for {job.target}")
             convert_in_child(job, folder, self.progress, deadline)
 

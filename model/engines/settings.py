@@ -36,7 +36,7 @@ class EngineSettings(BaseModel):
     backend: Backend = "auto"
     """Engine: auto, tensorrt, openvino or torch."""
     precision: Precision | Literal["auto"] = "auto"
-    """Arithmetic: fp32, bf16, fp16, int8 (OpenVINO, made by mae compile --calibrate), or auto: measured by OpenVINO."""
+    """Arithmetic: fp32, bf16, fp16, int8 (OpenVINO), or auto: measured by OpenVINO."""
     lanes: int | None = Field(default=None, gt=0)
     """Batches that run at once; by default one per CPU for openvino, two on a GPU."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)

@@ -15,8 +15,8 @@ def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
     """The vector space of a request in one word: vectors may be compared where these words are equal.
 
     In order, separated by colons: the model and the hash of its weights; the precision that matrix products are
-    computed in; side, resize, share of the crop, filter, colour space, mean and deviation; the number of attention
-    heads of a ViT; the pool; and where they are
+    computed in, for int8 with the hash of the photographs that it was calibrated on; side, resize, share of the crop,
+    filter, colour space, mean and deviation; the number of attention heads of a ViT; the pool; and where they are
     asked for, `whitened`, `dimensions=` with the number of principal axes, `unit` (vectors of length 1), `binary`,
     `keep=` with the share of the patches and `region`. Which patches were drawn or lie in the region is no part of it.
     Float16 and int8 are roundings of the float32 vectors, which they may be compared with. The word is ASCII without
@@ -31,7 +31,7 @@ def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
     mean, std = (",".join(map(str, colour)) for colour in (preprocessing.mean, preprocessing.std))
     words = [
         f"{quote(info.model, safe='/')}@{info.weights[:12]}",
-        info.computes.replace(" ", "-"),
+        _precision_of(info),
         f"{pixels}-{mean}-{std}",
         *([f"{info.config.num_heads}-heads"] if info.config.family == "vit" else ()),
         parameters.pool,
@@ -43,3 +43,9 @@ def space_of(info: EngineInfo, parameters: EmbedParameters) -> str:
         *(["region"] if parameters.patches is not None else ()),
     ]
     return ":".join(words)
+
+
+def _precision_of(info: EngineInfo) -> str:
+    """The computed precision. Photographs decide how int8 rounds, so int8 calibrated on others is another space."""
+    precision = info.computes.replace(" ", "-")
+    return precision if info.quantisation is None else f"{precision}-{info.quantisation.digest[:12]}"

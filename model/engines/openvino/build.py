@@ -17,7 +17,7 @@ from model.engines.openvino.arithmetic import sample_precision
 from model.engines.openvino.batch_size import obtain_batch_size, warm_up
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
 from model.engines.openvino.entries import GraphEntries, require_held_out_parity
-from model.engines.openvino.precision import CLOSEST_FIRST, choose_precision, core_seconds
+from model.engines.openvino.precision import CLOSEST_FIRST, choose_precision, core_seconds, is_clear_choice
 from model.engines.openvino.quantise import read_quantisation
 from model.engines.parity import ParityError
 
@@ -65,7 +65,9 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
         context.progress(f"measuring which is fastest: {', '.join(engines)}")
         lanes = engines["fp32"].info.lanes
         rates = measure_rates(
-            {precision: partial(core_seconds, engine) for precision, engine in engines.items()}, lanes
+            {precision: partial(core_seconds, engine) for precision, engine in engines.items()},
+            lanes,
+            is_clear=is_clear_choice,
         )
     best = choose_precision(rates) if rates else "fp32"
     choice = keep_choice(cache, name, MeasuredPrecision(precision=best, images_per_core_s=rates, left_out=left_out))

@@ -7,6 +7,7 @@ import logging
 import random
 from pathlib import Path
 
+from model.checkpoints.locate import PACKAGED
 from model.engines.base import EngineBuildError
 from model.engines.job import MIN_PHOTOGRAPHS, Calibration
 from model.images.folders import find_images
@@ -14,6 +15,8 @@ from model.images.packs import is_pack
 from model.images.regular_file import read_regular_file
 
 MAX_PHOTOGRAPHS = 192
+PACKAGED_PHOTOGRAPHS = PACKAGED / "calibration" / "photographs"
+"""The photographs that int8 is calibrated on where the operator gives none."""
 
 log = logging.getLogger(__name__)
 

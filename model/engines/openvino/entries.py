@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,10 +13,13 @@ from model.engines.base import EngineBuildError
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext
 from model.engines.fingerprint import code_digest
-from model.engines.job import ConversionJob
-from model.engines.openvino.calibration import choose_photographs
+from model.engines.job import Calibration, ConversionJob
+from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.packaged import find_packaged
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 from model.engines.parity import require_tolerance
+
+USUAL_DURATION = "about a minute for mae_tiny and some minutes for mae_base on two cores"
 
 
 class GraphEntries:
@@ -29,19 +34,51 @@ class GraphEntries:
 
     def float32(self) -> Path:
         """Returns the folder of the float32 graphs, which are made if need be."""
-        return self._context.obtain_entry(self.name, ConversionJob(self._context.model, "openvino"))
+        job = ConversionJob(self._context.model, "openvino")
+        return self._context.obtain_entry(self.name, job, unpack=partial(self._unpack, "openvino"))
 
     def int8(self) -> Path:
-        """Returns the folder of the int8 graphs made from `context.calibrate`, or else made last for PRECISION=int8.
+        """Returns the folder of the int8 graphs for PRECISION=int8.
 
-        A sidecar file holds the name of that entry, since a server has no photographs to compute the name from.
+        They are those made from the photographs in `context.calibrate`; without it those that were made last from an
+        operator's photographs; and if there never were any, those made from the packaged photographs. A sidecar file
+        holds the name of the operator's entry, since a server has no photographs to compute the name from.
         """
-        if self._context.calibrate is None:
-            return self.find_int8(self._read_name("int8"), "int8")
-        folder = self._quantise()
-        require_held_out_parity(folder, self._context)
-        self._write_name("int8", folder.name)
+        if self._context.calibrate is not None:
+            folder = self._quantise(choose_photographs(self._context.calibrate))
+            require_held_out_parity(folder, self._context)
+            self._write_name("int8", folder.name)
+            return folder
+        name = self._read_name("int8")
+        return self._int8_of_packaged_photographs() if name is None else self.find_int8(name, "int8")
+
+    def _int8_of_packaged_photographs(self) -> Path:
+        """A sidecar file holds the name of this entry too, so that a server without NNCF finds it."""
+        photographs = choose_photographs(PACKAGED_PHOTOGRAPHS)
+        kind = f"packaged-int8-{photographs.digest[:12]}"
+        name = self._read_name(kind)
+        folder = None if name is None else self._cache.find(name)
+        if folder is None:
+            folder = self._unpack_or_quantise(photographs)
+            self._write_name(kind, folder.name)
         return folder
+
+    def _unpack_or_quantise(self, photographs: Calibration) -> Path:
+        """Takes the int8 graphs that come with the package, or else calibrates on the packaged photographs."""
+        packaged = find_packaged("openvino-int8", self._context.model, self._context.source.digest)
+        if packaged is not None:
+
+            def unpack(folder: Path) -> bool:
+                # NNCF is needed only where the packaged files turn out to be damaged.
+                return packaged.unpack(self._context.source.path, folder) or not require_nncf()
+
+            return self._obtain_int8(photographs, {"packaged": packaged.description.files}, unpack)
+        require_nncf()
+        self._context.progress(
+            f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
+            f"{len(photographs.paths)} packaged photographs, in {USUAL_DURATION}"
+        )
+        return self._quantise(photographs)
 
     def int8_for_auto(self) -> str | None:
         """The name of the entry that `mae compile --precision auto --calibrate` made; None if that command never ran.
@@ -50,7 +87,7 @@ class GraphEntries:
         """
         if self._context.calibrate is None:
             return self._read_name("auto-int8")
-        name = self._quantise().name
+        name = self._quantise(choose_photographs(self._context.calibrate)).name
         self._write_name("auto-int8", name)
         return name
 
@@ -68,12 +105,21 @@ class GraphEntries:
             )
         return folder
 
-    def _quantise(self) -> Path:
-        assert self._context.calibrate is not None
-        nncf, calibration = require_nncf(), choose_photographs(self._context.calibrate)
-        ingredients = {**self._ingredients("openvino-int8"), "photographs": calibration.digest, "nncf": nncf}
-        job = ConversionJob(self._context.model, "openvino", "int8", photographs=calibration)
-        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
+    def _quantise(self, photographs: Calibration) -> Path:
+        return self._obtain_int8(photographs, {"nncf": require_nncf()})
+
+    def _obtain_int8(
+        self, photographs: Calibration, origin: dict[str, object], unpack: Callable[[Path], bool] | None = None
+    ) -> Path:
+        ingredients = {**self._ingredients("openvino-int8"), "photographs": photographs.digest, **origin}
+        job = ConversionJob(self._context.model, "openvino", "int8", photographs=photographs)
+        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job, unpack=unpack)
+
+    def _unpack(self, kind: str, folder: Path) -> bool:
+        """Fills `folder` with the graphs that come with the package, and returns whether there are any."""
+        source = self._context.source
+        packaged = find_packaged(kind, self._context.model, source.digest)
+        return packaged is not None and packaged.unpack(source.path, folder)
 
     def _ingredients(self, kind: str) -> dict[str, object]:
         return {

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import product
 
 from model.engines.base import Engine, Precision
 from model.engines.measure import MIN_GAIN, time_batch
 
 CLOSEST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+DOUBT = 1.15
+"""The factor by which the rates of a few turns may be wrong."""
 
 
 def choose_precision(rates: Mapping[Precision, float]) -> Precision:
@@ -26,6 +29,12 @@ def choose_precision(rates: Mapping[Precision, float]) -> Precision:
         if precision in rates and rates[precision] >= MIN_GAIN * rates[best]:
             best = precision
     return best
+
+
+def is_clear_choice(rates: Mapping[Precision, float]) -> bool:
+    """Whether the choice is the same if every rate is wrong by `DOUBT`, in either direction."""
+    ranges = product(*((rate / DOUBT, rate * DOUBT) for rate in rates.values()))
+    return len({choose_precision(dict(zip(rates, corner, strict=True))) for corner in ranges}) == 1
 
 
 def core_seconds(engine: Engine) -> float:

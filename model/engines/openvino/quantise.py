@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 QUANTISATION = "quantisation.json"
 HELD_OUT_EVERY = 3
 """Every third photograph is held out."""
+BASE_SECONDS, RUNS_PER_PHOTOGRAPH = 10, 6
+"""A quantisation takes about so many seconds, and per photograph as long as so many whole images in float32."""
 FIRST_SEED = 1000
 """The first seed of the masks for calibration; the masks for measuring have seeds from 0."""
 
@@ -77,8 +80,7 @@ def quantise_and_measure(
     """
     photographs = read_photographs(calibration.paths, model.config, model.preprocessing)
     used, held_out = calibration_part(photographs), held_out_part(photographs)
-    progress(f"quantising {model.config.name} to eight bits on {len(used)} photographs")
-    quantise(source, folder, used, model.config)
+    quantise(source, folder, used, model.config, progress)
     progress(f"measuring the quantised {model.config.name} on {len(held_out)} other photographs")
     engine = OpenVINOEngine(folder, _int8_info(reference.info))
     quantisation = Quantisation(
@@ -128,7 +130,9 @@ def held_out_part(photographs: Bytes) -> Bytes:
     return photographs[::HELD_OUT_EVERY]
 
 
-def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) -> None:
+def quantise(
+    source: Path, folder: Path, photographs: Bytes, config: MAEConfig, progress: Callable[[str], None]
+) -> None:
     """Reads float32 graphs from `source`, and writes them in eight bits into `folder`.
 
     Args:
@@ -136,6 +140,7 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
         folder: exists.
         photographs: uint8 [R, N, P]; each is encoded whole, and with a quarter of its patches visible.
         config: the model's sizes.
+        progress: called with a sentence that says how long it will take.
     """
     openvino = import_openvino()  # first: NNCF would import it with its telemetry
     import nncf
@@ -145,6 +150,8 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
     encode = core.compile_model(str(source / ENCODER_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     quarter = visible_quarter(config, len(photographs), FIRST_SEED)
     everything = all_indices(config.num_patches)[None]
+    seconds = _estimate_seconds(lambda: encode([photographs[:1], everything]), len(photographs))
+    progress(f"quantising {config.name} to eight bits on {len(photographs)} photographs: about {seconds} s")
     inputs: dict[str, list[list[Any]]] = {ENCODER_FILE: [], DECODER_FILE: []}
     for patches, visible_indices in zip(photographs[:, None], quarter[:, None], strict=True):
         masked = [np.take_along_axis(patches, visible_indices[..., None], axis=1), visible_indices]
@@ -161,6 +168,15 @@ def quantise(source: Path, folder: Path, photographs: Bytes, config: MAEConfig) 
                 subset_size=len(inputs[file]),
             )
         openvino.save_model(quantised, str(folder / file), compress_to_fp16=False)
+
+
+def _estimate_seconds(encode_one: Callable[[], object], photographs: int) -> int:
+    """Estimates the seconds of a quantisation from those of one whole photograph in float32, rounded to ten."""
+    encode_one()  # compiles
+    start = time.monotonic()
+    encode_one()
+    seconds = BASE_SECONDS + RUNS_PER_PHOTOGRAPH * photographs * (time.monotonic() - start)
+    return max(10, round(seconds, -1))
 
 
 def _int8_info(reference: EngineInfo) -> EngineInfo:

@@ -23,7 +23,8 @@ def compile_engine(
         typer.Option(
             "--calibrate",
             metavar="<path>",
-            help="Folder of photographs to calibrate int8 with; --precision auto then measures int8 too.",
+            help="Folder of photographs to calibrate int8 with, in place of the packaged ones; --precision auto then "
+            "measures int8 too.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of a table.")] = False,

@@ -1,5 +1,6 @@
 """The name of a vector space: what it tells apart, and what it does not."""
 
+from model.engines.base import Parity, Quantisation
 from service.inference.vector_space import space_of
 from service.parameters import EmbedParameters
 from tests.support.engines import fake_info
@@ -32,3 +33,15 @@ def test_the_space_names_all_that_vectors_must_share() -> None:
     spaces = {space_of(info.model_copy(update=changes), EmbedParameters()) for changes in [{}, *others]}
     assert len(spaces) == 1 + len(others)
     assert all(space.isascii() and " " not in space for space in spaces)
+
+
+def test_int8_that_was_calibrated_on_other_photographs_is_another_space() -> None:
+    info = fake_info().model_copy(update={"precision": "int8", "computes": "int8"})
+
+    def space(digest: str) -> str:
+        figures = Quantisation(photographs=85, held_out=43, digest=digest, nncf="3.4", parity=Parity(cosine=1))
+        return space_of(info.model_copy(update={"quantisation": figures}), EmbedParameters())
+
+    first, second = space("0123456789abcdef" * 4), space("f" * 64)
+    assert ":int8-0123456789ab:" in first and ":int8-ffffffffffff:" in second
+    assert space_of(info, EmbedParameters()) not in (first, second)

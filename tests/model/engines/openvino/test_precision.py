@@ -1,14 +1,16 @@
 """Which precision is chosen, given rates, and how rates are measured."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.engines.base import MeasuredPrecision, Precision
 from model.engines.cache import EngineCache
-from model.engines.measure import TURNS, keep_choice, measure_rates, read_choice
-from model.engines.openvino.precision import choose_precision, core_seconds
+from model.engines.measure import MIN_TURNS, TURNS, keep_choice, measure_rates, read_choice
+from model.engines.openvino.precision import DOUBT, choose_precision, core_seconds, is_clear_choice
 from tests.support.engines import FakeEngine
 
 BF16 = MeasuredPrecision(precision="bf16", images_per_core_s={"fp32": 10, "bf16": 20}, left_out={})
@@ -42,10 +44,9 @@ class Clock:
         self.asked: list[str] = []
         self._seconds = seconds
 
-    def measure(self, within: float = 3.0) -> dict[Precision, float]:
-        return measure_rates(
-            {one: lambda one=one: self._turn(one) for one in self._seconds}, 2, within, lambda: self.now
-        )  # type: ignore[misc]
+    def measure(self, within: float = 3.0, **how: Any) -> dict[Precision, float]:
+        calls: dict[Any, Any] = {one: partial(self._turn, one) for one in self._seconds}
+        return measure_rates(calls, 2, within, lambda: self.now, **how)
 
     def _turn(self, precision: str) -> float:
         disturbed = self.asked.count(precision) % 2 == 0
@@ -59,6 +60,34 @@ def test_the_best_turn_counts_for_all_lanes() -> None:
     clock = Clock(fp32=0.02, bf16=0.01)
     assert clock.measure() == pytest.approx({"fp32": 100, "bf16": 200})
     assert len(clock.asked) == 2 * TURNS
+
+
+@pytest.mark.parametrize(("bf16", "turns"), [(0.010, MIN_TURNS), (0.0195, TURNS)])
+def test_a_clear_choice_needs_few_turns(bf16: float, turns: int) -> None:
+    """Twice as fast needs no more turns, and a gain near the 5 % needs them all."""
+    clock = Clock(fp32=0.02, bf16=bf16)
+    rates = clock.measure(is_clear=is_clear_choice)
+    assert rates == pytest.approx({"fp32": 100, "bf16": 2 / bf16})
+    assert len(clock.asked) == 2 * turns
+
+
+@pytest.mark.parametrize(
+    ("rates", "clear"),
+    [
+        ({"fp32": 100, "bf16": 200}, True),
+        ({"fp32": 100, "bf16": 50}, True),
+        ({"fp32": 100, "bf16": 105 * DOUBT**2 * 1.01}, True),
+        ({"fp32": 100, "bf16": 105 * DOUBT**2 * 0.99}, False),
+        ({"fp32": 100, "bf16": 105 / DOUBT**2 * 0.99}, True),
+        ({"fp32": 100, "bf16": 105 / DOUBT**2 * 1.01}, False),
+        ({"fp32": 100, "bf16": 200, "int8": 220}, False),
+        ({"fp32": 100, "bf16": 200, "int8": 400}, True),
+    ],
+)
+def test_a_choice_is_clear_if_no_error_of_the_rates_would_change_it(
+    rates: Mapping[Precision, float], clear: bool
+) -> None:
+    assert is_clear_choice(rates) == clear
 
 
 def test_every_lane_has_an_image_of_each_kind() -> None:

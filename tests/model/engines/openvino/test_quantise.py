@@ -1,5 +1,6 @@
 """int8: made from photographs, found without them, and held to a bar on photographs that played no part in it."""
 
+import csv
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.checkpoints import checkpoint
 from model.engines import context
@@ -16,8 +18,8 @@ from model.engines.build import build
 from model.engines.fixed_images import fixed_patches
 from model.engines.job import MIN_PHOTOGRAPHS
 from model.engines.openvino import entries
-from model.engines.openvino.calibration import MAX_PHOTOGRAPHS, choose_photographs
-from model.engines.openvino.quantise import QUANTISATION, calibration_part, held_out_part
+from model.engines.openvino.calibration import MAX_PHOTOGRAPHS, PACKAGED_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.quantise import QUANTISATION, calibration_part, held_out_part, require_nncf
 from model.engines.parity import ParityError
 from model.engines.settings import EngineSettings
 from tests.support.engines import with_changes
@@ -37,7 +39,8 @@ def spec(tmp_path: Path, narrow_weights: Path, converted: Path, monkeypatch: pyt
     """NNCF and the child process are left out; whatever is in `converted` is what they make."""
 
     def convert(job: Any, folder: Path, progress: Any, deadline: Any) -> None:
-        assert job.precision == "int8" and len(job.photographs.paths) == 30
+        assert job.precision == "int8"
+        progress(f"calibrating on {len(job.photographs.paths)} photographs of {Path(job.photographs.paths[0]).parent}")
         shutil.copytree(converted, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
         if not (folder / QUANTISATION).exists():
@@ -62,16 +65,41 @@ def test_a_server_without_the_photographs_finds_the_engine(spec: EngineSettings,
     assert found.info.entry == made.info.entry and str(made.info.entry).startswith("openvino-int8-")
     assert found.info.precision == "int8"
     assert found.info.quantisation is not None and found.info.quantisation.parity == GOOD
-    with pytest.raises(EngineBuildError, match="no intact int8 engine"):
-        build(with_changes(spec, preprocess={"resize": "squash"}))
+    assert build(with_changes(spec, preprocess={"resize": "squash"})).info.entry != made.info.entry
 
 
-def test_without_an_engine_it_is_said_how_to_make_one(spec: EngineSettings, crops: Path) -> None:
-    with pytest.raises(EngineBuildError, match=r"mae compile --precision int8 --calibrate FOLDER"):
-        build(spec)
+def test_an_operators_engine_that_is_damaged_is_not_replaced_by_another(spec: EngineSettings, crops: Path) -> None:
+    """One from the packaged photographs would answer vectors of another space."""
     made = build(spec, calibrate=crops)
     (spec.engine_cache / str(made.info.entry) / "encoder.bin").write_bytes(b"damaged")
-    with pytest.raises(EngineBuildError, match="no intact int8 engine"):
+    with pytest.raises(EngineBuildError, match=r"no intact int8 engine .*mae compile --precision int8 --calibrate FO"):
+        build(spec)
+
+
+def test_without_an_operators_photographs_the_packaged_ones_calibrate(spec: EngineSettings, crops: Path) -> None:
+    steps: list[str] = []
+    packaged = build(spec, steps.append).info.entry
+    announced, calibrated = (
+        next(number for number, step in enumerate(steps) if text in step)
+        for text in ("about a minute", f"photographs of {PACKAGED_PHOTOGRAPHS}")
+    )
+    assert announced < calibrated
+    steps.clear()
+    assert build(spec, steps.append).info.entry == packaged
+    assert not any("photographs" in step for step in steps)  # it is in the cache
+    own = build(spec, calibrate=crops).info.entry
+    assert own != packaged and build(spec).info.entry == own
+
+
+def test_a_server_without_nncf_finds_what_the_packaged_photographs_made(
+    spec: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(spec).info.entry
+    monkeypatch.setattr(entries, "require_nncf", require_nncf)
+    monkeypatch.setattr("model.engines.openvino.quantise.find_spec", lambda name: None)
+    assert build(spec).info.entry == made
+    (spec.engine_cache / str(made) / "encoder.bin").write_bytes(b"damaged")
+    with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
         build(spec)
 
 
@@ -101,8 +129,9 @@ def test_what_fails_on_held_out_photographs_does_not_serve(
     write_figures(converted, GOOD.model_copy(update=figures))
     with pytest.raises(ParityError, match=message):
         build(spec, calibrate=crops)
-    with pytest.raises(EngineBuildError, match="no intact int8 engine"):  # nothing leads to it
-        build(spec)
+    write_figures(converted, GOOD)
+    packaged = build(spec).info.quantisation  # nothing leads to what has failed
+    assert packaged is not None and packaged.parity == GOOD
 
 
 def test_a_graph_that_was_quantised_wrongly_does_not_serve(
@@ -168,6 +197,23 @@ def test_nothing_is_both_calibrated_and_measured_on() -> None:
     ours, others = (set(part.ravel().tolist()) for part in (calibration_part(photographs), held_out_part(photographs)))
     assert ours | others == set(range(30)) and not ours & others
     assert len(others) == 10
+
+
+def test_the_packaged_photographs_are_few_small_and_attributed() -> None:
+    """Bounds of the package, licences that allow it, and no metadata: a camera's may say where and by whom."""
+    paths = sorted(PACKAGED_PHOTOGRAPHS.iterdir())
+    assert MIN_PHOTOGRAPHS <= len(paths) <= 128
+    assert sum(path.stat().st_size for path in paths) <= 1_500_000
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224)), path.name
+            assert all(key.startswith(("jfif", "progress")) for key in image.info), path.name
+    with (PACKAGED_PHOTOGRAPHS.parent / "attribution.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [path.name for path in paths]
+    assert {row["licence"] for row in rows} == {"MIT", "CC BY 4.0"}
+    assert all(row["source"] and row["authors"] and "shrunk to 224 px" in row["changes"] for row in rows)
 
 
 @pytest.mark.converts
