@@ -9,6 +9,7 @@ of bodies that have arrived within the last seconds (429 with Retry-After).
 from __future__ import annotations
 
 import io
+import re
 import socket
 import sys
 import threading
@@ -155,17 +156,20 @@ def attack_unread(server: AttackedServer, seen: Counter[str]) -> None:
 
 
 def is_kept(one: socket.socket) -> bool:
-    """Whether the server still had megabytes of an answer for a client that has not read them until now."""
+    """Whether the server still had the whole answer for a client that has not read it until now.
+
+    What the kernel had taken of it arrives in any case.
+    """
     one.settimeout(2)
-    received = 0
+    received = b""
     try:
         while chunk := one.recv(1 << 20):
-            received += len(chunk)
-    except TimeoutError:  # the connection is open, and all of the answer has arrived
+            received += chunk
+    except OSError:  # the server has given it up, or waits for the next request
         pass
-    except OSError:  # the server has given it up
-        return False
-    return received > 1_000_000  # less is a refusal
+    length = re.search(rb"content-length: (\d+)", received)
+    is_answer = received.startswith(b"HTTP/1.1 200")
+    return is_answer and length is not None and len(received) > int(length[1])
 
 
 def wait_until_free(what: str, server: AttackedServer, seen: Counter[str]) -> None:
