@@ -26,7 +26,7 @@ from tests.attacks.soak.client import Answer
 from tests.attacks.soak.faults import MAX_CONNECTIONS
 from tests.attacks.soak.phase import Phase
 from tests.attacks.soak.requests import KEY, ROOT, Request
-from tests.attacks.soak.traffic import CHANGING, LATE, REFUSED, RIGHT, WITH_WORKER
+from tests.attacks.soak.traffic import CHANGING, CUT_OFF, LATE, REFUSED, RIGHT, WITH_WORKER
 
 OVERLOADED = ("refused with Retry-After under overload", "lost with a killed worker")
 EXPECTED = {
@@ -34,6 +34,7 @@ EXPECTED = {
     CHANGING,
     REFUSED,
     LATE,
+    CUT_OFF,
     WITH_WORKER,
     "requests of bursts",
     "stopped for 3 s",

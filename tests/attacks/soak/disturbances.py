@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from tests.attacks.soak.samples import family, sockets_of, workers_of
+from tests.attacks.soak.samples import family, sockets_of, start_time, workers_of
 from tests.attacks.soak.traffic import Soak
 
 BURST_S = 20.0
@@ -62,8 +62,8 @@ class Disturbances:
         soak.note("stopped for 3 s")
 
     async def kill_worker(self, soak: Soak) -> None:
-        """kill -9 of a worker; it is replaced."""
-        victim = soak.random.choice(workers_of(self._pid))
+        """kill -9 of the oldest worker; it is replaced."""
+        victim = min(workers_of(self._pid), key=start_time)
         os.kill(victim, signal.SIGSTOP)  # so that it takes no connection while its own are counted
         await asyncio.sleep(0.01)
         ports = sockets_of(victim, soak.port)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import Awaitable, Callable
 
 from tests.attacks.decodes import FLOODS, HEAVY, flat_png
 from tests.attacks.soak.client import Connection, Lost, ask, describe
-from tests.attacks.soak.requests import BOUNDARY, FORM, KEY, RAW, Request, build, form, photographs
+from tests.attacks.soak.requests import BOUNDARY, FORM, JSON, KEY, RAW, Request, build, form, photographs
 from tests.attacks.soak.traffic import Soak
 
 MAX_CONNECTIONS = 800
@@ -206,10 +208,23 @@ async def open_idle(soak: Soak) -> None:
 
 
 async def use_all_threads(soak: Soak) -> None:
-    """Images that take long, over many connections at once: a new worker has all its threads after that."""
-    request = build("/embed", flat_png(3000, 3000, 0, 8)).content
-    connections = [await Connection.open(soak.port) for _ in range(16)]
-    for answer in await asyncio.gather(*(one.exchange(request) for one in connections)):
-        soak.note(f"long file: {describe(answer)}")
+    """Images that take long and large JSON bodies, over many connections: a new worker has all its threads then."""
+    photograph = base64.b64encode(photographs()[-1]).decode()
+    for request in (
+        build("/embed", flat_png(3000, 3000, 0, 8)),
+        build("/embed?keep=0.1&seed=1", json.dumps({"images": [photograph] * 6}).encode(), JSON),
+    ):
+        connections = [await Connection.open(soak.port) for _ in range(32)]
+        for answer in await asyncio.gather(*(one.exchange(request.content) for one in connections)):
+            soak.note(f"long file: {describe(answer)}")
+        for one in connections:
+            one.close()
+
+
+async def end_idle_threads(soak: Soak) -> None:
+    """One request after the other to a route that runs in a thread: each worker ends those that have long been idle."""
+    connections = [await Connection.open(soak.port) for _ in range(4)]
+    for one in connections:
+        await one.exchange(build("/metrics").content)
     for one in connections:
         one.close()

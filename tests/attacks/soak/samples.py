@@ -37,6 +37,11 @@ def workers_of(pid: int) -> list[int]:
     return workers
 
 
+def start_time(pid: int) -> int:
+    """When a process was started, in ticks since the machine was."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
 def measure_processes(pid: int) -> dict[str, Any]:
     """Megabytes (shared pages count once), file descriptors, threads and CPU seconds of a server's processes."""
     total = {"memory_mb": 0.0, "descriptors": 0, "threads": 0, "processes": 0, "core_s": 0.0}

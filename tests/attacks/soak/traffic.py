@@ -23,6 +23,7 @@ ID = re.compile(rb'"id":"[^"]*"')
 RIGHT = "answered with the same bits"
 CHANGING = "answered, of a server's own seed"
 REFUSED = "refused with Retry-After under overload"
+CUT_OFF = "closed while its body was sent, under overload"
 LATE = "504 under overload"
 WITH_WORKER = "lost with a killed worker"
 
@@ -83,6 +84,8 @@ class Soak:
         self.statuses[0] += 1
         if lost.port in self.killed_ports:
             self.note(WITH_WORKER)
+        elif str(lost) == "BrokenPipeError" and time.monotonic() < self.overload_until:
+            self.note(CUT_OFF)
         else:
             self.note(f"lost ({lost})", f"{request.path}, at {time.strftime('%H:%M:%S')}")
 
