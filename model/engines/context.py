@@ -58,7 +58,7 @@ class BuildContext:
 
         def make(folder: Path) -> None:
             if unpack is not None and unpack(folder):
-                self.progress(f"taking the graphs of {self.source.name} from the package")
+                self.progress(f"making the engine of {self.source.name} from the graphs in the package")
                 return
             self.progress(f"making the engine of {self.source.name} for {job.target}")
             convert_in_child(job, folder, self.progress, deadline)

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 SERVE = "from service.cli.main import main; main()"
-STEP = re.compile(r"(making|taking|converting|computing|compiling|comparing|measuring|ready|running on) ?[^\n]*")
+STEP = re.compile(r"(making|converting|computing|compiling|comparing|measuring|ready|running on) ?[^\n]*")
 POLL_S = 0.02
 LIMIT_S = 300.0
 

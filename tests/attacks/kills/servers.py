@@ -19,6 +19,7 @@ from tests.attacks.kills.scene import MAE, Scene, free_port, wait_until
 FAKE = (sys.executable, "-m", "tests.support.fake_server")
 CONVERTER, WORKER = "model.engines.convert", "service.workers"
 WORKERS = 2
+PROBE = Path(__file__).parents[2] / "data" / "mae_probe_tiny.safetensors"
 
 
 class Victim:
@@ -101,8 +102,8 @@ def restart(victim: Victim, command: Sequence[str], what: str, **variables: str)
 
 
 def attack_conversion(scene: Scene, cache: Path, moments: int) -> None:
-    """The server while it converts, and the converter alone; the last start fills the cache for the other attacks."""
-    variables = {"MAE_ENGINE_CACHE": str(cache), "MAE_PRECISION": "fp32"}
+    """The server while it converts weights that are not packaged, and the converter alone."""
+    variables = {"MAE_ENGINE_CACHE": str(cache), "MAE_PRECISION": "fp32", "MAE_WEIGHTS": str(PROBE)}
     victim = None
     for moment in range(moments):
         victim = Victim(scene, (*MAE, "serve"), victim and victim.port, **variables)
@@ -131,7 +132,10 @@ def check_cache(scene: Scene, cache: Path) -> None:
 
 
 def attack_load(scene: Scene, cache: Path) -> None:
-    """The server while it imports, loads its engine from the cache and compares it."""
+    """The server while it imports, fills the cache from the package, loads its engine and compares it.
+
+    The last start fills the cache for the other attacks.
+    """
     variables = {"MAE_ENGINE_CACHE": str(cache), "MAE_PRECISION": "fp32"}
     what = "server while it loads"
     victim = None

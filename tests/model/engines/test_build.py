@@ -266,6 +266,7 @@ def entry_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., s
 
     def entry(**spec: Any) -> str:
         monkeypatch.setattr(context, "convert_in_child", convert)
+        monkeypatch.setattr(openvino_entries, "find_packaged", lambda *of: None)
         with pytest.raises(Converted) as made:
             build(EngineSettings(**{"engine_cache": tmp_path / "cache", "backend": "openvino"} | spec))
         return str(made.value)

@@ -91,14 +91,14 @@ def test_a_first_start_of_the_packaged_model_converts_nothing(
     steps: list[str] = []
     settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="fp32", max_batch=1, lanes=1)
     info = build(settings, steps.append).info
-    assert "taking the graphs of mae_tiny from the package" in steps
+    assert "making the engine of mae_tiny from the graphs in the package" in steps
     assert info.parity is not None and info.parity.cosine >= TOLERANCES["fp32"].cosine
     assert info.entry is not None
     entry = digests(tmp_path / info.entry)
     assert {name: entry[name] for name in digests(unpacked)} == digests(unpacked)
     steps.clear()
     build(settings, steps.append)
-    assert "taking the graphs of mae_tiny from the package" not in steps  # the cache has them now
+    assert "making the engine of mae_tiny from the graphs in the package" not in steps  # the cache has them now
 
 
 # --- when they are not taken
