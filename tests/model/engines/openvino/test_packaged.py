@@ -17,8 +17,8 @@ from model.engines.base import EngineBuildError
 from model.engines.build import build
 from model.engines.entry import read_model, read_reference
 from model.engines.job import ModelSpec
-from model.engines.openvino import quantise
 from model.engines.openvino import packaged as module
+from model.engines.openvino import quantise
 from model.engines.openvino.pack import KINDS, pack
 from model.engines.openvino.packaged import DESCRIPTION, PackagedEntry, find_packaged
 from model.engines.parity import TOLERANCES, measure_parity, require_tolerance
