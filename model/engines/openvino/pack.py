@@ -24,7 +24,7 @@ from model.engines.openvino.packaged import (
     remove_tensors,
 )
 
-KINDS = ("openvino", "openvino-int8")
+KINDS = ("openvino",)
 """The kinds of entries that are packaged."""
 MIN_TENSOR_BYTES = 256
 """Smaller constants stay in the file: another tensor may have the same few bytes by chance."""

@@ -176,7 +176,7 @@ def _estimate_seconds(encode_one: Callable[[], object], photographs: int) -> int
     start = time.monotonic()
     encode_one()
     seconds = BASE_SECONDS + RUNS_PER_PHOTOGRAPH * photographs * (time.monotonic() - start)
-    return max(10, round(seconds, -1))
+    return max(10, 10 * round(seconds / 10))
 
 
 def _int8_info(reference: EngineInfo) -> EngineInfo:

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,13 @@ from model.engines.base import EngineBuildError
 from model.engines.build import build
 from model.engines.entry import read_model, read_reference
 from model.engines.job import ModelSpec
-from model.engines.openvino import entries, quantise
 from model.engines.openvino import packaged as module
-from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino import quantise
 from model.engines.openvino.pack import KINDS, pack
 from model.engines.openvino.packaged import DESCRIPTION, PackagedEntry, find_packaged
 from model.engines.parity import TOLERANCES, measure_parity, require_tolerance
 from model.engines.settings import EngineSettings
 from tests.support.conversion import convert_in_process
-from tests.support.instructions import int8_saturates
 
 MODELS = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
 REMEDY = "run .venv/bin/python -m model.engines.openvino.pack"
@@ -215,40 +211,7 @@ def without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_nncf")
-@pytest.mark.skipif(int8_saturates(os.environ.get("ONEDNN_MAX_CPU_ISA")), reason="int8 needs VNNI")
-def test_int8_of_the_packaged_model_needs_neither_nncf_nor_photographs(tmp_path: Path) -> None:
-    settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="int8", max_batch=1, lanes=1)
-    info = build(settings).info
-    assert (info.computes, info.parity is not None) == ("int8", True)
-    assert info.quantisation is not None
-    assert info.quantisation.digest == choose_photographs(PACKAGED_PHOTOGRAPHS).digest
-    require_tolerance(info.quantisation.parity, TOLERANCES["int8"])
-    assert build(settings).info.entry == info.entry
-
-
-@pytest.mark.usefixtures("without_nncf")
 def test_int8_of_other_options_names_nncf(tmp_path: Path) -> None:
     settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="int8", image_size=192)
     with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
         build(settings)
-
-
-@pytest.mark.usefixtures("without_nncf")
-def test_damaged_int8_graphs_of_the_package_are_not_served(
-    tmp_path: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (copied / "mae_tiny" / "openvino-int8" / "encoder.bin").write_bytes(b"damaged")
-    monkeypatch.setattr(entries, "find_packaged", partial(find_packaged, packaged=copied))
-    with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
-        build(EngineSettings(engine_cache=tmp_path / "cache", backend="openvino", precision="int8"))
-
-
-def test_another_calibration_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    others = shutil.copytree(PACKAGED_PHOTOGRAPHS, tmp_path / "others")
-    next(iter(others.iterdir())).unlink()
-    monkeypatch.setattr(module, "PACKAGED_PHOTOGRAPHS", others)
-    with caplog.at_level(logging.INFO):
-        assert find_packaged("openvino-int8", *spec_of("mae_tiny")) is None
-    assert "they were made with another calibration (" in caplog.text
