@@ -69,8 +69,10 @@ class GraphEntries:
         if packaged is not None:
 
             def unpack(folder: Path) -> bool:
-                # NNCF is needed only where the packaged files turn out to be damaged.
-                return packaged.unpack(self._context.source.path, folder) or not require_nncf()
+                is_intact = packaged.unpack(self._context.source.path, folder)
+                if not is_intact:
+                    require_nncf()
+                return is_intact
 
             return self._obtain_int8(photographs, {"packaged": packaged.description.files}, unpack)
         require_nncf()
