@@ -42,7 +42,7 @@ class GraphEntries:
 
         They are those made from the photographs in `context.calibrate`; without it those that were made last from an
         operator's photographs; and if there never were any, those made from the packaged photographs. A sidecar file
-        holds the name of the operator's entry, since a server has no photographs to compute the name from.
+        holds the name of the operator's entry, since a server does not have the photographs that the name depends on.
         """
         if self._context.calibrate is not None:
             folder = self._quantise(choose_photographs(self._context.calibrate))
