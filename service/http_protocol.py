@@ -96,6 +96,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Waits for the headers of the first request."""
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn declares it
+        self.transport.set_write_buffer_limits(high=0)  # to hear of every byte that a client leaves unread
         self._is_reserve = self._is_last = self._limit.open(self)
         seconds = min(RESERVE_TIMEOUT_S, self._header_timeout_s) if self._is_reserve else self._header_timeout_s
         self._timer = self.loop.call_later(seconds, self._on_headers_late)
@@ -130,12 +131,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(2 * waited_s, self._check_reader, 2 * waited_s)
 
     def pause_writing(self) -> None:
-        """More of an answer waits for the client than the transport likes to keep."""
+        """The kernel takes no more of an answer, since the client does not read."""
         super().pause_writing()
         self._send_timeout.start(self.loop, self.transport)
 
     def resume_writing(self) -> None:
-        """The client has read nearly all of it."""
+        """The kernel has taken all of it."""
         self._send_timeout.stop()
         super().resume_writing()
 

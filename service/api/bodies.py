@@ -35,6 +35,8 @@ ENCODED_FILENAME = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
 FILE_DISPOSITIONS = ("attachment", "inline", "file")
 # The parts of a form beside its images: the mask, and empty ones.
 OTHER_PARTS = 32
+MAX_PADDING = 1000
+"""Most blanks between a boundary and the end of its line."""
 
 
 @dataclass
@@ -107,6 +109,38 @@ class _FormParser(PushMultipartParser):  # type: ignore[misc]  # the library has
         return segment
 
 
+class _BoundaryPadding:
+    """Removes the blanks between a boundary and the end of its line, which RFC 2046, section 5.1.1, allows.
+
+    The parser refuses them.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        """Nothing has arrived yet."""
+        self._delimiter = b"\r\n--" + boundary
+        self._unfinished = b"\r\n"  # the first boundary may stand without it
+        """What has arrived of a line that may become a boundary with blanks."""
+
+    def remove(self, chunk: bytes) -> bytes:
+        """What the parser may read now. It misses nothing if `chunk` was the last: a form ends with two hyphens."""
+        data = self._unfinished + chunk
+        if self._delimiter + b" " in data or self._delimiter + b"\t" in data:
+            padded = re.escape(self._delimiter) + rb"[ \t]{1,%d}(?=\r\n)" % MAX_PADDING
+            data = re.sub(padded, lambda _: self._delimiter, data)
+        end = self._find_unfinished(data)
+        self._unfinished = data[end:]
+        return data[:end]
+
+    def _find_unfinished(self, data: bytes) -> int:
+        """The index from which `data` may be the beginning of a boundary with blanks; its length if there is none."""
+        size = len(self._delimiter)
+        start = data.rfind(self._delimiter, -(size + MAX_PADDING + len(b"\r")))
+        if start >= 0 and not data[start + size :].strip(b" \t\r"):
+            return start
+        start = data.rfind(b"\r", -size)
+        return start if start >= 0 and self._delimiter.startswith(data[start:]) else len(data)
+
+
 def _decode_header(value: str) -> str:
     """A header of a part as UTF-8 if it is that; the parser has read it as Latin-1."""
     if value.isascii():
@@ -122,21 +156,24 @@ async def _read_multipart(
 ) -> ImagesBody:
     found = BOUNDARY.search(content_type)
     quoted, plain = found.groups() if found else (None, "")
-    boundary = plain.strip() if quoted is None else ESCAPED.sub(r"\1", quoted)
-    if not boundary:
+    text = plain.strip() if quoted is None else ESCAPED.sub(r"\1", quoted)
+    if not text:
         raise MalformedBody("the multipart body's Content-Type names no boundary")
     body, content = ImagesBody(), bytearray()
     segment: MultipartSegment | None = None
+    boundary = text.encode("latin-1", "replace")
+    padding = _BoundaryPadding(boundary)
     try:
         with _FormParser(
-            boundary.encode("latin-1", "replace"),
+            boundary,
             max_segment_count=max_images + OTHER_PARTS,
             header_charset="latin-1",
         ) as parser:
             async for chunk in chunks:
-                if not chunk or parser.closed:  # the parser takes an empty chunk for the end; an epilogue is ignored
+                data = padding.remove(chunk)
+                if not data or parser.closed:  # the parser takes an empty chunk for the end; an epilogue is ignored
                     continue
-                for event in parser.parse(chunk):
+                for event in parser.parse(data):
                     if isinstance(event, MultipartSegment):
                         segment, content = event, bytearray()
                     elif event:

@@ -102,6 +102,7 @@ class ReceivedBody:
 
     def make_room(self) -> None:
         """Ends the wait for the next piece, so that the bytes are given back soon."""
+        self.released.clear()  # a body may be read on after its answer has begun
         del self._memory.waiting[self]
         self._memory.leaving[self] = None
         self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -216,10 +216,9 @@ class FairQueue:
             request = candidates.popleft()
             entries = turns[request].entries
             batch.append(entries.popleft())
+            # In the order of the last turns: a request with two images in this batch comes behind the others.
             served.pop(request, None)
-            served[request] = (
-                None  # in the order of the last turns: who has had two in this batch waits behind the others
-            )
+            served[request] = None
             if entries:
                 candidates.append(request)
         for request in served:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from service.errors import ServiceError
 from service.inference.searcher import Searcher
 from service.workers.messages import NUMBER, Kind, pack_error, pack_neighbours, unpack_query
 from service.workers.worker_connection import WorkerConnection
+
+log = logging.getLogger(__name__)
 
 
 class WorkerSearches:
@@ -56,5 +59,9 @@ class WorkerSearches:
                 answer = await asyncio.to_thread(pack_neighbours, found)
         except ServiceError as error:
             connection.send(Kind.SEARCH_FAILED, NUMBER.pack(number) + pack_error(error))
+        except Exception as error:  # or the worker would wait until its deadline
+            log.error("a search of worker %d has failed", connection.worker_index, exc_info=error)
+            unexpected = ServiceError("unexpected error in a search: the server's log has the reason")
+            connection.send(Kind.SEARCH_FAILED, NUMBER.pack(number) + pack_error(unexpected))
         else:
             connection.send(Kind.FOUND, NUMBER.pack(number) + answer)

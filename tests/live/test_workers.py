@@ -218,6 +218,9 @@ def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_serv
         assert [vector[0] for vector in answer.json()["embeddings"]] == list(range(12))
     server.wait_for(lambda: server.text().count("Application startup complete") == 3, 30)
     assert other in workers_of(server) and doomed not in workers_of(server) and len(workers_of(server)) == 2
+    for pid in workers_of(server):
+        files = [target_of(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        assert not [file for file in files if file.endswith("fake_server.py")], "it has inherited a file of the engine"
     assert "has died" in server.text() and "signal 9" in server.text()
     assert server.metric("mae_requests_total", code="200") == 3, "the counts of the dead worker are lost"
     assert server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0

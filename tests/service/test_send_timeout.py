@@ -1,10 +1,17 @@
 """Clients that do not read their answers."""
 
 import asyncio
+import socket
 from typing import Any
 
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.connection_limit import ConnectionLimit
+from service.http_protocol import HttpProtocol
 from service.send_timeout import SendTimeout
 from tests.support.connections import BODY_STALL_S, Connection, Loop, request
+from tests.support.waiting import until
 
 
 class Transport:
@@ -69,3 +76,29 @@ def test_a_connection_watches_its_client_while_its_transport_is_full(connect: An
         assert connection.transport.closed
 
     connect(play)
+
+
+def test_the_last_bytes_of_an_answer_are_watched_too() -> None:
+    """By default a transport would say nothing of 64 KiB that it keeps, and closing it would wait for them for ever."""
+    answer = bytes(50_000)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", str(len(answer)).encode()), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def main() -> None:
+        loop, state = asyncio.get_running_loop(), ServerState()
+        config = uvicorn.Config(app, interface="asgi3", ws="none", lifespan="off", log_config=None)
+        config.load()
+        protocol = HttpProtocol(
+            ConnectionLimit(1), 10.0, 0.05, config=config, server_state=state, app_state={}, _loop=loop
+        )
+        server, client = socket.socketpair()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.sendall(request())
+        await loop.connect_accepted_socket(lambda: protocol, server)
+        await until(lambda: not state.connections)
+        client.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))

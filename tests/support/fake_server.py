@@ -81,6 +81,7 @@ def hang_in_decoder(seconds):
 
 def build(settings, progress):
     progress("pretending to build")
+    os.set_inheritable(os.open(__file__, os.O_RDONLY), True)  # as OpenVINO opens the files of an engine
     time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
     kind, seconds = os.environ.get("FAKE", "works"), float(os.environ.get("FAKE_S", "0.02"))
     if kind == "unbuildable":

@@ -42,7 +42,7 @@ class GraphEntries:
 
         They are those made from the photographs in `context.calibrate`; without it those that were made last from an
         operator's photographs; and if there never were any, those made from the packaged photographs. A sidecar file
-        holds the name of the operator's entry, since a server has no photographs to compute the name from.
+        holds the name of the operator's entry, since a server does not have the photographs that the name depends on.
         """
         if self._context.calibrate is not None:
             folder = self._quantise(choose_photographs(self._context.calibrate))
@@ -69,8 +69,10 @@ class GraphEntries:
         if packaged is not None:
 
             def unpack(folder: Path) -> bool:
-                # NNCF is needed only where the packaged files turn out to be damaged.
-                return packaged.unpack(self._context.source.path, folder) or not require_nncf()
+                is_intact = packaged.unpack(self._context.source.path, folder)
+                if not is_intact:
+                    require_nncf()
+                return is_intact
 
             return self._obtain_int8(photographs, {"packaged": packaged.description.files}, unpack)
         require_nncf()

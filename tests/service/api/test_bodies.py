@@ -112,6 +112,28 @@ def test_what_stands_around_the_parts_is_ignored() -> None:
     assert read(kind, [b"This is a multipart message.\r\n", body, b"epilogue", b"--more\r\n"]) == ImagesBody(IMAGES)
 
 
+@pytest.mark.parametrize("blanks", [b" ", b"\t", b" \t   "])
+def test_blanks_may_follow_a_boundary(blanks: bytes) -> None:
+    """The transport padding of RFC 2046, section 5.1.1."""
+    kind, body = images_form(IMAGES)
+    boundary = b"--" + kind.partition("boundary=")[2].encode()
+    padded = body.replace(boundary + b"\r\n", boundary + blanks + b"\r\n").replace(
+        boundary + b"--", boundary + b"--" + blanks
+    )
+    assert len(padded) == len(body) + (len(IMAGES) + 1) * len(blanks)
+    assert read(kind, padded) == ImagesBody(IMAGES)
+    assert read(kind, (padded[i : i + 1] for i in range(len(padded)))) == ImagesBody(IMAGES)
+    for seed in range(50):
+        assert read(kind, pieces(padded, seed)) == ImagesBody(IMAGES), seed
+
+
+def test_blanks_within_an_image_are_kept() -> None:
+    image = b".--x  \r\n.--x  \r\n\r\n --x \r\n\r\n--y  \r\n\r\n-- x \r\n\r"
+    body = raw_form('Content-Disposition: form-data; name="i"; filename="i"', content=image)
+    for pieces_of_body in ([body], [body[i : i + 1] for i in range(len(body))]):
+        assert read("multipart/form-data; boundary=x", pieces_of_body).images == [image]
+
+
 @pytest.mark.parametrize("missing", [1, 4, 30, 2000])
 def test_a_form_that_ends_too_soon_is_malformed(missing: int) -> None:
     kind, body = images_form(IMAGES)
@@ -134,6 +156,7 @@ def test_a_form_that_ends_too_soon_is_malformed(missing: int) -> None:
         ("multipart/form-data; boundary=x", b"--x\r\nA: " + b"b" * 10_000 + b"\r\n\r\nimage\r\n--x--\r\n"),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Type: image/png\r\n\r\nno name\r\n--x--\r\n"),
         ("multipart/form-data; boundary=x", b"--xyz\r\n\r\n\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b"--x" + b" " * 10_000 + b"\r\nA: b\r\n\r\nimage\r\n--x--\r\n"),
     ],
 )
 def test_malformed_forms(kind: str, body: bytes) -> None:

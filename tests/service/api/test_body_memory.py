@@ -158,3 +158,23 @@ def test_many_that_need_room_at_once_all_get_what_one_gives_back(clock: Clock) -
         assert sum(upload.is_refused for upload in stalled) == 1
 
     play(steps)
+
+
+def test_a_body_that_is_read_on_after_its_answer_has_begun_makes_room_too(clock: Clock) -> None:
+    async def steps(_: Any, of: Any) -> None:
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while (await receive()).get("more_body"):
+                pass
+
+        limited = BodyLimitMiddleware(inner, of)
+        uploads = [Upload(limited), Upload(limited)]
+        for upload in uploads:
+            await upload.send(10)
+            await upload.send(MB - 10)
+        clock.now += 2
+        assert (await Client(limited).run([bytes(1000)])).status == 200
+        assert sum(upload.is_refused for upload in uploads) == 1
+
+    play(steps)

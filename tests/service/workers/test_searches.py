@@ -33,7 +33,7 @@ class StubSearcher:
         self.gate = asyncio.Event()
         self.queries: list[Query] = []
         self.dropped = 0
-        self.error: ServiceError | None = None
+        self.error: Exception | None = None
 
     async def describe(self) -> IndexInfo:
         if self.error is not None:
@@ -114,6 +114,23 @@ def test_an_error_is_that_of_the_engine_process(error_class: type[ServiceError])
             assert len(await client.search(query(1))) == 1
 
     run(main())
+
+
+def test_an_unexpected_error_is_answered_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with connected() as (client, searcher, _):
+            searcher.gate.set()
+            searcher.error = ZeroDivisionError("a mistake of ours")
+            for asking in (client.search(query(1)), client.describe()):
+                with pytest.raises(ServiceError, match="unexpected error in a search") as refusal:
+                    await asking
+                assert (refusal.value.status, refusal.value.code) == (500, "internal_error")
+                assert "mistake" not in refusal.value.message
+            searcher.error = None
+            assert len(await client.search(query(1))) == 1
+
+    run(main())
+    assert "a search of worker 0 has failed" in caplog.text and "a mistake of ours" in caplog.text
 
 
 def test_a_search_is_dropped_when_nobody_waits_for_it() -> None:
