@@ -86,7 +86,7 @@ class Settings(EngineSettings, BaseSettings):
     max_images: int = Field(default=64, gt=0)
     """Largest number of images in a request."""
     load_timeout_s: float = Field(default=1800, gt=0)
-    """Seconds of running time in which the engine must be loaded; otherwise the process ends with 1."""
+    """Longest running time of a step of loading the engine, in seconds; after it the process ends with 1."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
     max_connections: int | None = Field(default=None, gt=0)

@@ -118,27 +118,30 @@ class Watchdog:
 
 
 class LoadWatchdog:
-    """The time that the process has run since it began to load the engine. It has no thread."""
+    """The time that the process has run since the current step of loading the engine began. It has no thread."""
 
     def __init__(self, limit_s: float, step: Callable[[], str]) -> None:
         """Loading begins now.
 
         Args:
-            limit_s: seconds of running time in which the engine must be loaded.
+            limit_s: the longest running time of a step, in seconds.
             step: names the step of loading that runs.
         """
         self._limit_s = limit_s
         self._step = step
+        self._current = step()
         self._ran_s = 0.0
 
     def beat(self, slept_s: float, late_s: float) -> str | None:
         """See `Watched.beat`."""
+        if (step := self._step()) != self._current:
+            self._current, self._ran_s = step, 0.0
         self._ran_s += running_time(slept_s, late_s)
         if self._ran_s <= self._limit_s:
             return None
         return (
-            f"the engine is not loaded after {self._limit_s:g} s of running time (LOAD_TIMEOUT_S), and this step has"
-            f" not ended: {self._step()}"
+            f"this step of loading the engine has not ended after {self._limit_s:g} s of running time"
+            f" (LOAD_TIMEOUT_S): {step}"
         )
 
 

@@ -176,10 +176,10 @@ def test_a_hang_is_found_under_throttling_too() -> None:
 # --- loading
 
 
-def load(wakes_at: Callable[[float], float], seconds: float) -> str | None:
-    """Loads for some seconds by the clock, of which the engine may take 60; returns what hangs."""
+def load(wakes_at: Callable[[float], float], seconds: float, new_step_at: float = 0) -> str | None:
+    """Loads for some seconds by the clock, with steps that may take 60; returns what hangs."""
     machine = Machine(wakes_at)
-    watchdog = LoadWatchdog(60, lambda: "compiling")
+    watchdog = LoadWatchdog(60, lambda: "compiling" if machine.now >= new_step_at else "converting")
 
     def wait(slept_s: float) -> bool:
         machine.now = wakes_at(machine.now + slept_s)
@@ -192,6 +192,11 @@ def test_a_load_that_does_not_end_hangs_and_its_step_is_named() -> None:
     assert load(lambda due: due, 59) is None
     found = load(lambda due: due, 61)
     assert found is not None and "60 s of running time (LOAD_TIMEOUT_S)" in found and found.endswith(": compiling")
+
+
+def test_every_step_has_its_own_time() -> None:
+    assert load(lambda due: due, 109, new_step_at=50) is None
+    assert load(lambda due: due, 113, new_step_at=50) is not None
 
 
 def test_time_in_which_the_process_does_not_run_is_no_time_of_loading() -> None:

@@ -217,12 +217,12 @@ def test_an_engine_that_is_not_loaded_in_time_ends_the_process_and_the_step_is_n
         process.lifecycle.start()
         await until(lambda: process.state.exit_code == 1)
         assert process.state.current == "lost"
-        assert process.state.progress.startswith("the engine is not loaded after 0.01 s")
+        assert process.state.progress.startswith("this step of loading the engine has not ended after 0.01 s")
         opened.set()
         process.lifecycle.close()
 
     run(main())
-    assert "LOAD_TIMEOUT_S), and this step has not ended: compiling for ever" in caplog.text
+    assert "(LOAD_TIMEOUT_S): compiling for ever" in caplog.text
 
 
 def test_loading_is_not_watched_once_the_engine_is_ready() -> None:
