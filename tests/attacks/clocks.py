@@ -29,7 +29,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.server import AttackedServer, describe, report, serve
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
@@ -92,8 +92,7 @@ def ask(server: AttackedServer, shade: int = 5, key: str = "one") -> tuple[str, 
         answer = httpx.post(f"{server.url}/embed", content=grey(shade), headers={"x-api-key": key}, timeout=120)
     except httpx.TransportError as error:
         return type(error).__name__, 0.0, httpx.Headers()
-    code = answer.json().get("error", {}).get("code", "")
-    return f"{answer.status_code} {code}".strip(), time.monotonic() - begin, answer.headers
+    return describe(answer), time.monotonic() - begin, answer.headers
 
 
 def attack_offsets(clock: Clock, seen: Counter[str]) -> None:
@@ -254,7 +253,7 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts

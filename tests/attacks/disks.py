@@ -300,7 +300,7 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,7 +14,8 @@ from collections import Counter
 
 import httpx
 
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.processes import start_time, workers_of
+from tests.attacks.server import AttackedServer, describe, report, serve
 from tests.support.clients import grey
 
 IMAGE = grey(5)
@@ -48,14 +49,14 @@ class Clients:
 
 
 def ask(url: str) -> str:
-    """The status, with the code of a 503; "refused" where nobody listens, else the error of the connection."""
+    """The status, with the code of an error; "refused" where nobody listens, else the error of the connection."""
     try:
         answer = httpx.post(url, content=IMAGE, timeout=15)
     except httpx.ConnectError:
         return "refused"
     except httpx.TransportError as error:
         return str(error) or type(error).__name__
-    return str(answer.status_code) if answer.status_code != 503 else f"503 {answer.json()['error']['code']}"
+    return describe(answer)
 
 
 def attack_drain(workers: int, number: signal.Signals, seen: Counter[str]) -> None:
@@ -74,8 +75,7 @@ def attack_workers(seen: Counter[str]) -> None:
     with serve(http_workers=2) as server:
         clients = Clients(server, 1)
         for _ in range(5):
-            children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True)
-            subprocess.run(["kill", "-9", children.stdout.split()[0]], check=True)
+            os.kill(min(workers_of(server.process.pid), key=start_time), signal.SIGKILL)
             time.sleep(4)
         clients.stop()
         seen.update({f"worker killed: {answer}": count for answer, count in clients.answers.items()})

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.attacks.server import AttackedServer, serve
+from tests.attacks.server import AttackedServer, describe, report, serve
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
@@ -39,7 +39,7 @@ def ask(server: AttackedServer, shade: int) -> str:
     begin = time.monotonic()
     answer = httpx.post(f"{server.url}/embed", content=grey(shade), timeout=120)
     late = " after the limit" if answer.status_code == 200 and time.monotonic() - begin > LIMIT_S else ""
-    return f"{answer.status_code} {answer.json().get('error', {}).get('code', '')}".strip() + late
+    return describe(answer) + late
 
 
 def attack_hang(workers: int, seen: Counter[str]) -> None:
@@ -194,7 +194,7 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         attack_hang(workers, seen)
@@ -203,8 +203,7 @@ def main() -> int:
     attack_stop(seen)
     attack_duty_cycle(seen)
     attack_cgroup(seen)
-    print("hangs:", ", ".join(f"{count} {what}" for what, count in seen.items()))
-    return 1 if set(seen) - EXPECTED else 0
+    return report("hangs", seen, EXPECTED)
 
 
 if __name__ == "__main__":

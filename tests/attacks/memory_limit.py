@@ -27,32 +27,32 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet
 
-from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MB, PHOTO, SETTLE_S, answer, memory_mb
-from tests.attacks.disks import MAE
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MIB, SETTLE_S, answer
+from tests.attacks.processes import family_memory_mb
+from tests.attacks.server import MAE, PHOTO, AttackedServer, report, serve
 
 PARTS = ("process", "workers", "embed")
 """A server without HTTP workers, one with two, and `mae embed`."""
 CLIENTS = 12
-LEAST_MB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
+LEAST_MIB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
 VERSION_1, VERSION_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
 class MemoryGroup:
     """A cgroup with a limit of memory, of version 1 or 2."""
 
-    def __init__(self, folder: Path, limit_mb: int) -> None:
+    def __init__(self, folder: Path, limit_mib: int) -> None:
         self._folder, self._old = folder, folder.parent == VERSION_1
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self._old else ["memory.max"]
         for name in names:
-            (folder / name).write_text(str(limit_mb << 20))
+            (folder / name).write_text(str(limit_mib << 20))
 
     def enter(self) -> None:
         """Moves this process into it."""
         (self._folder / "cgroup.procs").write_text(str(os.getpid()))
 
     @property
-    def peak_mb(self) -> float:
+    def peak_mib(self) -> float:
         name = "memory.max_usage_in_bytes" if self._old else "memory.peak"
         return int((self._folder / name).read_text()) / (1 << 20)
 
@@ -64,12 +64,12 @@ class MemoryGroup:
 
 
 @contextmanager
-def limit_memory(limit_mb: int) -> Iterator[MemoryGroup | None]:
+def limit_memory(limit_mib: int) -> Iterator[MemoryGroup | None]:
     """A cgroup with this limit; None where this process may make none."""
     folder = (VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory"
     try:
         folder.mkdir()
-        group = MemoryGroup(folder, limit_mb)
+        group = MemoryGroup(folder, limit_mib)
     except OSError:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -91,7 +91,6 @@ class Canary:
 
     def __init__(self, server: AttackedServer) -> None:
         self.seen: Counter[str] = Counter()
-        self.slowest = 0.0
         self._server = server
         self._ended = threading.Event()
 
@@ -118,16 +117,16 @@ def ask(server: AttackedServer, *images: bytes) -> str:
         return type(error).__name__
 
 
-def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
+def attack_server(limit_mib: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
     """Sends all bodies again and again beside a canary; what was measured is written to stderr."""
     seen: Counter[str] = Counter()
-    with limit_memory(limit_mb) as group:
+    with limit_memory(limit_mib) as group:
         if group is None:
             return Counter(["not tried, for want of permission"])
         with serve(real=True, enter=group.enter, http_workers=workers) as server:
             for count in (*[1] * 20, *[64] * 3):  # all sizes of batches have their memory from now on
                 answer(server, *[PHOTO] * count)
-            before = memory_mb(server.process.pid)
+            before = family_memory_mb(server.process.pid)
             canary, end, turns = Canary(server), time.monotonic() + seconds, itertools.count()
 
             def send(_: int) -> None:
@@ -138,14 +137,14 @@ def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[
                 list(pool.map(send, range(CLIENTS)))
             seen += canary.seen
             settled = time.monotonic() + SETTLE_S
-            after = memory_mb(server.process.pid)
+            after = family_memory_mb(server.process.pid)
             while after > 1.1 * before and time.monotonic() < settled and server.process.poll() is None:
                 time.sleep(0.5)
-                after = memory_mb(server.process.pid)
+                after = family_memory_mb(server.process.pid)
             seen["memory is back" if after <= 1.1 * before else "memory is not back"] += 1
             seen["killed"] += group.kills
             print(
-                f"limit {limit_mb} MiB, {workers} HTTP workers: peak {group.peak_mb:.0f} MiB; {before:.0f} MB before,"
+                f"limit {limit_mib} MiB, {workers} HTTP workers: peak {group.peak_mib:.0f} MiB; {before:.0f} MB before,"
                 f" {after:.0f} MB after; {group.kills} killed; {dict(seen)}",
                 file=sys.stderr,
                 flush=True,
@@ -153,9 +152,9 @@ def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[
     return seen
 
 
-def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
+def attack_command(limit_mib: int, files: Sequence[bytes]) -> Counter[str]:
     """`mae embed` over a folder of hostile files and photographs."""
-    with limit_memory(limit_mb) as group, tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
+    with limit_memory(limit_mib) as group, tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
         if group is None:
             return Counter(["not tried, for want of permission"])
         folder = Path(name, "images")
@@ -166,7 +165,7 @@ def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
         command = [*MAE, "embed", str(folder), "-o", f"{name}/out/"]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=group.enter, timeout=1200)
         rows = pyarrow.parquet.read_table(f"{name}/out") if done.returncode in (0, 1) else None
-        print(f"mae embed, limit {limit_mb} MiB: peak {group.peak_mb:.0f} MiB\n{done.stderr}", file=sys.stderr)
+        print(f"mae embed, limit {limit_mib} MiB: peak {group.peak_mib:.0f} MiB\n{done.stderr}", file=sys.stderr)
         seen = Counter([f"mae embed: exit code {done.returncode}"])
         if rows is not None:
             photographs = [
@@ -192,7 +191,7 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
@@ -204,14 +203,14 @@ def main() -> int:
     seen: Counter[str] = Counter()
     for name, workers in (("process", 0), ("workers", 2)):
         if name in options.parts:
-            seen += attack_server(LIMIT_MB, workers, options.seconds, bodies)
+            seen += attack_server(LIMIT_MIB, workers, options.seconds, bodies)
     if "embed" in options.parts:
-        seen += attack_command(LIMIT_MB, files)
+        seen += attack_command(LIMIT_MIB, files)
     if options.least:
-        for limit_mb in LEAST_MB:
-            found = attack_server(limit_mb, 0, options.seconds, bodies)
+        for limit_mib in LEAST_MIB:
+            found = attack_server(limit_mib, 0, options.seconds, bodies)
             if found["killed"] or set(found) - EXPECTED:
-                print(f"the first limit that does not hold: {limit_mb} MiB", file=sys.stderr)
+                print(f"the first limit that does not hold: {limit_mib} MiB", file=sys.stderr)
                 break
     return report("memory_limit", seen, EXPECTED)
 

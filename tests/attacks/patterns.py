@@ -176,7 +176,7 @@ def measure(server: AttackedServer, request: bytes, seen: Counter[str]) -> float
 
 
 def main(word: str = "") -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     seen: Counter[str] = Counter()
     worst = 0.0, ""
     with serve(api_keys="k") as server:

@@ -12,7 +12,6 @@ import argparse
 import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -33,7 +32,6 @@ EXPECTED = {
     "ended before the kill",
     "shards not tried, for want of PyArrow",
     "mae index not tried, for want of LanceDB",
-    "seconds",
 }
 
 
@@ -44,7 +42,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     seen: Counter[str] = Counter()
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mae-kills-") as name:
         scene = Scene(Path(name), seen, random.Random(options.seed))
         converts = options.only in (None, "conversion")
@@ -69,7 +66,6 @@ def main() -> int:
         }
         for attack in [attacks[options.only]] if options.only else attacks.values():
             attack()
-    seen["seconds"] = round(time.monotonic() - begin)
     return report("kills", seen, EXPECTED)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.attacks.kills.scene import MAE, Scene
+from tests.attacks.kills.scene import Scene
+from tests.attacks.server import MAE
 
 IMAGES = 64
 DECODER = "multiprocessing.spawn"

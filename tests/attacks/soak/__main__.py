@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.attacks.client import Answer
 from tests.attacks.server import report, serve
-from tests.attacks.soak.client import Answer
 from tests.attacks.soak.faults import MAX_CONNECTIONS
 from tests.attacks.soak.phase import Phase
 from tests.attacks.soak.requests import KEY, ROOT, Request
