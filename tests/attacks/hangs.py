@@ -24,6 +24,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.attacks.cgroups import ROOT, make_group
 from tests.attacks.server import AttackedServer, describe, report, serve
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
@@ -31,7 +32,6 @@ from tests.support.fake_server import POISON
 LIMIT_S = 3.0
 HANGS = {"FAKE_HANG_LEAST_S": str(LIMIT_S)}
 EXIT_S = 10.0
-CGROUP = Path("/sys/fs/cgroup/cpu/mae-attack")
 
 
 def ask(server: AttackedServer, shade: int) -> str:
@@ -161,18 +161,16 @@ def throttle_by_signals(process: int) -> Iterator[None]:
 @contextmanager
 def throttle_by_cgroup(process: int) -> Iterator[bool]:
     """Gives a process a tenth of a CPU by a cgroup of version 1; yields whether that was allowed."""
-    try:
-        CGROUP.mkdir()
-    except OSError:
-        yield False
-        return
-    try:
-        (CGROUP / "cpu.cfs_quota_us").write_text("10000")
-        (CGROUP / "cgroup.procs").write_text(str(process))
-        yield True
-    finally:
-        (CGROUP.parent / "cgroup.procs").write_text(str(process))
-        CGROUP.rmdir()
+    with make_group(ROOT / "cpu/mae-attack") as group:
+        if group is None:
+            yield False
+            return
+        try:
+            (group / "cpu.cfs_quota_us").write_text("10000")
+            (group / "cgroup.procs").write_text(str(process))
+            yield True
+        finally:
+            (group.parent / "cgroup.procs").write_text(str(process))
 
 
 EXPECTED = {

@@ -9,9 +9,7 @@ which something is killed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet
 
+from tests.attacks.cgroups import ROOT, enter, make_group
 from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MIB, SETTLE_S, answer
 from tests.attacks.processes import family_memory_mb
 from tests.attacks.server import MAE, PHOTO, AttackedServer, report, serve
@@ -35,55 +34,39 @@ PARTS = ("process", "workers", "embed")
 """A server without HTTP workers, one with two, and `mae embed`."""
 CLIENTS = 12
 LEAST_MIB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
-VERSION_1, VERSION_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+VERSION_1, VERSION_2 = ROOT / "memory", ROOT
 
 
 class MemoryGroup:
     """A cgroup with a limit of memory, of version 1 or 2."""
 
     def __init__(self, folder: Path, limit_mib: int) -> None:
-        self._folder, self._old = folder, folder.parent == VERSION_1
+        self.folder, self._old = folder, folder.parent == VERSION_1
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self._old else ["memory.max"]
         for name in names:
             (folder / name).write_text(str(limit_mib << 20))
 
-    def enter(self) -> None:
-        """Moves this process into it."""
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
-
     @property
     def peak_mib(self) -> float:
         name = "memory.max_usage_in_bytes" if self._old else "memory.peak"
-        return int((self._folder / name).read_text()) / (1 << 20)
+        return int((self.folder / name).read_text()) / (1 << 20)
 
     @property
     def kills(self) -> int:
         """Processes that the system has killed for want of memory."""
-        text = (self._folder / ("memory.oom_control" if self._old else "memory.events")).read_text()
+        text = (self.folder / ("memory.oom_control" if self._old else "memory.events")).read_text()
         return int(re.search(r"^oom_kill (\d+)", text, re.M)[1])  # type: ignore[index]
 
 
 @contextmanager
 def limit_memory(limit_mib: int) -> Iterator[MemoryGroup | None]:
     """A cgroup with this limit; None where this process may make none."""
-    folder = (VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory"
-    try:
-        folder.mkdir()
-        group = MemoryGroup(folder, limit_mib)
-    except OSError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        yield None
-        return
-    try:
+    with make_group((VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory") as folder:
+        try:
+            group = None if folder is None else MemoryGroup(folder, limit_mib)
+        except OSError:
+            group = None
         yield group
-    finally:
-        for _ in range(100):
-            try:
-                folder.rmdir()
-                break
-            except OSError:  # the processes in it have not quite ended
-                time.sleep(0.1)
 
 
 class Canary:
@@ -123,7 +106,7 @@ def attack_server(limit_mib: int, workers: int, seconds: float, bodies: Sequence
     with limit_memory(limit_mib) as group:
         if group is None:
             return Counter(["not tried, for want of permission"])
-        with serve(real=True, enter=group.enter, http_workers=workers) as server:
+        with serve(real=True, enter=enter(group.folder), http_workers=workers) as server:
             for count in (*[1] * 20, *[64] * 3):  # all sizes of batches have their memory from now on
                 answer(server, *[PHOTO] * count)
             before = family_memory_mb(server.process.pid)
@@ -163,7 +146,7 @@ def attack_command(limit_mib: int, files: Sequence[bytes]) -> Counter[str]:
             (folder / f"{2 * number:03}.jpg").write_bytes(data)
             (folder / f"{2 * number + 1:03}.jpg").write_bytes(PHOTO)
         command = [*MAE, "embed", str(folder), "-o", f"{name}/out/"]
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=group.enter, timeout=1200)
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=enter(group.folder), timeout=1200)
         rows = pyarrow.parquet.read_table(f"{name}/out") if done.returncode in (0, 1) else None
         print(f"mae embed, limit {limit_mib} MiB: peak {group.peak_mib:.0f} MiB\n{done.stderr}", file=sys.stderr)
         seen = Counter([f"mae embed: exit code {done.returncode}"])
