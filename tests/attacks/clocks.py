@@ -1,6 +1,6 @@
-"""Wall clocks that are wrong or jump, time zones, and processes that are suspended; prints one line with counts.
+"""Wall clocks that are wrong or jump, time zones, and processes that are suspended.
 
-.venv/bin/python -m tests.attacks.clocks [offsets] [load] [rate] [deadlines] [zones] [suspension]
+.venv/bin/python -m tests.attacks.clocks [offsets] [load] [rate] [deadlines] [zones] [suspension]    # 5 minutes
 
 The clock is moved by `wall_clock.c`, which is preloaded. Without gcc that part is counted as not tried. As with any
 change of the wall clock, the monotonic clock goes on.
@@ -251,7 +251,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts
     seen: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""Every beginning of small files of every format, and each with one byte inverted; prints one line with counts.
+"""Every beginning of small files of every format, and each with one byte inverted.
 
-.venv/bin/python -m tests.attacks.cuts
+.venv/bin/python -m tests.attacks.cuts    # 2 minutes
 
 A file that is cut may be answered only if it lacks nothing of its picture: its patches must be those of the whole file.
 Each file is read in a process of its own with limits of CPU time and memory; one that dies of an input is reported, and

@@ -1,6 +1,6 @@
-"""Small files that take much memory or time to decode, beside ordinary photographs; prints one line with counts.
+"""Small files that take much memory or time to decode, beside ordinary photographs.
 
-.venv/bin/python -m tests.attacks.decodes
+.venv/bin/python -m tests.attacks.decodes [--http-workers 0 2]    # 5 minutes
 
 The server has a real engine and the default settings but for the time of a request. Each burst comes without HTTP
 workers and with two.
@@ -195,7 +195,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--http-workers", type=int, nargs="+", default=(0, 2), help="numbers of HTTP workers to try")
     http_workers = parser.parse_args().http_workers
     heavy = {name: make() for name, make in HEAVY.items()}

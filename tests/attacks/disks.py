@@ -1,6 +1,6 @@
 """Disks that are full, read-only or slow: under the engine cache, TMPDIR, the log, and what commands write.
 
-.venv/bin/python -m tests.attacks.disks [start] [running] [commands] [slow]
+.venv/bin/python -m tests.attacks.disks [start] [running] [commands] [slow]    # 8 minutes
 
 A full disk is a small tmpfs, a slow one is a file system in a file, whose reads and writes a cgroup of version 1
 bounds. Both need root; what this process may not make is counted as not tried.
@@ -249,7 +249,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts
     seen: Counter[str] = Counter()

@@ -1,6 +1,8 @@
-"""Ends of the service under clients with a new connection per request, and deaths of workers; prints one line.
+"""Ends of the service under clients with a new connection per request, and deaths of workers.
 
-.venv/bin/python -m tests.attacks.drains
+.venv/bin/python -m tests.attacks.drains    # 1 minute
+
+The servers have a fake engine. They end by SIGTERM and by SIGHUP, without HTTP workers and with two.
 """
 
 from __future__ import annotations

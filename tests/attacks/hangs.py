@@ -1,9 +1,9 @@
 """Engines that hang, in a batch or while they load, and processes that only seem to: stopped, or with a tenth of a CPU.
 
-.venv/bin/python -m tests.attacks.hangs
+.venv/bin/python -m tests.attacks.hangs    # 1 minute
 
 The time after which a batch hangs is 3 s here in place of 30 s. A tenth of a CPU is given by SIGSTOP and SIGCONT, as
-cpulimit does, and by a cgroup where this process may make one.
+cpulimit does, and by a cgroup of version 1 where this process may make one.
 """
 
 from __future__ import annotations

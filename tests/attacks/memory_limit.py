@@ -1,9 +1,9 @@
-"""The worst allowed files under a limit of memory, by a cgroup: nothing is killed; prints one line with counts.
+"""The worst allowed files under a limit of memory, by a cgroup: nothing is killed.
 
-.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]
+.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]    # 10 minutes
 
 The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
-which something is killed.
+which something is killed. What this process may not limit is counted as not tried.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
     parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")

@@ -1,6 +1,6 @@
-"""Twice as many requests as the real server can answer, each answer compared byte by byte; prints one line with counts.
+"""Twice as many requests as the real server can answer, each answer compared byte by byte.
 
-.venv/bin/python -m tests.attacks.overload [--seconds 40] [--workers 0,2]
+.venv/bin/python -m tests.attacks.overload [--seconds 40] [--workers 0,2]    # 1 minute more than the seconds
 
 The packaged model serves in fp32, half of the time without HTTP workers and half of it with two. Requests arrive at
 random at twice the rate that was answered before, whatever becomes of them (an open loop). Each one ends with the bytes

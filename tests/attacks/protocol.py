@@ -1,6 +1,6 @@
-"""Channels between the engine process and a worker that end within message k, for each k; prints one line with counts.
+"""Channels between the engine process and a worker that end within message k, for each k.
 
-.venv/bin/python -m tests.attacks.protocol
+.venv/bin/python -m tests.attacks.protocol    # 2 minutes
 
 Two HTTP workers with a fake engine, of which one loses its channel again and again (`tests.attacks.cut_channel`), under
 four clients whose answers are compared. The worker must end, and another one take its place.

@@ -1,6 +1,6 @@
-"""Clients that hold memory: bodies that stop or trickle, and answers that nobody reads; prints one line with counts.
+"""Clients that hold memory: bodies that stop or trickle, and answers that nobody reads.
 
-.venv/bin/python -m tests.attacks.uploads
+.venv/bin/python -m tests.attacks.uploads    # 5 minutes
 
 While they hold it, others send small requests. Each must be answered 200, but for a moment in which the memory is full
 of bodies that have arrived within the last seconds (429 with Retry-After).

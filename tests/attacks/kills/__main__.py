@@ -1,6 +1,6 @@
-"""kill -9 of every process that the product starts, in every phase; prints one line with counts.
+"""kill -9 of every process that the product starts, in every phase.
 
-.venv/bin/python -m tests.attacks.kills [--only NAME] [--seed N]
+.venv/bin/python -m tests.attacks.kills [--only servers|conversion|embed|index|pretrain] [--seed 0]    # 5 minutes
 
 After each kill: no process and no temporary file of it is left, its port is free, nobody got another one's answer, and
 the next start serves or goes on, with the same rows or weights.
@@ -20,6 +20,7 @@ from tests.attacks.kills import commands, servers
 from tests.attacks.kills.scene import Scene
 from tests.attacks.server import report
 
+NAMES = ("servers", "conversion", "embed", "index", "pretrain")
 EXPECTED = {
     "kills",
     "restarts",
@@ -38,7 +39,7 @@ EXPECTED = {
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="servers, conversion, embed, index or pretrain")
+    parser.add_argument("--only", choices=NAMES)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     seen: Counter[str] = Counter()
