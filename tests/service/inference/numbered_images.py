@@ -114,7 +114,6 @@ class Client(PendingResults):
         self.taken: set[int] = set()
         self.dropped: set[int] = set()
         self.results: set[int] = set()
-        self.failures: list[ServiceError] = []
         self.has_left = False
 
     def on_taken(self, entries: Sequence[QueueEntry]) -> None:
@@ -144,10 +143,6 @@ class Client(PendingResults):
             is_failure = isinstance(result, InferenceFailed) and result.details == {"image": index}
             machine.require(is_failure, f"image {number} has failed, and its result is {result}")
         super().on_result(index, result, queue_s, infer_s)
-
-    def on_failed(self, error: ServiceError) -> None:
-        self.failures.append(error)
-        super().on_failed(error)
 
     def is_own(self, result: object, number: int) -> bool:
         if isinstance(result, DecoderOutput):
