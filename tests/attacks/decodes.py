@@ -101,7 +101,7 @@ class Bystander:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        threads = [threading.Thread(target=work) for work in (self._send, self._probe, self._weigh)]
+        threads = [threading.Thread(target=work) for work in (self._send, self._probe, self._measure_memory)]
         for thread in threads:
             thread.start()
         try:
@@ -121,7 +121,7 @@ class Bystander:
             code = httpx.get(f"{self._server.url}/livez", timeout=60).status_code
             self.lives.append((code, time.monotonic() - start))
 
-    def _weigh(self) -> None:
+    def _measure_memory(self) -> None:
         while not self._ended.wait(0.03):
             self.peak_mb = max(self.peak_mb, family_memory_mb(self._server.process.pid))
 

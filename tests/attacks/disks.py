@@ -9,7 +9,6 @@ bounds. Both need root; what this process may not make is counted as not tried.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import shutil
@@ -30,6 +29,8 @@ from tests.attacks.cgroups import ROOT, enter, make_group
 from tests.attacks.file_systems import device_of, fill, mount_file, mount_file_again, mount_tmpfs, remount
 from tests.attacks.processes import workers_of
 from tests.attacks.server import MAE, PHOTO, PROBE, AttackedServer, report, serve
+from tests.support.image_files import noise
+from tests.support.images import encoded
 
 FULL_SIZES = ("1m", "12m", "24m")
 """Of disks on which an engine of about 25 MB is stored."""
@@ -132,11 +133,10 @@ def attack_running(cache: Path, workers: int, seen: Counter[str]) -> None:
 
 def try_requests(server: AttackedServer, what: str, seen: Counter[str]) -> None:
     """Photographs, forms of 29 MB, and the routes of operators."""
-    noise = np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(out := io.BytesIO(), "BMP")
+    bitmap = encoded(noise(1800, 1800), "BMP")
     for _ in range(5):
         seen[f"{what}: photograph {embed(server)}"] += 1
-        files = [("image", (f"{number}.bmp", out.getvalue())) for number in range(3)]
+        files = [("image", (f"{number}.bmp", bitmap)) for number in range(3)]
         seen[f"{what}: form {httpx.post(f'{server.url}/embed', files=files, timeout=60).status_code}"] += 1
         for path in ("/metrics", "/readyz", "/livez", "/info"):
             seen[f"{what}: probe {httpx.get(server.url + path, timeout=30).status_code}"] += 1

@@ -69,7 +69,7 @@ def limit_memory(limit_mib: int) -> Iterator[MemoryGroup | None]:
         yield group
 
 
-class Canary:
+class OtherClient:
     """Sends photographs, until the block is left."""
 
     def __init__(self, server: AttackedServer) -> None:
@@ -101,7 +101,7 @@ def ask(server: AttackedServer, *images: bytes) -> str:
 
 
 def attack_server(limit_mib: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
-    """Sends all bodies again and again beside a canary; what was measured is written to stderr."""
+    """Sends all bodies again and again beside another client; what was measured is written to stderr."""
     seen: Counter[str] = Counter()
     with limit_memory(limit_mib) as group:
         if group is None:
@@ -110,15 +110,15 @@ def attack_server(limit_mib: int, workers: int, seconds: float, bodies: Sequence
             for count in (*[1] * 20, *[64] * 3):  # all sizes of batches have their memory from now on
                 answer(server, *[PHOTO] * count)
             before = family_memory_mb(server.process.pid)
-            canary, end, turns = Canary(server), time.monotonic() + seconds, itertools.count()
+            other, end, turns = OtherClient(server), time.monotonic() + seconds, itertools.count()
 
             def send(_: int) -> None:
                 while time.monotonic() < end and server.process.poll() is None:
                     seen[f"attack: {ask(server, *bodies[next(turns) % len(bodies)])}"] += 1
 
-            with canary.watch(), ThreadPoolExecutor(CLIENTS) as pool:
+            with other.watch(), ThreadPoolExecutor(CLIENTS) as pool:
                 list(pool.map(send, range(CLIENTS)))
-            seen += canary.seen
+            seen += other.seen
             settled = time.monotonic() + SETTLE_S
             after = family_memory_mb(server.process.pid)
             while after > 1.1 * before and time.monotonic() < settled and server.process.poll() is None:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -93,8 +94,6 @@ class Conversation:
         self.service.loop.call_later(seconds, process.link.stall, False)
 
     def scrape(self, process: VirtualProcess) -> None:
-        from concurrent.futures import Future
-
         future, number = Future[bytes](), 1000 + len(self._scrapes)
         process.context.copy().run(self.service.services[process]._request_scrape, number, future)
         self._scrapes.append((process, future))
