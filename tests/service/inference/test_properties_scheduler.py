@@ -45,7 +45,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.faults: list[str] = []
         self.images = 0
         self.may_be_lost = False
-        self._patch = self.lanes.patched()
+        self._patch = self.lanes.patch_modules()
         self._patch.__enter__()
 
     @initialize(
