@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def family_memory_mb(pid: int) -> float:
         with contextlib.suppress(OSError):
             total += memory_mb(member)
     return total
+
+
+def own_virtual_bytes() -> int:
+    """The bytes of this process's address space, which RLIMIT_AS limits."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def sockets_of(pid: int, port: int) -> set[int]:
