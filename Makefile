@@ -100,9 +100,9 @@ $(CLUSTER_VENV)/.dev: $(VENV)/.dev tests/cluster/requirements.txt
 test-cluster: $(CLUSTER_VENV)/.dev  ## Ray and other heavy packages of clusters and collections, in an environment of its own
 	$(CLUSTER_VENV)/bin/python -m pytest tests/cluster $(PYTEST)
 
-# Each script prints one line with counts, and fails where it has seen what should not happen.
+# tests/attacks/README.md lists them. Each prints one line with counts, and fails where it has seen what should not happen.
 ATTACKS ?= connections cuts decodes drains keys hangs uploads overload kills patterns
-attack: $(VENV)/.dev  ## hostile clients against real servers, a few minutes; not part of the suite
+attack: $(VENV)/.dev  ## hostile clients against real servers, half an hour; not part of the suite
 	@for script in $(ATTACKS); do $(BIN)/python -m tests.attacks.$$script || failed=1; done; exit $${failed:-0}
 
 $(FUZZ_VENV)/.dev: $(VENV)/.dev tests/attacks/requirements.txt

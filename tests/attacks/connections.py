@@ -1,6 +1,8 @@
-"""Silent, half-closed, leaving and wrong clients, without HTTP workers and with two; prints one line with counts.
+"""Silent, half-closed, leaving and wrong clients.
 
-.venv/bin/python -m tests.attacks.connections
+.venv/bin/python -m tests.attacks.connections    # 2 minutes
+
+The servers have a fake engine, without HTTP workers and with two; some may open 200 files only.
 """
 
 from __future__ import annotations

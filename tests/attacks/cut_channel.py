@@ -8,6 +8,7 @@ lives.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -45,7 +46,9 @@ def run_worker(channel_fd: str, *others: str) -> int:
         os.execv(sys.executable, [*command, channel_fd, *others])
     lives = Path(os.environ["CUT_LIVES"])
     life = int(lives.read_text())
-    lives.write_text(str(life + 1))
+    next_life = lives.with_suffix(".part")
+    next_life.write_text(str(life + 1))
+    next_life.replace(lives)  # whoever reads the file finds a whole number
     engine = socket.socket(fileno=int(channel_fd))
     own, worker = socket.socketpair()
     keep = [worker.fileno(), *map(int, fds)]
@@ -73,7 +76,8 @@ def relay(
     except OSError:
         pass  # the other side is gone
     for end in ends:
-        end.shutdown(socket.SHUT_RDWR) if end.fileno() >= 0 else None
+        with contextlib.suppress(OSError):  # it is closed already
+            end.shutdown(socket.SHUT_RDWR)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Every beginning of small files of every format, and each with one byte inverted; prints one line with counts.
+"""Every beginning of small files of every format, and each with one byte inverted.
 
-.venv/bin/python -m tests.attacks.cuts
+.venv/bin/python -m tests.attacks.cuts    # 2 minutes
 
 A file that is cut may be answered only if it lacks nothing of its picture: its patches must be those of the whole file.
 Each file is read in a process of its own with limits of CPU time and memory; one that dies of an input is reported, and
@@ -16,13 +16,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
 from model.config import PRESETS, Preprocessing
 from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
+from tests.attacks.processes import own_virtual_bytes
 from tests.attacks.server import report
 from tests.support.image_seeds import image_seeds
 
@@ -46,8 +46,8 @@ def read_all(data: bytes, found: Connection) -> None:
     """Sends what each input gives: a kind and a status, or the exception."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes a line for each damage
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY_BYTES, virtual + MEMORY_BYTES))
+    limit = own_virtual_bytes() + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     decoder = ImageDecoder(PRESETS["mae_tiny"], Preprocessing(), MAX_PIXELS)
     whole = decoder.decode(data, 0).patches
     for kind, changed in (*cuts(data), *damages(data)):

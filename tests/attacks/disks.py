@@ -1,6 +1,6 @@
 """Disks that are full, read-only or slow: under the engine cache, TMPDIR, the log, and what commands write.
 
-.venv/bin/python -m tests.attacks.disks [start] [running] [commands] [slow]
+.venv/bin/python -m tests.attacks.disks [start] [running] [commands] [slow]    # 8 minutes
 
 A full disk is a small tmpfs, a slow one is a file system in a file, whose reads and writes a cgroup of version 1
 bounds. Both need root; what this process may not make is counted as not tried.
@@ -9,18 +9,15 @@ bounds. Both need root; what this process may not make is counted as not tried.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -28,42 +25,24 @@ import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
-from service.benchmark.processes import MAE_SERVE
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.cgroups import ROOT, enter, make_group
+from tests.attacks.file_systems import device_of, fill, mount_file, mount_file_again, mount_tmpfs, remount
+from tests.attacks.processes import workers_of
+from tests.attacks.server import MAE, PHOTO, PROBE, AttackedServer, report, serve
+from tests.support.image_files import noise
+from tests.support.images import encoded
 
-MAE = MAE_SERVE[:-1]
 FULL_SIZES = ("1m", "12m", "24m")
-"""Of disks on which the packaged model's engine, about 25 MB, is built."""
+"""Of disks on which an engine of about 25 MB is stored."""
+ORIGINS: dict[str, dict[str, Path]] = {"unpacking": {}, "conversion": {"weights": PROBE}}
+"""Settings by which the engine comes from the package, and by which it is converted."""
+CONVERTING = "for openvino"
+"""Part of the step that a conversion logs first."""
+REPLACED_S = 30.0
 SLOW_BYTES_PER_S = 4_000_000
-PHOTO = (Path(__file__).parents[1] / "data/chelsea.jpg").read_bytes()
 PARTS = ("start", "running", "commands", "slow")
-BLKIO = Path("/sys/fs/cgroup/blkio/mae-attack-disks")
+SLOW = ROOT / "blkio/mae-attack-disks"
 FULL = re.compile(r"no space left", re.IGNORECASE)
-
-
-@contextmanager
-def mount_tmpfs(size: str) -> Iterator[Path | None]:
-    """A disk of this size; None where this process may mount none."""
-    with tempfile.TemporaryDirectory(prefix="mae-disk-") as name:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", name], capture_output=True)
-        if made.returncode:
-            yield None
-            return
-        try:
-            yield Path(name)
-        finally:
-            subprocess.run(["umount", "--lazy", name], check=True)
-
-
-def remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leaves no byte free."""
-    with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)) == 4096:
-            pass
 
 
 def run_command(*arguments: object, **environment: object) -> tuple[int, str]:
@@ -92,26 +71,37 @@ def judge(what: str, code: int, errors: str, path: Path, seen: Counter[str], exp
 
 
 def attack_start(seen: Counter[str]) -> None:
-    """First starts with an engine cache that is too small, and one more when it has been made larger."""
-    disk: Path | None
-    for size in FULL_SIZES:
-        with mount_tmpfs(size) as disk:
-            if disk is None:
-                seen["full: not tried, for want of permission"] += 1
-                return
-            code, errors = run_command("serve", "--port", 0, "--host", "127.0.0.1", MAE_ENGINE_CACHE=disk / "cache")
-            judge("start on a full disk", code, errors, disk / "cache", seen, expected=1)
-            if size != FULL_SIZES[-1]:
-                continue
-            remount(disk, "size=100m")
-            with serve(real=True, engine_cache=disk / "cache", precision="fp32") as server:
-                seen[f"start with room again: {embed(server)}"] += 1
-    with mount_tmpfs("100m") as disk:
-        assert disk is not None
-        remount(disk, "ro")
-        code, errors = run_command("serve", "--port", 0, "--host", "127.0.0.1", MAE_ENGINE_CACHE=disk / "cache")
-        good = code == 1 and "Read-only file system" in errors and str(disk / "cache") in errors
-        seen["first start, read-only: " + ("refused in a sentence" if good else errors)] += 1
+    """First starts with an engine cache that is too small, and one more when it has been made larger.
+
+    The engine comes from the package, or from a conversion.
+    """
+    for name, settings in ORIGINS.items():
+        for size in FULL_SIZES:
+            with mount_tmpfs(size) as disk:
+                if disk is None:
+                    seen["full: not tried, for want of permission"] += 1
+                    return
+                cache = disk / "cache"
+                code, errors = start(cache, **settings)
+                judge(f"{name} on a full disk", code, errors, cache, seen, expected=1)
+                is_other = (CONVERTING in errors) != (name == "conversion")
+                seen[f"{name} on a full disk: the engine comes from elsewhere"] += is_other
+                if size == FULL_SIZES[-1]:
+                    remount(disk, "size=100m")
+                    with serve(real=True, engine_cache=cache, precision="fp32", **settings) as server:
+                        seen[f"{name} with room again: {embed(server)}"] += 1
+        with mount_tmpfs("100m") as disk:
+            assert disk is not None
+            remount(disk, "ro")
+            code, errors = start(disk / "cache", **settings)
+            good = code == 1 and "Read-only file system" in errors and str(disk / "cache") in errors
+            seen[f"{name}, read-only: " + ("refused in a sentence" if good else errors)] += 1
+
+
+def start(cache: Path, weights: Path | None = None) -> tuple[int, str]:
+    """The exit code and the log of a server that cannot store its engine."""
+    variables = {"MAE_ENGINE_CACHE": cache} | ({"MAE_WEIGHTS": weights} if weights else {})
+    return run_command("serve", "--port", 0, "--host", "127.0.0.1", **variables)
 
 
 def embed(server: AttackedServer, body: bytes = PHOTO, kind: str = "image/jpeg") -> str:
@@ -143,11 +133,10 @@ def attack_running(cache: Path, workers: int, seen: Counter[str]) -> None:
 
 def try_requests(server: AttackedServer, what: str, seen: Counter[str]) -> None:
     """Photographs, forms of 29 MB, and the routes of operators."""
-    noise = np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(out := io.BytesIO(), "BMP")
+    bitmap = encoded(noise(1800, 1800), "BMP")
     for _ in range(5):
         seen[f"{what}: photograph {embed(server)}"] += 1
-        files = [("image", (f"{number}.bmp", out.getvalue())) for number in range(3)]
+        files = [("image", (f"{number}.bmp", bitmap)) for number in range(3)]
         seen[f"{what}: form {httpx.post(f'{server.url}/embed', files=files, timeout=60).status_code}"] += 1
         for path in ("/metrics", "/readyz", "/livez", "/info"):
             seen[f"{what}: probe {httpx.get(server.url + path, timeout=30).status_code}"] += 1
@@ -158,18 +147,12 @@ def try_requests(server: AttackedServer, what: str, seen: Counter[str]) -> None:
 
 def kill_worker(server: AttackedServer, what: str, seen: Counter[str]) -> None:
     """A worker is replaced though nothing can be written."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"service.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[0], 9)
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):
-            if len({httpx.get(f"{server.url}/readyz", timeout=5).status_code for _ in range(8)}) == 1:
-                break
-        time.sleep(0.5)
-    after = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    count = sum(b"service.workers" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in after)
-    seen[f"{what}: {'a worker is replaced' if count == len(workers) else 'a worker is not replaced'}"] += 1
+    workers = workers_of(server.process.pid)
+    os.kill(workers[0], signal.SIGKILL)
+    end = time.monotonic() + REPLACED_S
+    while len({*workers_of(server.process.pid)} - {workers[0]}) < len(workers) and time.monotonic() < end:
+        time.sleep(0.2)
+    seen[f"{what}: a worker is {'replaced' if time.monotonic() < end else 'not replaced'}"] += 1
     seen[f"{what}: photograph {embed(server)}"] += 1
 
 
@@ -223,58 +206,23 @@ def read_files(output: Path) -> list[str]:
     return list(pyarrow.parquet.read_table(output)["file"].to_pylist())
 
 
-@contextmanager
-def mount_slow(size_mb: int) -> Iterator[tuple[Path, str] | None]:
-    """A file system in a file, and the number of its device; None where this process may make none."""
-    with tempfile.TemporaryDirectory(prefix="mae-slow-") as name:
-        image, disk = Path(name, "image"), Path(name, "disk")
-        disk.mkdir()
-        with image.open("wb") as file:
-            file.truncate(size_mb * 1_000_000)
-        made = subprocess.run(["mkfs.ext4", "-q", str(image)], capture_output=True)
-        if made.returncode or subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True).returncode:
-            yield None
-            return
-        try:
-            number = os.stat(disk).st_dev
-            yield disk, f"{os.major(number)}:{os.minor(number)}"
-        finally:
-            subprocess.run(["umount", "--lazy", disk], check=True)
-
-
 def attack_slow(cache: Path, seen: Counter[str]) -> None:
-    """A start whose engine is read at 4 MB/s, and `mae embed` to a disk that takes as much."""
-    with mount_slow(200) as slow:
-        try:
-            BLKIO.mkdir()
-        except OSError:
-            slow = None
-        if slow is None:
+    """A start whose engine is read from a disk that gives 4 MB/s."""
+    with mount_file(200) as disk, make_group(SLOW) as group:
+        if disk is None or group is None:
             seen["slow: not tried, for want of permission"] += 1
             return
-        disk, device = slow
-        try:
-            shutil.copytree(cache, disk / "cache", symlinks=True)
-            subprocess.run(["umount", disk], check=True)  # what was read or written lately is forgotten
-            subprocess.run(["mount", "-o", "loop", disk.with_name("image"), disk], check=True)
-            number = os.stat(disk).st_dev
-            device = f"{os.major(number)}:{os.minor(number)}"
-            for direction in ("read", "write"):
-                (BLKIO / f"blkio.throttle.{direction}_bps_device").write_text(f"{device} {SLOW_BYTES_PER_S}")
-
-            def enter() -> None:
-                (BLKIO / "cgroup.procs").write_text(str(os.getpid()))
-
-            begin = time.monotonic()
-            with serve(real=True, engine_cache=disk / "cache", precision="fp32", enter=enter) as server:
-                seconds = time.monotonic() - begin
-                print(f"slow: ready after {seconds:.1f} s", file=sys.stderr)
-                seen["slow: " + ("the start waits for the disk" if seconds > 5 else "the disk was not slow")] += 1
-                for _ in range(10):
-                    seen[f"slow: photograph {embed(server)}"] += 1
-        finally:
-            with contextlib.suppress(OSError):
-                BLKIO.rmdir()
+        shutil.copytree(cache, disk / "cache", symlinks=True)
+        mount_file_again(disk)
+        for direction in ("read", "write"):
+            (group / f"blkio.throttle.{direction}_bps_device").write_text(f"{device_of(disk)} {SLOW_BYTES_PER_S}")
+        begin = time.monotonic()
+        with serve(real=True, engine_cache=disk / "cache", precision="fp32", enter=enter(group)) as server:
+            seconds = time.monotonic() - begin
+            print(f"slow: ready after {seconds:.1f} s", file=sys.stderr)
+            seen["slow: " + ("the start waits for the disk" if seconds > 5 else "the disk was not slow")] += 1
+            for _ in range(10):
+                seen[f"slow: photograph {embed(server)}"] += 1
 
 
 def prepare_cache(work: Path) -> Path:
@@ -284,11 +232,11 @@ def prepare_cache(work: Path) -> Path:
     return work / "cache"
 
 
+STARTED = (" on a full disk: refused in a sentence", " with room again: 200", ", read-only: refused in a sentence")
 EXPECTED = {
     "full: not tried, for want of permission",
     "slow: not tried, for want of permission",
-    *(f"{name}: refused in a sentence" for name in ("start on a full disk", "first start, read-only")),
-    "start with room again: 200",
+    *(f"{name}{what}" for name in ORIGINS for what in STARTED),
     *(f"{what}: {kind} 200" for what in ("disk full", "read-only") for kind in ("photograph", "form", "probe")),
     *(f"{what}: log of an error 400" for what in ("disk full", "read-only")),
     "disk full: a worker is replaced",
@@ -300,8 +248,8 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
-    parser = argparse.ArgumentParser()
+    """Attacks; returns the exit code of `report`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts
     seen: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""Fuzzing with atheris (libFuzzer): inputs that find new code are kept and mutated; prints one line with counts.
+"""Fuzzing with atheris (libFuzzer): inputs that find new code are kept and mutated.
 
-    make fuzz                                                  # both targets, FUZZ_MINUTES each
-    .venv-fuzz/bin/python -m tests.attacks.fuzz decode --minutes 15
+make fuzz    # both targets, FUZZ_MINUTES each: 30 minutes
+.venv-fuzz/bin/python -m tests.attacks.fuzz decode --minutes 15    # as long as you say
 
 The target `decode` reads bytes as an image and as a mask, as /embed and /reconstruct do. The target `parsers` sends
 bytes to the HTTP protocol and the whole app with a fake engine, and reads them as weights, vectors and archives. Only

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import atheris
 
 from tests.attacks.fuzz_record import FINDINGS, Record
+from tests.attacks.processes import own_virtual_bytes
 
 CPU_S = 10.0
 """CPU time of one input, of all threads."""
@@ -54,7 +55,7 @@ class Runner:
         self._target = target
         self._folder = folder / FINDINGS
         self._record = Record(folder)
-        self._limit_kb = resident_kb() + 1000 * target.memory_mb
+        self._limit_kb = peak_memory_kb() + 1000 * target.memory_mb
 
     def __call__(self, data: bytes) -> None:
         record = self._record
@@ -76,7 +77,7 @@ class Runner:
         signal.setitimer(signal.ITIMER_PROF, 0)
         if spent_us > record.slowest_us:
             (self._folder.parent / "slowest").write_bytes(data)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak_memory_kb()
         record.raise_to(slowest_us=spent_us, peak_kb=peak)
         if peak > self._limit_kb:
             self._keep(data, f"memory-{peak // 100_000}", f"the process has taken {peak} kB of memory")
@@ -101,12 +102,9 @@ def name_of(error: BaseException) -> str:
     return re.sub(r"[^\w-]+", "_", f"{type(error).__name__}-{where}")
 
 
-def resident_kb() -> int:
+def peak_memory_kb() -> int:
+    """The most memory that this process has occupied."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def virtual_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def main() -> None:
@@ -121,7 +119,7 @@ def main() -> None:
     run: Callable[[bytes], None] = Runner(target, folder)
     for path in sorted(corpus.iterdir()):
         run(path.read_bytes())  # what is loaded on first use counts for no input
-    limit = virtual_bytes() + 2_000_000 * target.memory_mb
+    limit = own_virtual_bytes() + 2_000_000 * target.memory_mb
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (2 * seconds + 60, 2 * seconds + 60))
     options = [f"-max_len={target.max_length}", f"-max_total_time={seconds}", "-rss_limit_mb=0", "-timeout=600"]

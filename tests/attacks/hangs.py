@@ -1,9 +1,9 @@
 """Engines that hang, in a batch or while they load, and processes that only seem to: stopped, or with a tenth of a CPU.
 
-.venv/bin/python -m tests.attacks.hangs
+.venv/bin/python -m tests.attacks.hangs    # 1 minute
 
 The time after which a batch hangs is 3 s here in place of 30 s. A tenth of a CPU is given by SIGSTOP and SIGCONT, as
-cpulimit does, and by a cgroup where this process may make one.
+cpulimit does, and by a cgroup of version 1 where this process may make one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pathlib import Path
 
 import httpx
 
-from tests.attacks.server import AttackedServer, serve
+from tests.attacks.cgroups import ROOT, make_group
+from tests.attacks.server import AttackedServer, describe, report, serve
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
 LIMIT_S = 3.0
 HANGS = {"FAKE_HANG_LEAST_S": str(LIMIT_S)}
 EXIT_S = 10.0
-CGROUP = Path("/sys/fs/cgroup/cpu/mae-attack")
 
 
 def ask(server: AttackedServer, shade: int) -> str:
@@ -39,7 +39,7 @@ def ask(server: AttackedServer, shade: int) -> str:
     begin = time.monotonic()
     answer = httpx.post(f"{server.url}/embed", content=grey(shade), timeout=120)
     late = " after the limit" if answer.status_code == 200 and time.monotonic() - begin > LIMIT_S else ""
-    return f"{answer.status_code} {answer.json().get('error', {}).get('code', '')}".strip() + late
+    return describe(answer) + late
 
 
 def attack_hang(workers: int, seen: Counter[str]) -> None:
@@ -96,7 +96,7 @@ def attack_load(workers: int, seen: Counter[str]) -> None:
     environment = os.environ | variables | {"MAE_HTTP_WORKERS": str(workers)}
     command = [sys.executable, "-m", "tests.support.fake_server"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    named = "names the step" if "this step has not ended: pretending to build" in done.stderr else "names no step"
+    named = "names the step" if "(LOAD_TIMEOUT_S): pretending to build" in done.stderr else "names no step"
     seen[f"load: exit code {done.returncode}, {named}"] += 1
 
 
@@ -161,18 +161,16 @@ def throttle_by_signals(process: int) -> Iterator[None]:
 @contextmanager
 def throttle_by_cgroup(process: int) -> Iterator[bool]:
     """Gives a process a tenth of a CPU by a cgroup of version 1; yields whether that was allowed."""
-    try:
-        CGROUP.mkdir()
-    except OSError:
-        yield False
-        return
-    try:
-        (CGROUP / "cpu.cfs_quota_us").write_text("10000")
-        (CGROUP / "cgroup.procs").write_text(str(process))
-        yield True
-    finally:
-        (CGROUP.parent / "cgroup.procs").write_text(str(process))
-        CGROUP.rmdir()
+    with make_group(ROOT / "cpu/mae-attack") as group:
+        if group is None:
+            yield False
+            return
+        try:
+            (group / "cpu.cfs_quota_us").write_text("10000")
+            (group / "cgroup.procs").write_text(str(process))
+            yield True
+        finally:
+            (group.parent / "cgroup.procs").write_text(str(process))
 
 
 EXPECTED = {
@@ -194,7 +192,7 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
+    """Attacks; returns the exit code of `report`."""
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         attack_hang(workers, seen)
@@ -203,8 +201,7 @@ def main() -> int:
     attack_stop(seen)
     attack_duty_cycle(seen)
     attack_cgroup(seen)
-    print("hangs:", ", ".join(f"{count} {what}" for what, count in seen.items()))
-    return 1 if set(seen) - EXPECTED else 0
+    return report("hangs", seen, EXPECTED)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Clients that exceed the limits of their key, and that write into the log; prints one line with counts.
+"""Clients that exceed the limits of their key, and that write into the log.
 
-.venv/bin/python -m tests.attacks.keys
+.venv/bin/python -m tests.attacks.keys    # 1 minute
+
+The servers have a fake engine, without HTTP workers and with two.
 """
 
 from __future__ import annotations

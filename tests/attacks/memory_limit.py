@@ -1,17 +1,15 @@
-"""The worst allowed files under a limit of memory, by a cgroup: nothing is killed; prints one line with counts.
+"""The worst allowed files under a limit of memory, by a cgroup: nothing is killed.
 
-.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]
+.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]    # 10 minutes
 
 The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
-which something is killed.
+which something is killed. What this process may not limit is counted as not tried.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -27,71 +25,55 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet
 
-from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MB, PHOTO, SETTLE_S, answer, memory_mb
-from tests.attacks.disks import MAE
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.cgroups import ROOT, enter, make_group
+from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MIB, SETTLE_S, answer
+from tests.attacks.processes import family_memory_mb
+from tests.attacks.server import MAE, PHOTO, AttackedServer, report, serve
 
 PARTS = ("process", "workers", "embed")
 """A server without HTTP workers, one with two, and `mae embed`."""
 CLIENTS = 12
-LEAST_MB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
-VERSION_1, VERSION_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+LEAST_MIB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
+VERSION_1, VERSION_2 = ROOT / "memory", ROOT
 
 
 class MemoryGroup:
     """A cgroup with a limit of memory, of version 1 or 2."""
 
-    def __init__(self, folder: Path, limit_mb: int) -> None:
-        self._folder, self._old = folder, folder.parent == VERSION_1
+    def __init__(self, folder: Path, limit_mib: int) -> None:
+        self.folder, self._old = folder, folder.parent == VERSION_1
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self._old else ["memory.max"]
         for name in names:
-            (folder / name).write_text(str(limit_mb << 20))
-
-    def enter(self) -> None:
-        """Moves this process into it."""
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+            (folder / name).write_text(str(limit_mib << 20))
 
     @property
-    def peak_mb(self) -> float:
+    def peak_mib(self) -> float:
         name = "memory.max_usage_in_bytes" if self._old else "memory.peak"
-        return int((self._folder / name).read_text()) / (1 << 20)
+        return int((self.folder / name).read_text()) / (1 << 20)
 
     @property
     def kills(self) -> int:
         """Processes that the system has killed for want of memory."""
-        text = (self._folder / ("memory.oom_control" if self._old else "memory.events")).read_text()
+        text = (self.folder / ("memory.oom_control" if self._old else "memory.events")).read_text()
         return int(re.search(r"^oom_kill (\d+)", text, re.M)[1])  # type: ignore[index]
 
 
 @contextmanager
-def limit_memory(limit_mb: int) -> Iterator[MemoryGroup | None]:
+def limit_memory(limit_mib: int) -> Iterator[MemoryGroup | None]:
     """A cgroup with this limit; None where this process may make none."""
-    folder = (VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory"
-    try:
-        folder.mkdir()
-        group = MemoryGroup(folder, limit_mb)
-    except OSError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        yield None
-        return
-    try:
+    with make_group((VERSION_1 if VERSION_1.is_dir() else VERSION_2) / "mae-attack-memory") as folder:
+        try:
+            group = None if folder is None else MemoryGroup(folder, limit_mib)
+        except OSError:
+            group = None
         yield group
-    finally:
-        for _ in range(100):
-            try:
-                folder.rmdir()
-                break
-            except OSError:  # the processes in it have not quite ended
-                time.sleep(0.1)
 
 
-class Canary:
+class OtherClient:
     """Sends photographs, until the block is left."""
 
     def __init__(self, server: AttackedServer) -> None:
         self.seen: Counter[str] = Counter()
-        self.slowest = 0.0
         self._server = server
         self._ended = threading.Event()
 
@@ -118,34 +100,34 @@ def ask(server: AttackedServer, *images: bytes) -> str:
         return type(error).__name__
 
 
-def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
-    """Sends all bodies again and again beside a canary; what was measured is written to stderr."""
+def attack_server(limit_mib: int, workers: int, seconds: float, bodies: Sequence[Sequence[bytes]]) -> Counter[str]:
+    """Sends all bodies again and again beside another client; what was measured is written to stderr."""
     seen: Counter[str] = Counter()
-    with limit_memory(limit_mb) as group:
+    with limit_memory(limit_mib) as group:
         if group is None:
             return Counter(["not tried, for want of permission"])
-        with serve(real=True, enter=group.enter, http_workers=workers) as server:
+        with serve(real=True, enter=enter(group.folder), http_workers=workers) as server:
             for count in (*[1] * 20, *[64] * 3):  # all sizes of batches have their memory from now on
                 answer(server, *[PHOTO] * count)
-            before = memory_mb(server.process.pid)
-            canary, end, turns = Canary(server), time.monotonic() + seconds, itertools.count()
+            before = family_memory_mb(server.process.pid)
+            other, end, turns = OtherClient(server), time.monotonic() + seconds, itertools.count()
 
             def send(_: int) -> None:
                 while time.monotonic() < end and server.process.poll() is None:
                     seen[f"attack: {ask(server, *bodies[next(turns) % len(bodies)])}"] += 1
 
-            with canary.watch(), ThreadPoolExecutor(CLIENTS) as pool:
+            with other.watch(), ThreadPoolExecutor(CLIENTS) as pool:
                 list(pool.map(send, range(CLIENTS)))
-            seen += canary.seen
+            seen += other.seen
             settled = time.monotonic() + SETTLE_S
-            after = memory_mb(server.process.pid)
+            after = family_memory_mb(server.process.pid)
             while after > 1.1 * before and time.monotonic() < settled and server.process.poll() is None:
                 time.sleep(0.5)
-                after = memory_mb(server.process.pid)
+                after = family_memory_mb(server.process.pid)
             seen["memory is back" if after <= 1.1 * before else "memory is not back"] += 1
             seen["killed"] += group.kills
             print(
-                f"limit {limit_mb} MiB, {workers} HTTP workers: peak {group.peak_mb:.0f} MiB; {before:.0f} MB before,"
+                f"limit {limit_mib} MiB, {workers} HTTP workers: peak {group.peak_mib:.0f} MiB; {before:.0f} MB before,"
                 f" {after:.0f} MB after; {group.kills} killed; {dict(seen)}",
                 file=sys.stderr,
                 flush=True,
@@ -153,9 +135,9 @@ def attack_server(limit_mb: int, workers: int, seconds: float, bodies: Sequence[
     return seen
 
 
-def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
+def attack_command(limit_mib: int, files: Sequence[bytes]) -> Counter[str]:
     """`mae embed` over a folder of hostile files and photographs."""
-    with limit_memory(limit_mb) as group, tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
+    with limit_memory(limit_mib) as group, tempfile.TemporaryDirectory(prefix="mae-attack-") as name:
         if group is None:
             return Counter(["not tried, for want of permission"])
         folder = Path(name, "images")
@@ -164,9 +146,9 @@ def attack_command(limit_mb: int, files: Sequence[bytes]) -> Counter[str]:
             (folder / f"{2 * number:03}.jpg").write_bytes(data)
             (folder / f"{2 * number + 1:03}.jpg").write_bytes(PHOTO)
         command = [*MAE, "embed", str(folder), "-o", f"{name}/out/"]
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=group.enter, timeout=1200)
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=enter(group.folder), timeout=1200)
         rows = pyarrow.parquet.read_table(f"{name}/out") if done.returncode in (0, 1) else None
-        print(f"mae embed, limit {limit_mb} MiB: peak {group.peak_mb:.0f} MiB\n{done.stderr}", file=sys.stderr)
+        print(f"mae embed, limit {limit_mib} MiB: peak {group.peak_mib:.0f} MiB\n{done.stderr}", file=sys.stderr)
         seen = Counter([f"mae embed: exit code {done.returncode}"])
         if rows is not None:
             photographs = [
@@ -192,8 +174,8 @@ EXPECTED = {
 
 
 def main() -> int:
-    """Attacks; the exit code is 1 if anything unexpected was seen."""
-    parser = argparse.ArgumentParser()
+    """Attacks; returns the exit code of `report`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
     parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")
@@ -204,14 +186,14 @@ def main() -> int:
     seen: Counter[str] = Counter()
     for name, workers in (("process", 0), ("workers", 2)):
         if name in options.parts:
-            seen += attack_server(LIMIT_MB, workers, options.seconds, bodies)
+            seen += attack_server(LIMIT_MIB, workers, options.seconds, bodies)
     if "embed" in options.parts:
-        seen += attack_command(LIMIT_MB, files)
+        seen += attack_command(LIMIT_MIB, files)
     if options.least:
-        for limit_mb in LEAST_MB:
-            found = attack_server(limit_mb, 0, options.seconds, bodies)
-            if found["killed"] or set(found) - EXPECTED:
-                print(f"the first limit that does not hold: {limit_mb} MiB", file=sys.stderr)
+        for limit_mib in LEAST_MIB:
+            found = attack_server(limit_mib, 0, options.seconds, bodies)
+            if {what for what, count in found.items() if count} - EXPECTED:
+                print(f"the first limit that does not hold: {limit_mib} MiB", file=sys.stderr)
                 break
     return report("memory_limit", seen, EXPECTED)
 

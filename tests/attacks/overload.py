@@ -1,6 +1,6 @@
-"""Twice as many requests as the real server can answer, each answer compared byte by byte; prints one line with counts.
+"""Twice as many requests as the real server can answer, each answer compared byte by byte.
 
-.venv/bin/python -m tests.attacks.overload [--seconds 40] [--workers 0,2]
+.venv/bin/python -m tests.attacks.overload [--seconds 40] [--workers 0,2]    # 1 minute more than the seconds
 
 The packaged model serves in fp32, half of the time without HTTP workers and half of it with two. Requests arrive at
 random at twice the rate that was answered before, whatever becomes of them (an open loop). Each one ends with the bytes
@@ -17,15 +17,14 @@ import threading
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import httpx
 
-from service.benchmark.load import BOUNDARY
 from service.benchmark.samples import generate_sample
 from service.settings import Settings
-from tests.attacks.server import AttackedServer, report, serve
+from tests.attacks.client import FORM, Answer, Connection, Lost, form
+from tests.attacks.server import PHOTO, AttackedServer, report, serve
 
 OVERLOAD = 2.0
 CAPACITY_S = 6.0
@@ -33,8 +32,6 @@ CAPACITY_CONNECTIONS = 16
 FORM_IMAGES = 4
 MAX_CONNECTIONS = 800
 """Requests under way at once; one more is not sent, and counted."""
-ANSWER_S = 60.0
-"""Longer than any request may take."""
 IDLE_S = 30.0
 """Connections are not used again later: the server closes them after 65 s."""
 SETTINGS = Settings()
@@ -43,7 +40,6 @@ PROBE_S = 0.25
 LATE_S = 1.0
 PROBES = ("/livez", "/readyz", "/metrics")
 REQUESTS = r'mae_requests_total\{.*endpoint="/(embed|reconstruct)"'
-CHELSEA = Path("tests/data/chelsea.jpg")
 EMBED = (
     "",
     "?pool=cls",
@@ -79,40 +75,9 @@ class Exchange:
         return head.encode() + self.body
 
 
-@dataclass
-class Answer:
-    """An answer as it came over the wire."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass
-class Connection:
-    """A connection that is kept open between requests."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    used: float = field(default_factory=time.monotonic)
-
-    async def exchange(self, sent: bytes) -> Answer:
-        """Sends a request and reads its answer.
-
-        Raises:
-            OSError, EOFError: the connection is lost.
-        """
-        self.writer.write(sent)
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-        body = await self.reader.readexactly(int(headers["content-length"]))
-        self.used = time.monotonic()
-        return Answer(int(head[0].split()[1]), headers, body)
-
-
 def make_exchanges() -> list[Exchange]:
     """Requests of one image and of several, of which each has another answer."""
-    files = [CHELSEA.read_bytes()]
+    files = [PHOTO]
     for sample in (
         generate_sample("JPEG", 500, 334, 4),
         generate_sample("PNG", 320, 240, 2),
@@ -122,18 +87,11 @@ def make_exchanges() -> list[Exchange]:
     raw = "application/octet-stream"
     exchanges = [Exchange(f"/embed{query}", raw, file) for file in files for query in EMBED]
     exchanges += [Exchange(f"/reconstruct{query}", raw, file) for file in files for query in RECONSTRUCT]
-    form = f"multipart/form-data; boundary={BOUNDARY}"
     return exchanges + [
-        Exchange("/embed", form, encode_form([file, files[(number + step) % len(files)]] * 2), FORM_IMAGES)
+        Exchange("/embed", FORM, form([file, files[(number + step) % len(files)]] * 2), FORM_IMAGES)
         for number, file in enumerate(files)
         for step in (1, 2)
     ]
-
-
-def encode_form(files: list[bytes]) -> bytes:
-    """A form of several files."""
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'.encode()
-    return b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
 
 
 class Load:
@@ -149,7 +107,8 @@ class Load:
         self._exchanges = exchanges
         self._answers = {exchange.expected for exchange in exchanges}
         self._generator = generator
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[float, Connection]] = []
+        """Connections without a request, and since when; the one that was used last is the last."""
         self._running: set[asyncio.Task[None]] = set()
 
     async def record(self) -> None:
@@ -188,8 +147,8 @@ class Load:
             task.add_done_callback(self._running.discard)
         if self._running:
             await asyncio.wait(self._running)
-        for connection in self._idle:
-            connection.writer.close()
+        for _, connection in self._idle:
+            connection.close()
         self._idle = []
 
     async def _request(self) -> None:
@@ -197,36 +156,33 @@ class Load:
         exchange, name = self._generator.choice(self._exchanges), uuid.uuid4().hex
         self.seen["sent"] += 1
         try:
-            async with asyncio.timeout(ANSWER_S):
-                answer = await self._exchange(exchange, name)
-        except (OSError, EOFError, TimeoutError) as error:
-            self.seen[f"lost: {type(error).__name__}"] += 1
+            answer = await self._exchange(exchange, name)
+        except Lost as lost:
+            self.seen[f"lost: {lost}"] += 1
+            return
+        except OSError as error:
+            self.seen[f"not connected: {type(error).__name__}"] += 1
             return
         self.statuses[answer.status] += 1
-        if answer.headers.get("x-request-id") != name:
+        if answer.headers.get(b"x-request-id") != name.encode():
             self.seen["foreign ids"] += 1
         if answer.status == 200:
             self.images += exchange.images
             right = answer.body == exchange.expected
             self.seen["right" if right else "foreign answers" if answer.body in self._answers else "wrong bytes"] += 1
         elif answer.status in (429, 503):
-            waits = answer.headers.get("retry-after", "").isdecimal()
+            waits = answer.headers.get(b"retry-after", b"").isdigit()
             self.seen[f"refused {answer.status}" if waits else f"{answer.status} without Retry-After"] += 1
         else:
             self.seen[f"answered {answer.status}"] += 1
 
     async def _exchange(self, exchange: Exchange, name: str) -> Answer:
-        while self._idle and time.monotonic() - self._idle[0].used > IDLE_S:
-            self._idle.pop(0).writer.close()
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            connection = Connection(*await asyncio.open_connection("127.0.0.1", self._server.port, limit=1 << 22))
+        while self._idle and time.monotonic() - self._idle[0][0] > IDLE_S:
+            self._idle.pop(0)[1].close()
+        connection = self._idle.pop()[1] if self._idle else await Connection.open(self._server.port)
         answer = await connection.exchange(exchange.encode(name))
-        if answer.headers.get("connection") == "close":
-            connection.writer.close()
-        else:
-            self._idle.append(connection)
+        if connection.is_open:
+            self._idle.append((time.monotonic(), connection))
         return answer
 
 

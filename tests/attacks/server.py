@@ -19,8 +19,14 @@ from typing import Any
 import httpx
 
 from service.benchmark.processes import MAE_SERVE
+from tests.attacks.processes import start_time
 
 START_S = 180
+MAE = MAE_SERVE[:-1]
+"""The command `mae`."""
+PHOTO = (Path(__file__).parents[1] / "data/chelsea.jpg").read_bytes()
+PROBE = Path(__file__).parents[1] / "data/mae_probe_tiny.safetensors"
+"""Weights of which the package has no graphs: an engine of them is converted."""
 
 
 class AttackedServer:
@@ -121,8 +127,19 @@ def status(answer: bytes) -> str:
     return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else answer.decode("latin-1") or "closed"
 
 
+def describe(answer: httpx.Response) -> str:
+    """The status of an answer, with the code of an error."""
+    code = "" if answer.status_code == 200 else answer.json().get("error", {}).get("code", "")
+    return f"{answer.status_code} {code}".strip()
+
+
 def report(name: str, seen: Counter[str], expected: Collection[str]) -> int:
-    """Prints how often each thing was seen; returns an exit code, 1 if a thing was seen that is not expected."""
+    """Prints how long this process has run and how often each thing was seen.
+
+    Returns an exit code: 1 if a thing was seen that is not expected, or nothing at all.
+    """
+    started_s = start_time(os.getpid()) / os.sysconf("SC_CLK_TCK")
     counts = {what: count for what, count in seen.items() if count}
-    print(f"{name}:", ", ".join(f"{count} {what}" for what, count in counts.items()))
-    return 0 if counts.keys() <= set(expected) else 1
+    described = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print(f"{name}, {time.clock_gettime(time.CLOCK_BOOTTIME) - started_s:.0f} s: {described}")
+    return 0 if counts and counts.keys() <= set(expected) else 1

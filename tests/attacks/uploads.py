@@ -1,6 +1,6 @@
-"""Clients that hold memory: bodies that stop or trickle, and answers that nobody reads; prints one line with counts.
+"""Clients that hold memory: bodies that stop or trickle, and answers that nobody reads.
 
-.venv/bin/python -m tests.attacks.uploads
+.venv/bin/python -m tests.attacks.uploads    # 5 minutes
 
 While they hold it, others send small requests. Each must be answered 200, but for a moment in which the memory is full
 of bodies that have arrived within the last seconds (429 with Retry-After).
@@ -8,7 +8,6 @@ of bodies that have arrived within the last seconds (429 with Retry-After).
 
 from __future__ import annotations
 
-import io
 import re
 import socket
 import sys
@@ -22,6 +21,7 @@ from PIL import Image
 
 from tests.attacks.server import AttackedServer, report, serve, status
 from tests.support.clients import grey
+from tests.support.images import encoded
 
 IMAGE = grey(5) + bytes(100_000)
 """What is behind the end of a PNG is ignored."""
@@ -139,10 +139,9 @@ def attack(
 
 def attack_unread(server: AttackedServer, seen: Counter[str]) -> None:
     """Answers of megabytes, which nobody reads."""
-    what, black = "unread answers", io.BytesIO()
-    Image.new("RGB", (16, 16)).save(black, "PNG")
+    what, black = "unread answers", encoded(Image.new("RGB", (16, 16)))
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    body = (head + black.getvalue() + b"\r\n") * UNREAD_IMAGES + head + black.getvalue()
+    body = (head + black + b"\r\n") * UNREAD_IMAGES + head + black
     end = b"\r\n--b--\r\n"
     body += bytes(LENGTH - len(body) - len(end)) + end
     headers = "Content-Type: multipart/form-data; boundary=b\r\n"

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 EXAMPLES = 30
 LONG = 100
@@ -17,7 +18,7 @@ def register_profiles() -> None:
     A test that needs more or fewer examples than others takes a multiple of `settings.default.max_examples`, so that
     "long" has more of them as well. No profile measures time: the machine may be busy.
     """
-    # Constants of modules that were parsed once are kept there; by default it is a folder of the tree.
+    # What hypothesis keeps between runs lies there; by default that is a folder of the tree.
     cache = Path(tempfile.gettempdir()) / f"mae-serve-hypothesis-{os.getuid()}"
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache))
     common = settings(
@@ -30,3 +31,19 @@ def register_profiles() -> None:
     settings.register_profile("suite", common, derandomize=True)
     settings.register_profile("long", common, max_examples=EXAMPLES * LONG)
     settings.load_profile("suite")
+    leave_out_constants()
+
+
+def leave_out_constants() -> None:
+    """Keeps the constants of loaded modules out of examples that are to be the same in every run.
+
+    Hypothesis draws some values from the constants of all modules of the project that are loaded at the time. Which
+    ones are loaded depends on the tests that the process has run before. There is no setting for this. The profile
+    "long" still draws from them.
+    """
+    find_constants = providers._get_local_constants
+
+    def constants() -> providers.Constants:
+        return providers._local_constants if settings.default.derandomize else find_constants()
+
+    providers._get_local_constants = constants

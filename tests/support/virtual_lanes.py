@@ -39,7 +39,7 @@ class VirtualLanes:
         self._rest = threading.Condition()
 
     @contextmanager
-    def patched(self) -> Iterator[None]:
+    def patch_modules(self) -> Iterator[None]:
         """The scheduler and the executor of batches use this time and these threads."""
         lanes = self
 

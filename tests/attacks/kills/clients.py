@@ -9,6 +9,7 @@ from collections import Counter
 
 import httpx
 
+from tests.attacks.server import describe
 from tests.support.clients import grey
 
 CLIENTS = 8
@@ -27,7 +28,7 @@ def ask(url: str, shade: int, timeout_s: float = 30) -> str:
     except httpx.TransportError:
         return CONNECTION_LOST
     if answer.status_code != 200:
-        return f"{answer.status_code} {answer.json()['error']['code']}"
+        return describe(answer)
     values = answer.json()["embeddings"][0]
     return "200" if {round(value) for value in values} == {shade} else "foreign answer"
 

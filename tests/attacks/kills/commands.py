@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.attacks.kills.scene import MAE, Scene
+from tests.attacks.kills.scene import Scene
+from tests.attacks.server import MAE
 
 IMAGES = 64
 DECODER = "multiprocessing.spawn"
@@ -63,7 +65,7 @@ class Command:
         code = self.start().wait(300)
         if code:
             self.scene.seen[f"{what}: exit code {code}"] += 1
-            print(self.log.read_text())
+            print(self.log.read_text(), file=sys.stderr)
         self.scene.wait_for_end(what)
         self.scene.check_files(what)
         return time.monotonic() - begin
@@ -136,7 +138,7 @@ def attack_decoders(scene: Scene, cache: Path, images: Path, rows_of: Callable[[
         code = process.wait(60)
         if code != 2 or "a process that decodes images has ended" not in command.log.read_text():
             scene.seen[f"decode process: exit code {code}"] += 1
-            print(command.log.read_text())
+            print(command.log.read_text(), file=sys.stderr)
         scene.wait_for_end("decode process")
         scene.check_files("decode process")
     for pause in (0.2, 2.0):

@@ -7,7 +7,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
-MAE = (sys.executable, "-P", "-c", "from service.cli.main import main; main()")
 TORCH_FOLDER = "torchinductor_"
 """PyTorch makes an empty folder of this name where it is imported, one for each user."""
 END_S = 10.0

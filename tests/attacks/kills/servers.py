@@ -14,12 +14,12 @@ import httpx
 
 from model.engines.cache import MANIFEST
 from tests.attacks.kills.clients import CLIENTS, CONNECTION_LOST, SHADES, Clients, ask
-from tests.attacks.kills.scene import MAE, Scene, free_port, wait_until
+from tests.attacks.kills.scene import Scene, free_port, wait_until
+from tests.attacks.server import MAE, PROBE
 
 FAKE = (sys.executable, "-m", "tests.support.fake_server")
 CONVERTER, WORKER = "model.engines.convert", "service.workers"
 WORKERS = 2
-PROBE = Path(__file__).parents[2] / "data" / "mae_probe_tiny.safetensors"
 
 
 class Victim:

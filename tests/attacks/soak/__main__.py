@@ -1,9 +1,9 @@
-"""Mixed traffic with every fault in it, against a real server, for as long as you say; prints one line with counts.
+"""Mixed traffic with every fault in it, against a real server.
 
-.venv/bin/python -m tests.attacks.soak --minutes 60 --workers 2,0 --json soak.json --png soak.png
+.venv/bin/python -m tests.attacks.soak --minutes 60 [--workers 2,0] [--json FILE] [--png FILE]    # as long as you say
 
 Each number of HTTP workers has an equal part of the time, and a server that is not started again within it. The answers
-are compared with those of the first server. `make attack` does not run it.
+are compared with those of the first server. The machine should have no other load.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.attacks.client import Answer
 from tests.attacks.server import report, serve
-from tests.attacks.soak.client import Answer
 from tests.attacks.soak.faults import MAX_CONNECTIONS
 from tests.attacks.soak.phase import Phase
 from tests.attacks.soak.requests import KEY, ROOT, Request
@@ -83,10 +83,10 @@ EXPECTED = {
 def main() -> int:
     """Runs the phases; the exit code is 1 if anything unexpected was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="of all servers together")
     parser.add_argument("--workers", default="2,0", help="HTTP workers of each phase, as in 2,0")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--png", type=Path)
+    parser.add_argument("--json", type=Path, help="where all that was measured is written")
+    parser.add_argument("--png", type=Path, help="where it is drawn")
     arguments = parser.parse_args()
     workers = [int(number) for number in arguments.workers.split(",")]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

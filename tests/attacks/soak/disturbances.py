@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from tests.attacks.soak.samples import family, sockets_of, start_time, workers_of
+from tests.attacks.processes import family, sockets_of, start_time, workers_of
 from tests.attacks.soak.traffic import Soak
 
 BURST_S = 20.0

@@ -8,9 +8,9 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 
+from tests.attacks.client import BOUNDARY, FORM, Connection, Lost, ask, describe, form
 from tests.attacks.decodes import FLOODS, HEAVY, flat_png
-from tests.attacks.soak.client import Connection, Lost, ask, describe
-from tests.attacks.soak.requests import BOUNDARY, FORM, JSON, KEY, RAW, Request, build, form, photographs
+from tests.attacks.soak.requests import JSON, KEY, RAW, Request, build, photographs
 from tests.attacks.soak.traffic import Soak
 
 MAX_CONNECTIONS = 800

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import statistics
 import time
@@ -10,9 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
+from tests.attacks.client import Answer
+from tests.attacks.processes import memory_mb
 from tests.attacks.server import AttackedServer
 from tests.attacks.soak import faults
-from tests.attacks.soak.client import Answer
 from tests.attacks.soak.disturbances import Disturbances
 from tests.attacks.soak.requests import Request, changing_requests, fixed_requests
 from tests.attacks.soak.samples import (
@@ -172,7 +174,7 @@ class Phase:
             "server_cores": max(0.0, processes["core_s"] - before[3]) / elapsed if before[3] else None,
             "load_cores": (own_core_seconds() - before[1]) / elapsed,
             "stolen_cores": (stolen_core_seconds() - before[2]) / elapsed,
-            "load_memory_mb": measure_processes_alone(),
+            "load_memory_mb": memory_mb(os.getpid()),
             "statuses": statuses,
             "per_s": sum(statuses.values()) / elapsed,
             "p50_ms": 1000 * statistics.median(times) if times else None,
@@ -239,12 +241,6 @@ class Phase:
             if cycle["begin_s"] <= begin < cycle["end_s"]
         ]
         return 1000 * statistics.median(times)
-
-
-def measure_processes_alone() -> float:
-    """Megabytes of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -1,6 +1,6 @@
 """Draws the samples of a soak as a PNG.
 
-.venv/bin/python -m tests.attacks.soak.plot soak.json soak.png
+.venv/bin/python -m tests.attacks.soak.plot soak.json soak.png    # seconds
 """
 
 from __future__ import annotations

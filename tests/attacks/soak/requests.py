@@ -7,17 +7,17 @@ import functools
 import io
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.attacks.client import FORM, form
+
 ROOT = Path(__file__).parents[3]
 KEY = "soak-key"
-BOUNDARY = "soak-boundary"
-FORM, RAW, JSON = f"multipart/form-data; boundary={BOUNDARY}", "application/octet-stream", "application/json"
+RAW, JSON = "application/octet-stream", "application/json"
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,6 @@ def build(path: str, body: bytes | None = None, kind: str = RAW, *headers: str, 
         pieces = [body[start : start + 5000] for start in range(0, len(body), 5000)]
         body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     return Request(path, "\r\n".join([*lines, "", ""]).encode() + body)
-
-
-def form(images: Sequence[bytes], mask: bytes | None = None) -> bytes:
-    """A form of images, and perhaps a mask."""
-    parts = [("image", image) for image in images] + ([("mask", mask)] if mask else [])
-    head = '--{}\r\nContent-Disposition: form-data; name="{}"; filename="x"\r\n\r\n'
-    content = b"".join(head.format(BOUNDARY, name).encode() + data + b"\r\n" for name, data in parts)
-    return content + f"--{BOUNDARY}--\r\n".encode()
 
 
 @functools.cache

@@ -6,40 +6,16 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.soak.client import Lost, ask
+from tests.attacks.client import Lost, ask
+from tests.attacks.processes import family, memory_mb
 from tests.attacks.soak.requests import build
 
 METRICS = ("mae_inflight_requests", "mae_inflight_bytes", "mae_queue_images", "mae_admitted_images", "mae_lanes_busy")
 LINE = re.compile(rb"^(mae_[a-z_]+)(\{[^}]*\})? (\S+)$", re.M)
 SCRAPE = build("/metrics", None, "", "Connection: close").content
-
-
-def family(pid: int) -> Iterator[int]:
-    """A process and its descendants."""
-    yield pid
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from family(int(child))
-
-
-def workers_of(pid: int) -> list[int]:
-    """The processes of the HTTP workers of a server."""
-    workers = []
-    for member in family(pid):
-        with contextlib.suppress(OSError):
-            if b"service.workers" in Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0"):
-                workers.append(member)
-    return workers
-
-
-def start_time(pid: int) -> int:
-    """When a process was started, in ticks since the machine was."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def measure_processes(pid: int) -> dict[str, Any]:
@@ -48,10 +24,9 @@ def measure_processes(pid: int) -> dict[str, Any]:
     for member in family(pid):
         folder = Path(f"/proc/{member}")
         with contextlib.suppress(OSError):
-            rollup = (folder / "smaps_rollup").read_text()
-            found = re.search(r"^Pss:\s+(\d+)", rollup, re.M)
+            occupied_mb = memory_mb(member)
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            total["memory_mb"] += int(found[1]) * 1024 / 1e6 if found else 0.0
+            total["memory_mb"] += occupied_mb
             total["descriptors"] += len(list((folder / "fd").iterdir()))
             total["threads"] += int(fields[17])
             total["processes"] += 1
@@ -96,19 +71,3 @@ def own_core_seconds() -> float:
     """CPU time of this process, which sends the load."""
     times = os.times()
     return times.user + times.system
-
-
-def sockets_of(pid: int, port: int) -> set[int]:
-    """The ports of the clients whose connections to `port` a process holds (IPv4)."""
-    inodes = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = os.readlink(file)
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    ports = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[9] in inodes and int(fields[1].rpartition(":")[2], 16) == port:
-            ports.add(int(fields[2].rpartition(":")[2], 16))
-    return ports

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from tests.attacks.soak.client import Answer, Connection, Lost, ask, describe
+from tests.attacks.client import Answer, Connection, Lost, ask, describe
 from tests.attacks.soak.requests import Request
 
 CLIENTS = 8

@@ -38,7 +38,7 @@ def texts(boundary: str) -> st.SearchStrategy[bytes]:
     return st.lists(pieces | BYTES, min_size=1, max_size=6).map(b"".join).filter(len)
 
 
-def quoted(text: str) -> str:
+def quote_name(text: str) -> str:
     """As browsers write it: https://html.spec.whatwg.org/#multipart-form-data."""
     return '"' + text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A") + '"'
 
@@ -49,9 +49,9 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], ex
 @st.composite
 def part_headers(draw: Draw, is_file: bool) -> bytes:
     spaces = draw(st.sampled_from(["", " ", "  ", "\r\n ", "\r\n\t"]))  # the last ones fold the header
-    disposition = f"form-data;{spaces}name={quoted(draw(NAMES))}"
+    disposition = f"form-data;{spaces}name={quote_name(draw(NAMES))}"
     if is_file:
-        disposition += draw(st.sampled_from(["; filename=", ";filename="])) + quoted(draw(NAMES) or "x")
+        disposition += draw(st.sampled_from(["; filename=", ";filename="])) + quote_name(draw(NAMES) or "x")
     case = draw(st.sampled_from([str, str.lower, str.upper]))
     headers = [(case("Content-Disposition"), disposition)]
     if draw(st.booleans()):
@@ -118,7 +118,7 @@ def test_a_raw_body_in_any_pieces_is_one_image(image: bytes, kind: str, data: st
 
 
 @st.composite
-def written(draw: Draw, image: bytes) -> str:
+def base64_texts(draw: Draw, image: bytes) -> str:
     """An image in base64 as people may write it."""
     encode = draw(st.sampled_from([base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes]))
     text: str = encode(image).decode()
@@ -135,13 +135,15 @@ def written(draw: Draw, image: bytes) -> str:
 @st.composite
 def json_bodies(draw: Draw) -> tuple[bytes, list[bytes]]:
     images = draw(st.lists(BYTES, min_size=1, max_size=4))
-    text = json.dumps({"images": [draw(written(image)) for image in images]}, ensure_ascii=draw(st.booleans()))
+    text = json.dumps({"images": [draw(base64_texts(image)) for image in images]}, ensure_ascii=draw(st.booleans()))
     return text.encode(draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))), images
 
 
 @given(json_bodies(), st.data())
-def test_any_json_in_any_pieces_gives_its_images(written: tuple[bytes, list[bytes]], data: st.DataObject) -> None:
-    body, images = written
+def test_any_json_in_any_pieces_gives_its_images(
+    body_and_images: tuple[bytes, list[bytes]], data: st.DataObject
+) -> None:
+    body, images = body_and_images
     assert read("application/json", cut(data.draw, body)) == ImagesBody(images)
 
 

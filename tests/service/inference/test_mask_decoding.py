@@ -1,6 +1,7 @@
 """A mask picture that takes long, or lacks memory, holds no thread that photographs need."""
 
 import asyncio
+import functools
 import math
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -69,6 +70,12 @@ async def pipeline_of(memory: DecodeMemory) -> AsyncIterator[tuple[Pipeline, Gat
         assert budget.used == 0
 
 
+@functools.cache
+def grey_jpeg(size: tuple[int, int]) -> bytes:
+    return jpeg_file(Image.new("RGB", size, (9, 9, 9)))
+
+
+@functools.cache
 def left_half(size: tuple[int, int], form: str = "PNG") -> bytes:
     """A mask whose left half is white."""
     mask = Image.new("L", size)
@@ -100,7 +107,7 @@ def _whole(pipeline: Pipeline) -> EmbeddingPlan:
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_photographs_pass_masks_that_take_long(visible: Callable[..., Any], form: str) -> None:
     """A cheap JPEG with a mask as large: its image is decoded at an eighth of its size, and its mask is not."""
-    image, mask = jpeg_file(Image.new("RGB", LARGE, (9, 9, 9))), left_half(LARGE, form)
+    image, mask = grey_jpeg(LARGE), left_half(LARGE, form)
 
     async def main() -> None:
         memory = DecodeMemory()
@@ -121,7 +128,7 @@ def test_photographs_pass_masks_that_take_long(visible: Callable[..., Any], form
 
 def test_a_mask_waits_for_memory_without_a_thread() -> None:
     """Its image, a JPEG, needs little memory, and it needs about 50 MB of the 30 that are free."""
-    image = jpeg_file(Image.new("RGB", HEAVY, (9, 9, 9)))
+    image = grey_jpeg(HEAVY)
     mask = Image.new("RGBA", HEAVY, (0, 0, 0, 255))
     mask.paste((255, 255, 255, 255), (0, 0, 1000, 2000))
 
@@ -149,7 +156,7 @@ def test_a_mask_that_is_refused_leaves_nothing_behind() -> None:
             black = encoded(Image.new("L", LARGE))
             for mask in (black, left_half((3000, 3001))):
                 with pytest.raises(InvalidParameter):
-                    await reconstruct_visible(pipeline, jpeg_file(Image.new("RGB", LARGE)), mask)
+                    await reconstruct_visible(pipeline, grey_jpeg(LARGE), mask)
             assert memory.used == 0 and decoder.masks == 1
             await embed_photo(pipeline)
 

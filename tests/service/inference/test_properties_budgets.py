@@ -15,7 +15,7 @@ from service.inference.decode_memory import LIGHT_BYTES, POLL_S, DecodeMemory, M
 from service.inference.image_rate import ImageRate
 from service.inference.limits import IMAGE, LocalBudget, reserve_images
 from service.workers.shared_counters import Column, SharedBudget, SharedCounters
-from tests.service.inference.test_properties_scheduler import BoundedBudget
+from tests.service.inference.numbered_images import BoundedBudget
 from tests.support.virtual_loop import run_virtual
 
 # --- memory of decodes

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -225,11 +225,30 @@ def test_an_engine_that_is_not_loaded_in_time_ends_the_process_and_the_step_is_n
     assert "(LOAD_TIMEOUT_S): compiling for ever" in caplog.text
 
 
-def test_loading_is_not_watched_once_the_engine_is_ready() -> None:
+def test_loading_is_not_watched_once_the_engine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class StubHeartbeat:
+        def __init__(self, watched: object, on_hang: Callable[[str], object]) -> None:
+            self.watched, self.on_hang, self.beats = watched, on_hang, False
+
+        def start(self) -> None:
+            self.beats = True
+            started.append(self)
+
+        def stop(self) -> None:
+            self.beats = False
+
+    monkeypatch.setattr(engine_lifecycle, "Heartbeat", StubHeartbeat)
+
     async def main() -> None:
-        async with ready(load_timeout_s=0.3) as process:
-            await asyncio.sleep(0.6)
-            assert process.state.current == "ready"
+        async with ready() as process:
+            loading, running = started
+            assert isinstance(loading.watched, watchdog.LoadWatchdog) and not loading.beats
+            assert isinstance(running.watched, watchdog.Watchdog) and running.beats
+            loading.on_hang("it has found this while the engine became ready")
+            await some_turns()
+            assert process.state.current == "ready" and process.state.exit_code is None
 
     run(main())
 

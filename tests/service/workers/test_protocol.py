@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -93,8 +94,6 @@ class Conversation:
         self.service.loop.call_later(seconds, process.link.stall, False)
 
     def scrape(self, process: VirtualProcess) -> None:
-        from concurrent.futures import Future
-
         future, number = Future[bytes](), 1000 + len(self._scrapes)
         process.context.copy().run(self.service.services[process]._request_scrape, number, future)
         self._scrapes.append((process, future))
@@ -172,7 +171,7 @@ def test_every_request_ends_once_and_nothing_is_held_for_the_dead(
                 assert [asked.outcomes for asked in last] == [["answered"]] * 2
             service.check_idle()
             service.drain()
-            await ended(service, 0, service.settings.drain_timeout_s + 2 * EXIT_TIMEOUT_S + SLACK_S)
+            await require_end(service, 0, service.settings.drain_timeout_s + 2 * EXIT_TIMEOUT_S + SLACK_S)
 
         service.run(work())
 
@@ -191,7 +190,7 @@ def test_the_end_reaches_every_worker_and_every_request(
             if end == "drain":
                 service.drain()
                 await conversation.play(after)
-                await ended(service, 0, service.settings.drain_timeout_s + 2 * EXIT_TIMEOUT_S + SLACK_S)
+                await require_end(service, 0, service.settings.drain_timeout_s + 2 * EXIT_TIMEOUT_S + SLACK_S)
             elif end == "lose":
                 await conversation.recover()
                 service.is_fatal = True
@@ -201,7 +200,7 @@ def test_the_end_reaches_every_worker_and_every_request(
                     for process in service.accepting:
                         conversation.ask(process, 1)
                     await asyncio.sleep(0.2)
-                await ended(service, 1, LOST_GRACE_S + 2 * EXIT_TIMEOUT_S + 3 * SLACK_S)
+                await require_end(service, 1, LOST_GRACE_S + 2 * EXIT_TIMEOUT_S + 3 * SLACK_S)
             else:
                 service.kill_engine_process(lost=seed % 50)
                 await asyncio.sleep(100 + SLACK_S)  # as long as one may stand still
@@ -215,7 +214,7 @@ def test_the_end_reaches_every_worker_and_every_request(
         service.run(work())
 
 
-async def ended(service: VirtualService, code: int, seconds: float) -> None:
+async def require_end(service: VirtualService, code: int, seconds: float) -> None:
     """The engine process ends with `code` within `seconds`."""
     end = service.loop.now + seconds
     while service.exit_code is None:

@@ -1,8 +1,10 @@
 """The graphs that come with the package: they are up to date, whole, and what a conversion makes."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,21 @@ def test_a_first_start_of_the_packaged_model_converts_nothing(
     steps.clear()
     build(settings, steps.append)
     assert "making the engine of mae_tiny from the graphs in the package" not in steps  # the cache has them now
+
+
+def test_a_full_disk_is_named_and_nothing_is_converted_or_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*job: object) -> None:
+        raise AssertionError("converted")
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(context, "convert_in_child", convert)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="fp32", max_batch=1, lanes=1)
+    with pytest.raises(EngineBuildError, match=rf"{tmp_path} cannot be written \(No space left on device\)"):
+        build(settings)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
 
 
 # --- when they are not taken

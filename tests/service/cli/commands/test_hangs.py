@@ -35,7 +35,8 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
         """Here the process cannot end at once, and need not: the gate is opened."""
         raise SystemExit(code)
 
-    monkeypatch.setattr(building, "build", lambda *_: ServedModel(FakeEngine(4, before=before), image_seconds=0.002))
+    # With these seconds per image a batch of one hangs after two beats: one that waits for the interpreter does not.
+    monkeypatch.setattr(building, "build", lambda *_: ServedModel(FakeEngine(4, before=before), image_seconds=0.01))
     monkeypatch.setattr(watchdog, "HANG_LEAST_S", 0.0)
     monkeypatch.setattr("service.server.exit_now", exit_now)
     return gate

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TIMEOUT_S = 60.0
 HOST = "127.0.0.1"
+BOUNDARY = "attack-boundary"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 class Lost(Exception):
@@ -132,3 +135,11 @@ def describe(answer: Answer) -> str:
     """The status, with the code of an error in JSON."""
     code = answer.body.partition(b'"code":"')[2].partition(b'"')[0].decode("latin-1")
     return f"{answer.status} {code}".strip()
+
+
+def form(images: Sequence[bytes], mask: bytes | None = None) -> bytes:
+    """The body of type `FORM` with images, and with a mask if there is one."""
+    parts = [("image", image) for image in images] + ([("mask", mask)] if mask else [])
+    head = '--{}\r\nContent-Disposition: form-data; name="{}"; filename="x"\r\n\r\n'
+    content = b"".join(head.format(BOUNDARY, name).encode() + data + b"\r\n" for name, data in parts)
+    return content + f"--{BOUNDARY}--\r\n".encode()
