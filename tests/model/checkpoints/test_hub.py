@@ -1,4 +1,4 @@
-"""Weights in a repository of the Hugging Face hub, against a stand-in for it on this machine."""
+"""Weights in a repository of the Hugging Face hub, against a stand-in for it; other weights need no client of it."""
 
 import hashlib
 import json
