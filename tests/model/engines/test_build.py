@@ -48,6 +48,9 @@ def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
     assert info.versions["numpy"] == np.__version__
 
 
+# --- what the operator says
+
+
 @pytest.mark.parametrize(
     ("spec", "named"),
     [

@@ -25,6 +25,8 @@ from model.engines.parity import TOLERANCES, ParityError, measure_parity
 from model.engines.settings import EngineSettings
 from tests.support.engines import write_fresh
 
+# --- entries that were altered or damaged
+
 
 def vector_of(probe: Path, name: str) -> np.ndarray:
     """A one-dimensional weight of the probe model, which OpenVINO keeps as it is."""
@@ -115,6 +117,9 @@ def test_an_entry_that_was_damaged_is_converted_again(
     for _ in range(2):
         assert build(spec).info.parity is not None
     assert len(converted) == 1
+
+
+# --- the entries' names
 
 
 class Converted(Exception):

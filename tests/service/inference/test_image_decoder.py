@@ -66,6 +66,9 @@ def test_a_patch_is_ordered_by_row_column_channel() -> None:
         assert patches[patch, 48 * row + 3 * column + channel] == expected
 
 
+# --- refusals
+
+
 def test_a_header_that_claims_too_many_pixels_is_enough() -> None:
     with pytest.raises(TooManyPixels, match="image 2 has 40000 x 40000 pixels; the limit is 50000000") as refusal:
         decoder(max_pixels=50_000_000).decode(png_of_rows(40_000, 40_000, 8, 2, b""), 2)

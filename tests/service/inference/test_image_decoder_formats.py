@@ -199,6 +199,9 @@ def test_a_pixel_that_is_not_whole_shifts_nothing_however_the_image_is_turned(
     assert np.abs(decoded(data).astype(int) - cropped(whole)).mean() < 0.7
 
 
+# --- turning
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_images_are_turned_once(chelsea: Image.Image, form: str, orientation: int) -> None:

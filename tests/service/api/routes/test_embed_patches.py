@@ -130,6 +130,9 @@ def test_the_description_says_what_a_region_is(client: TestClient) -> None:
         assert "encoded, the opposite of /reconstruct" in mask["description"]
 
 
+# --- fewer patches under load
+
+
 def test_without_load_nothing_is_left_out(client: TestClient) -> None:
     asked, plain = post(client, "min_keep=0.25"), post(client)
     assert asked.json() == plain.json() and asked.headers["x-mae-keep"] == plain.headers["x-mae-keep"] == "1"
