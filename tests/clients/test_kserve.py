@@ -1,11 +1,14 @@
-"""KServe's manifests against KServe's own models, and its client against the command that the runtime runs."""
+"""KServe's manifests against KServe's own models, and its client against real servers."""
 
 import asyncio
+import base64
 import re
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import kserve
 import kubernetes.client
 import numpy as np
@@ -13,9 +16,11 @@ import pytest
 import yaml
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
+from tests.clients.open_inference import CAT, NEAR, files, key, post
 from tests.live.conftest import LiveServer, Start
 
 ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
 MANIFESTS = ROOT / "docker" / "kserve"
 KINDS = {"ClusterServingRuntime": "V1alpha1ClusterServingRuntime", "InferenceService": "V1beta1InferenceService"}
 PLAIN = {"str": str, "int": int, "bool": bool, "object": object}
@@ -59,13 +64,13 @@ def test_a_manifest_fits_kserves_models(name: str) -> None:
 
 
 def test_a_misspelt_manifest_does_not_fit() -> None:
-    for path, key in ((["spec", "predictor"], "minReplica"), (["spec", "predictor", "model"], "storageURI")):
+    for path, misspelt in ((["spec", "predictor"], "minReplica"), (["spec", "predictor", "model"], "storageURI")):
         resource = read("inference-service.yaml")
         node = resource
         for name in path:
             node = node[name]
-        node[key] = "1"
-        with pytest.raises(AssertionError, match=key):
+        node[misspelt] = "1"
+        with pytest.raises(AssertionError, match=misspelt):
             require_fit(resource, KINDS["InferenceService"])
     resource = read("runtime.yaml")
     resource["spec"]["containers"][0]["readinessProbe"]["periodSeconds"] = "5"
@@ -110,3 +115,46 @@ def test_kserves_client_finds_the_model_by_its_service(shelf: tuple[LiveServer, 
     # the golden numbers are another implementation's
     np.testing.assert_allclose(answer.outputs[0].as_numpy(), golden["embed_mean"][:2], atol=1e-3)
     assert [path.name for path in models.iterdir()] == ["epoch-799.safetensors"]
+
+
+def ask_kserve(call: Callable[[InferenceRESTClient], Awaitable[T]]) -> T:
+    async def ask() -> T:
+        client = InferenceRESTClient(RESTConfig(protocol="v2"))
+        try:
+            return await call(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def kserve_request(binary: bool, **parameters: Any) -> InferRequest:
+    image = CAT.read_bytes() if binary else base64.b64encode(CAT.read_bytes())
+    described = InferInput("image", [1, 1], "BYTES")
+    described.set_data_from_numpy(files(image), binary_data=binary)
+    return InferRequest("embed", [described], parameters=parameters)
+
+
+def test_kserve_knows_that_the_server_is_ready(server: LiveServer) -> None:
+    async def ask(client: InferenceRESTClient) -> list[bool]:
+        return [
+            await client.is_server_ready(server.url),
+            await client.is_server_live(server.url),
+            await client.is_model_ready(server.url, "embed"),
+        ]
+
+    assert ask_kserve(ask) == [True, True, True]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_kserve_gets_the_vector_of_embed(server: LiveServer, binary: bool) -> None:
+    request = kserve_request(binary, normalize=True)
+    answer = ask_kserve(lambda client: client.infer(server.url, request, model_name="embed", headers=key()))
+    expected = post(server, "/embed?normalize=true", CAT.read_bytes())["embeddings"]
+    np.testing.assert_allclose(answer.outputs[0].as_numpy(), expected, **NEAR)
+
+
+def test_kserve_raises_our_sentence(server: LiveServer) -> None:
+    request = kserve_request(True)
+    with pytest.raises(httpx.HTTPStatusError, match="there is no model nobody: there are embed, tokens"):
+        ask_kserve(lambda client: client.infer(server.url, request, model_name="nobody", headers=key()))

@@ -1,42 +1,26 @@
-"""Clients of the Open Inference Protocol: Triton's over HTTP, KServe's, and curl."""
+"""Clients of the Open Inference Protocol: Triton's over HTTP, and curl."""
 
-import asyncio
-import base64
 import io
 import json
-import os
-import re
 import shutil
 import subprocess
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from PIL import Image
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
 
 from service.api.open_inference.tensors import Tensor, decode_values, encode_values
 from tests.clients.conftest import API_KEY
+from tests.clients.open_inference import CAT, NEAR, files, key, post
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
-
-ROOT = Path(__file__).parents[2]
-CAT = ROOT / "tests" / "data" / "chelsea.jpg"
-T = TypeVar("T")
-NEAR = {"atol": 1e-6, "rtol": 0}
-
-
-def key() -> dict[str, str]:
-    """Headers with the key; a new object for each call, because Triton's client writes into them."""
-    return {"x-api-key": API_KEY}
 
 
 def host_of(server: LiveServer) -> str:
@@ -56,24 +40,11 @@ def tensor(name: str, array: np.ndarray, binary: bool = True) -> triton.InferInp
     return described
 
 
-def files(*images: bytes) -> np.ndarray:
-    return np.array([[image] for image in images], object)
-
-
-def post(server: LiveServer, path: str, content: bytes, **headers: str) -> Any:
-    answer = httpx.post(server.url + path, content=content, headers={**key(), **headers}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
 def error_of(call: Any) -> InferenceServerException:
     with pytest.raises(InferenceServerException) as caught:
         call()
     assert str(caught.value).startswith(f"[{caught.value.status()}] ")  # fails where the error is no string
     return caught.value
-
-
-# --- the codec, against the client's own
 
 
 def test_our_bytes_are_those_of_tritons_client() -> None:
@@ -89,9 +60,6 @@ def test_our_bytes_are_those_of_tritons_client() -> None:
         raw = sent._get_binary_data()
         assert encode_values(Tensor.of("x", array)) == raw
         assert np.array_equal(decode_values("x", sent.datatype(), (3, 5), memoryview(raw)), array)
-
-
-# --- Triton's client
 
 
 def test_what_triton_asks_about(client: triton.InferenceServerClient, server: LiveServer) -> None:
@@ -278,55 +246,6 @@ def test_a_full_queue_and_a_drain(start_server: Start, workers: int) -> None:
     assert result[0][0, 0] == 5 and server.process.wait(30) == 0
 
 
-# --- KServe's client
-
-
-def ask_kserve(call: Callable[[InferenceRESTClient], Awaitable[T]]) -> T:
-    async def ask() -> T:
-        client = InferenceRESTClient(RESTConfig(protocol="v2"))
-        try:
-            return await call(client)
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
-
-
-def kserve_request(binary: bool, **parameters: Any) -> InferRequest:
-    image = CAT.read_bytes() if binary else base64.b64encode(CAT.read_bytes())
-    described = InferInput("image", [1, 1], "BYTES")
-    described.set_data_from_numpy(files(image), binary_data=binary)
-    return InferRequest("embed", [described], parameters=parameters)
-
-
-def test_kserve_knows_that_the_server_is_ready(server: LiveServer) -> None:
-    async def ask(client: InferenceRESTClient) -> list[bool]:
-        return [
-            await client.is_server_ready(server.url),
-            await client.is_server_live(server.url),
-            await client.is_model_ready(server.url, "embed"),
-        ]
-
-    assert ask_kserve(ask) == [True, True, True]
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_kserve_gets_the_vector_of_embed(server: LiveServer, binary: bool) -> None:
-    request = kserve_request(binary, normalize=True)
-    answer = ask_kserve(lambda client: client.infer(server.url, request, model_name="embed", headers=key()))
-    expected = post(server, "/embed?normalize=true", CAT.read_bytes())["embeddings"]
-    np.testing.assert_allclose(answer.outputs[0].as_numpy(), expected, **NEAR)
-
-
-def test_kserve_raises_our_sentence(server: LiveServer) -> None:
-    request = kserve_request(True)
-    with pytest.raises(httpx.HTTPStatusError, match="there is no model nobody: there are embed, tokens"):
-        ask_kserve(lambda client: client.infer(server.url, request, model_name="nobody", headers=key()))
-
-
-# --- curl
-
-
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_sends_a_picture_as_it_is(server: LiveServer) -> None:
     command = ["curl", "-s", "-i", "-H", f"x-api-key: {API_KEY}", "-H", "Inference-Header-Content-Length: 0"]
@@ -337,39 +256,3 @@ def test_curl_sends_a_picture_as_it_is(server: LiveServer) -> None:
     assert json.loads(body[:length])["outputs"][0]["shape"] == [1, 192]
     expected = post(server, "/embed", CAT.read_bytes())["embeddings"][0]
     np.testing.assert_allclose(np.frombuffer(body[length:], "<f4"), expected, **NEAR)
-
-
-# --- the README
-
-
-def shown_calls() -> dict[str, str]:
-    """The Python of the section in service/api/README.md, by the first module that it imports from elsewhere."""
-    text = (ROOT / "service" / "api" / "README.md").read_text()
-    section = re.search(r"^## Open Inference Protocol\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert section
-    blocks = re.findall(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
-    names = ("tritonclient", "kserve", "pytriton")
-    return {next(name for name in names if name in block): block for block in blocks}
-
-
-@pytest.fixture(scope="module")
-def open_server(start_server: Start, probe: Path) -> LiveServer:
-    """A server without keys, as the README has it."""
-    return start_server(weights=probe, max_batch=4)
-
-
-def test_the_readme_shows_every_client() -> None:
-    assert list(shown_calls()) == ["tritonclient", "kserve", "pytriton"]
-
-
-@pytest.mark.parametrize("name", ["tritonclient", "kserve", "pytriton"])
-def test_the_lines_of_the_readme_give_the_vector(open_server: LiveServer, name: str) -> None:
-    python = os.environ.get("PYTRITON_PYTHON") if name == "pytriton" else sys.executable
-    if not python:
-        pytest.skip("PYTRITON_PYTHON names no Python that has PyTriton")
-    call = shown_calls()[name].replace("localhost:8000", host_of(open_server))
-    code = f"{call}\nprint(vectors.reshape(-1).tolist())"
-    done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    expected = httpx.post(open_server.url + "/embed", content=CAT.read_bytes()).json()["embeddings"][0]
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, **NEAR)

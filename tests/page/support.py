@@ -1,11 +1,15 @@
 """What several tests of the page need."""
 
 import base64
+import json
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page
+
+from .conftest import Server
 
 EXAMPLES = Path(__file__).parents[2] / "service" / "page" / "examples"
 BROKEN = b"\xff\xd8\xff\xe0 this is no photograph"
@@ -52,3 +56,28 @@ def removed(page: Page) -> list[int]:
     cells = page.locator('#grid [role="gridcell"]')
     flags: list[Any] = cells.evaluate_all("cells => cells.map(cell => cell.getAttribute('aria-selected') === 'true')")
     return [index for index, flag in enumerate(flags) if flag]
+
+
+def ask(server: Server, query: str, name: str = "chelsea") -> dict[str, Any]:
+    """What the server itself answers to POST /reconstruct with an example."""
+    headers = {"accept": "application/json", "content-type": "image/jpeg"}
+    request = urllib.request.Request(f"{server.url}/reconstruct?{query}", example(name), headers)
+    with urllib.request.urlopen(request) as response:
+        return dict(json.load(response))
+
+
+def mask_of(answer: dict[str, Any]) -> list[int]:
+    return [index for index, flag in enumerate(answer["mask"]) if flag]
+
+
+def expect_removed(page: Page, expected: list[int]) -> None:
+    """Waits until the grid shows a mask."""
+    for _ in range(100):
+        if removed(page) == expected:
+            return
+        page.wait_for_timeout(50)
+    assert removed(page) == expected
+
+
+def cell(page: Page, index: int) -> Any:
+    return page.locator(f'#grid [data-index="{index}"]')

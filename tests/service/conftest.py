@@ -1,7 +1,8 @@
-"""What every test of the service leaves as it found it, and connections for the tests of HTTP."""
+"""What every test of the service leaves as it found it, connections for the tests of HTTP, and no settings at all."""
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,3 +39,12 @@ def connect() -> Iterator[Callable[[Callable[[Connection], Any]], None]]:
         asyncio.run(asyncio.wait_for(main(), 20))
 
     yield run
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment without settings, and without a platform's variables for some of them."""
+    for variable in [name for name in os.environ if name.upper().startswith("MAE_")]:
+        monkeypatch.delenv(variable)
+    for variable in ("PORT", "AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"):
+        monkeypatch.delenv(variable, raising=False)

@@ -1,10 +1,15 @@
 """The commands of `mae`."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from service.cli.main import app
+
+SCRIPT = str(Path(sys.executable).with_name("mae"))
+"""The script `mae` of this environment."""
 
 
 def all_commands() -> dict[str, Any]:

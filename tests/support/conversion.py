@@ -31,7 +31,7 @@ def convert_in_process(
 def conversions_in_process() -> Iterator[None]:
     """Converts in this process whatever an engine is built of inside the context.
 
-    For tests of which the child process is no part: `test_build.py`, `test_quantise.py` and real servers start one.
+    For tests of which the child process is no part: `test_child.py`, `test_quantise.py` and real servers start one.
     """
     with patch.object(context, "convert_in_child", convert_in_process):
         yield

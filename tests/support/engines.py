@@ -56,6 +56,19 @@ def write_narrow(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def write_fresh(path: Path, seed: int = 0, **changes: Any) -> Path:
+    """Writes weights of NARROW with `changes`, as training begins with them: its biases are zero."""
+    import torch
+
+    from model.checkpoints.checkpoint import Checkpoint, save
+    from model.nn.vit import MaskedAutoencoder
+
+    torch.manual_seed(seed)
+    config = NARROW.model_copy(update=changes)
+    save(path, Checkpoint(config, Preprocessing(), "mae-serve", dict(MaskedAutoencoder(config).state_dict())))
+    return path
+
+
 def write_resnet(folder: Path) -> Path:
     """Writes a fresh resnet_tiny: the same bytes each time, so that an engine cache needs one entry for it."""
     import torch

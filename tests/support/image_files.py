@@ -53,6 +53,12 @@ def png_file(
     return SIGNATURE + chunk(b"IHDR", header) + before + pixels + after + chunk(b"IEND", b"")
 
 
+def png_of_rows(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG whose header claims a size, whatever `rows` holds: what zlib gave for the rows and their filters."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 def tiff_file(tags: Sequence[Tag], strips: Sequence[bytes], order: str = "<", tiled: bool = False) -> bytes:
     """A TIFF with `tags`, those of the strips or tiles added; `order` is the byte order for `struct`."""
     offsets, start = [], 8

@@ -12,7 +12,7 @@ from model.engines.base import Engine
 from model.engines.build import build
 from model.engines.settings import EngineSettings
 from tests.support.conversion import conversions_in_process
-from tests.support.engines import write_narrow, write_resnet
+from tests.support.engines import write_fresh, write_narrow, write_resnet
 from tests.support.pretend_cuda import pretend_cuda
 
 
@@ -57,6 +57,12 @@ def resnet_engine(request: pytest.FixtureRequest, engine_cache: Path, resnet_wei
 def narrow_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model that is quickly converted."""
     return write_narrow(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of NARROW, as the setting WEIGHTS names them. No test changes the file."""
+    return str(write_fresh(tmp_path_factory.mktemp("weights") / "narrow.safetensors"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from model.engines.fixed_images import IMAGES, fixed_patches, visible_quarter
 from model.engines.job import ModelSpec
 from model.engines.reference import load_model
 from model.nn.serving import Standardise
+from tests.support.foreign_checkpoints import in_mmpretrain
 
 
 def torch_file(path: Path, tensors: dict[str, Tensor]) -> Path:
@@ -78,8 +79,6 @@ def test_random_weights_raise_no_doubt(tmp_path: Path, pixel_decoder: dict[str, 
 
 def test_mmpretrains_assumption_is_doubted_too(tmp_path: Path, pixel_decoder: dict[str, Tensor]) -> None:
     """Its recipes predict normalised pixels, but not everybody keeps to them."""
-    from tests.model.checkpoints.test_others_runs import in_mmpretrain
-
     state = {in_mmpretrain(name): tensor for name, tensor in pixel_decoder.items()}
     (note,) = notes(torch_file(tmp_path / "mm.pth", state))
     assert "look like pixels: --no-norm-pix-loss reads them so" in note

@@ -16,7 +16,7 @@ from service.errors import (
     NoImages,
     TooManyImages,
 )
-from tests.service.api.test_bodies import IMAGES, read
+from tests.support.bodies import IMAGES, read
 
 
 def b64(content: bytes) -> str:

@@ -14,7 +14,7 @@ from service.api.base64_text import encode_base64
 from service.api.bodies import ImagesBody, load_json
 from service.api.image_inputs import read_conversations, read_items
 from service.errors import ServiceError
-from tests.service.api.test_bodies import read
+from tests.support.bodies import read
 
 TOKEN = string.ascii_letters + string.digits + "'+_-."
 BOUNDARY = TOKEN + "(),/:=? "

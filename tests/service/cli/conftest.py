@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,6 @@ from model.engines.settings import EngineSettings
 from model.nn.vit import MaskedAutoencoder
 from service.cli.main import main
 from tests.support.conversion import convert_in_process
-
-SCRIPT = str(Path(sys.executable).with_name("mae"))
 
 
 class Result(NamedTuple):

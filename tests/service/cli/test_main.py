@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from service.cli.examples import EXAMPLES
 from service.cli.main import app
 from service.settings import Settings
-from tests.service.cli.conftest import SCRIPT, Mae
-from tests.support.command_line import all_commands
+from tests.service.cli.conftest import Mae
+from tests.support.command_line import SCRIPT, all_commands
 
 HEAVY = ("torch", "openvino", "fastapi", "starlette", "pyarrow", "safetensors.torch", "sklearn", "scipy")
 

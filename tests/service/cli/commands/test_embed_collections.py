@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tests.service.cli.commands.test_embed import NAMES, make_copies, start_and_wait
 from tests.service.cli.conftest import Mae
+from tests.support.embed_runs import NAMES, make_copies, start_and_wait
 
 
 def rows(folder: str = "out") -> dict[str, object]:

@@ -19,7 +19,8 @@ from model.checkpoints.checkpoint import Checkpoint, save
 from model.config import MAEConfig, Preprocessing
 from model.nn.vit import MaskedAutoencoder
 from service.api.app import create_app
-from tests.service.cli.conftest import SCRIPT, Mae
+from tests.service.cli.conftest import Mae
+from tests.support.command_line import SCRIPT
 
 
 def read_pixels(picture: Path) -> np.ndarray:
