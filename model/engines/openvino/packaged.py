@@ -75,11 +75,15 @@ class PackagedEntry:
         try:
             contents = self._contents(weights)
         except (OSError, SafetensorError, KeyError) as error:
-            log.warning("the packaged graphs in %s cannot be read: %s", self.folder, error)
+            log.warning("the packaged graphs in %s cannot be read, and new ones are made: %s", self.folder, error)
             return False
         for name, digest in self.description.files.items():
             if hashlib.sha256(contents[name]).hexdigest() != digest:
-                log.warning("the packaged graphs in %s are damaged: %s is not what was packaged", self.folder, name)
+                log.warning(
+                    "the packaged graphs in %s are damaged, and new ones are made: %s is not what was packaged",
+                    self.folder,
+                    name,
+                )
                 return False
         for name, content in contents.items():
             (folder / name).write_bytes(content)
@@ -111,7 +115,7 @@ def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PA
         try:
             description = Description.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            log.warning("the packaged graphs in %s cannot be used: %s", path.parent, error)
+            log.warning("the packaged graphs in %s cannot be used, and new ones are made: %s", path.parent, error)
             continue
         found = description.made_from
         if found.get("path") != weights:
@@ -120,7 +124,7 @@ def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PA
         if not different:
             return PackagedEntry(path.parent, description)
         log.info(
-            "the graphs in the package are not taken: they were made with another %s",
+            "the packaged graphs are not used, and new ones are made: they were made with another %s",
             ", ".join(f"{name} ({str(found.get(name))[:12]}, and here {str(wanted[name])[:12]})" for name in different),
         )
     return None

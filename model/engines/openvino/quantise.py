@@ -111,7 +111,7 @@ def read_photographs(paths: Sequence[str], config: MAEConfig, preprocessing: Pre
         try:
             patches.append(patches_of(open_image(path), config, preprocessing))
         except ImageError as error:
-            log.warning("not calibrated on: %s: %s", path, error)
+            log.warning("%s is left out of the calibration: %s", path, error)
     if len(patches) < MIN_PHOTOGRAPHS:
         raise EngineBuildError(
             f"int8 is calibrated on at least {MIN_PHOTOGRAPHS} photographs; only {len(patches)} could be read"
