@@ -88,7 +88,9 @@ class ReceivedBody:
             self._memory.waiting.pop(self, None)
         if self in self._memory.leaving:
             self.release()
-            raise MemoryFull("this body arrives slowly, and others need its memory", limit=self._budget.limit)
+            raise MemoryFull(
+                "this body arrives slowly, and others need its memory (MAX_INFLIGHT_MB)", limit=self._budget.limit
+            )
         return message
 
     async def add(self, size: int) -> None:

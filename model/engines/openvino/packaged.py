@@ -66,7 +66,7 @@ class PackagedEntry:
     description: Description
 
     def unpack(self, weights: Path, folder: Path) -> bool:
-        """Writes the files of the cache entry into `folder`; nothing is written, and False returned, if one is damaged.
+        """Writes the files of the cache entry into `folder`; if one is damaged, writes nothing and returns False.
 
         Args:
             weights: the safetensors file that the graphs were made from.
@@ -100,7 +100,7 @@ class PackagedEntry:
 
 
 def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PACKAGED) -> PackagedEntry | None:
-    """Finds the packaged graphs that were made from the same weights, options, code and OpenVINO; None without such.
+    """Finds the packaged graphs that were made from the same weights, options, code and OpenVINO; None if none were.
 
     If there are graphs of these weights, and only something else differs, the log names it.
 
@@ -131,7 +131,7 @@ def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PA
 
 
 def read_tensors(weights: Path, names: set[str] | None = None) -> dict[str, bytes]:
-    """Reads tensors of a safetensors file, all of them by default.
+    """Reads tensors of a safetensors file as bytes of little-endian float32, by name; all of them by default.
 
     Raises:
         OSError, SafetensorError: the file cannot be read, or lacks a tensor.
@@ -142,7 +142,7 @@ def read_tensors(weights: Path, names: set[str] | None = None) -> dict[str, byte
 
 
 def insert_tensors(kept: bytes, places: list[tuple[int, str]], tensors: Tensors) -> bytes:
-    """Puts tensors back where `places` says that they were; `kept` has all other bytes, in order."""
+    """Puts tensors back at `places`, pairs of an offset in the result and a name; `kept` has the other bytes in order."""
     parts: list[bytes] = []
     read = end = 0
     for offset, name in places:

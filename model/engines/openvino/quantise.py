@@ -41,7 +41,8 @@ QUANTISATION = "quantisation.json"
 HELD_OUT_EVERY = 3
 """Every third photograph is held out."""
 BASE_SECONDS, RUNS_PER_PHOTOGRAPH = 10, 6
-"""A quantisation takes about so many seconds, and per photograph as long as so many whole images in float32."""
+"""A quantisation takes about BASE_SECONDS, and for each photograph the time of RUNS_PER_PHOTOGRAPH whole images in
+float32."""
 FIRST_SEED = 1000
 """The first seed of the masks for calibration; the masks for measuring have seeds from 0."""
 
