@@ -142,7 +142,7 @@ def read_tensors(weights: Path, names: set[str] | None = None) -> dict[str, byte
 
 
 def insert_tensors(kept: bytes, places: list[tuple[int, str]], tensors: Tensors) -> bytes:
-    """Puts tensors back at `places`, pairs of an offset in the result and a name; `kept` has the other bytes in order."""
+    """Puts tensors back at `places`: pairs of an offset in the result and a name. `kept` has all other bytes."""
     parts: list[bytes] = []
     read = end = 0
     for offset, name in places:
