@@ -259,7 +259,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # the request before these headers is still being answered
         elif self._in_headers:
-            self._refuse(RequestStalled(f"the headers did not arrive within {self._header_timeout_s:g} s"))
+            message = f"the headers did not arrive within {self._header_timeout_s:g} s (HEADER_TIMEOUT_S)"
+            self._refuse(RequestStalled(message))
         else:
             self.transport.close()
 

@@ -144,7 +144,7 @@ class Metrics:
         )
         self.engine_failures = Counter(
             "mae_engine_failures",
-            "Number of failures of the engine: calls that raised, and images whose output was not finite.",
+            "Number of failures of the engine: batches that raised an error, and images whose output was not finite.",
             ["kind"],
             registry=registry,
         )
@@ -153,7 +153,7 @@ class Metrics:
             self.engine_failures.labels(kind)
         self.slow_batches = Counter(
             "mae_slow_batches",
-            "Number of calls of the engine that took more than a second and ten times as long as at the start.",
+            "Number of batches that took more than a second and ten times as long as at the start.",
             registry=registry,
         )
         self.drift_samples = Counter(

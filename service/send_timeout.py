@@ -14,7 +14,7 @@ class SendTimeout:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
-        """Watches what the transport keeps until the client takes it."""
+        """Watches the bytes that the client has not taken yet."""
         unread = transport.get_write_buffer_size()
 
         def check() -> None:

@@ -60,7 +60,7 @@ class Settings(EngineSettings, BaseSettings):
     root_path: str | None = None
     """Path under which a proxy serves this service, such as `/mae`."""
     health_route: str | None = None
-    """Path that answers as `/readyz` does, beside it."""
+    """A further path that answers as `/readyz` does."""
     predict_route: str | None = None
     """Path that takes `{"instances": [{"b64": …}]}` and answers `{"predictions": […]}`, as Vertex AI asks."""
     cors_origins: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Settings(EngineSettings, BaseSettings):
     max_images: int = Field(default=64, gt=0)
     """Largest number of images in a request."""
     load_timeout_s: float = Field(default=1800, gt=0)
-    """Longest running time of a step of loading the engine, in seconds; after it the process ends with 1."""
+    """Longest running time of a step of loading the engine, in seconds; then the process ends with exit code 1."""
     request_timeout_s: float = Field(default=30, gt=0)
     """Seconds from the arrival of a request's headers until it is answered 504."""
     max_connections: int | None = Field(default=None, gt=0)

@@ -65,7 +65,7 @@ def build(
         log.warning("%s: %s", source.name, note)
     if heads.head is None and engine.info.head is not None:
         heads = replace(heads, head=_foreign_head(settings, model, engine))
-    progress("measuring the seconds of an image")
+    progress("measuring how long one image takes")
     return ServedModel(engine, heads, image_seconds=time_batch(engine, 1))
 
 
@@ -90,7 +90,7 @@ def _build(context: BuildContext) -> Engine:
             count,
         )
     if context.calibrate is not None and precision not in ("int8", "auto"):
-        raise EngineBuildError("photographs to calibrate on are for PRECISION=int8 or auto")
+        raise EngineBuildError("--calibrate is for PRECISION=int8 or auto")
     if choice.backend == "openvino":
         return build_openvino(context)
     require_precision(choice, precision, calibrates=context.calibrate is not None)

@@ -44,7 +44,7 @@ class BuildContext:
         deadline: float | None = None,
         unpack: Callable[[Path], bool] | None = None,
     ) -> Path:
-        """Returns the folder of the cache's entry `name`, which comes from the package, or a child process makes it.
+        """Returns the folder of the cache's entry `name`; if it is missing, unpacks it or has a child process make it.
 
         Args:
             name: the name of the entry.

@@ -42,7 +42,7 @@ class EngineSettings(BaseModel):
     max_batch: int | None = Field(default=None, gt=0, le=4096)
     """Largest number of images per batch; by default measured for openvino, 64 on a GPU, 8 for torch on a CPU."""
     cuda_graphs: bool | None = None
-    """Record the usual batches as CUDA graphs, on a GPU; by default not with TensorRT, and measured with torch."""
+    """Record the usual batches as CUDA graphs, on a GPU; by default no for TensorRT, and for torch if it is faster."""
     compile_timeout_s: float = Field(default=180, ge=0)
     """Seconds that torch.compile may delay the start, where torch serves on a GPU; 0: it is not tried."""
     parity_cosine: float | None = Field(default=None, ge=-1, le=1)

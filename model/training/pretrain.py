@@ -202,7 +202,7 @@ def model_config(recipe: Recipe) -> MAEConfig:
     try:
         return MAEConfig(**(PRESETS[recipe.model].model_dump() | changes))
     except ValueError as error:
-        raise RunError(f"{recipe.model} cannot be like this: {first_sentence(error)}") from error
+        raise RunError(f"{recipe.model} cannot have these options: {first_sentence(error)}") from error
 
 
 def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str) -> Checkpoint:
@@ -234,7 +234,7 @@ def warm_start(weights: Checkpoint, config: MAEConfig, recipe: Recipe, name: str
     try:
         model = build_model(MAEConfig(**merged))
     except ValueError as error:
-        raise RunError(f"{recipe.init} cannot be like this: {first_sentence(error)}") from error
+        raise RunError(f"{recipe.init} cannot have these options: {first_sentence(error)}") from error
     tensors = dict(model.state_dict())
     for key, tensor in weights.build(size).state_dict().items():
         if not (new_decoder and key.startswith(DECODER_PREFIXES)):

@@ -47,7 +47,7 @@ class BodyLimitMiddleware:
 
         def require_allowed(length: int) -> None:
             if length > self._max_body:
-                raise BodyTooLarge(f"the body has more than {self._max_body} bytes", limit=self._max_body)
+                raise BodyTooLarge(f"the body has more than {self._max_body} bytes (MAX_BODY_MB)", limit=self._max_body)
 
         async def receive_and_count() -> Message:
             nonlocal received, complete

@@ -11,9 +11,10 @@ from service.errors import MemoryFull
 from service.inference.limits import Budget
 
 GROWTH = 1 / 16
-"""A body is slow if it has not grown by this part within `SLOW_S`. A part, and no number of bytes: a client that has
-sent much could otherwise keep it for a trickle."""
+"""A body is slow if it has not grown by this part within `SLOW_S`. It is no number of bytes, because a client that has
+sent much could otherwise keep the memory by sending a few bytes."""
 SLOW_S = 1.0
+"""See `GROWTH`, in seconds."""
 
 
 class BodyMemory:
@@ -42,7 +43,8 @@ class BodyMemory:
                 slow = [body for body in self.waiting if body.is_slow]
                 if not slow:
                     raise MemoryFull(
-                        "too many bytes of request bodies are being received at once", limit=self._budget.limit
+                        "too many bytes of request bodies are being received at once (MAX_INFLIGHT_MB)",
+                        limit=self._budget.limit,
                     )
                 max(slow, key=lambda body: body.size).make_room()
             await next(iter(self.leaving)).released.wait()
@@ -64,7 +66,7 @@ class ReceivedBody:
 
     @property
     def is_slow(self) -> bool:
-        """Whether it has hardly grown of late."""
+        """Whether it has not grown by `GROWTH` for `SLOW_S`."""
         return time.monotonic() - self._marked_at > SLOW_S
 
     async def receive(self, receive: Receive) -> Message:
@@ -86,7 +88,9 @@ class ReceivedBody:
             self._memory.waiting.pop(self, None)
         if self in self._memory.leaving:
             self.release()
-            raise MemoryFull("this body arrives slowly, and others need its memory", limit=self._budget.limit)
+            raise MemoryFull(
+                "this body arrives slowly, and others need its memory (MAX_INFLIGHT_MB)", limit=self._budget.limit
+            )
         return message
 
     async def add(self, size: int) -> None:

@@ -226,7 +226,9 @@ class _BodyTimeout:
             if self._service.exit_code is not None:
                 raise self._service.end_error from None
             if self._stalled:
-                raise RequestStalled(f"no byte of the body has arrived for {self._stall_s:g} s") from None
+                raise RequestStalled(
+                    f"no byte of the body has arrived for {self._stall_s:g} s (BODY_STALL_S)"
+                ) from None
             raise DeadlinePassed("the body did not arrive in time") from None
 
 

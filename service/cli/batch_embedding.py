@@ -158,8 +158,8 @@ class BatchEmbedder:
             return unpack(*await loop.run_in_executor(self._decoders, decode_in_process, unread))
         except BrokenProcessPool:
             raise CommandError(
-                "a process that decodes images has ended, perhaps for want of memory: the same command goes on; "
-                "--decode-processes sets their number"
+                "a process that decodes images has ended, perhaps because memory ran out: the same command continues "
+                "the run, and a smaller --decode-processes needs less memory"
             ) from None
 
     def _can_decode(self, image: PendingImage) -> bool:

@@ -55,7 +55,8 @@ class IndexDescription(BaseModel):
         """
         if space != self.space:
             raise ForeignSpace(
-                f"{where} holds vectors of the space {self.space}, which cannot be compared with those of {space}"
+                f"{where} holds vectors of the space {self.space}, which cannot be compared with those of {space}: "
+                "take the model and the options of the index, or make the index anew"
             )
 
 

@@ -174,7 +174,7 @@ class BatchScheduler:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
-                log.error("%s is still running a batch: leaving it", thread.name)
+                log.error("%s is still running a batch, and is not waited for any longer", thread.name)
 
     def _max_visible(self, visible: int) -> int:
         """The `BatchKey.max_visible` of an image with `visible` visible patches.

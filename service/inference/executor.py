@@ -119,12 +119,12 @@ class BatchExecutor:
 
     def _not_finite(self, entry: QueueEntry, batch_size: int) -> InferenceFailed:
         self._metrics.engine_failures.labels("not_finite").inc()
-        log.error("the engine gave numbers that are not finite for one image of %d", batch_size)
+        log.error("the engine gave numbers that are not finite for one image in a batch of %d", batch_size)
         return InferenceFailed(f"the engine gave no finite numbers for image {entry.image}", image=entry.image)
 
     def _count_failure(self, batch: Sequence[QueueEntry], error: Exception) -> None:
         self._metrics.engine_failures.labels("raised").inc()
-        log.error("a batch of %d has failed on lane %d: %s", len(batch), self._lane, error)
+        log.error("a batch of %d images has failed on lane %d: %s", len(batch), self._lane, error)
 
 
 def stack_padded(arrays: Sequence[NDArray[Any]], padding: int) -> NDArray[Any]:

@@ -126,7 +126,7 @@ class ImageDecoder:
     def read_mask(
         self, mask: bytes, decoded: DecodedImage, reserved: int = 0, may_be_long: bool = True
     ) -> NDArray[np.intp]:
-        """Row-major indices of the patches that a mask removes: those that are more than half white in it.
+        """Row-major indices of the patches that are more than half white in a mask, ascending.
 
         `reserved` and `may_be_long` are those of `decode`.
 

@@ -77,7 +77,8 @@ class IndexSearcher:
         count = len(query.vectors)
         if self._images and self._images + count > self._max_images:
             raise QueueFull(
-                f"{self._images} images wait for a search and {count} more are too many", limit=self._max_images
+                f"{self._images} images wait for a search and {count} more are too many (QUEUE_IMAGES)",
+                limit=self._max_images,
             )
         self._images += count
         waiting = _Waiting(query, asyncio.get_running_loop().create_future())

@@ -137,7 +137,7 @@ def require_possible(budget: Budget, count: int, passes: int = 1) -> None:
         if passes > 1:
             images += f" in {passes} passes" if count == passes else f" in {passes} passes each"
         limit = budget.limit // IMAGE
-        raise TooManyImages(f"{images} in one request, but the queue holds {limit}", limit=limit)
+        raise TooManyImages(f"{images} in one request, but the queue holds {limit} (QUEUE_IMAGES)", limit=limit)
 
 
 def reserve_images(budget: Budget, count: int, shares: Sequence[float] = WHOLE) -> float:
@@ -167,7 +167,9 @@ def reserve_images(budget: Budget, count: int, shares: Sequence[float] = WHOLE) 
     if budget.take(count * count_units(least)):
         return least
     limit = None if budget.limit is None else budget.limit // IMAGE
-    raise QueueFull(f"{budget.used / IMAGE:.4g} images are waiting and {count} more are too many", limit=limit)
+    raise QueueFull(
+        f"{budget.used / IMAGE:.4g} images are waiting and {count} more are too many (QUEUE_IMAGES)", limit=limit
+    )
 
 
 def _rate_exceeded(rate: ImageRate, seconds: int) -> KeyRateExceeded:

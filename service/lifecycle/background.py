@@ -32,4 +32,4 @@ class BackgroundTasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.critical("a background task has failed", exc_info=error)
-            self._on_failure(f"unforeseen: {error}")
+            self._on_failure(f"a background task has failed: {error}")

@@ -28,7 +28,7 @@ def choose_photographs(folder: Path) -> Calibration:
         EngineBuildError: there is no such folder, it is a pack, or there are too few images in it.
     """
     if is_pack(folder):
-        raise EngineBuildError(f"photographs to calibrate on: {folder} is a pack, and a folder is needed")
+        raise EngineBuildError(f"--calibrate: {folder} is a pack, and a folder is needed")
     try:
         paths, _, left_out = find_images([folder])
         if left_out.sentence:
@@ -43,6 +43,6 @@ def choose_photographs(folder: Path) -> Calibration:
     if len(chosen) < MIN_PHOTOGRAPHS:
         raise EngineBuildError(
             f"int8 is calibrated on at least {MIN_PHOTOGRAPHS} photographs, better {MAX_PHOTOGRAPHS}; "
-            f"there are {len(chosen)}"
+            f"there are {len(chosen)} in {folder}"
         )
     return Calibration(tuple(chosen), digest.hexdigest())

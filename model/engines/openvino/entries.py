@@ -19,8 +19,6 @@ from model.engines.openvino.packaged import find_packaged
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 from model.engines.parity import require_tolerance
 
-USUAL_DURATION = "about a minute for mae_tiny and some minutes for mae_base on two cores"
-
 
 class GraphEntries:
     """Finds or makes the entries of one model."""
@@ -40,8 +38,8 @@ class GraphEntries:
     def int8(self) -> Path:
         """Returns the folder of the int8 graphs for PRECISION=int8.
 
-        They are those made from the photographs in `context.calibrate`; without it those that were made last from an
-        operator's photographs; and if there never were any, those made from the packaged photographs. A sidecar file
+        They are those made from the photographs in `context.calibrate`. Without it they are those made last from an
+        operator's photographs, or, if there never were any, those made from the packaged photographs. A sidecar file
         holds the name of the operator's entry, since a server does not have the photographs that the name depends on.
         """
         if self._context.calibrate is not None:
@@ -53,7 +51,10 @@ class GraphEntries:
         return self._int8_of_packaged_photographs() if name is None else self.find_int8(name, "int8")
 
     def _int8_of_packaged_photographs(self) -> Path:
-        """A sidecar file holds the name of this entry too, so that a server without NNCF finds it."""
+        """Returns the folder of the int8 graphs made from the packaged photographs, which are made if need be.
+
+        A sidecar file holds the name of this entry too, so that a server without NNCF finds it.
+        """
         photographs = choose_photographs(PACKAGED_PHOTOGRAPHS)
         kind = f"packaged-int8-{photographs.digest[:12]}"
         name = self._read_name(kind)
@@ -78,7 +79,7 @@ class GraphEntries:
         require_nncf()
         self._context.progress(
             f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
-            f"{len(photographs.paths)} packaged photographs, in {USUAL_DURATION}"
+            f"{len(photographs.paths)} packaged photographs"
         )
         return self._quantise(photographs)
 

@@ -66,7 +66,7 @@ class PackagedEntry:
     description: Description
 
     def unpack(self, weights: Path, folder: Path) -> bool:
-        """Writes the files of the cache entry into `folder`; nothing is written, and False returned, if one is damaged.
+        """Writes the files of the cache entry into `folder`; if one is damaged, writes nothing and returns False.
 
         Args:
             weights: the safetensors file that the graphs were made from.
@@ -75,11 +75,15 @@ class PackagedEntry:
         try:
             contents = self._contents(weights)
         except (OSError, SafetensorError, KeyError) as error:
-            log.warning("the packaged graphs in %s cannot be read: %s", self.folder, error)
+            log.warning("the packaged graphs in %s cannot be read, and new ones are made: %s", self.folder, error)
             return False
         for name, digest in self.description.files.items():
             if hashlib.sha256(contents[name]).hexdigest() != digest:
-                log.warning("the packaged graphs in %s are damaged: %s is not what was packaged", self.folder, name)
+                log.warning(
+                    "the packaged graphs in %s are damaged, and new ones are made: %s is not what was packaged",
+                    self.folder,
+                    name,
+                )
                 return False
         for name, content in contents.items():
             (folder / name).write_bytes(content)
@@ -96,7 +100,7 @@ class PackagedEntry:
 
 
 def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PACKAGED) -> PackagedEntry | None:
-    """Finds the packaged graphs that were made from the same weights, options, code and OpenVINO; None without such.
+    """Finds the packaged graphs that were made from the same weights, options, code and OpenVINO; None if none were.
 
     If there are graphs of these weights, and only something else differs, the log names it.
 
@@ -111,7 +115,7 @@ def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PA
         try:
             description = Description.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            log.warning("the packaged graphs in %s cannot be used: %s", path.parent, error)
+            log.warning("the packaged graphs in %s cannot be used, and new ones are made: %s", path.parent, error)
             continue
         found = description.made_from
         if found.get("path") != weights:
@@ -120,14 +124,14 @@ def find_packaged(kind: str, model: ModelSpec, weights: str, packaged: Path = PA
         if not different:
             return PackagedEntry(path.parent, description)
         log.info(
-            "the graphs in the package are not taken: they were made with another %s",
+            "the packaged graphs are not used, and new ones are made: they were made with another %s",
             ", ".join(f"{name} ({str(found.get(name))[:12]}, and here {str(wanted[name])[:12]})" for name in different),
         )
     return None
 
 
 def read_tensors(weights: Path, names: set[str] | None = None) -> dict[str, bytes]:
-    """Reads tensors of a safetensors file, all of them by default.
+    """Reads tensors of a safetensors file as bytes of little-endian float32, by name; all of them by default.
 
     Raises:
         OSError, SafetensorError: the file cannot be read, or lacks a tensor.
@@ -138,7 +142,7 @@ def read_tensors(weights: Path, names: set[str] | None = None) -> dict[str, byte
 
 
 def insert_tensors(kept: bytes, places: list[tuple[int, str]], tensors: Tensors) -> bytes:
-    """Puts tensors back where `places` says that they were; `kept` has all other bytes, in order."""
+    """Puts tensors back at `places`: pairs of an offset in the result and a name. `kept` has all other bytes."""
     parts: list[bytes] = []
     read = end = 0
     for offset, name in places:

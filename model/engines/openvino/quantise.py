@@ -41,7 +41,8 @@ QUANTISATION = "quantisation.json"
 HELD_OUT_EVERY = 3
 """Every third photograph is held out."""
 BASE_SECONDS, RUNS_PER_PHOTOGRAPH = 10, 6
-"""A quantisation takes about so many seconds, and per photograph as long as so many whole images in float32."""
+"""A quantisation takes about BASE_SECONDS, and for each photograph the time of RUNS_PER_PHOTOGRAPH whole images in
+float32."""
 FIRST_SEED = 1000
 """The first seed of the masks for calibration; the masks for measuring have seeds from 0."""
 
@@ -111,7 +112,7 @@ def read_photographs(paths: Sequence[str], config: MAEConfig, preprocessing: Pre
         try:
             patches.append(patches_of(open_image(path), config, preprocessing))
         except ImageError as error:
-            log.warning("not calibrated on: %s: %s", path, error)
+            log.warning("%s is left out of the calibration: %s", path, error)
     if len(patches) < MIN_PHOTOGRAPHS:
         raise EngineBuildError(
             f"int8 is calibrated on at least {MIN_PHOTOGRAPHS} photographs; only {len(patches)} could be read"

@@ -26,7 +26,9 @@ class Endings(NamedTuple):
     """Files that hold the same image if it lacks only its end."""
 
     plain: bytes
+    """With an end marker."""
     probes: tuple[bytes, ...]
+    """With arbitrary coded data before the end marker."""
 
 
 def is_ended(header: JpegHeader) -> bool:

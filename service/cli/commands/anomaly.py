@@ -58,7 +58,9 @@ def fit(
     require_folder(output)
     for name, value in (("IMAGE_SIZE", settings.image_size), ("PREPROCESS", settings.preprocess)):
         if value is not None:
-            raise CommandError(f"{name} is set, but a fit is for the model's own image size and preprocessing")
+            raise CommandError(
+                f"{name} is set, but a fit is for the model's own image size and preprocessing: leave it out"
+            )
     found = require_images([folder])
     paths = found.images
     if len(paths) > config.limit:

@@ -47,7 +47,7 @@ def convert(
         typer.Option(
             "--model",
             metavar="<text>",
-            help="Preset (mae_tiny … mae_huge) of a checkpoint that does not record its number of heads.",
+            help="Preset (mae_tiny … mae_huge) of a checkpoint that does not say its number of attention heads.",
         ),
     ] = None,
     heads: Annotated[
@@ -55,14 +55,14 @@ def convert(
         typer.Option(
             "--heads",
             metavar="<text>",
-            help="Attention heads of the encoder, or of encoder and decoder (12,16), if the checkpoint does not tell.",
+            help="Attention heads of the encoder, or of encoder and decoder (12,16), if the checkpoint does not say.",
         ),
     ] = None,
     norm_pix_loss: Annotated[
         bool | None,
         typer.Option(
             "--norm-pix-loss/--no-norm-pix-loss",
-            help="Whether the decoder predicts pixels normalised within each patch, if the checkpoint does not tell.",
+            help="Whether the decoder predicts pixels normalised within each patch, if the checkpoint does not say.",
         ),
     ] = None,
     preprocess: Annotated[
@@ -89,7 +89,7 @@ def convert(
     SOURCE may be a .pth file of facebookresearch/mae or of a program that uses its names (Lightning, lightly,
     solo-learn, timm), a file of mmpretrain, a folder of Hugging Face's ViTMAE, an encoder of timm, or a file of
     mae-serve. The output is one .safetensors file, which holds sizes, preprocessing, licence and name, and which
-    `--weights` accepts. Standard error names what SOURCE does not tell and what was taken instead.
+    `--weights` accepts. Standard error names what SOURCE does not say, and what was taken instead.
 
     With --to the output is a folder: `huggingface` is for transformers (ViTMAEForPreTraining, ViTMAEModel, or
     ViTForImageClassification for a head of the cls token), `timm` for timm.create_model, and `onnx` holds embed.onnx

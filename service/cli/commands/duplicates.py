@@ -50,7 +50,7 @@ def duplicates(
     The files of the images are read. Two images are near-duplicates if their pixels agree: the correlation of their
     details is at least --pixels, also where one is mirrored or a small crop of the other. With --threshold they must
     also be much nearer to each other than to the other images around them. Their distance ratio is their cosine
-    distance, divided by the distance to the fourth neighbour of the one that it is nearer to.
+    distance, divided by the distance of an image to its fourth neighbour: the smaller one of the two images.
 
     Where a file cannot be read, the distance ratio alone decides, with --threshold or a threshold from the index, so
     that a given share of the images found is false. Images that pairs connect are a group.

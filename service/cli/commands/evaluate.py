@@ -194,7 +194,7 @@ def _whitening_target(settings: Settings, output: Path | None) -> Path:
     for name, value in (("IMAGE_SIZE", settings.image_size), ("PREPROCESS", settings.preprocess)):
         if value is not None:
             raise CommandError(
-                f"{name} is set, but whitening is stored for the model's own image size and preprocessing"
+                f"{name} is set, but whitening is stored for the model's own image size and preprocessing: leave it out"
             )
     if output is not None:
         return output.resolve()

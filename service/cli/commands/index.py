@@ -27,7 +27,7 @@ def index(
     ] = False,
     **options: Any,
 ) -> None:
-    """Make an index of images, in which `mae search` and `mae duplicates` find what is similar, or update it.
+    """Make or update an index of images, which `mae search` and `mae duplicates` read.
 
     An index that exists is updated. Images that are new in PATH are added, those whose size or time of change differ
     are replaced, and those that are gone from PATH are dropped. The others are not read again. Vectors of another space

@@ -15,7 +15,7 @@ def serve(**options: Any) -> None:
     Every flag is also an environment variable: --max-batch is MAE_MAX_BATCH.
 
     Exit code: 0 after SIGTERM or Ctrl-C, when accepted requests are finished; 1 if the engine cannot be loaded, or is
-    lost; 2 if an option or a setting is wrong, which is told before the server starts.
+    lost; 2 if an option or a setting is wrong, and then no server was started.
     """
     from model.engines.check import check_settings
     from service.logs import configure_logging

@@ -112,7 +112,7 @@ def read_rows(path: Path) -> Iterator[VectorRecord]:
 
 
 def read_files(path: Path) -> Iterator[tuple[str, str | None, int | None, int | None]]:
-    """Of each row of a shard the file, the error, the size and the time of change.
+    """The file, error, size and time of change of each row of a shard, as `VectorRecord` has them.
 
     Raises:
         VectorFileError: as `open_rows`.

@@ -163,7 +163,7 @@ def parse_space(path: Path, properties: object) -> VectorSpace:
 
 @contextmanager
 def blame_file(path: Path) -> Iterator[None]:
-    """Makes every exception while the file at `path` is read the file's fault: readers raise all kinds of them.
+    """Raises a VectorFileError in place of any exception of those who read the file at `path`: they raise all kinds.
 
     Raises:
         VectorFileError: instead of the exception.

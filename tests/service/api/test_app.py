@@ -170,6 +170,9 @@ def test_the_middleware_refuses_in_the_format_of_the_path() -> None:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
         response = client.post("/v2/models/embed/infer", content=bytes(1_000_001), headers={"x-api-key": "k"})
-        assert (response.status_code, response.json()) == (413, {"error": "the body has more than 1000000 bytes"})
+        assert (response.status_code, response.json()) == (
+            413,
+            {"error": "the body has more than 1000000 bytes (MAX_BODY_MB)"},
+        )
         prefixed = TestClient(app, root_path="/vision").post("/vision/v2/models/x/infer")
         assert prefixed.json()["error"].startswith("a valid key is needed")

@@ -25,7 +25,7 @@ def test_a_task_that_fails_is_logged_and_reported(caplog: pytest.LogCaptureFixtu
         await until(lambda: reasons)
 
     run(main())
-    assert reasons == ["unforeseen: no such luck"]
+    assert reasons == ["a background task has failed: no such luck"]
     assert "RuntimeError" in caplog.text
 
 
