@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model.evaluation", "model.anomaly", "model.benchmark"),  # what is done with engines
     ("model.export",),  # weights -> files of other programs
     ("model.training",),  # networks that learn; a frozen one gets the evaluation's linear probe
-    ("service.paths", "service.api_keys"),  # what a path or a key must look like
+    ("service.paths", "service.api_keys", "service.freed_memory"),  # forms of paths and keys; glibc's memory
     ("service.errors", "service.settings", "service.logs", "service.gpu_metrics"),
     ("service.parameters", "service.error_formats"),  # parameters of routes, and flags of commands; errors as JSON
     ("service.metrics", "service.tracing"),  # what operators see of requests

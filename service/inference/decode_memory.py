@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import threading
 import time
 from collections.abc import Iterator
@@ -13,26 +12,8 @@ from service.inference.limits import Budget, LocalBudget
 
 LIGHT_BYTES = 16_000_000
 """An image that needs no more never waits in line behind heavier ones; the usual photograph needs a tenth of it."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGE_BLOCK_BYTES = 8_000_000
-"""The usual photograph needs no block as large; to fetch and return it for each image would cost time."""
 POLL_S = 0.02
 """How often one that waits looks whether memory is free, which another process may have released."""
-
-
-def return_large_blocks() -> None:
-    """Makes glibc give every large block of memory back to the system as soon as it is freed; does nothing elsewhere.
-
-    By default glibc raises its threshold with each large block that is freed, up to 32 MB, and keeps freed blocks below
-    it. Decoded pictures consist of blocks of 16 MB, so each thread would keep those of its largest picture, beside what
-    the decodes of other threads hold. See mallopt(3).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-    mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
 
 
 class MemoryShortage(MemoryError):

@@ -24,7 +24,8 @@ from model.images.open_image import open_image, readable_formats
 from model.images.orientation import apply_orientation
 from model.images.preprocess import DecodedPixels, load_upright, patchify, resize_and_crop
 from service.errors import InvalidParameter, OutOfMemory, TooManyPixels, UndecodableImage, UnsupportedType
-from service.inference.decode_memory import DecodeMemory, LongDecode, MemoryShortage, return_large_blocks
+from service.freed_memory import return_large_blocks
+from service.inference.decode_memory import DecodeMemory, LongDecode, MemoryShortage
 
 HALF = 127.5
 LONG_WORK = 8_000_000

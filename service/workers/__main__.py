@@ -21,6 +21,7 @@ def main() -> None:
     _close_inherited({channel_fd, listener_fd, counters_fd, slots_fd})
 
     from service.api.app import create_app
+    from service.freed_memory import start_trimming
     from service.logs import configure_logging
     from service.settings import Settings
     from service.tracing.configuration import load_tracer
@@ -35,6 +36,7 @@ def main() -> None:
     except EOFError:
         sys.exit(1)
     configure_logging(settings.log_format)
+    start_trimming()
     counters = SharedCounters(counters_fd, workers, len(settings.api_keys))
     service = WorkerService(settings, channel, counters, worker_index, slots_fd, load_tracer())
     serve_as_worker(create_app(service=service), socket.socket(fileno=listener_fd), counters, worker_index)
