@@ -81,7 +81,7 @@ def test_without_an_operators_photographs_the_packaged_ones_calibrate(spec: Engi
     packaged = build(spec, steps.append).info.entry
     announced, calibrated = (
         next(number for number, step in enumerate(steps) if text in step)
-        for text in ("about a minute", f"photographs of {PACKAGED_PHOTOGRAPHS}")
+        for text in ("packaged photographs", f"photographs of {PACKAGED_PHOTOGRAPHS}")
     )
     assert announced < calibrated
     steps.clear()
