@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -60,28 +59,14 @@ class GraphEntries:
         name = self._read_name(kind)
         folder = None if name is None else self._cache.find(name)
         if folder is None:
-            folder = self._unpack_or_quantise(photographs)
+            require_nncf()
+            self._context.progress(
+                f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
+                f"{len(photographs.paths)} packaged photographs"
+            )
+            folder = self._quantise(photographs)
             self._write_name(kind, folder.name)
         return folder
-
-    def _unpack_or_quantise(self, photographs: Calibration) -> Path:
-        """Takes the int8 graphs that come with the package, or else calibrates on the packaged photographs."""
-        packaged = find_packaged("openvino-int8", self._context.model, self._context.source.digest)
-        if packaged is not None:
-
-            def unpack(folder: Path) -> bool:
-                is_intact = packaged.unpack(self._context.source.path, folder)
-                if not is_intact:
-                    require_nncf()
-                return is_intact
-
-            return self._obtain_int8(photographs, {"packaged": packaged.description.files}, unpack)
-        require_nncf()
-        self._context.progress(
-            f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
-            f"{len(photographs.paths)} packaged photographs"
-        )
-        return self._quantise(photographs)
 
     def int8_for_auto(self) -> str | None:
         """The name of the entry that `mae compile --precision auto --calibrate` made; None if that command never ran.
@@ -109,14 +94,13 @@ class GraphEntries:
         return folder
 
     def _quantise(self, photographs: Calibration) -> Path:
-        return self._obtain_int8(photographs, {"nncf": require_nncf()})
-
-    def _obtain_int8(
-        self, photographs: Calibration, origin: dict[str, object], unpack: Callable[[Path], bool] | None = None
-    ) -> Path:
-        ingredients = {**self._ingredients("openvino-int8"), "photographs": photographs.digest, **origin}
+        ingredients = {
+            **self._ingredients("openvino-int8"),
+            "photographs": photographs.digest,
+            "nncf": require_nncf(),
+        }
         job = ConversionJob(self._context.model, "openvino", "int8", photographs=photographs)
-        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job, unpack=unpack)
+        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
 
     def _unpack(self, kind: str, folder: Path) -> bool:
         """Fills `folder` with the graphs that come with the package, and returns whether there are any."""

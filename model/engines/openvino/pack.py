@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from model.checkpoints.locate import PACKAGED, locate
 from model.engines.child import convert_in_child
 from model.engines.job import ConversionJob, ModelSpec
-from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
 from model.engines.openvino.packaged import (
     DESCRIPTION,
     Description,
@@ -48,12 +46,9 @@ def make_packaged(weights: Path, kind: str, packaged: Path = PACKAGED) -> Path:
         packaged: the folder with the packaged weights.
     """
     source, model = locate(str(weights), None), ModelSpec(str(weights))
-    job = ConversionJob(model, "openvino")
-    if kind == "openvino-int8":
-        job = replace(job, precision="int8", photographs=choose_photographs(PACKAGED_PHOTOGRAPHS))
     with tempfile.TemporaryDirectory() as scratch:
         entry = Path(scratch)
-        convert_in_child(job, entry, print)
+        convert_in_child(ConversionJob(model, "openvino"), entry, print)
         return pack(entry, weights, packaged / weights.stem / kind, describe_origin(kind, model, source.digest))
 
 

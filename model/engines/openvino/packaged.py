@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from model.checkpoints.locate import PACKAGED
 from model.engines.fingerprint import code_digest
 from model.engines.job import ModelSpec
-from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "packaged.json"
@@ -46,14 +45,10 @@ class Description(BaseModel):
 def describe_origin(kind: str, model: ModelSpec, weights: str) -> dict[str, Any]:
     """What graphs are made from: the weights' SHA-256 (as `path`), the options, the code, and OpenVINO's version.
 
-    Graphs in int8 depend on the photographs that they were calibrated on as well: those of the package.
-
     Torch and the machine are no part of it, as they are of an entry's name in the cache: the graphs are the same on all
     machines, and every start compares the engine with the reference outputs that come with them.
     """
     origin = {**asdict(model), "path": weights, "code": code_digest(kind), "openvino": version("openvino")}
-    if kind == "openvino-int8":
-        origin["calibration"] = choose_photographs(PACKAGED_PHOTOGRAPHS).digest
     content: dict[str, Any] = json.loads(json.dumps(origin))  # as it is read again: tuples are lists
     return content
 
