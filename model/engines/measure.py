@@ -11,13 +11,14 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from model.engines.base import Engine
+from model.engines.base import Engine, ServedModel
 from model.engines.cache import EngineCache
 from model.engines.fixed_images import visible_quarter
 from model.masking import all_indices
 
 SECONDS = 3.0
 """Seconds after which measuring stops, if every engine has had a turn."""
+WARM_UP_SECONDS = 0.5
 TURNS = 10
 MIN_TURNS = 3
 """Turns before measuring may stop because the choice is clear. The first turn is slow, and one may be disturbed."""
@@ -76,6 +77,32 @@ def time_batch(engine: Engine, size: int) -> float:
 
     with ThreadPoolExecutor(lanes) as pool:
         return max(pool.map(work, range(lanes)))
+
+
+def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    """Runs batches of 1, 2, … of the usual shapes on all lanes, as far as `within` seconds reach.
+
+    The first batch of a shape compiles its kernels, which takes longer than a single image does.
+    """
+    end, taken = clock() + within, 0.0
+    for size in range(1, engine.info.preferred_batch + 1):
+        if clock() + taken > end:
+            return
+        taken = time_batch(engine, size)
+
+
+def finish_measurement(served: ServedModel) -> None:
+    """Runs all steps of `served.measurement`, if there are any; nothing else may use the engine meanwhile.
+
+    Raises:
+        EngineError: the engine cannot run a batch.
+    """
+    if served.measurement is None:
+        return
+    served.measurement.prepare()
+    with ThreadPoolExecutor(served.info.lanes) as pool:
+        while (step := served.measurement.next_step()) is not None:
+            step.record(max(pool.map(step.run, step.lanes)))
 
 
 def read_choice(cache: EngineCache, name: str, kind: type[Choice]) -> Choice | None:
