@@ -1,33 +1,42 @@
-"""Which batch is preferred, and that it is measured once."""
+"""Which batches are measured, which one is preferred, and what is kept."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from model.engines.batch_seconds import BatchCurves, BatchSeconds
 from model.engines.cache import EngineCache
-from model.engines.openvino import batch_size as module
-from model.engines.openvino.batch_size import SIZES, choose_batch_size, obtain_batch_size, warm_up
-from tests.support.engines import FakeEngine
+from model.engines.openvino import batch_curves as module
+from model.engines.openvino.batch_curves import (
+    SIZES,
+    Batch,
+    CurvePlan,
+    choose_batch,
+    curves_name,
+    read_curves,
+    shapes_of,
+)
+from tests.support.engines import SMALL, fake_info
+
+SHAPES = shapes_of(SMALL)
+Seconds = Callable[[Batch], float]
 
 
-class Clock:
-    """Stands still but for what batches take."""
+def linear(call_s: float, image_s: float) -> Seconds:
+    return lambda batch: call_s + image_s * batch.size
 
-    def __init__(self, call_s: float, image_s: float) -> None:
-        self.now = 0.0
-        self.asked: list[int] = []
-        self._call_s, self._image_s = call_s, image_s
 
-    def seconds(self, size: int) -> float:
-        self.asked.append(size)
-        taken = self._call_s + self._image_s * size
-        self.now += taken
-        return taken
+def measure(seconds: Seconds, joined: bool = True, max_size: int = SIZES[-1]) -> tuple[CurvePlan, list[Batch]]:
+    plan, asked = CurvePlan(SHAPES, joined, max_size), []
+    while plan.current is not None:
+        asked.append(plan.current)
+        plan.record(seconds(plan.current))
+    return plan, asked
 
-    def choose(self, within: float = 3.0) -> module.MeasuredBatchSize:
-        return choose_batch_size(self.seconds, 2, within, lambda: self.now)
+
+def sizes(asked: list[Batch], shape: str = "embed whole") -> set[int]:
+    return {batch.size for batch in asked if batch.shape == shape}
 
 
 @pytest.mark.parametrize(
@@ -39,102 +48,126 @@ class Clock:
     ],
 )
 def test_the_smallest_batch_near_the_best(call_s: float, image_s: float, batch: int) -> None:
-    assert Clock(call_s, image_s).choose().batch == batch
+    assert choose_batch(measure(linear(call_s, image_s))[0].curves()) == batch
 
 
-def test_rates_are_those_of_all_lanes() -> None:
-    assert Clock(0, 0.001).choose().rates[1] == pytest.approx(2000)
+def test_the_shape_with_the_largest_batch_decides() -> None:
+    def seconds(batch: Batch) -> float:
+        return linear(0.01, 0.0001)(batch) if batch.shape == "reconstruct quarter" else linear(0, 0.001)(batch)
+
+    plan, asked = measure(seconds)
+    assert choose_batch(plan.curves()) == 16
+    assert max(sizes(asked)) == 4 and max(sizes(asked, "reconstruct quarter")) == 16
 
 
 def test_larger_batches_are_tried_as_long_as_they_pay() -> None:
-    clock = Clock(0, 0.001)
-    clock.choose()
-    assert max(clock.asked) == 4
-    clock = Clock(0.01, 0.0001)
-    clock.choose()
-    assert set(clock.asked) == set(SIZES)
+    assert max(sizes(measure(linear(0, 0.001))[1])) == 4
+    assert sizes(measure(linear(0.01, 0.0001))[1]) == set(SIZES)
 
 
-@pytest.mark.parametrize("image_s", [0.02, 0.2, 0.5, 1.4])
-def test_measuring_ends_in_time(image_s: float) -> None:
-    clock = Clock(image_s, image_s)
-    clock.choose(3.0)
-    assert clock.now <= 3.0
+def test_a_gain_of_the_joined_lane_is_enough() -> None:
+    def seconds(batch: Batch) -> float:
+        return linear(0.01, 0.0001)(batch) if batch.mode == "joined" else linear(0, 0.001)(batch)
+
+    assert sizes(measure(seconds)[1]) == set(SIZES)
 
 
-def test_one_batch_is_measured_however_slow() -> None:
-    assert Clock(0, 60).choose().batch == 1
+@pytest.mark.parametrize("image_s", [0.001, 0.02, 0.03, 0.07, 0.12])
+def test_measuring_takes_three_seconds_at_most_and_short_steps(image_s: float) -> None:
+    spent = 0.0
+
+    def seconds(batch: Batch) -> float:
+        nonlocal spent
+        taken = linear(0, image_s)(batch)
+        assert taken <= 0.25
+        spent += taken
+        return taken
+
+    measure(seconds)
+    assert spent <= 3.0
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    clock = Clock(0, 0.001)
-    monkeypatch.setattr(module, "time_batch", lambda engine, size: clock.seconds(size))
-    return clock.asked
+def test_a_large_model_has_one_turn_of_one_image() -> None:
+    _, asked = measure(linear(0, 2.0))
+    assert sorted(asked) == sorted(Batch(shape, mode, 1) for shape in SHAPES for mode in ("lanes", "lone", "joined"))
+
+
+def test_every_turn_goes_through_all_batches_there_or_back() -> None:
+    _, asked = measure(linear(0, 0.001))
+    first, second = asked[:9], asked[9:18]
+    assert set(first) == set(second) and second == first[::-1]
+
+
+def test_the_fastest_turn_counts() -> None:
+    disturbed = iter([9.0])  # the very first batch
+
+    def seconds(batch: Batch) -> float:
+        return next(disturbed, linear(0, 0.001)(batch))
+
+    # nine seconds are more than there are: the turn is finished, and there is no other
+    assert measure(seconds)[0].curves().shapes["embed whole"].lanes == {1: 9.0}
+    turns = iter([0.2, 0.01])
+
+    def slow_once(batch: Batch) -> float:
+        return next(turns, 0.02) if batch == Batch("embed whole", "lone", 1) else linear(0, 0.001)(batch)
+
+    assert measure(slow_once)[0].curves().shapes["embed whole"].lone == 0.01
+
+
+def test_without_a_joined_lane_and_with_a_largest_batch() -> None:
+    plan, asked = measure(linear(0.01, 0.0001), joined=False, max_size=6)
+    assert not any(batch.mode == "joined" for batch in asked) and sizes(asked) == {1, 2, 4}
+    assert all(seconds.joined == {} for seconds in plan.curves().shapes.values())
+
+
+def test_shapes_of_a_model_without_a_decoder() -> None:
+    config = SMALL.model_copy(update={"decoder_depth": 0, "decoder_embed_dim": 0})
+    assert not config.has_decoder and shapes_of(config) == ("embed whole", "embed quarter")
+
+
+def curves(**changes: object) -> BatchCurves:
+    seconds = {"lone": 0.1, "lanes": {1: 0.1, 2: 0.2}, "joined": {1: 0.05}, **changes}
+    return BatchCurves(shapes=dict.fromkeys(SHAPES, BatchSeconds.model_validate(seconds)))
 
 
 @pytest.mark.parametrize(
-    "damage",
-    ["", "{", "[]", '{"batch": 0, "rates": {}}', '{"batch": "x"}', '{"batch": 1000000000, "rates": {}}', "\x00"],
+    "damaged",
+    [
+        curves(lanes={}),
+        curves(lanes={2: 0.1}),
+        curves(lanes={1: 0.1, 1_000_000_000: 0.1}),
+        curves(lanes={1: 0.0}),
+        curves(lone=-1.0),
+        curves(joined={2: 0.1}),
+        BatchCurves(shapes={"embed whole": curves().shapes["embed whole"]}),
+    ],
 )
-def test_it_is_measured_once_and_again_if_the_file_is_damaged(tmp_path: Path, measured: list[int], damage: str) -> None:
-    engine, cache = FakeEngine(), EngineCache(tmp_path)
-    assert obtain_batch_size(engine, cache, print) == 1
-    count = len(measured)
-    assert count > 0
-    assert obtain_batch_size(engine, cache, print) == 1
-    assert len(measured) == count
-    (sidecar,) = tmp_path.iterdir()
-    sidecar.write_text(damage)
-    assert obtain_batch_size(engine, cache, print) == 1
-    assert len(measured) == 2 * count
+def test_what_cannot_have_been_measured_is_not_read(tmp_path: Path, damaged: BatchCurves) -> None:
+    cache = EngineCache(tmp_path)
+    cache.write_sidecar("curves", curves().model_dump(mode="json"))
+    assert read_curves(cache, "curves", SHAPES) == curves()
+    cache.write_sidecar("curves", damaged.model_dump(mode="json"))
+    assert read_curves(cache, "curves", SHAPES) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"shapes": 1}', '{"batch": 4, "rates": {}}', "\x00"])
+def test_a_damaged_file_is_not_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "curves.json").write_text(text)
+    assert read_curves(EngineCache(tmp_path), "curves", SHAPES) is None
 
 
 @pytest.mark.parametrize(
     "change",
     [{"lanes": 2}, {"precision": "bf16"}, {"computes": "bf16"}, {"entry": "another"}, {"versions": {"a": "2"}}],
 )
-def test_another_engine_is_measured_for_itself(tmp_path: Path, measured: list[int], change: dict[str, object]) -> None:
-    engine, cache = FakeEngine(), EngineCache(tmp_path)
-    obtain_batch_size(engine, cache, print)
-    count = len(measured)
-    engine.info = engine.info.model_copy(update=change)
-    obtain_batch_size(engine, cache, print)
-    assert len(measured) == 2 * count
+def test_another_engine_has_another_name(change: dict[str, object]) -> None:
+    info = fake_info()
+    assert curves_name(info, True, 16) == curves_name(info.model_copy(update={"notes": ("a",)}), True, 16)
+    assert curves_name(info, True, 16) != curves_name(info.model_copy(update=change), True, 16)
 
 
-def test_another_cpu_is_measured_for_itself(
-    tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    obtain_batch_size(FakeEngine(), EngineCache(tmp_path), print)
-    count = len(measured)
+def test_so_have_another_cpu_and_other_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {curves_name(fake_info(), joined, size) for joined in (True, False) for size in (16, 4)}
+    assert len(names) == 4
     monkeypatch.setattr(module, "cpu_name", lambda: "another")
-    obtain_batch_size(FakeEngine(), EngineCache(tmp_path), print)
-    assert len(measured) == 2 * count
-
-
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
-    tmp_path: Path, measured: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert obtain_batch_size(FakeEngine(), EngineCache(tmp_path / "missing"), print) == 1
-    assert "not kept in the engine cache" in caplog.text
-
-
-def test_every_lane_is_busy_with_both_usual_shapes(clockwork: Callable[[], float]) -> None:
-    engine = FakeEngine(preferred_batch=3, lanes=2)
-    warm_up(engine, 100, clockwork)
-    shapes = sorted((visible, len(images)) for _, visible, images in engine.batches)
-    assert shapes == sorted([(k, size) for k in (1, 4) for size in (1, 2, 3)] * 2)
-
-
-def test_warming_up_ends_in_time() -> None:
-    times = iter([0.0, 0.0, 1.0, 1.0])
-    engine = FakeEngine(preferred_batch=3)
-    warm_up(engine, 0.5, lambda: next(times))
-    assert {len(images) for _, _, images in engine.batches} == {1}
-
-
-@pytest.fixture
-def clockwork() -> Callable[[], float]:
-    return lambda: 0.0
+    assert curves_name(fake_info(), True, 16) not in names
