@@ -81,6 +81,7 @@ class OpenVINOMeasurement:
         if self._prepared:
             return
         self._prepared = True
+        self._images.draw()
         if self._joins:
             self._mb_before = _resident_mb()
             try:
@@ -189,13 +190,15 @@ class _FixedImages:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._patches: NDArray[np.uint8] | None = None
+        self._patches = np.empty(0, dtype=np.uint8)
+
+    def draw(self) -> None:
+        """Draws the images. Call this before `run`."""
+        self._patches = fixed_patches(self._engine.info.config)
 
     def run(self, lane: int, shape: Shape, images: NDArray[np.int64]) -> tuple[float, Outputs]:
         """Seconds and outputs of a batch of fixed images, which are named by their numbers."""
         config = self._engine.info.config
-        if self._patches is None:
-            self._patches = fixed_patches(config)
         patches, quarter = self._patches[images], visible_quarter(config, IMAGES)[images]
         if shape == "reconstruct quarter":
             start = time.perf_counter()
