@@ -18,7 +18,6 @@ from model.masking import all_indices
 
 SECONDS = 3.0
 """Seconds after which measuring stops, if every engine has had a turn."""
-WARM_UP_SECONDS = 0.5
 TURNS = 10
 MIN_TURNS = 3
 """Turns before measuring may stop because the choice is clear. The first turn is slow, and one may be disturbed."""
@@ -77,18 +76,6 @@ def time_batch(engine: Engine, size: int) -> float:
 
     with ThreadPoolExecutor(lanes) as pool:
         return max(pool.map(work, range(lanes)))
-
-
-def warm_up(engine: Engine, within: float = WARM_UP_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
-    """Runs batches of 1, 2, … of the usual shapes on all lanes, as far as `within` seconds reach.
-
-    The first batch of a shape compiles its kernels, which takes longer than a single image does.
-    """
-    end, taken = clock() + within, 0.0
-    for size in range(1, engine.info.preferred_batch + 1):
-        if clock() + taken > end:
-            return
-        taken = time_batch(engine, size)
 
 
 def finish_measurement(served: ServedModel) -> None:

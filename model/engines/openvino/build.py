@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
-from model.engines.measure import keep_choice, measure_rates, read_choice, warm_up
+from model.engines.measure import keep_choice, measure_rates, read_choice, time_batch
 from model.engines.openvino.arithmetic import sample_precision
 from model.engines.openvino.curve_measurement import OpenVINOMeasurement
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
@@ -53,7 +54,7 @@ def build_openvino(context: BuildContext) -> tuple[OpenVINOEngine, OpenVINOMeasu
     engine.info = engine.info.model_copy(update={"auto": choice})
     check = built.check if wants_joined_lane(settings.joined_lane, engine.info.lanes, built.folder) else None
     measurement = OpenVINOMeasurement(engine, EngineCache(settings.engine_cache), settings.max_batch, check)
-    warm_up(engine)
+    time_batch(engine, 1)  # the first image compiles the kernels of its shape, so its seconds do not count
     return engine, measurement if measurement.is_needed else None
 
 
@@ -107,14 +108,19 @@ def _build_candidates(
         "bf16": sample_precision("bf16") == "bf16",
         "int8": int8 is not None,
     }
+    folders = {
+        precision: entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
+        for precision in CLOSEST_FIRST
+        if available[precision]
+    }
     engines: dict[Precision, _Built] = {}
     left_out: dict[Precision, str] = {}
-    for precision in CLOSEST_FIRST:
-        if not available[precision]:
-            continue
-        folder = entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
+    # One engine is compiled and checked by little more than one CPU, so the candidates are built at the same time.
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        builds = {precision: pool.submit(_build, context, precision, folder) for precision, folder in folders.items()}
+    for precision, finished in builds.items():
         try:
-            engines[precision] = _build(context, precision, folder)
+            engines[precision] = finished.result()
         except ParityError as error:
             if precision == "fp32":
                 raise

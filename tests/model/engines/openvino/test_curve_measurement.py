@@ -10,7 +10,7 @@ from model.arrays import Bytes, Floats, Indices
 from model.engines.base import EngineBuildError, EngineInfo, MeasureStep, ServedModel
 from model.engines.batch_seconds import BatchCurves
 from model.engines.cache import EngineCache
-from model.engines.measure import finish_measurement, warm_up
+from model.engines.measure import finish_measurement
 from model.engines.openvino.curve_measurement import OpenVINOMeasurement
 from model.engines.openvino.joined_lane import JoinedLaneCheck
 from model.engines.outputs import collect_outputs
@@ -172,17 +172,3 @@ def test_a_command_measures_all_at_once(tmp_path: Path) -> None:
     finish_measurement(ServedModel(engine, measurement=measurement_of(engine, tmp_path)))
     assert isinstance(engine.info.batch_curves, BatchCurves) and engine.info.joined
     finish_measurement(ServedModel(engine))
-
-
-def test_every_lane_is_warmed_up_in_both_usual_shapes() -> None:
-    engine = FakeEngine(preferred_batch=3, lanes=2)
-    warm_up(engine, 100, lambda: 0.0)
-    shapes = sorted((visible, len(images)) for _, visible, images in engine.batches)
-    assert shapes == sorted([(k, size) for k in (1, 4) for size in (1, 2, 3)] * 2)
-
-
-def test_warming_up_ends_in_time() -> None:
-    times = iter([0.0, 0.0, 1.0, 1.0])
-    engine = FakeEngine(preferred_batch=3)
-    warm_up(engine, 0.5, lambda: next(times))
-    assert {len(images) for _, _, images in engine.batches} == {1}
