@@ -16,6 +16,8 @@ from model.engines.cpu import cpu_name
 
 SIZES = (1, 2, 4, 8, 16)
 TURNS = 3
+MIN_TURNS = 2
+"""Turns without which a size of several images does not count: the first turn compiles kernels, so it is slow."""
 SECONDS = 3.0
 """Seconds of all batches together, after which no turn begins."""
 BATCH_SECONDS = 0.25
@@ -39,9 +41,9 @@ class Batch(NamedTuple):
 class CurvePlan:
     """The order in which batches are measured.
 
-    Every size has three turns, of which the fastest counts. A turn measures all shapes and modes, every other time
-    backwards, so that a disturbance does not hit one of them alone. Sizes double until two in a row bring a shape no
-    gain, until a batch takes too long, or until the time is over.
+    Every size has up to three turns, of which the fastest counts. A turn measures all shapes and modes, and every other
+    one goes backwards, so that a disturbance does not hit one of them alone. Sizes double until two in a row bring a
+    shape no gain, until a batch takes too long, or until the time is over.
     """
 
     def __init__(self, shapes: tuple[Shape, ...], joined: bool, max_size: int = SIZES[-1]) -> None:
@@ -56,6 +58,8 @@ class CurvePlan:
         self._joined = joined
         self._sizes = [size for size in SIZES if size <= max_size]
         self._best: dict[Batch, float] = {}
+        self._turns: dict[int, int] = {}
+        """Finished turns by size."""
         self._spent_s = 0.0
         self._order = self._batches()
         self.current: Batch | None = next(self._order)
@@ -69,7 +73,7 @@ class CurvePlan:
         self.current = next(self._order, None)
 
     def curves(self) -> BatchCurves:
-        """The seconds that were measured, at least those of one image."""
+        """The seconds of all sizes that had enough turns, at least those of one image."""
         return BatchCurves(
             shapes={
                 shape: BatchSeconds(
@@ -92,10 +96,12 @@ class CurvePlan:
                 if self._joined or mode != "joined"
             ]
             for number in range(TURNS):
-                is_first = size == 1 and number == 0
-                if not is_first and self._spent_s + sum(map(self._expect, turn)) > SECONDS:
+                ahead = max(1, MIN_TURNS - number) if size > 1 else 1
+                is_first = size == 1 and number == 0  # which is measured however slow
+                if not is_first and self._spent_s + ahead * sum(map(self._expect, turn)) > SECONDS:
                     return
                 yield from turn[:: -1 if number % 2 else 1]
+                self._turns[size] = number + 1
 
     def _pays(self, shape: Shape, size: int) -> bool:
         """Whether batches of `size` may be faster per image than smaller ones, and do not take too long."""
@@ -113,7 +119,12 @@ class CurvePlan:
         return self._best[batch] if batch in self._best else 2 * self._best[batch._replace(size=batch.size // 2)]
 
     def _curve(self, shape: Shape, mode: Mode) -> dict[int, float]:
-        return {batch.size: s for batch, s in self._best.items() if (batch.shape, batch.mode) == (shape, mode)}
+        return {
+            batch.size: seconds
+            for batch, seconds in self._best.items()
+            if (batch.shape, batch.mode) == (shape, mode)
+            if batch.size == 1 or self._turns.get(batch.size, 0) >= MIN_TURNS
+        }
 
 
 def shapes_of(config: MAEConfig) -> tuple[Shape, ...]:

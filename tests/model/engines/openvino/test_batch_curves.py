@@ -92,6 +92,17 @@ def test_a_large_model_has_one_turn_of_one_image() -> None:
     assert sorted(asked) == sorted(Batch(shape, mode, 1) for shape in SHAPES for mode in ("lanes", "lone", "joined"))
 
 
+def test_a_size_that_had_one_turn_does_not_count() -> None:
+    """It took longer than was expected, and the time is over."""
+
+    def seconds(batch: Batch) -> float:
+        return 0.02 if batch.size == 1 else 0.45
+
+    plan, asked = measure(seconds)
+    assert sizes(asked) == {1, 2}
+    assert set(plan.curves().shapes["embed whole"].lanes) == set(plan.curves().shapes["embed whole"].joined) == {1}
+
+
 def test_every_turn_goes_through_all_batches_there_or_back() -> None:
     _, asked = measure(linear(0, 0.001))
     first, second = asked[:9], asked[9:18]
