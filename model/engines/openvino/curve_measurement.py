@@ -65,7 +65,7 @@ class OpenVINOMeasurement:
         self._prepared = False
         self._mb_before: float | None = None
         self._joined_mb: float | None = None
-        self._images = _FixedImages(engine)
+        self._images = FixedImages(engine)
         self._steps = self._all_steps()
         self._step: MeasureStep | None = None
         if self._kept is not None:
@@ -185,10 +185,11 @@ class OpenVINOMeasurement:
         )
 
 
-class _FixedImages:
+class FixedImages:
     """Runs the fixed images in every shape."""
 
     def __init__(self, engine: Engine) -> None:
+        """Draws no images yet."""
         self._engine = engine
         self._patches = np.empty(0, dtype=np.uint8)
 
