@@ -87,6 +87,14 @@ def test_measuring_takes_three_seconds_at_most_and_short_steps(image_s: float) -
     assert spent <= 3.0
 
 
+def test_a_long_batch_of_one_shape_is_left_out() -> None:
+    def seconds(batch: Batch) -> float:
+        return linear(0.01, 0.14 if batch.shape == "embed whole" else 0.0001)(batch)
+
+    _, asked = measure(seconds)
+    assert sizes(asked) == {1} and 4 in sizes(asked, "embed quarter")
+
+
 def test_a_large_model_has_one_turn_of_one_image() -> None:
     _, asked = measure(linear(0, 2.0))
     assert sorted(asked) == sorted(Batch(shape, mode, 1) for shape in SHAPES for mode in ("lanes", "lone", "joined"))

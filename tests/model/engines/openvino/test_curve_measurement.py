@@ -140,6 +140,7 @@ def test_the_bits_of_measured_batches_count_too(tmp_path: Path) -> None:
     engine = LargeBatchesDiffer()
     finish(measurement_of(engine, tmp_path))
     assert engine.info.batch_curves is not None and not engine.info.joined
+    assert not measurement_of(LargeBatchesDiffer(), tmp_path).is_needed, "what was refused is not tried again"
 
 
 def test_a_lane_that_cannot_be_made_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
