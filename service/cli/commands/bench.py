@@ -212,7 +212,8 @@ def _bench_model(
 ) -> dict[str, Any]:
     """Measures one model and prints its tables; returns the figures for JSON, which `write` gets as they come."""
     served = build_engine(settings)
-    finish_measurement(served)  # the largest batch that is measured follows from it
+    if served.info.batch_curves is None:
+        finish_measurement(served)  # the largest batch of the table follows from it
     engine = served.engine
     if plan.parts - {"engine"}:
         _announce_duration(plan, engine, len(samples))

@@ -55,7 +55,7 @@ def compile_engine(
         console.print(f"{time.monotonic() - start:6.1f} s  {step}")
 
     served = build(settings.engine, show_step, calibrate)
-    if served.measurement is not None:
+    if served.info.batch_curves is None and served.measurement is not None:
         show_step("measuring the seconds of batches")
         finish_measurement(served)
     info = served.info
