@@ -113,6 +113,7 @@ class OpenVINOMeasurement:
                 self._cache.write_sidecar(self._name, kept.model_dump(mode="json"))
         self.curves = curves if self._joins else without_joined(curves)
         self._describe(self.curves)
+        self._check = None  # its outputs of the fixed images are not needed any more
 
     def _check_steps(self) -> Iterator[MeasureStep]:
         check, joined_lane = self._check, self._engine.info.lanes
