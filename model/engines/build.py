@@ -11,7 +11,7 @@ from model.checkpoints.heads import Head
 from model.checkpoints.heads_file import read_heads
 from model.checkpoints.locate import locate
 from model.engines.backend import choose_backend
-from model.engines.base import BackendChoice, Engine, EngineBuildError, ServedModel, TensorRTError
+from model.engines.base import BackendChoice, CurveMeasurement, Engine, EngineBuildError, ServedModel, TensorRTError
 from model.engines.check import require_precision
 from model.engines.context import BuildContext
 from model.engines.cuda import identity
@@ -50,23 +50,23 @@ def build(
         str(source.path), preset, settings.norm_pix_loss, settings.image_size, settings.heads, settings.preprocess
     )
 
-    def build_by(choice: BackendChoice) -> Engine:
+    def build_by(choice: BackendChoice) -> tuple[Engine, CurveMeasurement | None]:
         if choice.fallback:
             log.warning("serving by %s on %s: %s", choice.backend, choice.device, choice.fallback)
         return _build(BuildContext(settings, source, heads, model, choice, calibrate, progress))
 
     try:
-        engine = build_by(choose_backend(settings.backend))
+        engine, measurement = build_by(choose_backend(settings.backend))
     except TensorRTError as error:
         if settings.backend != "auto":
             raise
-        engine = build_by(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
+        engine, measurement = build_by(BackendChoice("torch", "cuda", f"TensorRT has failed: {error}"))
     for note in engine.info.notes:
         log.warning("%s: %s", source.name, note)
     if heads.head is None and engine.info.head is not None:
         heads = replace(heads, head=_foreign_head(settings, model, engine))
     progress("measuring how long one image takes")
-    return ServedModel(engine, heads, image_seconds=time_batch(engine, 1))
+    return ServedModel(engine, heads, image_seconds=time_batch(engine, 1), measurement=measurement)
 
 
 def _foreign_head(settings: EngineSettings, model: ModelSpec, engine: Engine) -> Head | None:
@@ -81,7 +81,8 @@ def _foreign_head(settings: EngineSettings, model: ModelSpec, engine: Engine) ->
     return load_model(model)[0].heads.head
 
 
-def _build(context: BuildContext) -> Engine:
+def _build(context: BuildContext) -> tuple[Engine, CurveMeasurement | None]:
+    """The engine, and what is to be measured once it is ready. A GPU's batches cost little per image: none for it."""
     precision, choice = context.settings.precision, context.choice
     if choice.device == "cuda" and (count := identity.visible_gpus()) > 1:
         log.warning(
@@ -98,7 +99,7 @@ def _build(context: BuildContext) -> Engine:
     if choice.backend == "tensorrt":
         from model.engines.cuda.build import build_tensorrt
 
-        return build_tensorrt(context)
+        return build_tensorrt(context), None
     from model.engines.torch_build import build_torch
 
-    return build_torch(context)
+    return build_torch(context), None

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from model.engines.base import Engine
+from model.engines.base import Engine, ServedModel
 from model.engines.cache import EngineCache
 from model.engines.fixed_images import visible_quarter
 from model.masking import all_indices
@@ -76,6 +76,20 @@ def time_batch(engine: Engine, size: int) -> float:
 
     with ThreadPoolExecutor(lanes) as pool:
         return max(pool.map(work, range(lanes)))
+
+
+def finish_measurement(served: ServedModel) -> None:
+    """Runs all steps of `served.measurement`, if there are any; nothing else may use the engine meanwhile.
+
+    Raises:
+        EngineError: the engine cannot run a batch.
+    """
+    if served.measurement is None:
+        return
+    served.measurement.prepare()
+    with ThreadPoolExecutor(served.info.lanes) as pool:
+        while (step := served.measurement.next_step()) is not None:
+            step.record(max(pool.map(step.run, step.lanes)))
 
 
 def read_choice(cache: EngineCache, name: str, kind: type[Choice]) -> Choice | None:

@@ -39,6 +39,8 @@ class EngineSettings(BaseModel):
     """Arithmetic: fp32, bf16, fp16, int8 (OpenVINO), or auto: measured by OpenVINO."""
     lanes: int | None = Field(default=None, gt=0)
     """Batches that run at once; by default one per CPU for openvino, two on a GPU."""
+    joined_lane: Literal["auto", "on", "off"] = "auto"
+    """A lane of all lanes' threads for lone images, by openvino; auto: where a twentieth of the memory holds it."""
     max_batch: int | None = Field(default=None, gt=0, le=4096)
     """Largest number of images per batch; by default measured for openvino, 64 on a GPU, 8 for torch on a CPU."""
     cuda_graphs: bool | None = None

@@ -77,7 +77,8 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Starts servers with settings given as keywords, and ends them after the tests.
 
     `fake` serves an engine of `fake_server.py` with these variables; `module` runs another server in place of `mae
-    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever is fastest on this CPU.
+    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever is fastest on this CPU, and make
+    no joined lane, which each of them would compile and check.
     """
     servers: list[LiveServer] = []
 
@@ -85,7 +86,8 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
         fake: dict[str, str] | None = None, ready: bool = True, module: str | None = None, **settings: object
     ) -> LiveServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
-        given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32", **settings}
+        given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32"}
+        given |= {"joined_lane": "off", **settings}
         environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
         module = module or (None if fake is None else "tests.support.fake_server")
         command = MAE_SERVE if module is None else [sys.executable, "-m", module]

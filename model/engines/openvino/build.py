@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from model.engines.base import EngineInfo, MeasuredPrecision, Precision
 from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
-from model.engines.measure import keep_choice, measure_rates, read_choice
+from model.engines.measure import keep_choice, measure_rates, read_choice, time_batch
 from model.engines.openvino.arithmetic import sample_precision
-from model.engines.openvino.batch_size import obtain_batch_size, warm_up
+from model.engines.openvino.curve_measurement import OpenVINOMeasurement
 from model.engines.openvino.engine import DEFAULT_BATCH, OpenVINOEngine
 from model.engines.openvino.entries import GraphEntries, require_held_out_parity
+from model.engines.openvino.joined_lane import JoinedLaneCheck, wants_joined_lane
 from model.engines.openvino.precision import CLOSEST_FIRST, choose_precision, core_seconds, is_clear_choice
 from model.engines.openvino.quantise import read_quantisation
-from model.engines.parity import ParityError
+from model.engines.outputs import collect_outputs
+from model.engines.parity import ParityError, measure_parity, require_tolerance
 
 log = logging.getLogger(__name__)
 
 
-def build_openvino(context: BuildContext) -> OpenVINOEngine:
+def build_openvino(context: BuildContext) -> tuple[OpenVINOEngine, OpenVINOMeasurement | None]:
     """Loads or makes the engine, checks its parity, and warms it up.
+
+    Returns:
+        The engine, and what is to be measured once it is ready; None if an earlier start has left nothing.
 
     Raises:
         WeightsError: the weights cannot be read.
@@ -35,23 +42,35 @@ def build_openvino(context: BuildContext) -> OpenVINOEngine:
     settings, entries = context.settings, GraphEntries(context)
     choice: MeasuredPrecision | None = None
     if settings.precision == "auto":
-        engine, choice = _build_fastest(context, entries)
+        built, choice = _build_fastest(context, entries)
         log.info("PRECISION=auto serves %s: %s", choice.precision, choice.reason)
     else:
-        engine = _build(context, settings.precision, _entry_for(settings.precision, entries))
-        if engine.info.computes != settings.precision:
-            log.warning("PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, engine.info.computes)
-    batch = settings.max_batch or obtain_batch_size(engine, EngineCache(settings.engine_cache), context.progress)
-    engine.info = engine.info.model_copy(update={"auto": choice, "preferred_batch": batch})
-    warm_up(engine)
-    return engine
+        built = _build(context, settings.precision, _entry_for(settings.precision, entries))
+        if built.engine.info.computes != settings.precision:
+            log.warning(
+                "PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, built.engine.info.computes
+            )
+    engine = built.engine
+    engine.info = engine.info.model_copy(update={"auto": choice})
+    check = built.check if wants_joined_lane(settings.joined_lane, engine.info.lanes, built.folder) else None
+    measurement = OpenVINOMeasurement(engine, EngineCache(settings.engine_cache), settings.max_batch, check)
+    time_batch(engine, 1)  # the first image compiles the kernels of its shape, so its seconds do not count
+    return engine, measurement if measurement.is_needed else None
+
+
+class _Built(NamedTuple):
+    """An engine that has passed its parity check."""
+
+    engine: OpenVINOEngine
+    folder: Path
+    check: JoinedLaneCheck
 
 
 def _entry_for(precision: Precision, entries: GraphEntries) -> Path:
     return entries.int8() if precision == "int8" else entries.float32()
 
 
-def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVINOEngine, MeasuredPrecision]:
+def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[_Built, MeasuredPrecision]:
     """Builds the engine that auto chooses: as an earlier start chose, or else by measuring."""
     cache, int8 = EngineCache(context.settings.engine_cache), entries.int8_for_auto()
     name = _choice_name(context, entries.name, int8)
@@ -63,9 +82,9 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
     rates: dict[Precision, float] = {}
     if len(engines) > 1:
         context.progress(f"measuring which is fastest: {', '.join(engines)}")
-        lanes = engines["fp32"].info.lanes
+        lanes = engines["fp32"].engine.info.lanes
         rates = measure_rates(
-            {precision: partial(core_seconds, engine) for precision, engine in engines.items()},
+            {precision: partial(core_seconds, built.engine) for precision, built in engines.items()},
             lanes,
             is_clear=is_clear_choice,
         )
@@ -76,7 +95,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[OpenVI
 
 def _build_candidates(
     context: BuildContext, entries: GraphEntries, int8: str | None
-) -> tuple[dict[Precision, OpenVINOEngine], dict[Precision, str]]:
+) -> tuple[dict[Precision, _Built], dict[Precision, str]]:
     """Builds the engines that pass their parity checks; the others are left out, with the reason.
 
     bf16 is a candidate only where the CPU has the instructions: emulation saves nothing, and loses the same bits.
@@ -89,14 +108,19 @@ def _build_candidates(
         "bf16": sample_precision("bf16") == "bf16",
         "int8": int8 is not None,
     }
-    engines: dict[Precision, OpenVINOEngine] = {}
+    folders = {
+        precision: entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
+        for precision in CLOSEST_FIRST
+        if available[precision]
+    }
+    engines: dict[Precision, _Built] = {}
     left_out: dict[Precision, str] = {}
-    for precision in CLOSEST_FIRST:
-        if not available[precision]:
-            continue
-        folder = entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
+    # One engine is compiled and checked by little more than one CPU, so the candidates are built at the same time.
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        builds = {precision: pool.submit(_build, context, precision, folder) for precision, folder in folders.items()}
+    for precision, finished in builds.items():
         try:
-            engines[precision] = _build(context, precision, folder)
+            engines[precision] = finished.result()
         except ParityError as error:
             if precision == "fp32":
                 raise
@@ -122,14 +146,20 @@ def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
     return f"precision-{fingerprint(ingredients)}"
 
 
-def _build(context: BuildContext, precision: Precision, folder: Path) -> OpenVINOEngine:
+def _build(context: BuildContext, precision: Precision, folder: Path) -> _Built:
     """Builds the engine of the graphs in `folder`, and checks its parity."""
     if precision == "int8":
         require_held_out_parity(folder, context)
     context.progress(f"compiling {context.source.name} for this CPU in {precision}")
     engine = OpenVINOEngine(folder, _info(context, precision, folder))
-    context.check(engine, read_reference(folder))
-    return engine
+    info, reference = engine.info, read_reference(folder)
+    context.progress("comparing the engine with eager float32")
+    check = JoinedLaneCheck(
+        info.config, info.computes, collect_outputs(engine), reference, context.tolerance(info.computes)
+    )
+    parity = require_tolerance(measure_parity(check.lanes, reference, info.config), check.tolerance)
+    engine.info = info.model_copy(update={"parity": parity})
+    return _Built(engine, folder, check)
 
 
 def _info(context: BuildContext, precision: Precision, folder: Path) -> EngineInfo:

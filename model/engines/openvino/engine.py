@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: two compiled graphs, encoder and decoder, and one pair of infer requests per lane.
 
-Lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. Latents go from the
+Under load, lanes of one thread each beat one lane of all threads: no thread waits for another inside a layer. A lone
+image is faster on all threads, so the graphs may be compiled a second time for a joined lane. Latents go from the
 encoder's output tensor to the decoder's input without a copy.
 """
 
@@ -36,25 +37,28 @@ class OpenVINOEngine:
         Raises:
             EngineBuildError: OpenVINO cannot compile them in `info.precision`.
         """
-        core = import_openvino().Core()
-        options = {
-            "NUM_STREAMS": info.lanes,
-            "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
-            "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
-            "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_SIZE,
-        }
-        files = (ENCODER_FILE, DECODER_FILE) if info.config.has_decoder else (ENCODER_FILE,)
-        try:
-            graphs = [core.compile_model(str(folder / file), "CPU", options) for file in files]
-        except RuntimeError as error:
-            raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
+        self._folder = folder
+        self.info = info
+        graphs = self._compile(info.lanes)
         # In int8 the graphs themselves round to eight bits, whatever instructions multiply the results.
         computes = "int8" if info.precision == "int8" else computed_precision(graphs)
         self.info = info.model_copy(update={"computes": computes})
         requests = [[graph.create_infer_request() for _ in range(info.lanes)] for graph in graphs]
         self._encoders: list[Any] = requests[0]
         self._decoders: list[Any] = requests[1] if info.config.has_decoder else []
+
+    def join_lanes(self) -> None:
+        """Compiles the graphs again for a lane with the threads of all lanes, which gets the number `info.lanes`.
+
+        OpenVINO keeps the weights of this lane beside those of the others. Other lanes may run meanwhile. Their threads
+        and those of the joined lane compete for the same CPUs, so use them in turns.
+
+        Raises:
+            EngineBuildError: OpenVINO cannot compile the graphs.
+        """
+        requests = [graph.create_infer_request() for graph in self._compile(1)]
+        self._encoders.append(requests[0])
+        self._decoders += requests[1:]
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
@@ -73,6 +77,23 @@ class OpenVINOEngine:
         request = self._decoders[lane]
         _infer(request, [latent, restore_indices, patches])
         return np.array(request.get_output_tensor(0).data, dtype=np.uint8), _copy(request.get_output_tensor(1))
+
+    def _compile(self, streams: int) -> list[Any]:
+        """The compiled graphs, encoder first, with the threads of all lanes in a number of streams."""
+        info = self.info
+        core = import_openvino().Core()
+        options = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_SIZE,
+        }
+        files = (ENCODER_FILE, DECODER_FILE) if info.config.has_decoder else (ENCODER_FILE,)
+        try:
+            return [core.compile_model(str(self._folder / file), "CPU", options) for file in files]
+        except RuntimeError as error:
+            raise EngineBuildError(f"OpenVINO cannot compile the model in {info.precision} on this CPU") from error
 
     def _encode(self, lane: int, patches: Bytes, visible_indices: Indices) -> Any:
         request = self._encoders[lane]

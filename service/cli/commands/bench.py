@@ -21,6 +21,7 @@ from model.benchmark.timing import Figures
 from model.checkpoints.locate import PACKAGED, locate
 from model.config import PRESETS
 from model.engines.base import Engine, EngineError
+from model.engines.measure import finish_measurement
 from service.benchmark import load
 from service.benchmark.processes import ServerFailed
 from service.benchmark.results import ServiceBenchmark
@@ -210,7 +211,10 @@ def _bench_model(
     write: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Measures one model and prints its tables; returns the figures for JSON, which `write` gets as they come."""
-    engine = build_engine(settings).engine
+    served = build_engine(settings)
+    if served.info.batch_curves is None:
+        finish_measurement(served)  # the largest batch of the table follows from it
+    engine = served.engine
     if plan.parts - {"engine"}:
         _announce_duration(plan, engine, len(samples))
     engine_benchmark = _bench_engine(engine, settings, random_weights, plan, comparison, console, write)

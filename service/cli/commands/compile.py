@@ -38,6 +38,7 @@ def compile_engine(
     from model.engines.backend import choose_backend
     from model.engines.build import build
     from model.engines.check import require_precision
+    from model.engines.measure import finish_measurement
 
     settings = settings_of(options)
     choice = choose_backend(settings.backend)
@@ -53,7 +54,11 @@ def compile_engine(
         steps.append(step)
         console.print(f"{time.monotonic() - start:6.1f} s  {step}")
 
-    info = build(settings.engine, show_step, calibrate).info
+    served = build(settings.engine, show_step, calibrate)
+    if served.info.batch_curves is None and served.measurement is not None:
+        show_step("measuring the seconds of batches")
+        finish_measurement(served)
+    info = served.info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""
         if info.torch is not None:

@@ -45,6 +45,7 @@ def test_an_engine_says_what_it_is(engine: Engine, probe: Path) -> None:
     assert info.model_id == f"mae_tiny@{info.weights[:12]}"
     assert (info.device, info.precision, info.fallback, info.layout) == ("cpu", "fp32", None, "mae-serve")
     assert {"mae-serve", "numpy", "torch", "openvino"} <= info.versions.keys()
+    assert not info.joined, "the joined lane is made once the engine is ready"
     assert info.versions["numpy"] == np.__version__
 
 
@@ -143,3 +144,9 @@ def test_a_warm_start_imports_no_torch(engine_cache: Path) -> None:
     )
     assert child.returncode == 0, child.stderr
     assert "converting" not in child.stdout and "measuring which" not in child.stdout
+
+
+def test_torch_measures_no_batches(narrow: str, tmp_path: Path) -> None:
+    """On a GPU a batch takes hardly longer than an image, so it is as large as it can be."""
+    served = build(EngineSettings(engine_cache=tmp_path, weights=narrow, backend="torch"))
+    assert served.measurement is None and served.info.batch_curves is None and not served.info.joined

@@ -19,6 +19,7 @@ from model.engines.fixed_images import fixed_patches
 from model.engines.job import MIN_PHOTOGRAPHS
 from model.engines.openvino import entries
 from model.engines.openvino.calibration import MAX_PHOTOGRAPHS, PACKAGED_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.engine import OpenVINOEngine
 from model.engines.openvino.quantise import QUANTISATION, calibration_part, held_out_part, require_nncf
 from model.engines.parity import ParityError
 from model.engines.settings import EngineSettings
@@ -233,10 +234,16 @@ def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path,
     assert found.parity.mean_cosine is not None and 0.97 < found.parity.mean_cosine < 0.99999
     graph = (tmp_path / str(info.entry) / "encoder.xml").read_text()
     assert graph.count('type="FakeQuantize"') > 12 and 'element_type="i8"' in graph
-    engine = build(spec).engine
-    assert engine.info.entry == info.entry
+    engine = build(with_changes(spec, lanes=2)).engine
+    assert isinstance(engine, OpenVINOEngine) and engine.info.entry == info.entry
+    engine.join_lanes()
     images = fixed_patches(info.config)
     everywhere = np.tile(np.arange(16, dtype=np.int32), (8, 1))
-    alone = np.concatenate([engine.embed(0, images[n : n + 1], everywhere[:1]) for n in range(8)])
-    assert np.array_equal(alone, engine.embed(0, images, everywhere))
+    for lane in (0, 2):  # 2 is the joined one
+        alone = np.concatenate([engine.embed(lane, images[n : n + 1], everywhere[:1]) for n in range(8)])
+        assert np.array_equal(alone, engine.embed(0, images, everywhere))
+    for visible in (1, 4):
+        some = everywhere[:, :visible]
+        for ours, joined in zip(engine.reconstruct(0, images, some), engine.reconstruct(2, images, some), strict=True):
+            assert np.array_equal(ours, joined)
     json.dumps(info.model_dump())  # as /info gives it

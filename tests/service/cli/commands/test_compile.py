@@ -32,6 +32,7 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     assert description["centred_cosine"] >= 0.999999
     assert description["psnr_db"] >= 60
     assert "converting narrow for OpenVINO" in first.err, "the steps are shown while the engine is built"
+    assert "measuring the seconds of batches" in first.err
     entry = Path(description["entry"])
     assert entry.parent == tmp_path / "cache"
     assert description["files"] == {path.name: path.stat().st_size for path in entry.iterdir()}
@@ -41,7 +42,10 @@ def test_a_server_finds_what_was_built_ahead(mae: Mae, tmp_path: Path, monkeypat
     rows = dict(line.split(maxsplit=1) for line in again.out.splitlines() if not line.startswith(" "))
     assert rows["made"].strip() == "before"
     assert rows["encoder.bin"].strip().endswith(" MB")
+    assert "measuring the seconds of batches" in again.err, "now for any batch"
+    assert "measuring the seconds of batches" not in mae("compile").err
     engine = json.loads(mae("info", "--json").out)["engine"]
+    assert engine["batch_curves"]["shapes"]["embed whole"]["lanes"]["1"] > 0
     assert (engine["entry"], engine["layout"]) == (entry.name, "facebookresearch")
     assert engine["config"]["image_size"] == 24
     assert description["auto"] is None, "fp32 was asked for"
