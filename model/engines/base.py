@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -14,6 +15,7 @@ from model.checkpoints.heads import Heads
 from model.checkpoints.memory_bank import MemoryBankInfo
 from model.checkpoints.native import HeadConfig, Pooled
 from model.config import MAEConfig, Preprocessing
+from model.engines.batch_seconds import BatchCurves
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComputedPrecision = Literal["fp32", "bf16", "emulated bf16", "fp16", "int8"]
@@ -162,7 +164,13 @@ class EngineInfo(BaseModel):
     """Batches that run at once."""
     threads_per_lane: int
     preferred_batch: int
-    """Images per batch that suit a lane best; on a GPU also the largest batch."""
+    """The largest batch that is worth it on a lane; on a GPU, or with MAX_BATCH, the largest of all."""
+    batch_curves: BatchCurves | None = None
+    """Seconds of batches by size; none until they are measured, and where nobody measures them."""
+    joined: bool = False
+    """Whether there is a joined lane, with the number `lanes`: it runs one batch on the threads of all lanes."""
+    joined_mb: float | None = None
+    """Memory in MB that the joined lane took when it was made; none without one."""
     mixes: bool = False
     """Whether images of a batch may differ in their number of visible patches; see `Engine`."""
     versions: dict[str, str]
@@ -216,6 +224,41 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class MeasureStep:
+    """One batch size that is measured on one or several lanes, while no other lane runs anything."""
+
+    lanes: tuple[int, ...]
+    """The lanes that run it at the same time. The joined lane has the number `EngineInfo.lanes`."""
+    operation: Literal["embed", "reconstruct"]
+    images: int
+    """Images of the batch of each lane."""
+    run: Callable[[int], float]
+    """Takes a lane, runs its batch, and returns the seconds; raises what the engine raises."""
+    record: Callable[[float], None]
+    """Takes the seconds of the slowest lane. A step that was disturbed need not be recorded: it then comes again."""
+
+
+class CurveMeasurement(Protocol):
+    """Measures the seconds of batches in short steps, in which an engine that serves has nothing else to do.
+
+    After the last step the description of the engine has the curves, the preferred batch, and whether there is a joined
+    lane. All methods are called by one thread at a time.
+    """
+
+    curves: BatchCurves | None
+    """The result; None until the last step is recorded."""
+
+    def prepare(self) -> None:
+        """Makes the joined lane, if the engine is to have one, and checks it; this takes seconds for a large model.
+
+        Call it before the first step, in a thread of its own. The other lanes may run batches meanwhile.
+        """
+
+    def next_step(self) -> MeasureStep | None:
+        """The next step, which is the same until it is recorded; None after the last one."""
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """A model as it is served: its engine, and the heads that the host applies to pooled vectors."""
 
@@ -223,6 +266,8 @@ class ServedModel:
     heads: Heads = field(default_factory=Heads)
     image_seconds: float = 0.0
     """Seconds of a lane for an image, whole and with a quarter of its patches; 0 if nobody has measured them."""
+    measurement: CurveMeasurement | None = None
+    """Measures `info.batch_curves` after the engine is ready; None if there is nothing to measure."""
 
     @property
     def info(self) -> EngineInfo:

@@ -34,6 +34,7 @@ COMMON = (
     "model.config",
     "model.engines",
     "model.engines.base",
+    "model.engines.batch_seconds",
     "model.engines.convert",
     "model.engines.cpu",
     "model.engines.eager",
