@@ -1,8 +1,11 @@
 """The scheduler forms batches of queued images and runs them on the lanes of an engine.
 
-A lane is a thread. As soon as it is free it takes the images that wait; the next batch forms while all lanes are busy,
-so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a
-batch, and whose turn it is.
+A lane is a thread. As soon as it is free it takes images that wait; the next batch forms while all lanes are busy, so
+there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a batch, and
+whose turn it is; `service.inference.batch_former` decides how many are taken.
+
+The joined lane uses the threads of all lanes. It has no thread of its own: any lane that is free calls it while no lane
+runs anything, and until it has ended no lane takes a batch.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from model.arrays import Bytes, Indices
-from model.engines.base import Engine
+from model.engines.base import CurveMeasurement, Engine, FatalEngineError, MeasureStep
 from service.errors import EngineLost, ServiceError
+from service.inference.batch_former import BatchFormer, BatchPlan
 from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
-from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
+from service.inference.limits import IMAGE, WHOLE, Budget, require_possible, reserve_images
 from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
 from service.inference.scheduler import copy_error
 from service.metrics import Metrics
@@ -34,6 +39,42 @@ LAST_BATCH_S = 5.0
 """Time that a lane gets to finish its batch when the scheduler stops."""
 LAST_BATCH_OF_LOST_S = 1.0
 """The same time after the engine was lost: its last batches have no result that anybody waits for."""
+
+
+@dataclass(frozen=True)
+class LaneBatch:
+    """A batch, and the lane that runs it."""
+
+    lane: int
+    entries: Sequence[QueueEntry]
+    lanes: int = 1
+    """Number of lanes that are busy with it: all of them where it runs on the joined lane."""
+
+
+@dataclass(frozen=True)
+class _StepPart:
+    """What one lane does in a step of the measurement."""
+
+    lane: int
+
+
+@dataclass
+class _RunningStep:
+    """A step of the measurement that some lanes run now."""
+
+    step: MeasureStep
+    to_start: list[int]
+    """The lanes that have not begun."""
+    running: int = 0
+    """Number of lanes that have begun and not ended."""
+    seconds: list[float] = field(default_factory=list)
+    """The seconds of the lanes that have ended."""
+    is_disturbed: bool = False
+    """Whether a request has come meanwhile."""
+
+
+STEP_PAUSES_S = (1.0, 64.0)
+"""The first and the longest pause before a step of the measurement is tried again that a request has disturbed."""
 
 
 class BatchScheduler:
@@ -74,8 +115,19 @@ class BatchScheduler:
         """Whether a lane measures drift; at most one does, so that another one is free for requests."""
         self._changed = threading.Condition()
         self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
+        self._former = BatchFormer(engine.info)
+        self._waits_to_fill = max_delay_s > 0
+        """Whether the operator wants full batches."""
         self._requests: set[QueuedRequest] = set()
         self._busy = 0
+        """Number of lanes that run a batch; all of them with the joined one."""
+        self._runs_joined = False
+        """Whether the joined lane runs a batch; then no lane takes one."""
+        self._measurement: CurveMeasurement | None = None
+        self._step: _RunningStep | None = None
+        self._step_pause_s = 0.0
+        """The pause after the last step; 0 if no request disturbed it."""
+        self._next_step_at = 0.0
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
@@ -96,6 +148,16 @@ class BatchScheduler:
             self._threads.append(thread)
             thread.start()
 
+    def measure(self, measurement: CurveMeasurement) -> None:
+        """Runs the steps of a measurement on the lanes while no image waits or is decoded, then plans by its curves.
+
+        A request that comes meanwhile waits for one step at most. The step is then tried again, after a pause that
+        doubles from one time to the next. Any thread may call this.
+        """
+        with self._changed:
+            self._measurement = measurement
+            self._changed.notify_all()
+
     def admit(
         self,
         operation: Operation,
@@ -112,6 +174,8 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             share = reserve_images(self._images, count, shares)
+            if self._step is not None:
+                self._step.is_disturbed = True
             request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
             self._requests.add(request)
         return request
@@ -124,6 +188,8 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             if not request.released:
+                self._former.advance(entry.queued_at, self._busy)
+                self._former.count_arrival(self._busy)
                 self._queue.put(key, entry)
                 self._changed.notify()
 
@@ -188,27 +254,35 @@ class BatchScheduler:
         return next(bound for bound in (num_patches // 4, num_patches // 2, num_patches) if visible <= bound)
 
     def _serve_lane(self, lane: int) -> None:
-        executor = BatchExecutor(self.engine, lane, self._metrics)
+        executors = {number: BatchExecutor(self.engine, number, self._metrics) for number in (lane, self._joined_lane)}
         try:
-            while batch := self._next_batch():
-                if isinstance(batch, Sample):
-                    self._measure_drift(lane, batch)
+            while work := self._next_work(lane):
+                if isinstance(work, Sample):
+                    self._measure_drift(lane, work)
+                    continue
+                if isinstance(work, _StepPart):
+                    self._run_step(work.lane)
                     continue
                 taken_at = time.monotonic()
+                batch = work.entries
                 try:
-                    results, seconds = executor.run(batch[0].request.operation, batch)
+                    results, seconds = executors[work.lane].run(batch[0].request.operation, batch)
                 except BaseException as error:
-                    self._trace_batch(lane, batch, taken_at, [error] * len(batch))
+                    self._trace_batch(work.lane, batch, taken_at, [error] * len(batch))
                     raise
                 finally:
-                    with self._changed:
-                        self._busy -= 1
+                    self._end_batch(work)
                 self._deliver(batch, results, seconds)
-                self._trace_batch(lane, batch, taken_at, results)
-                del batch, results  # while a lane waits, it keeps no images, nor the memory of a worker that has died
+                self._trace_batch(work.lane, batch, taken_at, results)
+                # While a lane waits, it keeps no images, nor the memory of a worker that has died.
+                del work, batch, results
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self.lose(f"lane {lane} has ended: {error or type(error).__name__}")
+
+    @property
+    def _joined_lane(self) -> int:
+        return self.engine.info.lanes
 
     def _measure_drift(self, lane: int, sample: Sample) -> None:
         assert self._drift is not None
@@ -216,6 +290,7 @@ class BatchScheduler:
         with self._changed:
             self._measuring = False
             self._drift.give_back(sample)
+            self._changed.notify_all()  # the joined lane or a step may have waited for the end
 
     def _next_sample(self) -> Sample | None:
         """A sample whose drift can be measured now: no image waits or is being decoded, and no other lane measures.
@@ -228,11 +303,73 @@ class BatchScheduler:
         self._measuring = sample is not None
         return sample
 
-    def _next_batch(self) -> Sequence[QueueEntry] | Sample | None:
-        """Waits for a batch, or for a time to measure a sample; returns None when no batch will come any more."""
+    def _next_step(self, now: float) -> bool:
+        """Begins a step of the measurement if no lane runs anything, and no image waits or is being decoded.
+
+        The caller holds the lock.
+        """
+        if self._measurement is None or self._busy or self._measuring or self._stopping or self._images.used:
+            return False
+        if now < self._next_step_at:
+            return False
+        step = self._measurement.next_step()
+        if step is None:
+            self._measurement = None
+            self._queue.max_batch_size = self.engine.info.preferred_batch
+            self._former = BatchFormer(self.engine.info)
+            return False
+        self._step = _RunningStep(step, list(step.lanes))
+        self._changed.notify_all()
+        return True
+
+    def _run_step(self, lane: int) -> None:
+        """Runs one lane's part of the step that has begun. A failure ends the measurement."""
+        step = self._step
+        assert step is not None
+        try:
+            seconds = step.step.run(lane)
+        except FatalEngineError:
+            raise
+        except Exception as error:
+            self._metrics.engine_failures.labels("raised").inc()
+            log.error("the seconds of batches cannot be measured: %s", error)
+            self._end_step_part(step, None)
+        else:
+            self._end_step_part(step, seconds)
+
+    def _end_step_part(self, step: _RunningStep, seconds: float | None) -> None:
+        """Ends the part of one lane, which took `seconds` or failed; after the last part, ends the step."""
+        with self._changed:
+            step.running -= 1
+            if seconds is None:
+                self._measurement = None
+            else:
+                step.seconds.append(seconds)
+            if step.running or step.to_start:
+                return
+            if step.is_disturbed:
+                first, longest = STEP_PAUSES_S
+                self._step_pause_s = min(max(first, 2 * self._step_pause_s), longest)
+                self._next_step_at = time.monotonic() + self._step_pause_s
+            elif self._measurement is not None:
+                step.step.record(max(step.seconds))
+                self._step_pause_s = 0.0
+            self._step = None
+            self._changed.notify_all()
+
+    def _next_work(self, lane: int) -> LaneBatch | Sample | _StepPart | None:
+        """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
         with self._changed:
             while not self.lost:
-                batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
+                if self._step is not None and self._step.to_start:
+                    self._step.running += 1
+                    return _StepPart(self._step.to_start.pop(0))
+                if self._step is not None or self._runs_joined:
+                    self._changed.wait()
+                    continue
+                now = time.monotonic()
+                plan = self._plan(now)
+                batch = self._queue.next_batch(now, self._stopping, plan.size)
                 for entry in batch.expired:
                     entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
@@ -242,15 +379,53 @@ class BatchScheduler:
                         entry.request.unbatched -= 1
                         entry.request.sink.on_taken((entry,))
                     self._images.give(sum(entry.request.room(1) for entry in batch.entries))
-                    self._busy += 1
-                    return batch.entries
+                    return self._begin_batch(lane, batch.entries, plan.joined)
                 if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
+                    if self._next_step(now):
+                        continue
                     if sample := self._next_sample():
                         return sample
-                    self._changed.wait(batch.wait_s)
+                    self._changed.wait(self._seconds_to_wait(now, batch.wait_s))
             return None
+
+    def _seconds_to_wait(self, now: float, batch_s: float | None) -> float | None:
+        """Seconds until a batch is due, `batch_s`, or a step may be tried again; None if neither will be by itself."""
+        if self._measurement is None or now >= self._next_step_at:
+            return batch_s
+        step_s = self._next_step_at - now
+        return step_s if batch_s is None else min(batch_s, step_s)
+
+    def _plan(self, now: float) -> BatchPlan:
+        """The size of the next batch, and whether the joined lane runs it. The caller holds the lock."""
+        self._former.advance(now, self._busy)
+        key = self._queue.next_key(now, self._stopping)
+        if key is None or self._waits_to_fill:
+            return BatchPlan(self._queue.max_batch_size)
+        expected = -(-self._images.used // IMAGE)
+        idle = self.engine.info.lanes - self._busy
+        return self._former.plan(
+            key, self._queue.count(key), len(self._queue), expected, idle, may_join=not self._measuring
+        )
+
+    def _begin_batch(self, lane: int, entries: Sequence[QueueEntry], joined: bool) -> LaneBatch:
+        """Counts the lanes of a batch as busy. The caller holds the lock."""
+        lanes = self.engine.info.lanes
+        batch = LaneBatch(self._joined_lane, entries, lanes) if joined else LaneBatch(lane, entries)
+        self._busy += batch.lanes
+        self._runs_joined = joined
+        if not joined and len(self._queue):
+            self._changed.notify()  # the images that are left are for another lane
+        return batch
+
+    def _end_batch(self, batch: LaneBatch) -> None:
+        with self._changed:
+            self._former.advance(time.monotonic(), self._busy)
+            self._busy -= batch.lanes
+            if self._runs_joined:
+                self._runs_joined = False
+                self._changed.notify_all()
 
     def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
         """Frees the room of `count` images of a request that enter no batch."""

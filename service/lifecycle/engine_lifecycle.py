@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
-from model.engines.base import ServedModel
+from model.engines.base import CurveMeasurement, ServedModel
 from model.engines.settings import EngineSettings
 from service.errors import Draining
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
 from service.inference.index_searcher import Index, IndexSearcher
 from service.inference.limits import IMAGE, Budget, Budgets
-from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine
+from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine, WatchedMeasurement
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState
@@ -165,6 +166,20 @@ class EngineLifecycle:
             info.preferred_batch,
             info.parity,
         )
+        if served.measurement is not None:
+            measurement = WatchedMeasurement(served.measurement, watchdog)
+            threading.Thread(
+                target=self._measure, args=(measurement, scheduler), name="prepare-measurement", daemon=True
+            ).start()
+
+    def _measure(self, measurement: CurveMeasurement, scheduler: BatchScheduler) -> None:
+        """Has the seconds of batches measured while the engine has nothing else to do. Runs in a thread."""
+        try:
+            measurement.prepare()
+        except Exception:  # the engine serves on without what could not be prepared
+            log.exception("the seconds of batches are not measured")
+            return
+        scheduler.measure(measurement)
 
     def _on_load_timeout(self, reason: str) -> None:
         if self.scheduler is None:  # or else the engine was loaded at the last moment
