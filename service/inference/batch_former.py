@@ -18,6 +18,12 @@ from service.inference.queue import BatchKey
 
 WINDOW = 20.0
 """The recent load is a mean whose weights fall to a third within the time that a lane takes for so many images."""
+MEMORY = 10.0
+"""How many of these windows it takes until a mean of calls that nobody repeats is forgotten to a third."""
+RECENT_CALLS = 8
+"""Number of calls whose mean tells how much slower they are than measured."""
+MOST_SLOWDOWN = 4.0
+"""The largest slowdown of a call that counts: one that a pause of the machine held up tells nothing."""
 FULL_LOAD = 0.999
 """The largest load that is reckoned with, as a share of the lanes' time: at 1 a queue never becomes empty."""
 
@@ -43,6 +49,8 @@ class BatchFormer:
         self._curves: BatchCurves | None = None
         self._by_key: dict[BatchKey, _Seconds] = {}
         self._load = RecentLoad(info.lanes)
+        self._slowdowns = {False: Slowdown(), True: Slowdown()}
+        """Of single images on the lanes, and on the joined lane."""
         if info.batch_curves is not None:
             self.set_curves(info.batch_curves)
 
@@ -51,6 +59,8 @@ class BatchFormer:
         self._curves = curves
         self._by_key.clear()
         self._load.window_s = WINDOW * max(seconds.lanes[1] for seconds in curves.shapes.values())
+        for slowdown in self._slowdowns.values():
+            slowdown.memory_s = MEMORY * self._load.window_s
 
     def advance(self, now: float, busy: int) -> None:
         """Counts the time until `now`, in seconds, in which `busy` lanes were busy; all of them with the joined one."""
@@ -60,6 +70,13 @@ class BatchFormer:
         """Counts an image that has arrived while `busy` lanes were busy."""
         if busy:
             self._load.count_arrival()
+
+    def note_seconds(self, key: BatchKey, size: int, joined: bool, seconds: float) -> None:
+        """Compares the seconds that a batch took with the measured ones: decoding beside it makes it slower."""
+        if self._curves is not None and size == 1:
+            measured = self._seconds_of(key)
+            one = measured.joined[1] if joined else measured.lanes[1]
+            self._slowdowns[joined].note(self._load.now, seconds / one)
 
     def plan(
         self, key: BatchKey, of_key: int, waiting: int, expected: int, idle: int, may_join: bool = True
@@ -76,15 +93,63 @@ class BatchFormer:
         """
         if self._curves is None:
             return BatchPlan(self._max_batch)
-        seconds = self._by_key.get(key)
-        if seconds is None:
-            of_shape = self._curves.of(key.operation, key.max_visible, self._num_patches)
-            seconds = self._by_key[key] = _Seconds(of_shape, self._max_batch)
+        seconds = self._seconds_of(key)
         most = min(of_key, self._max_batch)
-        can_join = may_join and self._joined and idle == self.lanes
-        if can_join and joined_pays(seconds.shape, max(waiting, expected), self.lanes, self._load):
+        if (
+            may_join
+            and self._joined
+            and idle == self.lanes
+            and self._joined_pays(seconds.shape, max(waiting, expected))
+        ):
             return BatchPlan(choose_size(seconds.joined, most, waiting, 1, 1, self._load.busy), joined=True)
         return BatchPlan(choose_size(seconds.lanes, most, waiting, self.lanes, idle, self._load.busy))
+
+    def _seconds_of(self, key: BatchKey) -> _Seconds:
+        assert self._curves is not None
+        if key not in self._by_key:
+            of_shape = self._curves.of(key.operation, key.max_visible, self._num_patches)
+            self._by_key[key] = _Seconds(of_shape, self._max_batch)
+        return self._by_key[key]
+
+    def _joined_pays(self, seconds: BatchSeconds, images: int) -> bool:
+        """Whether images should run one after the other on the joined lane, when no lane is busy.
+
+        Both must hold: the images that are there end earlier on average than side by side, and so would images that go
+        on to arrive at the recent rate.
+
+        Args:
+            seconds: measured for images of this kind.
+            images: number of images that wait, or will after decoding.
+        """
+        if not joined_is_earlier(seconds, images, self.lanes):
+            return False
+        now, rate = self._load.now, self._load.arrivals_per_s
+        joined = seconds.joined[1] * self._slowdowns[True].mean(now)
+        one = seconds.lanes[1] * self._slowdowns[False].mean(now)
+        # Where neither keeps pace, the one counts that takes more images per second.
+        of_lanes = response_seconds(one, rate, self.lanes), one / self.lanes
+        return (response_seconds(joined, rate, 1), joined) <= of_lanes
+
+
+class Slowdown:
+    """The seconds of recent calls over those that were measured while nothing else ran."""
+
+    def __init__(self) -> None:
+        """No call has been noted, so they count as equal."""
+        self.memory_s = 1.0
+        """Seconds without a call after which a third (1 / e) of a difference is left."""
+        self._difference = 0.0
+        self._at = 0.0
+
+    def note(self, now: float, ratio: float) -> None:
+        """Counts a call that took `ratio` times the measured seconds."""
+        self._difference = self.mean(now) - 1
+        self._difference += (min(ratio, MOST_SLOWDOWN) - 1 - self._difference) / RECENT_CALLS
+        self._at = now
+
+    def mean(self, now: float) -> float:
+        """The mean of the recent calls, the later the less since the last one."""
+        return 1 + self._difference * math.exp((self._at - now) / self.memory_s)
 
 
 class RecentLoad:
@@ -96,7 +161,8 @@ class RecentLoad:
         self.busy = 0.0
         """The share of the lanes' time in which they were busy."""
         self._lanes = lanes
-        self._now = -math.inf
+        self.now = -math.inf
+        """The time of the last `advance`."""
         self._busy_s = 0.0
         """Seconds in which a lane was busy."""
         self._arrivals = 0.0
@@ -109,10 +175,10 @@ class RecentLoad:
 
     def advance(self, now: float, busy: int) -> None:
         """Counts the time until `now`, in which `busy` lanes were busy."""
-        if now <= self._now:
+        if now <= self.now:
             return
-        kept = math.exp((self._now - now) / self.window_s)
-        self._now = now
+        kept = math.exp((self.now - now) / self.window_s)
+        self.now = now
         self.busy += (busy / self._lanes - self.busy) * (1 - kept)
         self._busy_s = self._busy_s * kept + (self.window_s * (1 - kept) if busy else 0.0)
         self._arrivals *= kept
@@ -150,28 +216,14 @@ def choose_size(seconds: list[float], most: int, waiting: int, lanes: int, idle:
     return 1
 
 
-def joined_pays(seconds: BatchSeconds, images: int, lanes: int, load: RecentLoad) -> bool:
-    """Whether images should run one after the other on the joined lane, when no lane is busy.
-
-    Both must hold: the images that are there end earlier on average than side by side, and so would images that go on
-    to arrive at the recent rate.
-
-    Args:
-        seconds: measured for images of this kind.
-        images: number of images that wait, or will after decoding.
-        lanes: number of lanes.
-        load: of the lanes lately.
-    """
+def joined_is_earlier(seconds: BatchSeconds, images: int, lanes: int) -> bool:
+    """Whether images end earlier on average one after the other on the joined lane than side by side on the lanes."""
     if 1 not in seconds.joined:
         return False
-    joined, one = seconds.joined[1], seconds.lanes[1]
     rounds, rest = divmod(images, lanes)
     side_by_side = (lanes * rounds * (rounds + 1) / 2 + rest * (rounds + 1)) / images
-    if joined * (images + 1) / 2 >= side_by_side * (seconds.lone if images == 1 else one):
-        return False
-    rate = load.arrivals_per_s
-    # Where neither keeps pace, the one counts that takes more images per second.
-    return (response_seconds(joined, rate, 1), joined) <= (response_seconds(one, rate, lanes), one / lanes)
+    one = seconds.lone if images == 1 else seconds.lanes[1]
+    return seconds.joined[1] * (images + 1) / 2 < side_by_side * one
 
 
 def response_seconds(service_s: float, rate: float, servers: int) -> float:

@@ -264,14 +264,14 @@ class BatchScheduler:
                     self._run_step(work.lane)
                     continue
                 taken_at = time.monotonic()
-                batch = work.entries
+                batch, seconds = work.entries, None
                 try:
                     results, seconds = executors[work.lane].run(batch[0].request.operation, batch)
                 except BaseException as error:
                     self._trace_batch(work.lane, batch, taken_at, [error] * len(batch))
                     raise
                 finally:
-                    self._end_batch(work)
+                    self._end_batch(work, seconds)
                 self._deliver(batch, results, seconds)
                 self._trace_batch(work.lane, batch, taken_at, results)
                 # While a lane waits, it keeps no images, nor the memory of a worker that has died.
@@ -419,9 +419,13 @@ class BatchScheduler:
             self._changed.notify()  # the images that are left are for another lane
         return batch
 
-    def _end_batch(self, batch: LaneBatch) -> None:
+    def _end_batch(self, batch: LaneBatch, seconds: float | None) -> None:
+        """Frees the lanes of a batch that took `seconds`, or has failed."""
         with self._changed:
             self._former.advance(time.monotonic(), self._busy)
+            key = batch.entries[0].request.key
+            if seconds is not None and key is not None:
+                self._former.note_seconds(key, len(batch.entries), batch.lane == self._joined_lane, seconds)
             self._busy -= batch.lanes
             if self._runs_joined:
                 self._runs_joined = False

@@ -92,6 +92,7 @@ class _Task:
     """Seconds that it still takes at full speed."""
     entries: list[QueueEntry]
     is_joined: bool = False
+    begun_at: float = 0.0
 
 
 class _NoSink:
@@ -151,6 +152,7 @@ class Simulation:
                 self._decode_next()
                 continue
             self._note()
+            self._former.note_seconds(KEY, len(task.entries), task.is_joined, self._now - task.begun_at)
             self._running.remove(task)
             for entry in task.entries:
                 outcome.seconds.append(self._now - entry.queued_at)
@@ -213,7 +215,7 @@ class Simulation:
             plan = self._rule(self._former, self._queue, expected, self.host.lanes - self._busy)
             entries = list(self._queue.next_batch(self._now, size=plan.size).entries)
             seconds = self._joined_s if plan.joined else self._lane_s
-            self._running.append(_Task(seconds[len(entries)], entries, plan.joined))
+            self._running.append(_Task(seconds[len(entries)], entries, plan.joined, self._now))
 
 
 def by_measurement(former: BatchFormer, queue: FairQueue, expected: int, idle: int) -> BatchPlan:

@@ -112,7 +112,7 @@ def test_a_lone_image_takes_the_joined_lane_if_that_is_faster() -> None:
 
 
 def test_several_images_join_while_they_end_earlier_on_average_than_side_by_side() -> None:
-    # Two images end after 25 and 50 ms, 37.5 on average, and side by side after 45. Seven: 100, and 102.9. Nine: 125 both.
+    # Two end after 25 and 50 ms, 37.5 on average, side by side after 45. Seven: 100 and 102.9. Eight: both 112.5.
     assert [images for images in range(1, 12) if joins(TWO, images)] == [1, 2, 3, 4, 5, 6, 7]
     # On 16 lanes, 21 images end after 55 and 55.7 ms on average, and 22 after 57.5 and 57.3.
     assert [images for images in range(1, 33) if not joins(SIXTEEN, images, 16)][:1] == [22]

@@ -64,5 +64,5 @@ class VirtualScheduler(BatchScheduler):
                 self.lose(str(error))
                 return
             finally:
-                self._end_batch(work)
+                self._end_batch(work, None)
             self._deliver(batch, results, seconds)
