@@ -314,9 +314,7 @@ class BatchScheduler:
             return False
         step = self._measurement.next_step()
         if step is None:
-            self._measurement = None
-            self._queue.max_batch_size = self.engine.info.preferred_batch
-            self._former = BatchFormer(self.engine.info)
+            self._end_measurement()
             return False
         self._step = _RunningStep(step, list(step.lanes))
         self._changed.notify_all()
@@ -354,8 +352,16 @@ class BatchScheduler:
             elif self._measurement is not None:
                 step.step.record(max(step.seconds))
                 self._step_pause_s = 0.0
+                if self._measurement.next_step() is None:
+                    self._end_measurement()
             self._step = None
             self._changed.notify_all()
+
+    def _end_measurement(self) -> None:
+        """Plans by what the measurement has found. The caller holds the lock."""
+        self._measurement = None
+        self._queue.max_batch_size = self.engine.info.preferred_batch
+        self._former = BatchFormer(self.engine.info)
 
     def _next_work(self, lane: int) -> LaneBatch | Sample | _StepPart | None:
         """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
@@ -415,8 +421,6 @@ class BatchScheduler:
         batch = LaneBatch(self._joined_lane, entries, lanes) if joined else LaneBatch(lane, entries)
         self._busy += batch.lanes
         self._runs_joined = joined
-        if not joined and len(self._queue):
-            self._changed.notify()  # the images that are left are for another lane
         return batch
 
     def _end_batch(self, batch: LaneBatch, seconds: float | None) -> None:
