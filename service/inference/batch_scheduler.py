@@ -65,6 +65,8 @@ class _RunningStep:
     step: MeasureStep
     to_start: list[int]
     """The lanes that have not begun."""
+    threads: set[int] = field(default_factory=set)
+    """The lanes whose threads have begun a part: each runs one at most, so that all parts run at the same time."""
     running: int = 0
     """Number of lanes that have begun and not ended."""
     seconds: list[float] = field(default_factory=list)
@@ -124,6 +126,7 @@ class BatchScheduler:
         self._runs_joined = False
         """Whether the joined lane runs a batch; then no lane takes one."""
         self._measurement: CurveMeasurement | None = None
+        self._on_measured: Callable[[], object] = lambda: None
         self._step: _RunningStep | None = None
         self._step_pause_s = 0.0
         """The pause after the last step; 0 if no request disturbed it."""
@@ -148,14 +151,19 @@ class BatchScheduler:
             self._threads.append(thread)
             thread.start()
 
-    def measure(self, measurement: CurveMeasurement) -> None:
+    def measure(self, measurement: CurveMeasurement, on_measured: Callable[[], object] = lambda: None) -> None:
         """Runs the steps of a measurement on the lanes while no image waits or is decoded, then plans by its curves.
 
         A request that comes meanwhile waits for one step at most. The step is then tried again, after a pause that
         doubles from one time to the next. Any thread may call this.
+
+        Args:
+            measurement: has the steps; it is prepared.
+            on_measured: called on the event loop after the last step.
         """
         with self._changed:
             self._measurement = measurement
+            self._on_measured = on_measured
             self._changed.notify_all()
 
     def admit(
@@ -362,12 +370,14 @@ class BatchScheduler:
         self._measurement = None
         self._queue.max_batch_size = self.engine.info.preferred_batch
         self._former = BatchFormer(self.engine.info)
+        self._call_on_loop(self._on_measured)
 
     def _next_work(self, lane: int) -> LaneBatch | Sample | _StepPart | None:
         """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
         with self._changed:
             while not self.lost:
-                if self._step is not None and self._step.to_start:
+                if self._step is not None and self._step.to_start and lane not in self._step.threads:
+                    self._step.threads.add(lane)
                     self._step.running += 1
                     return _StepPart(self._step.to_start.pop(0))
                 if self._step is not None or self._runs_joined:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
-from model.engines.base import CurveMeasurement, ServedModel
+from model.engines.base import CurveMeasurement, EngineInfo, ServedModel
 from model.engines.settings import EngineSettings
 from service.errors import Draining
 from service.inference.batch_scheduler import BatchScheduler
@@ -49,6 +49,7 @@ class EngineLifecycle:
         queue: Budget,
         on_open: Callable[[BatchScheduler, Heads], None],
         tracer: Tracer | None = None,
+        on_measured: Callable[[EngineInfo], object] = lambda info: None,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -62,6 +63,7 @@ class EngineLifecycle:
             on_open: called with the started scheduler and the model's heads, before the state is "ready". The creator
                 of this object stops the scheduler in the end.
             tracer: records the batches; None: they are not traced.
+            on_measured: called with the description of the engine once the seconds of its batches are measured.
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
@@ -76,6 +78,7 @@ class EngineLifecycle:
         self._queue = queue
         self._on_open = on_open
         self._tracer = tracer
+        self._on_measured = on_measured
         self._heartbeat: Heartbeat | None = None
         """Beats for the watchdog of what runs: loading first, then the engine; None before `start`."""
         self._created = time.monotonic()
@@ -179,7 +182,11 @@ class EngineLifecycle:
         except Exception:  # the engine serves on without what could not be prepared
             log.exception("the seconds of batches are not measured")
             return
-        scheduler.measure(measurement)
+        scheduler.measure(measurement, lambda: self._end_measurement(scheduler.engine.info))
+
+    def _end_measurement(self, info: EngineInfo) -> None:
+        log.info("measured batches: up to %d images, joined lane: %s", info.preferred_batch, info.joined)
+        self._on_measured(info)
 
     def _on_load_timeout(self, reason: str) -> None:
         if self.scheduler is None:  # or else the engine was loaded at the last moment
