@@ -15,17 +15,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from model.arrays import Bytes, Indices
-from model.engines.base import CurveMeasurement, Engine, FatalEngineError, MeasureStep
+from model.engines.base import CurveMeasurement, Engine, FatalEngineError
 from service.errors import EngineLost, ServiceError
 from service.inference.batch_former import BatchFormer, BatchPlan
 from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
 from service.inference.limits import IMAGE, WHOLE, Budget, require_possible, reserve_images
+from service.inference.measurement_steps import MeasurementSteps, StepPart
 from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
 from service.inference.scheduler import copy_error
 from service.metrics import Metrics
@@ -49,34 +50,6 @@ class LaneBatch:
     entries: Sequence[QueueEntry]
     lanes: int = 1
     """Number of lanes that are busy with it: all of them where it runs on the joined lane."""
-
-
-@dataclass(frozen=True)
-class _StepPart:
-    """What one lane does in a step of the measurement."""
-
-    lane: int
-
-
-@dataclass
-class _RunningStep:
-    """A step of the measurement that some lanes run now."""
-
-    step: MeasureStep
-    to_start: list[int]
-    """The lanes that have not begun."""
-    threads: set[int] = field(default_factory=set)
-    """The lanes whose threads have begun a part: each runs one at most, so that all parts run at the same time."""
-    running: int = 0
-    """Number of lanes that have begun and not ended."""
-    seconds: list[float] = field(default_factory=list)
-    """The seconds of the lanes that have ended."""
-    is_disturbed: bool = False
-    """Whether a request has come meanwhile."""
-
-
-STEP_PAUSES_S = (1.0, 64.0)
-"""The first and the longest pause before a step of the measurement is tried again that a request has disturbed."""
 
 
 class BatchScheduler:
@@ -125,12 +98,9 @@ class BatchScheduler:
         """Number of lanes that run a batch; all of them with the joined one."""
         self._runs_joined = False
         """Whether the joined lane runs a batch; then no lane takes one."""
-        self._measurement: CurveMeasurement | None = None
+        self._steps: MeasurementSteps | None = None
+        """The measurement of batches; None before and after it."""
         self._on_measured: Callable[[], object] = lambda: None
-        self._step: _RunningStep | None = None
-        self._step_pause_s = 0.0
-        """The pause after the last step; 0 if no request disturbed it."""
-        self._next_step_at = 0.0
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
@@ -162,7 +132,7 @@ class BatchScheduler:
             on_measured: called on the event loop after the last step.
         """
         with self._changed:
-            self._measurement = measurement
+            self._steps = MeasurementSteps(measurement)
             self._on_measured = on_measured
             self._changed.notify_all()
 
@@ -182,8 +152,8 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             share = reserve_images(self._images, count, shares)
-            if self._step is not None:
-                self._step.is_disturbed = True
+            if self._steps is not None:
+                self._steps.disturb()
             request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
             self._requests.add(request)
         return request
@@ -214,6 +184,8 @@ class BatchScheduler:
                     self._trace_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
+                if self._steps is not None:
+                    self._changed.notify()  # no image may be left that a step has waited for
 
     def sample(self, patches: Bytes) -> None:
         """See `Scheduler.sample`."""
@@ -268,8 +240,8 @@ class BatchScheduler:
                 if isinstance(work, Sample):
                     self._measure_drift(lane, work)
                     continue
-                if isinstance(work, _StepPart):
-                    self._run_step(work.lane)
+                if isinstance(work, StepPart):
+                    self._run_part(work)
                     continue
                 taken_at = time.monotonic()
                 batch, seconds = work.entries, None
@@ -311,76 +283,51 @@ class BatchScheduler:
         self._measuring = sample is not None
         return sample
 
-    def _next_step(self, now: float) -> bool:
+    def _begin_step(self, now: float) -> bool:
         """Begins a step of the measurement if no lane runs anything, and no image waits or is being decoded.
 
         The caller holds the lock.
         """
-        if self._measurement is None or self._busy or self._measuring or self._stopping or self._images.used:
+        if self._steps is None or self._busy or self._measuring or self._stopping or self._images.used:
             return False
-        if now < self._next_step_at:
-            return False
-        step = self._measurement.next_step()
-        if step is None:
-            self._end_measurement()
-            return False
-        self._step = _RunningStep(step, list(step.lanes))
-        self._changed.notify_all()
-        return True
+        if self._steps.begin(now):
+            self._changed.notify_all()
+            return True
+        self._end_measurement()
+        return False
 
-    def _run_step(self, lane: int) -> None:
-        """Runs one lane's part of the step that has begun. A failure ends the measurement."""
-        step = self._step
-        assert step is not None
+    def _run_part(self, part: StepPart) -> None:
+        """Runs one lane's part of a step. A failure ends the measurement."""
+        seconds: float | None = None
         try:
-            seconds = step.step.run(lane)
+            seconds = part.step.run(part.lane)
         except FatalEngineError:
             raise
         except Exception as error:
             self._metrics.engine_failures.labels("raised").inc()
             log.error("the seconds of batches cannot be measured: %s", error)
-            self._end_step_part(step, None)
-        else:
-            self._end_step_part(step, seconds)
-
-    def _end_step_part(self, step: _RunningStep, seconds: float | None) -> None:
-        """Ends the part of one lane, which took `seconds` or failed; after the last part, ends the step."""
         with self._changed:
-            step.running -= 1
-            if seconds is None:
-                self._measurement = None
-            else:
-                step.seconds.append(seconds)
-            if step.running or step.to_start:
-                return
-            if step.is_disturbed:
-                first, longest = STEP_PAUSES_S
-                self._step_pause_s = min(max(first, 2 * self._step_pause_s), longest)
-                self._next_step_at = time.monotonic() + self._step_pause_s
-            elif self._measurement is not None:
-                step.step.record(max(step.seconds))
-                self._step_pause_s = 0.0
-                if self._measurement.next_step() is None:
-                    self._end_measurement()
-            self._step = None
-            self._changed.notify_all()
+            assert self._steps is not None
+            self._steps.end_part(seconds, time.monotonic())
+            if not self._steps.is_running:
+                self._end_measurement()
+                self._changed.notify_all()
 
     def _end_measurement(self) -> None:
-        """Plans by what the measurement has found. The caller holds the lock."""
-        self._measurement = None
-        self._queue.max_batch_size = self.engine.info.preferred_batch
-        self._former = BatchFormer(self.engine.info)
-        self._call_on_loop(self._on_measured)
+        """After the last step, plans by what was measured. The caller holds the lock."""
+        if self._steps is not None and self._steps.is_over:
+            self._steps = None
+            self._queue.max_batch_size = self.engine.info.preferred_batch
+            self._former = BatchFormer(self.engine.info)
+            self._call_on_loop(self._on_measured)
 
-    def _next_work(self, lane: int) -> LaneBatch | Sample | _StepPart | None:
+    def _next_work(self, lane: int) -> LaneBatch | Sample | StepPart | None:
         """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
         with self._changed:
             while not self.lost:
-                if self._step is not None and self._step.to_start and lane not in self._step.threads:
-                    self._step.threads.add(lane)
-                    self._step.running += 1
-                    return _StepPart(self._step.to_start.pop(0))
-                if self._step is not None or self._runs_joined:
+                if self._steps is not None and (part := self._steps.take_part(lane)):
+                    return part
+                if self._runs_joined or (self._steps is not None and self._steps.is_running):
                     self._changed.wait()
                     continue
                 now = time.monotonic()
@@ -399,7 +346,7 @@ class BatchScheduler:
                 if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
-                    if self._next_step(now):
+                    if self._begin_step(now):
                         continue
                     if sample := self._next_sample():
                         return sample
@@ -408,10 +355,8 @@ class BatchScheduler:
 
     def _seconds_to_wait(self, now: float, batch_s: float | None) -> float | None:
         """Seconds until a batch is due, `batch_s`, or a step may be tried again; None if neither will be by itself."""
-        if self._measurement is None or now >= self._next_step_at:
-            return batch_s
-        step_s = self._next_step_at - now
-        return step_s if batch_s is None else min(batch_s, step_s)
+        step_s = None if self._steps is None else self._steps.seconds_to_wait(now)
+        return min((seconds for seconds in (batch_s, step_s) if seconds is not None), default=None)
 
     def _plan(self, now: float) -> BatchPlan:
         """The size of the next batch, and whether the joined lane runs it. The caller holds the lock."""
