@@ -10,27 +10,25 @@ runs anything, and until it has ended no lane takes a batch.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from model.arrays import Bytes, Indices
 from model.engines.base import CurveMeasurement, Engine, FatalEngineError
 from service.errors import EngineLost, ServiceError
-from service.inference.batch_former import BatchFormer, BatchPlan
+from service.inference.batch_results import BatchResults
 from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
-from service.inference.limits import IMAGE, WHOLE, Budget, require_possible, reserve_images
+from service.inference.lane_use import LaneBatch, LaneUse
+from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
 from service.inference.measurement_steps import MeasurementSteps, StepPart
-from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
+from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, ResultSink
 from service.inference.scheduler import copy_error
 from service.metrics import Metrics
-from service.tracing.images import TracedImage, error_name
 
 if TYPE_CHECKING:
     from service.tracing.spans import Tracer
@@ -40,16 +38,6 @@ LAST_BATCH_S = 5.0
 """Time that a lane gets to finish its batch when the scheduler stops."""
 LAST_BATCH_OF_LOST_S = 1.0
 """The same time after the engine was lost: its last batches have no result that anybody waits for."""
-
-
-@dataclass(frozen=True)
-class LaneBatch:
-    """A batch, and the lane that runs it."""
-
-    lane: int
-    entries: Sequence[QueueEntry]
-    lanes: int = 1
-    """Number of lanes that are busy with it: all of them where it runs on the joined lane."""
 
 
 class BatchScheduler:
@@ -81,31 +69,22 @@ class BatchScheduler:
         """The reason why the engine has failed for good; None while it works."""
         self._metrics = metrics
         self._images = images
-        self._queue_duration = metrics.stage_duration.labels("queue")
-        self._infer_duration = metrics.stage_duration.labels("infer")
+        self._results = BatchResults(metrics, tracer)
         self._on_lost = on_lost
         self._drift = drift
-        self._tracer = tracer
         self._measuring = False
         """Whether a lane measures drift; at most one does, so that another one is free for requests."""
         self._changed = threading.Condition()
         self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
-        self._former = BatchFormer(engine.info)
-        self._waits_to_fill = max_delay_s > 0
-        """Whether the operator wants full batches."""
+        self._lane_use = LaneUse(engine.info, self._queue, images, max_delay_s > 0)
         self._requests: set[QueuedRequest] = set()
-        self._busy = 0
-        """Number of lanes that run a batch; all of them with the joined one."""
-        self._runs_joined = False
-        """Whether the joined lane runs a batch; then no lane takes one."""
         self._steps: MeasurementSteps | None = None
         """The measurement of batches; None before and after it."""
         self._on_measured: Callable[[], object] = lambda: None
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
         metrics.read_at_scrape(metrics.queue_images, lambda: self.waiting)
-        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._busy)
+        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._lane_use.busy)
 
     @property
     def waiting(self) -> int:
@@ -115,7 +94,7 @@ class BatchScheduler:
 
     def start(self) -> None:
         """Starts one thread for each lane. Results go to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        self._results.open()
         for lane in range(self.engine.info.lanes):
             thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             self._threads.append(thread)
@@ -166,8 +145,7 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             if not request.released:
-                self._former.advance(entry.queued_at, self._busy)
-                self._former.count_arrival(self._busy)
+                self._lane_use.count_arrival(entry.queued_at)
                 self._queue.put(key, entry)
                 self._changed.notify()
 
@@ -181,7 +159,7 @@ class BatchScheduler:
             if request.unbatched:
                 if entries := self._queue.remove(request):
                     request.sink.on_dropped(entries)
-                    self._trace_dropped(entries)
+                    self._results.trace_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
                 if self._steps is not None:
@@ -207,9 +185,9 @@ class BatchScheduler:
             first = self.lost is None
             self.lost = self.lost or reason
             self._changed.notify_all()
-        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
+        self._results.call_on_loop(partial(self.fail_all, EngineLost(reason)))
         if first:
-            self._call_on_loop(partial(self._on_lost, reason))
+            self._results.call_on_loop(partial(self._on_lost, reason))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
@@ -234,7 +212,8 @@ class BatchScheduler:
         return next(bound for bound in (num_patches // 4, num_patches // 2, num_patches) if visible <= bound)
 
     def _serve_lane(self, lane: int) -> None:
-        executors = {number: BatchExecutor(self.engine, number, self._metrics) for number in (lane, self._joined_lane)}
+        joined = self._lane_use.joined_lane
+        executors = {number: BatchExecutor(self.engine, number, self._metrics) for number in (lane, joined)}
         try:
             while work := self._next_work(lane):
                 if isinstance(work, Sample):
@@ -248,21 +227,17 @@ class BatchScheduler:
                 try:
                     results, seconds = executors[work.lane].run(batch[0].request.operation, batch)
                 except BaseException as error:
-                    self._trace_batch(work.lane, batch, taken_at, [error] * len(batch))
+                    self._results.trace_batch(work.lane, batch, taken_at, [error] * len(batch))
                     raise
                 finally:
                     self._end_batch(work, seconds)
-                self._deliver(batch, results, seconds)
-                self._trace_batch(work.lane, batch, taken_at, results)
+                self._results.deliver(batch, results, seconds)
+                self._results.trace_batch(work.lane, batch, taken_at, results)
                 # While a lane waits, it keeps no images, nor the memory of a worker that has died.
                 del work, batch, results
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self.lose(f"lane {lane} has ended: {error or type(error).__name__}")
-
-    @property
-    def _joined_lane(self) -> int:
-        return self.engine.info.lanes
 
     def _measure_drift(self, lane: int, sample: Sample) -> None:
         assert self._drift is not None
@@ -288,7 +263,7 @@ class BatchScheduler:
 
         The caller holds the lock.
         """
-        if self._steps is None or self._busy or self._measuring or self._stopping or self._images.used:
+        if self._steps is None or self._lane_use.busy or self._measuring or self._stopping or self._images.used:
             return False
         if self._steps.begin(now):
             self._changed.notify_all()
@@ -317,9 +292,8 @@ class BatchScheduler:
         """After the last step, plans by what was measured. The caller holds the lock."""
         if self._steps is not None and self._steps.is_over:
             self._steps = None
-            self._queue.max_batch_size = self.engine.info.preferred_batch
-            self._former = BatchFormer(self.engine.info)
-            self._call_on_loop(self._on_measured)
+            self._lane_use.describe(self.engine.info)
+            self._results.call_on_loop(self._on_measured)
 
     def _next_work(self, lane: int) -> LaneBatch | Sample | StepPart | None:
         """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
@@ -327,22 +301,22 @@ class BatchScheduler:
             while not self.lost:
                 if self._steps is not None and (part := self._steps.take_part(lane)):
                     return part
-                if self._runs_joined or (self._steps is not None and self._steps.is_running):
+                if self._lane_use.runs_joined or (self._steps is not None and self._steps.is_running):
                     self._changed.wait()
                     continue
                 now = time.monotonic()
-                plan = self._plan(now)
+                plan = self._lane_use.plan(now, self._stopping, may_join=not self._measuring)
                 batch = self._queue.next_batch(now, self._stopping, plan.size)
                 for entry in batch.expired:
                     entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
-                self._trace_dropped(batch.expired)
+                self._results.trace_dropped(batch.expired)
                 if batch.entries:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
                         entry.request.sink.on_taken((entry,))
                     self._images.give(sum(entry.request.room(1) for entry in batch.entries))
-                    return self._begin_batch(lane, batch.entries, plan.joined)
+                    return self._lane_use.begin(lane, batch.entries, plan.joined)
                 if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
@@ -358,36 +332,10 @@ class BatchScheduler:
         step_s = None if self._steps is None else self._steps.seconds_to_wait(now)
         return min((seconds for seconds in (batch_s, step_s) if seconds is not None), default=None)
 
-    def _plan(self, now: float) -> BatchPlan:
-        """The size of the next batch, and whether the joined lane runs it. The caller holds the lock."""
-        self._former.advance(now, self._busy)
-        key = self._queue.next_key(now, self._stopping)
-        if key is None or self._waits_to_fill:
-            return BatchPlan(self._queue.max_batch_size)
-        expected = -(-self._images.used // IMAGE)
-        idle = self.engine.info.lanes - self._busy
-        return self._former.plan(
-            key, self._queue.count(key), len(self._queue), expected, idle, may_join=not self._measuring
-        )
-
-    def _begin_batch(self, lane: int, entries: Sequence[QueueEntry], joined: bool) -> LaneBatch:
-        """Counts the lanes of a batch as busy. The caller holds the lock."""
-        lanes = self.engine.info.lanes
-        batch = LaneBatch(self._joined_lane, entries, lanes) if joined else LaneBatch(lane, entries)
-        self._busy += batch.lanes
-        self._runs_joined = joined
-        return batch
-
     def _end_batch(self, batch: LaneBatch, seconds: float | None) -> None:
-        """Frees the lanes of a batch that took `seconds`, or has failed."""
         with self._changed:
-            self._former.advance(time.monotonic(), self._busy)
-            key = batch.entries[0].request.key
-            if seconds is not None and key is not None:
-                self._former.note_seconds(key, len(batch.entries), batch.lane == self._joined_lane, seconds)
-            self._busy -= batch.lanes
-            if self._runs_joined:
-                self._runs_joined = False
+            self._lane_use.end(batch, time.monotonic(), seconds)
+            if batch.lane == self._lane_use.joined_lane:
                 self._changed.notify_all()
 
     def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
@@ -395,38 +343,3 @@ class BatchScheduler:
         self._metrics.dropped.labels(reason).inc(count)
         self._images.give(request.room(count))
         request.unbatched -= count
-
-    def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
-        taken_at = time.monotonic() - infer_s
-        waits = [taken_at - entry.queued_at for entry in batch]
-        for queue_s in waits:
-            self._queue_duration.observe(queue_s)
-            self._infer_duration.observe(infer_s)
-        self._call_on_loop(partial(_send_results, batch, results, waits, infer_s))
-
-    def _trace_batch(
-        self, lane: int, batch: Sequence[QueueEntry], taken_at: float, outcomes: Sequence[Result | BaseException]
-    ) -> None:
-        """Records the spans of a batch that has ended, with a result or an error for each image."""
-        if self._tracer is not None:
-            images = [
-                TracedImage(entry.request.traceparent, entry.queued_at, error_name(outcome))
-                for entry, outcome in zip(batch, outcomes, strict=True)
-            ]
-            self._tracer.record_batch(batch[0].request.operation, lane, images, taken_at)
-
-    def _trace_dropped(self, entries: Sequence[QueueEntry]) -> None:
-        """Records the wait of images that enter no batch."""
-        if self._tracer is not None and entries:
-            self._tracer.record_dropped([TracedImage(entry.request.traceparent, entry.queued_at) for entry in entries])
-
-    def _call_on_loop(self, call: Callable[[], object]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
-
-
-def _send_results(
-    batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
-) -> None:
-    for entry, result, queue_s in zip(batch, results, waits, strict=True):
-        entry.request.sink.on_result(entry.index, result, queue_s, infer_s)

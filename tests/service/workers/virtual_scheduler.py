@@ -39,7 +39,7 @@ class VirtualScheduler(BatchScheduler):
     random: Random
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._results.open()
         self._stopping = True  # so a lane never waits in `_next_work`
         self._arrived = asyncio.Event()
         self.lanes = [asyncio.create_task(self._serve(lane)) for lane in range(self.engine.info.lanes)]
@@ -65,4 +65,4 @@ class VirtualScheduler(BatchScheduler):
                 return
             finally:
                 self._end_batch(work, None)
-            self._deliver(batch, results, seconds)
+            self._results.deliver(batch, results, seconds)
