@@ -160,6 +160,10 @@ class WatchedEngine:
         """See `Engine.info`. It may change: the seconds of batches are measured after the start."""
         return self._engine.info
 
+    @info.setter
+    def info(self, info: EngineInfo) -> None:
+        self._engine.info = info
+
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
         with self._watchdog.watch(lane, "embed", len(patches)):
