@@ -24,6 +24,8 @@ RECENT_CALLS = 8
 """Number of calls whose mean tells how much slower they are than measured."""
 MOST_SLOWDOWN = 4.0
 """The largest slowdown of a call that counts: one that a pause of the machine held up tells nothing."""
+WAIT_WEIGHT = 2.0
+"""How much a second of waiting counts beside one of a call: the slowest images are those that wait."""
 FULL_LOAD = 0.999
 """The largest load that is reckoned with, as a share of the lanes' time: at 1 a queue never becomes empty."""
 
@@ -114,8 +116,8 @@ class BatchFormer:
     def _joined_pays(self, seconds: BatchSeconds, images: int) -> bool:
         """Whether images should run one after the other on the joined lane, when no lane is busy.
 
-        Both must hold: the images that are there end earlier on average than side by side, and so would images that go
-        on to arrive at the recent rate.
+        Both must hold: the images that are there end earlier on average than side by side, and so do images that go on
+        to arrive at the recent rate, where waiting counts more than running.
 
         Args:
             seconds: measured for images of this kind.
@@ -126,9 +128,10 @@ class BatchFormer:
         now, rate = self._load.now, self._load.arrivals_per_s
         joined = seconds.joined[1] * self._slowdowns[True].mean(now)
         one = seconds.lanes[1] * self._slowdowns[False].mean(now)
+        of_lanes = one + WAIT_WEIGHT * wait_seconds(one, rate, self.lanes)
+        of_joined = joined + WAIT_WEIGHT * wait_seconds(joined, rate, 1)
         # Where neither keeps pace, the one counts that takes more images per second.
-        of_lanes = response_seconds(one, rate, self.lanes), one / self.lanes
-        return (response_seconds(joined, rate, 1), joined) <= of_lanes
+        return (of_joined, joined) <= (of_lanes, one / self.lanes)
 
 
 class Slowdown:
@@ -226,8 +229,8 @@ def joined_is_earlier(seconds: BatchSeconds, images: int, lanes: int) -> bool:
     return seconds.joined[1] * (images + 1) / 2 < side_by_side * one
 
 
-def response_seconds(service_s: float, rate: float, servers: int) -> float:
-    """Mean seconds from the arrival of an image to its end: `servers` of equal, constant seconds, random arrivals.
+def wait_seconds(service_s: float, rate: float, servers: int) -> float:
+    """Mean seconds that an image waits for one of `servers`, of equal, constant seconds, with random arrivals.
 
     Exact for one server (M/D/1). For more, images wait about half as long as with random seconds (M/M/c, Erlang's
     formula C). Infinite where more images arrive than the servers can take.
@@ -240,7 +243,7 @@ def response_seconds(service_s: float, rate: float, servers: int) -> float:
     for count in range(1, servers + 1):
         blocked = offered * blocked / (count + offered * blocked)
     waits = blocked / (1 - load * (1 - blocked))  # Erlang's formula C: the probability that an image waits
-    return service_s * (1 + waits / (2 * servers * (1 - load)))
+    return service_s * waits / (2 * servers * (1 - load))
 
 
 def fill_sizes(measured: Mapping[int, float], max_batch: int) -> list[float]:

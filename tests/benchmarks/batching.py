@@ -233,6 +233,11 @@ def eight_per_lane(former: BatchFormer, queue: FairQueue, expected: int, idle: i
     return BatchPlan(1 if len(queue) < 8 * former.lanes else queue.max_batch_size)
 
 
+def without_joined(former: BatchFormer, queue: FairQueue, expected: int, idle: int) -> BatchPlan:
+    """The rule of the service on an engine without a joined lane."""
+    return former.plan(KEY, queue.count(KEY), len(queue), expected, idle, may_join=False)
+
+
 RULES: dict[str, Rule] = {"greedy": greedy, "8 per lane": eight_per_lane, "measured": by_measurement}
 
 
@@ -289,6 +294,12 @@ def main() -> None:
     print_table("a batch of 4 saves 4 %", Host(curve(0.04), lanes), RULES, images)
     print_table("a batch of 4 saves 25 %", Host(curve(0.25), lanes), RULES, images)
     print_table("a GPU: s(b) = 1 + 0.02 b", Host(accelerator(), lanes, 64), RULES, images)
+    lone, decode = 0.9, 0.1
+    for joined in (1 / lanes, 1.2 / lanes, 1.4 / lanes):
+        shape = with_joined(curve(0.04).model_copy(update={"lone": lone}), joined)
+        host = Host(shape, lanes, decode_s=decode, decode_threads=lanes)
+        name = f"a joined lane: {joined:.2f} for an image, {lone} on a lane alone, and {decode} to decode it"
+        print_table(name, host, {"without it": without_joined, "measured": by_measurement}, images)
 
 
 if __name__ == "__main__":

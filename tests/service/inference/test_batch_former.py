@@ -5,7 +5,7 @@ import math
 import pytest
 
 from model.engines.batch_seconds import BatchCurves, BatchSeconds
-from service.inference.batch_former import BatchFormer, BatchPlan, RecentLoad, response_seconds
+from service.inference.batch_former import BatchFormer, BatchPlan, RecentLoad, wait_seconds
 from service.inference.queue import BatchKey
 from tests.support.engines import fake_info
 
@@ -162,11 +162,11 @@ def test_arrivals_count_by_the_time_in_which_a_lane_is_busy() -> None:
 
 
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
-def test_the_response_of_one_server_is_that_of_pollaczek_and_khinchine(load: float) -> None:
-    assert response_seconds(2.0, load / 2, 1) == pytest.approx(2 + load * 2 / (2 * (1 - load)))
+def test_the_wait_for_one_server_is_that_of_pollaczek_and_khinchine(load: float) -> None:
+    assert wait_seconds(2.0, load / 2, 1) == pytest.approx(load * 2 / (2 * (1 - load)))
 
 
-def test_the_response_of_two_servers_is_near_the_known_one() -> None:
+def test_the_wait_for_two_servers_is_near_the_known_one() -> None:
     # M/D/2 at a load of 0.5 waits 0.1767 s(1) by Crommelin's formula; half of M/M/2 is 1/6.
-    assert response_seconds(1.0, 1.0, 2) == pytest.approx(1.1767, rel=0.01)
-    assert response_seconds(1.0, 2.0, 2) == math.inf
+    assert wait_seconds(1.0, 1.0, 2) == pytest.approx(0.1767, rel=0.06)
+    assert wait_seconds(1.0, 2.0, 2) == math.inf
