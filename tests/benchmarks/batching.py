@@ -287,7 +287,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=2)
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=5_000)
     options = parser.parse_args()
     lanes, images = options.lanes, options.images
     print("p50, p95, p99 in times of s(1), one image on a lane while all lanes are busy; images per s(1)")
