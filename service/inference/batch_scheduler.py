@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from model.arrays import Bytes, Indices
-from model.engines.base import CurveMeasurement, Engine, FatalEngineError
+from model.engines.base import CurveMeasurement, Engine
 from service.errors import EngineLost, ServiceError
 from service.inference.batch_results import BatchResults
 from service.inference.drift import DriftMonitor, Sample
@@ -111,7 +111,7 @@ class BatchScheduler:
             on_measured: called on the event loop after the last step.
         """
         with self._changed:
-            self._steps = MeasurementSteps(measurement)
+            self._steps = MeasurementSteps(measurement, self._metrics)
             self._on_measured = on_measured
             self._changed.notify_all()
 
@@ -265,26 +265,20 @@ class BatchScheduler:
         """
         if self._steps is None or self._lane_use.busy or self._measuring or self._stopping or self._images.used:
             return False
-        if self._steps.begin(now):
-            self._changed.notify_all()
-            return True
+        has_begun = self._steps.begin(now)
         self._end_measurement()
-        return False
+        if has_begun:
+            self._changed.notify_all()
+        return has_begun
 
     def _run_part(self, part: StepPart) -> None:
-        """Runs one lane's part of a step. A failure ends the measurement."""
-        seconds: float | None = None
-        try:
-            seconds = part.step.run(part.lane)
-        except FatalEngineError:
-            raise
-        except Exception as error:
-            self._metrics.engine_failures.labels("raised").inc()
-            log.error("the seconds of batches cannot be measured: %s", error)
+        """Runs one lane's part of a step."""
+        steps = self._steps
+        assert steps is not None
+        seconds = steps.run(part)
         with self._changed:
-            assert self._steps is not None
-            self._steps.end_part(seconds, time.monotonic())
-            if not self._steps.is_running:
+            steps.end_part(seconds, time.monotonic())
+            if not steps.is_running:
                 self._end_measurement()
                 self._changed.notify_all()
 

@@ -312,6 +312,30 @@ def test_a_step_that_fails_ends_the_measurement(unmeasured: Machine, caplog: pyt
     assert len(unmeasured.lanes.in_call) <= 2 and JOINED not in unmeasured.lanes.in_call
 
 
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_measurement_that_fails_between_its_steps_ends_alone(
+    unmeasured: Machine, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    measurement = Measurement(unmeasured.engine, CURVES)
+    next_step = measurement.next_step
+
+    def fail() -> None:
+        if when == "first" or measurement.recorded:
+            raise OSError("the disk is full")
+        return next_step()
+
+    measurement.next_step = fail  # type: ignore[method-assign, assignment]
+    unmeasured.scheduler.measure(measurement)
+    unmeasured.lanes.settle()
+    if when == "later":
+        unmeasured.end_step(0, 1)
+    assert not unmeasured.lanes.in_call and "the disk is full" in caplog.text
+    sink, _ = unmeasured.send()
+    unmeasured.lanes.end_call(*unmeasured.lanes.in_call)
+    unmeasured.on_loop(lambda: None)
+    assert len(sink.results) == 1 and not unmeasured.lost
+
+
 def test_a_device_that_is_lost_in_a_step_ends_all(unmeasured: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL + 1, "service")
     unmeasured.measure()
