@@ -236,6 +236,14 @@ def test_the_calls_of_an_engine_are_watched() -> None:
     assert machine.run_until(machine.now + 100) is None, "a call that has raised has ended"
 
 
+def test_quick_calls_of_the_joined_lane_do_not_shorten_the_limit_of_the_others() -> None:
+    machine = Machine(image_seconds=2)
+    for _ in range(20):
+        with machine.watchdog.watch(2, "embed", 1):
+            assert machine.run_until(machine.now + 0.3) is None
+    assert machine.run_call(39) is None
+
+
 def test_the_steps_of_a_measurement_are_watched() -> None:
     machine = Machine()
     recorded: list[float] = []
