@@ -51,8 +51,6 @@ class BatchFormer:
         self._curves: BatchCurves | None = None
         self._by_key: dict[BatchKey, _Seconds] = {}
         self._load = RecentLoad(info.lanes)
-        self._slowdowns = {False: Slowdown(), True: Slowdown()}
-        """Of single images on the lanes, and on the joined lane."""
         if info.batch_curves is not None:
             self.set_curves(info.batch_curves)
 
@@ -61,8 +59,6 @@ class BatchFormer:
         self._curves = curves
         self._by_key.clear()
         self._load.window_s = WINDOW * max(seconds.lanes[1] for seconds in curves.shapes.values())
-        for slowdown in self._slowdowns.values():
-            slowdown.memory_s = MEMORY * self._load.window_s
 
     def advance(self, now: float, busy: int) -> None:
         """Counts the time until `now`, in seconds, in which `busy` lanes were busy; all of them with the joined one."""
@@ -78,7 +74,7 @@ class BatchFormer:
         if self._curves is not None and size == 1:
             measured = self._seconds_of(key)
             one = measured.joined[1] if joined else measured.lanes[1]
-            self._slowdowns[joined].note(self._load.now, seconds / one)
+            measured.slowdowns[joined].note(self._load.now, seconds / one)
 
     def plan(
         self, key: BatchKey, of_key: int, waiting: int, expected: int, idle: int, may_join: bool = True
@@ -97,12 +93,7 @@ class BatchFormer:
             return BatchPlan(self._max_batch)
         seconds = self._seconds_of(key)
         most = min(of_key, self._max_batch)
-        if (
-            may_join
-            and self._joined
-            and idle == self.lanes
-            and self._joined_pays(seconds.shape, max(waiting, expected))
-        ):
+        if may_join and self._joined and idle == self.lanes and self._joined_pays(seconds, max(waiting, expected)):
             return BatchPlan(choose_size(seconds.joined, most, waiting, 1, 1, self._load.busy), joined=True)
         return BatchPlan(choose_size(seconds.lanes, most, waiting, self.lanes, idle, self._load.busy))
 
@@ -110,10 +101,10 @@ class BatchFormer:
         assert self._curves is not None
         if key not in self._by_key:
             of_shape = self._curves.of(key.operation, key.max_visible, self._num_patches)
-            self._by_key[key] = _Seconds(of_shape, self._max_batch)
+            self._by_key[key] = _Seconds(of_shape, self._max_batch, MEMORY * self._load.window_s)
         return self._by_key[key]
 
-    def _joined_pays(self, seconds: BatchSeconds, images: int) -> bool:
+    def _joined_pays(self, seconds: _Seconds, images: int) -> bool:
         """Whether images should run one after the other on the joined lane, when no lane is busy.
 
         Both must hold: the images that are there end earlier on average than side by side, and so do images that go on
@@ -123,11 +114,11 @@ class BatchFormer:
             seconds: measured for images of this kind.
             images: number of images that wait, or will after decoding.
         """
-        if not joined_is_earlier(seconds, images, self.lanes):
+        if not joined_is_earlier(seconds.shape, images, self.lanes):
             return False
         now, rate = self._load.now, self._load.arrivals_per_s
-        joined = seconds.joined[1] * self._slowdowns[True].mean(now)
-        one = seconds.lanes[1] * self._slowdowns[False].mean(now)
+        joined = seconds.joined[1] * seconds.slowdowns[True].mean(now)
+        one = seconds.lanes[1] * seconds.slowdowns[False].mean(now)
         of_lanes = one + WAIT_WEIGHT * wait_seconds(one, rate, self.lanes)
         of_joined = joined + WAIT_WEIGHT * wait_seconds(joined, rate, 1)
         # Where neither keeps pace, the one counts that takes more images per second.
@@ -137,10 +128,12 @@ class BatchFormer:
 class Slowdown:
     """The seconds of recent calls over those that were measured while nothing else ran."""
 
-    def __init__(self) -> None:
-        """No call has been noted, so they count as equal."""
-        self.memory_s = 1.0
-        """Seconds without a call after which a third (1 / e) of a difference is left."""
+    def __init__(self, memory_s: float) -> None:
+        """No call has been noted, so they count as equal.
+
+        After `memory_s` seconds without a call, a third (1 / e) of a difference is left.
+        """
+        self._memory_s = memory_s
         self._difference = 0.0
         self._at = 0.0
 
@@ -152,7 +145,7 @@ class Slowdown:
 
     def mean(self, now: float) -> float:
         """The mean of the recent calls, the later the less since the last one."""
-        return 1 + self._difference * math.exp((self._at - now) / self.memory_s)
+        return 1 + self._difference * math.exp((self._at - now) / self._memory_s)
 
 
 class RecentLoad:
@@ -264,9 +257,11 @@ def fill_sizes(measured: Mapping[int, float], max_batch: int) -> list[float]:
 
 
 class _Seconds:
-    """Measured seconds for each size of a batch. Sizes that were not measured lie on lines between those that were."""
+    """Seconds of the batches of a key by size: measured or between measured ones; and how they have been lately."""
 
-    def __init__(self, shape: BatchSeconds, max_batch: int) -> None:
+    def __init__(self, shape: BatchSeconds, max_batch: int, memory_s: float) -> None:
         self.shape = shape
+        self.slowdowns = {False: Slowdown(memory_s), True: Slowdown(memory_s)}
+        """Of single images on the lanes, and on the joined lane."""
         self.lanes = fill_sizes(shape.lanes, max_batch)
         self.joined = fill_sizes(shape.joined, max_batch)
