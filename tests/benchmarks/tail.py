@@ -124,6 +124,15 @@ def row(name: str, runs: Sequence[Run]) -> str:
     return f"{name:30}{lone:9.1f}{p50:9.1f}{p95:9.1f}{p99:9.1f}{ratios}{rate:9.1f}{batch:8.2f}"
 
 
+def compare(a: Sequence[Run], b: Sequence[Run]) -> str:
+    """Medians over the pairs of runs: b over a, and the percentiles of b over the lone request of a."""
+    names = ("lone p50", "p50", "p95", "p99")
+    ratios = [median(two[index] / one[index] for one, two in zip(a, b, strict=True)) for index in range(len(names))]
+    of_lone = [median(two[index] / one.lone_p50 for one, two in zip(a, b, strict=True)) for index in (1, 2, 3)]
+    over_a = ", ".join(f"{name} {ratio:.3f}" for name, ratio in zip(names, ratios, strict=True))
+    return f"b over a: {over_a}; b over the lone p50 of a: " + ", ".join(f"{ratio:.2f}" for ratio in of_lone)
+
+
 HEAD = f"{'':30}{'lone p50':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'over lone p50':>21}{'images/s':>9}{'/batch':>8}"
 
 
@@ -170,6 +179,7 @@ def main() -> None:
                     print(row(f"{'ab'[side]} {number + 1}", runs[side][-1:]), flush=True)
             print(row(f"a: {options.a[:16]}, medians", runs[0]))
             print(row(f"b: {options.b[:16]}, medians", runs[1]))
+            print(compare(*runs))
             joined = read_joined(servers[1], name)
             for rule, seconds in (("greedy", {}), ("measured", {}), *([("measured", joined)] if joined else [])):
                 simulated, capacity = simulate(host_of(name, stages, seconds), rule)
