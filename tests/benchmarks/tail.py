@@ -103,8 +103,8 @@ def simulate(host: Host, rule: str) -> tuple[Run, float]:
     capacity = Simulation(host, RULES[rule]).run([0.0] * 2000, SATURATING).images_per_s
     lone = Simulation(host, RULES[rule]).run([0.0] * 100, 1).percentiles()[0]
     outcome = Simulation(host, RULES[rule]).run(open_times(capacity / 2, SIMULATED))
-    percentiles = (1000 * value for value in outcome.percentiles())
-    return Run(1000 * lone, *percentiles, outcome.images_per_s, outcome.mean_size), capacity
+    p50, p95, p99 = (1000 * value for value in outcome.percentiles())
+    return Run(1000 * lone, p50, p95, p99, outcome.images_per_s, outcome.mean_size), capacity
 
 
 def read_joined(server: ServerProcess, route: str) -> dict[int, float]:
