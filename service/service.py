@@ -148,7 +148,15 @@ class LocalService(Service):
         )
         super().__init__(settings, budgets, tracer)
         self._lifecycle = EngineLifecycle(
-            settings, build_engine, self._state, self.metrics, budgets, budgets.images, self._open, tracer
+            settings,
+            build_engine,
+            self._state,
+            self.metrics,
+            budgets,
+            budgets.images,
+            self._open,
+            tracer,
+            self._on_measured,
         )
 
     def start(self) -> None:
@@ -170,6 +178,10 @@ class LocalService(Service):
             self._pipeline.close()
         self.metrics.close()
         await self._close_tracer()
+
+    def _on_measured(self, info: EngineInfo) -> None:
+        if self._pipeline is not None:
+            self._pipeline.info = apply_served_name(info, self.settings.served_name)
 
     def _open(self, scheduler: BatchScheduler, heads: Heads) -> None:
         s = self.settings

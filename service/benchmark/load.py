@@ -197,18 +197,23 @@ def _send_load(
 
 @dataclass(frozen=True)
 class Clocks:
-    """The time, and the CPU time that the server had used by then."""
+    """The time, and what the server had used and done by then."""
 
     time_s: float
     """Seconds of `time.monotonic()`, the clock that the script reads too."""
     core_s: float | None
     """The server's CPU time in seconds; None where the system does not report it."""
+    batches: float | None = None
+    """Number of batches that have ended; None if the server did not tell."""
+    batched_images: float | None = None
+    """Number of images in them."""
 
 
 def _read_clocks(server: ServerProcess, at: float) -> Clocks:
     """Waits until time.monotonic() is `at`, then reads both clocks."""
     time.sleep(max(0.0, at - time.monotonic()))
-    return Clocks(time.monotonic(), server.core_seconds())
+    now, core_s = time.monotonic(), server.core_seconds()
+    return Clocks(now, core_s, *server.batches())
 
 
 def _ended_children_core_seconds() -> float:
@@ -244,7 +249,8 @@ def figures_of(
     inside = requests[(start.time_s <= requests[:, 1]) & (requests[:, 1] < end.time_s)]
     good = inside[inside[:, 2] == 200]
     window_s, count = end.time_s - start.time_s, len(good)
-    p50, p99 = 1000 * np.percentile(good[:, 1] - good[:, 0], (50, 99)) if count else (None, None)
+    p50, p95, p99 = 1000 * np.percentile(good[:, 1] - good[:, 0], (50, 95, 99)) if count else (None, None, None)
+    batches = (end.batches or 0) - (start.batches or 0)
     core_s = None if start.core_s is None or end.core_s is None else end.core_s - start.core_s
     never_answered = int(json.loads(output.strip().splitlines()[-1])["never_answered"])
     return LoadFigures(
@@ -254,7 +260,9 @@ def figures_of(
         asked_per_s=rate_per_s,
         images_per_s=count / window_s,
         p50_ms=p50,
+        p95_ms=p95,
         p99_ms=p99,
+        images_per_batch=((end.batched_images or 0) - (start.batched_images or 0)) / batches if batches else None,
         answered=count,
         failed=len(inside) - count + never_answered,
         window_s=window_s,

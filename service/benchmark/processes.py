@@ -47,6 +47,19 @@ class ServerProcess:
         """CPU time so far in seconds, of the server and all processes that it has started; None except on Linux."""
         return core_seconds(self._process.pid)
 
+    def batches(self) -> tuple[float, float] | tuple[None, None]:
+        """Number of batches that have ended, and of their images; None if the server does not answer in time."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return None, None
+        count, images = (
+            sum(map(float, re.findall(rf"^mae_batch_size_{part}{{.*}} (\S+)$", text, re.MULTILINE)))
+            for part in ("count", "sum")
+        )
+        return count, images
+
     @property
     def pid(self) -> int:
         """The id of the process."""

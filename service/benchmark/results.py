@@ -58,8 +58,12 @@ class LoadFigures(Result):
     """Images per second that were answered with status 200."""
     p50_ms: float | None
     """Median milliseconds from a request's first byte to the end of its answer; None if no request was answered."""
+    p95_ms: float | None = None
+    """The 95th percentile of the same milliseconds."""
     p99_ms: float | None
     """The 99th percentile of the same milliseconds."""
+    images_per_batch: float | None = None
+    """Mean number of images in the batches that ended in the window; None if there was none."""
     answered: int
     """Number of answers that the percentiles are computed from."""
     failed: int
@@ -74,6 +78,18 @@ class LoadFigures(Result):
     """CPU time in milliseconds per image that sending the load took on the same machine; `core_ms` excludes it."""
 
 
+class Tail(Result):
+    """How long requests take that arrive at random, compared with one request at a time."""
+
+    route: str
+    asked_per_s: float
+    """The rate of arrivals, in requests per second."""
+    lone_p50_ms: float
+    """Median milliseconds of one request at a time."""
+    ratios: tuple[float, float, float]
+    """p50, p95 and p99 over `lone_p50_ms`."""
+
+
 class ServerFigures(Result):
     """One kind of server under all its loads."""
 
@@ -85,6 +101,24 @@ class ServerFigures(Result):
         """The figures of the closed load under which the most images per second were answered."""
         closed = [figure for figure in self.figures if (figure.route, figure.arrivals) == (route, "closed")]
         return max(closed, key=lambda figure: figure.images_per_s, default=None)
+
+    def tails(self) -> list[Tail]:
+        """The tail of each open load whose route was also asked for one request at a time."""
+        lone = {figure.route: figure.p50_ms for figure in self.figures if figure.connections == 1}
+        return [
+            Tail(
+                route=figure.route,
+                asked_per_s=figure.asked_per_s,
+                lone_p50_ms=one,
+                ratios=(figure.p50_ms / one, figure.p95_ms / one, figure.p99_ms / one),
+            )
+            for figure in self.figures
+            if figure.asked_per_s is not None
+            and (one := lone.get(figure.route))
+            and figure.p50_ms is not None
+            and figure.p95_ms is not None
+            and figure.p99_ms is not None
+        ]
 
 
 class StageShare(Result):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from model.benchmark.run import Benchmark
 from model.benchmark.timing import Figures
-from service.benchmark.results import Limit, ServerFigures, ServiceBenchmark, StageCost
+from service.benchmark.results import Limit, ServerFigures, ServiceBenchmark, StageCost, Tail
 from service.cli.tables import TABLE_STYLE, add_number_columns
 
 NAME_WIDTH = 22
@@ -85,6 +85,8 @@ def service_tables(benchmark: ServiceBenchmark) -> Iterator[RenderableType]:
         if server is not None:
             yield _load_table(server, title)
             yield Text("".join(f"left out: {name}: {reason}\n" for name, reason in server.left_out.items()), end="")
+    if benchmark.service is not None and (tails := benchmark.service.tails()):
+        yield _tail_table(tails)
     if benchmark.limits:
         yield _limit_table(benchmark.limits)
     elif benchmark.without_limit:
@@ -114,19 +116,44 @@ def _load_table(server: ServerFigures, title: str) -> Table:
     table = Table(title=title, **TABLE_STYLE)
     table.add_column("route", no_wrap=True)
     table.add_column("load", no_wrap=True)
-    add_number_columns(table, "images/s", "p50 ms", "p99 ms", "core-ms", "cores busy", "core-ms of wrk", "failed")
+    add_number_columns(
+        table,
+        "images/s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "images/batch",
+        "core-ms",
+        "cores busy",
+        "core-ms of wrk",
+        "failed",
+    )
     for figure in server.figures:
         rate = figure.asked_per_s
         sent = f"{figure.connections} connections" if rate is None else f"{three_digits(rate)}/s at random"
         numbers = (
             figure.images_per_s,
             figure.p50_ms,
+            figure.p95_ms,
             figure.p99_ms,
+            figure.images_per_batch,
             figure.core_ms,
             figure.server_cores,
             figure.load_core_ms,
         )
         table.add_row(figure.route, sent, *map(three_digits, numbers), str(figure.failed))
+    return table
+
+
+def _tail_table(tails: Sequence[Tail]) -> Table:
+    table = Table(title="Service: requests at random times over the p50 of one request at a time", **TABLE_STYLE)
+    table.add_column("route", no_wrap=True)
+    table.add_column("load", no_wrap=True)
+    add_number_columns(table, "one at a time, p50 ms", "p50", "p95", "p99")
+    for tail in tails:
+        load = f"{three_digits(tail.asked_per_s)}/s at random"
+        ratios = (f"{ratio:.2f}" for ratio in tail.ratios)
+        table.add_row(tail.route, load, three_digits(tail.lone_p50_ms), *ratios)
     return table
 
 

@@ -1,13 +1,15 @@
 """The scheduler forms batches of queued images and runs them on the lanes of an engine.
 
-A lane is a thread. As soon as it is free it takes the images that wait; the next batch forms while all lanes are busy,
-so there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a
-batch, and whose turn it is.
+A lane is a thread. As soon as it is free it takes images that wait; the next batch forms while all lanes are busy, so
+there is no timer unless MAX_DELAY_MS asks for one. `service.inference.queue` decides which images share a batch, and
+whose turn it is; `service.inference.batch_former` decides how many are taken.
+
+The joined lane uses the threads of all lanes. It has no thread of its own: any lane that is free calls it while no lane
+runs anything, and until it has ended no lane takes a batch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -16,15 +18,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from model.arrays import Bytes, Indices
-from model.engines.base import Engine
+from model.engines.base import CurveMeasurement, Engine
 from service.errors import EngineLost, ServiceError
+from service.inference.batch_results import BatchResults
 from service.inference.drift import DriftMonitor, Sample
 from service.inference.executor import BatchExecutor
+from service.inference.lane_use import LaneBatch, LaneUse
 from service.inference.limits import WHOLE, Budget, require_possible, reserve_images
-from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, Result, ResultSink
+from service.inference.measurement_steps import MeasurementSteps, StepPart
+from service.inference.queue import BatchKey, FairQueue, Operation, QueuedRequest, QueueEntry, ResultSink
 from service.inference.scheduler import copy_error
 from service.metrics import Metrics
-from service.tracing.images import TracedImage, error_name
 
 if TYPE_CHECKING:
     from service.tracing.spans import Tracer
@@ -65,22 +69,22 @@ class BatchScheduler:
         """The reason why the engine has failed for good; None while it works."""
         self._metrics = metrics
         self._images = images
-        self._queue_duration = metrics.stage_duration.labels("queue")
-        self._infer_duration = metrics.stage_duration.labels("infer")
+        self._results = BatchResults(metrics, tracer)
         self._on_lost = on_lost
         self._drift = drift
-        self._tracer = tracer
         self._measuring = False
         """Whether a lane measures drift; at most one does, so that another one is free for requests."""
         self._changed = threading.Condition()
         self._queue = FairQueue(engine.info.preferred_batch, max_delay_s)
+        self._lane_use = LaneUse(engine.info, self._queue, images, max_delay_s > 0)
         self._requests: set[QueuedRequest] = set()
-        self._busy = 0
+        self._steps: MeasurementSteps | None = None
+        """The measurement of batches; None before and after it."""
+        self._on_measured: Callable[[], object] = lambda: None
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
         metrics.read_at_scrape(metrics.queue_images, lambda: self.waiting)
-        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._busy)
+        metrics.read_at_scrape(metrics.lanes_busy, lambda: self._lane_use.busy)
 
     @property
     def waiting(self) -> int:
@@ -90,11 +94,26 @@ class BatchScheduler:
 
     def start(self) -> None:
         """Starts one thread for each lane. Results go to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        self._results.open()
         for lane in range(self.engine.info.lanes):
             thread = threading.Thread(target=self._serve_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def measure(self, measurement: CurveMeasurement, on_measured: Callable[[], object] = lambda: None) -> None:
+        """Runs the steps of a measurement on the lanes while no image waits or is decoded, then plans by its curves.
+
+        A request that comes meanwhile waits for one step at most. The step is then tried again, after a pause that
+        doubles from one time to the next. Any thread may call this.
+
+        Args:
+            measurement: has the steps; it is prepared.
+            on_measured: called on the event loop after the last step.
+        """
+        with self._changed:
+            self._steps = MeasurementSteps(measurement, self._metrics)
+            self._on_measured = on_measured
+            self._changed.notify_all()
 
     def admit(
         self,
@@ -112,6 +131,8 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             share = reserve_images(self._images, count, shares)
+            if self._steps is not None:
+                self._steps.disturb()
             request = QueuedRequest(operation, count, deadline, sink, passes, share, traceparent)
             self._requests.add(request)
         return request
@@ -124,6 +145,7 @@ class BatchScheduler:
             if self.lost:
                 raise EngineLost(self.lost)
             if not request.released:
+                self._lane_use.count_arrival(entry.queued_at)
                 self._queue.put(key, entry)
                 self._changed.notify()
 
@@ -137,9 +159,11 @@ class BatchScheduler:
             if request.unbatched:
                 if entries := self._queue.remove(request):
                     request.sink.on_dropped(entries)
-                    self._trace_dropped(entries)
+                    self._results.trace_dropped(entries)
                 reason = "abandoned" if time.monotonic() < request.deadline else "deadline"
                 self._drop(request, request.unbatched, reason)
+                if self._steps is not None:
+                    self._changed.notify()  # no image may be left that a step has waited for
 
     def sample(self, patches: Bytes) -> None:
         """See `Scheduler.sample`."""
@@ -161,9 +185,9 @@ class BatchScheduler:
             first = self.lost is None
             self.lost = self.lost or reason
             self._changed.notify_all()
-        self._call_on_loop(partial(self.fail_all, EngineLost(reason)))
+        self._results.call_on_loop(partial(self.fail_all, EngineLost(reason)))
         if first:
-            self._call_on_loop(partial(self._on_lost, reason))
+            self._results.call_on_loop(partial(self._on_lost, reason))
 
     def stop(self, seconds: float = LAST_BATCH_S) -> None:
         """Ends the lanes once the queue is empty; leaves a lane that takes longer than `seconds` to itself."""
@@ -188,24 +212,29 @@ class BatchScheduler:
         return next(bound for bound in (num_patches // 4, num_patches // 2, num_patches) if visible <= bound)
 
     def _serve_lane(self, lane: int) -> None:
-        executor = BatchExecutor(self.engine, lane, self._metrics)
+        joined = self._lane_use.joined_lane
+        executors = {number: BatchExecutor(self.engine, number, self._metrics) for number in (lane, joined)}
         try:
-            while batch := self._next_batch():
-                if isinstance(batch, Sample):
-                    self._measure_drift(lane, batch)
+            while work := self._next_work(lane):
+                if isinstance(work, Sample):
+                    self._measure_drift(lane, work)
+                    continue
+                if isinstance(work, StepPart):
+                    self._run_part(work)
                     continue
                 taken_at = time.monotonic()
+                batch, seconds = work.entries, None
                 try:
-                    results, seconds = executor.run(batch[0].request.operation, batch)
+                    results, seconds = executors[work.lane].run(batch[0].request.operation, batch)
                 except BaseException as error:
-                    self._trace_batch(lane, batch, taken_at, [error] * len(batch))
+                    self._results.trace_batch(work.lane, batch, taken_at, [error] * len(batch))
                     raise
                 finally:
-                    with self._changed:
-                        self._busy -= 1
-                self._deliver(batch, results, seconds)
-                self._trace_batch(lane, batch, taken_at, results)
-                del batch, results  # while a lane waits, it keeps no images, nor the memory of a worker that has died
+                    self._end_batch(work, seconds)
+                self._results.deliver(batch, results, seconds)
+                self._results.trace_batch(work.lane, batch, taken_at, results)
+                # While a lane waits, it keeps no images, nor the memory of a worker that has died.
+                del work, batch, results
         except BaseException as error:  # However a lane ends, the log must show it: requests would wait for it forever.
             log.critical("lane %d has ended", lane, exc_info=error)
             self.lose(f"lane {lane} has ended: {error or type(error).__name__}")
@@ -216,6 +245,7 @@ class BatchScheduler:
         with self._changed:
             self._measuring = False
             self._drift.give_back(sample)
+            self._changed.notify_all()  # the joined lane or a step may have waited for the end
 
     def _next_sample(self) -> Sample | None:
         """A sample whose drift can be measured now: no image waits or is being decoded, and no other lane measures.
@@ -228,67 +258,82 @@ class BatchScheduler:
         self._measuring = sample is not None
         return sample
 
-    def _next_batch(self) -> Sequence[QueueEntry] | Sample | None:
-        """Waits for a batch, or for a time to measure a sample; returns None when no batch will come any more."""
+    def _begin_step(self, now: float) -> bool:
+        """Begins a step of the measurement if no lane runs anything, and no image waits or is being decoded.
+
+        The caller holds the lock.
+        """
+        if self._steps is None or self._lane_use.busy or self._measuring or self._stopping or self._images.used:
+            return False
+        has_begun = self._steps.begin(now)
+        self._end_measurement()
+        if has_begun:
+            self._changed.notify_all()
+        return has_begun
+
+    def _run_part(self, part: StepPart) -> None:
+        """Runs one lane's part of a step."""
+        steps = self._steps
+        assert steps is not None
+        seconds = steps.run(part)
+        with self._changed:
+            steps.end_part(seconds, time.monotonic())
+            if not steps.is_running:
+                self._end_measurement()
+                self._changed.notify_all()
+
+    def _end_measurement(self) -> None:
+        """After the last step, plans by what was measured. The caller holds the lock."""
+        if self._steps is not None and self._steps.is_over:
+            self._steps = None
+            self._lane_use.describe(self.engine.info)
+            self._results.call_on_loop(self._on_measured)
+
+    def _next_work(self, lane: int) -> LaneBatch | Sample | StepPart | None:
+        """Waits for a batch, or for a time to measure something; returns None when no batch will come any more."""
         with self._changed:
             while not self.lost:
-                batch = self._queue.next_batch(time.monotonic(), flush=self._stopping)
+                if self._steps is not None and (part := self._steps.take_part(lane)):
+                    return part
+                if self._lane_use.runs_joined or (self._steps is not None and self._steps.is_running):
+                    self._changed.wait()
+                    continue
+                now = time.monotonic()
+                plan = self._lane_use.plan(now, self._stopping, may_join=not self._measuring)
+                batch = self._queue.next_batch(now, self._stopping, plan.size)
                 for entry in batch.expired:
                     entry.request.sink.on_dropped((entry,))
                     self._drop(entry.request, 1, "deadline")
-                self._trace_dropped(batch.expired)
+                self._results.trace_dropped(batch.expired)
                 if batch.entries:
                     for entry in batch.entries:
                         entry.request.unbatched -= 1
                         entry.request.sink.on_taken((entry,))
                     self._images.give(sum(entry.request.room(1) for entry in batch.entries))
-                    self._busy += 1
-                    return batch.entries
+                    return self._lane_use.begin(lane, batch.entries, plan.joined)
                 if batch.wait_s != 0:  # No batch was due.
                     if self._stopping:
                         return None
+                    if self._begin_step(now):
+                        continue
                     if sample := self._next_sample():
                         return sample
-                    self._changed.wait(batch.wait_s)
+                    self._changed.wait(self._seconds_to_wait(now, batch.wait_s))
             return None
+
+    def _seconds_to_wait(self, now: float, batch_s: float | None) -> float | None:
+        """Seconds until a batch is due, `batch_s`, or a step may be tried again; None if neither will be by itself."""
+        step_s = None if self._steps is None else self._steps.seconds_to_wait(now)
+        return min((seconds for seconds in (batch_s, step_s) if seconds is not None), default=None)
+
+    def _end_batch(self, batch: LaneBatch, seconds: float | None) -> None:
+        with self._changed:
+            self._lane_use.end(batch, time.monotonic(), seconds)
+            if batch.lane == self._lane_use.joined_lane:
+                self._changed.notify_all()
 
     def _drop(self, request: QueuedRequest, count: int, reason: str) -> None:
         """Frees the room of `count` images of a request that enter no batch."""
         self._metrics.dropped.labels(reason).inc(count)
         self._images.give(request.room(count))
         request.unbatched -= count
-
-    def _deliver(self, batch: Sequence[QueueEntry], results: list[Result | ServiceError], infer_s: float) -> None:
-        taken_at = time.monotonic() - infer_s
-        waits = [taken_at - entry.queued_at for entry in batch]
-        for queue_s in waits:
-            self._queue_duration.observe(queue_s)
-            self._infer_duration.observe(infer_s)
-        self._call_on_loop(partial(_send_results, batch, results, waits, infer_s))
-
-    def _trace_batch(
-        self, lane: int, batch: Sequence[QueueEntry], taken_at: float, outcomes: Sequence[Result | BaseException]
-    ) -> None:
-        """Records the spans of a batch that has ended, with a result or an error for each image."""
-        if self._tracer is not None:
-            images = [
-                TracedImage(entry.request.traceparent, entry.queued_at, error_name(outcome))
-                for entry, outcome in zip(batch, outcomes, strict=True)
-            ]
-            self._tracer.record_batch(batch[0].request.operation, lane, images, taken_at)
-
-    def _trace_dropped(self, entries: Sequence[QueueEntry]) -> None:
-        """Records the wait of images that enter no batch."""
-        if self._tracer is not None and entries:
-            self._tracer.record_dropped([TracedImage(entry.request.traceparent, entry.queued_at) for entry in entries])
-
-    def _call_on_loop(self, call: Callable[[], object]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
-
-
-def _send_results(
-    batch: Sequence[QueueEntry], results: Sequence[Result | ServiceError], waits: Sequence[float], infer_s: float
-) -> None:
-    for entry, result, queue_s in zip(batch, results, waits, strict=True):
-        entry.request.sink.on_result(entry.index, result, queue_s, infer_s)

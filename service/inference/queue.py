@@ -157,7 +157,7 @@ class FairQueue:
             max_batch_size: largest number of images in a batch.
             max_delay_s: time that the oldest image waits for a batch to fill.
         """
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
         # The requests of a key stand in the order of their next turn.
         self._turns: dict[BatchKey, dict[QueuedRequest, _Turn]] = {}
@@ -188,23 +188,32 @@ class FairQueue:
         self._shrink(request.key, len(entries))
         return entries
 
-    def next_batch(self, now: float, flush: bool = False) -> NextBatch:
+    def count(self, key: BatchKey) -> int:
+        """Number of images with this key in the queue."""
+        return self._sizes.get(key, 0)
+
+    def next_key(self, now: float, flush: bool = False) -> BatchKey | None:
+        """The key of the batch that `next_batch` would take; None if no batch is due."""
+        due = [key for key, delay in self._delays(now, flush).items() if delay <= 0]
+        return min(due, key=self._last_turn) if due else None
+
+    def next_batch(self, now: float, flush: bool = False, size: int | None = None) -> NextBatch:
         """Removes the next batch from the queue: one image of each request in turn, the longest waiting request first.
 
         Args:
             now: seconds of time.monotonic().
             flush: batches that are not full are due at once.
+            size: largest number of images in this batch; as many as in any batch if None.
         """
-        delays = {key: 0.0 if flush else self._delay(key, now) for key in self._turns}
-        due = [key for key, delay in delays.items() if delay <= 0]
-        if not due:
-            return NextBatch(wait_s=min(delays.values(), default=None))
-        key = min(due, key=self._last_turn)
+        key = self.next_key(now, flush)
+        if key is None:
+            return NextBatch(wait_s=min(self._delays(now, flush).values(), default=None))
+        size = self.max_batch_size if size is None else min(size, self.max_batch_size)
         turns = self._turns[key]
         candidates: deque[QueuedRequest] = deque()
         expired: list[QueueEntry] = []
         for request in list(turns):
-            if len(candidates) == self._max_batch_size:
+            if len(candidates) == size:
                 break
             if now < request.deadline:
                 candidates.append(request)
@@ -212,7 +221,7 @@ class FairQueue:
                 expired += self.remove(request)
         batch: list[QueueEntry] = []
         served: dict[QueuedRequest, None] = {}
-        while candidates and len(batch) < self._max_batch_size:
+        while candidates and len(batch) < size:
             request = candidates.popleft()
             entries = turns[request].entries
             batch.append(entries.popleft())
@@ -238,8 +247,11 @@ class FairQueue:
     def _last_turn(self, key: BatchKey) -> float:
         return next(iter(self._turns[key].values())).last_turn
 
+    def _delays(self, now: float, flush: bool) -> dict[BatchKey, float]:
+        return {key: 0.0 if flush else self._delay(key, now) for key in self._turns}
+
     def _delay(self, key: BatchKey, now: float) -> float:
-        if not self._max_delay_s or self._sizes[key] >= self._max_batch_size:
+        if not self._max_delay_s or self._sizes[key] >= self.max_batch_size:
             return 0.0
         oldest = min(turn.entries[0].queued_at for turn in self._turns[key].values())
         return oldest + self._max_delay_s - now

@@ -15,11 +15,13 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from model.arrays import Bytes, Floats, Indices
-from model.engines.base import Engine
+from model.engines.base import CurveMeasurement, Engine, EngineInfo, MeasureStep
+from model.engines.batch_seconds import BatchCurves
 
 HANG_FACTOR = 20.0
 HANG_LEAST_S = 30.0
@@ -150,9 +152,17 @@ class WatchedEngine:
 
     def __init__(self, engine: Engine, watchdog: Watchdog) -> None:
         """Runs the calls on `engine`."""
-        self.info = engine.info
         self._engine = engine
         self._watchdog = watchdog
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Engine.info`. It may change: the seconds of batches are measured after the start."""
+        return self._engine.info
+
+    @info.setter
+    def info(self, info: EngineInfo) -> None:
+        self._engine.info = info
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
@@ -168,6 +178,30 @@ class WatchedEngine:
         """See `Engine.reconstruct`."""
         with self._watchdog.watch(lane, "reconstruct", len(patches)):
             return self._engine.reconstruct(lane, patches, visible_indices)
+
+
+class WatchedMeasurement:
+    """A `CurveMeasurement` each of whose steps is watched."""
+
+    def __init__(self, measurement: CurveMeasurement, watchdog: Watchdog) -> None:
+        """Has the steps of `measurement`."""
+        self.curves: BatchCurves | None = measurement.curves
+        self._measurement = measurement
+        self._watchdog = watchdog
+
+    def prepare(self) -> None:
+        """See `CurveMeasurement.prepare`; not watched, since no lane waits for it."""
+        self._measurement.prepare()
+
+    def next_step(self) -> MeasureStep | None:
+        """See `CurveMeasurement.next_step`."""
+        step = self._measurement.next_step()
+        self.curves = self._measurement.curves
+        return None if step is None else replace(step, run=partial(self._run, step))
+
+    def _run(self, step: MeasureStep, lane: int) -> float:
+        with self._watchdog.watch(lane, step.operation, step.images):
+            return step.run(lane)
 
 
 class Heartbeat:

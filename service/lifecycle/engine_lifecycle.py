@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model.checkpoints.heads import Heads
-from model.engines.base import ServedModel
+from model.engines.base import CurveMeasurement, EngineInfo, ServedModel
 from model.engines.settings import EngineSettings
 from service.errors import Draining
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.drift import DriftMonitor
 from service.inference.index_searcher import Index, IndexSearcher
 from service.inference.limits import IMAGE, Budget, Budgets
-from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine
+from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine, WatchedMeasurement
 from service.lifecycle.background import BackgroundTasks
 from service.lifecycle.engine_loader import BuildEngine, EngineLoader
 from service.lifecycle.state import ServiceState
@@ -48,6 +49,7 @@ class EngineLifecycle:
         queue: Budget,
         on_open: Callable[[BatchScheduler, Heads], None],
         tracer: Tracer | None = None,
+        on_measured: Callable[[EngineInfo], object] = lambda info: None,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -61,6 +63,7 @@ class EngineLifecycle:
             on_open: called with the started scheduler and the model's heads, before the state is "ready". The creator
                 of this object stops the scheduler in the end.
             tracer: records the batches; None: they are not traced.
+            on_measured: called with the description of the engine once the seconds of its batches are measured.
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
@@ -75,6 +78,7 @@ class EngineLifecycle:
         self._queue = queue
         self._on_open = on_open
         self._tracer = tracer
+        self._on_measured = on_measured
         self._heartbeat: Heartbeat | None = None
         """Beats for the watchdog of what runs: loading first, then the engine; None before `start`."""
         self._created = time.monotonic()
@@ -165,6 +169,24 @@ class EngineLifecycle:
             info.preferred_batch,
             info.parity,
         )
+        if served.measurement is not None:
+            measurement = WatchedMeasurement(served.measurement, watchdog)
+            threading.Thread(
+                target=self._measure, args=(measurement, scheduler), name="prepare-measurement", daemon=True
+            ).start()
+
+    def _measure(self, measurement: CurveMeasurement, scheduler: BatchScheduler) -> None:
+        """Has the seconds of batches measured while the engine has nothing else to do. Runs in a thread."""
+        try:
+            measurement.prepare()
+        except Exception:  # the engine serves on without what could not be prepared
+            log.exception("the seconds of batches are not measured")
+            return
+        scheduler.measure(measurement, lambda: self._end_measurement(scheduler.engine.info))
+
+    def _end_measurement(self, info: EngineInfo) -> None:
+        log.info("measured batches: up to %d images, joined lane: %s", info.preferred_batch, info.joined)
+        self._on_measured(info)
 
     def _on_load_timeout(self, reason: str) -> None:
         if self.scheduler is None:  # or else the engine was loaded at the last moment

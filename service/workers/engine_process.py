@@ -9,6 +9,7 @@ import logging
 import uvicorn
 
 from model.checkpoints.heads import Heads
+from model.engines.base import EngineInfo
 from service.connection_limit import connections_per_process
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
@@ -70,6 +71,7 @@ class EngineProcess:
             LocalBudget(),  # no limit: the workers enforce QUEUE_IMAGES before they send an image
             self._on_open,
             self._tracer,
+            self._on_measured,
         )
         # A file of keys may have changed when a worker is replaced, and all workers must have the same keys.
         for_workers = settings.model_copy(update={"api_keys_file": None}).model_dump_json().encode()
@@ -134,6 +136,10 @@ class EngineProcess:
             self._searches = WorkerSearches(self._lifecycle.searcher)
         for connection in self._supervisor.connections.values():
             self._open_connection(connection, scheduler, heads)
+
+    def _on_measured(self, info: EngineInfo) -> None:
+        for connection in self._supervisor.connections.values():
+            connection.send(Kind.MEASURED, info.model_dump_json().encode())
 
     def _open_connection(self, connection: WorkerConnection, scheduler: BatchScheduler, heads: Heads) -> None:
         """Takes a worker's images from now on, and describes the engine to the worker."""

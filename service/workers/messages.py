@@ -83,6 +83,8 @@ class Kind(IntEnum):
     the `IndexInfo` as JSON."""
     SEARCH_FAILED = 20
     """To a worker: a search has failed. NUMBER of the search, then content of `pack_error`."""
+    MEASURED = 21
+    """To a worker: the seconds of batches are measured. The description of the engine, an `EngineInfo` as JSON."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}

@@ -9,6 +9,7 @@ import socket
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from model.engines.base import EngineInfo
 from service.errors import Draining, ServiceError
 from service.inference.pipeline import Pipeline
 from service.inference.served_name import apply_served_name
@@ -125,6 +126,10 @@ class WorkerService(Service):
             self._search_client.message_received(kind, content)
         elif kind is Kind.OPEN:
             self._open(bytes(content))
+        elif kind is Kind.MEASURED:
+            if self._pipeline is not None:  # or else OPEN has the same description
+                info = EngineInfo.model_validate_json(bytes(content))
+                self._pipeline.info = apply_served_name(info, self.settings.served_name)
         elif kind is Kind.STATE:
             state, progress = unpack_state(content)
             self._state.change(state, progress)

@@ -56,7 +56,7 @@ class VirtualLanes:
 
         names = SimpleNamespace(Thread=Thread, Condition=lambda: _VirtualCondition(self))
         with ExitStack() as stack:
-            for module in ("batch_scheduler", "executor"):
+            for module in ("batch_scheduler", "batch_results", "executor"):
                 time = SimpleNamespace(monotonic=lambda: self.now)
                 stack.enter_context(mock.patch(f"service.inference.{module}.time", time))
             stack.enter_context(mock.patch("service.inference.batch_scheduler.threading", names))

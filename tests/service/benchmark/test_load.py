@@ -58,8 +58,8 @@ def test_figures_are_of_what_was_answered_within_the_window() -> None:
     figures = figures_of(
         SCRIPT_LOG,
         WRK_OUTPUT,
-        Clocks(24804.6, 10.0),
-        Clocks(24805.2, 10.3),
+        Clocks(24804.6, 10.0, 3, 3),
+        Clocks(24805.2, 10.3, 7, 13),
         route="/embed",
         connections=20,
         load_core_s=0.024,
@@ -67,7 +67,9 @@ def test_figures_are_of_what_was_answered_within_the_window() -> None:
     )
     assert (figures.answered, figures.failed, figures.images_per_s) == (5, 3, pytest.approx(5 / 0.6))
     assert figures.p50_ms == pytest.approx(10.404, abs=1e-3)
+    assert figures.p95_ms == pytest.approx(80.951 + 0.8 * 0.086, abs=2e-3)
     assert figures.p99_ms == pytest.approx(80.951 + 0.96 * 0.086, abs=2e-3)
+    assert figures.images_per_batch == 2.5
     assert (figures.core_ms, figures.server_cores) == (pytest.approx(60), pytest.approx(0.5))
     assert figures.load_core_ms == pytest.approx(2), "of all twelve requests, as wrk's time is of its whole run"
     assert (figures.arrivals, figures.asked_per_s) == ("open", 12.5)
@@ -79,6 +81,7 @@ def test_what_was_never_answered_has_failed_and_without_answers_there_are_no_per
     figures = figures_of("", output, *clocks, route="/embed", connections=7, load_core_s=0.01)
     assert (figures.failed, figures.images_per_s, figures.p50_ms, figures.arrivals) == (7, 0, None, "closed")
     assert (figures.core_ms, figures.server_cores, figures.load_core_ms) == (None, None, None)
+    assert (figures.p95_ms, figures.images_per_batch) == (None, None)
 
 
 def test_a_run_is_as_long_as_its_window_and_three_answers_of_each_connection_need() -> None:
@@ -134,6 +137,7 @@ def test_a_second_of_load(null_server: ServerProcess) -> None:
         assert figures.images_per_s == pytest.approx(figures.answered / figures.window_s)
         assert figures.p50_ms is not None and 0 < figures.p50_ms <= figures.p99_ms  # type: ignore[operator]
         assert figures.core_ms is None or figures.core_ms > 0
+        assert figures.images_per_batch is not None and 1 <= figures.images_per_batch <= 4
         # Little's law, which knows nothing of how it was measured: four requests are under way at any time.
         under_way = figures.images_per_s * figures.p50_ms / 1000
         assert 1 < under_way < 8

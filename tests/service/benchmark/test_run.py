@@ -6,7 +6,7 @@ import pytest
 
 from model.engines.base import EngineInfo
 from service.benchmark import load, run
-from service.benchmark.results import LoadFigures
+from service.benchmark.results import LoadFigures, ServerFigures
 from service.benchmark.run import PARTS, BenchmarkPlan, measure_under_load
 from service.benchmark.samples import generate_sample
 from service.benchmark.stages import measure_answers, measure_decoding
@@ -52,6 +52,14 @@ def test_loads_rise_and_those_that_would_not_settle_are_left_out_by_name(monkeyp
     assert "would wait 21 s" in served.left_out["/embed, 256 connections"]
     best = served.best("/embed")
     assert best is not None and (best.connections, best.images_per_s) == (4, 12)
+
+
+def test_the_tail_is_told_in_times_of_a_lone_request() -> None:
+    lone = figures("/embed", 1, 25).model_copy(update={"p50_ms": 40, "p95_ms": 44, "p99_ms": 60})
+    random = figures("/embed", 200, 24, 24).model_copy(update={"p50_ms": 50, "p95_ms": 80, "p99_ms": 110})
+    others = [figures("/embed", 16, 48), figures("/reconstruct", 200, 24, 24).model_copy(update={"p95_ms": 1})]
+    [tail] = ServerFigures(figures=(lone, random, *others)).tails()
+    assert (tail.route, tail.asked_per_s, tail.lone_p50_ms, tail.ratios) == ("/embed", 24, 40, (1.25, 2.0, 2.75))
 
 
 def test_how_long_it_takes_is_known_beforehand() -> None:

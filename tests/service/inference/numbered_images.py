@@ -1,13 +1,15 @@
 """An engine and clients that know each image by its number, and notice whatever happens to it twice or wrongly."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from model.engines.base import EngineError
+from model.engines.base import EngineError, MeasureStep
+from model.engines.batch_seconds import BatchCurves
 from service.errors import InferenceFailed, ServiceError
 from service.inference.executor import GREY
 from service.inference.limits import IMAGE, LocalBudget
@@ -32,6 +34,8 @@ class Engine:
     """What the last call with an image has given: `numbers`, `not finite` or `failed`."""
     faults: list[str] = field(default_factory=list)
     fails_on_grey: bool = False
+    measuring: list[int] = field(default_factory=list)
+    """The lanes that run a step of a measurement."""
 
     def embed(self, lane: int, patches: np.ndarray, visible_indices: np.ndarray) -> np.ndarray:
         return self._call("embed", lane, patches, visible_indices, (2, 8))
@@ -51,6 +55,7 @@ class Engine:
             return np.zeros((1, *shape), np.float32)
         numbers = patches[:, 0, :4].copy().view("<u4").ravel().tolist()
         self._check(operation, numbers, patches, visible_indices)
+        self._check_lane(lane)
         outcome = self.lanes.call(lane)
         bad = [number for number in numbers if self.behaviours[number] == "bad"]
         if outcome is not None or bad:
@@ -62,6 +67,14 @@ class Engine:
             self.outcomes[number] = "numbers" if is_finite else "not finite"
             row[...] = number if is_finite else np.nan
         return rows
+
+    def _check_lane(self, lane: int) -> None:
+        """The joined lane runs alone, and no batch runs beside a step of a measurement."""
+        busy = self.lanes.in_call
+        if busy and self.info.lanes in (lane, *busy):
+            self.faults.append(f"lane {lane} begins beside {busy}")
+        if self.measuring:
+            self.faults.append(f"lane {lane} runs a batch beside a measurement")
 
     def _check(self, operation: str, numbers: list[int], patches: np.ndarray, visible_indices: np.ndarray) -> None:
         if len(numbers) > self.info.preferred_batch:
@@ -76,6 +89,50 @@ class Engine:
                 self.faults.append(f"image {number} of K = {visible} is in a batch of K = {len(indices)}")
             if not (own[: 4 if operation == "reconstruct" else visible] == patches_of(number, 1)[0]).all():
                 self.faults.append(f"image {number} has patches of another one")
+
+
+class Measurement:
+    """Measures an engine in steps on all lanes, on one lane, and on the joined lane."""
+
+    def __init__(self, engine: Engine, curves: BatchCurves) -> None:
+        self.curves: BatchCurves | None = None
+        self.recorded: list[float] = []
+        self._engine, self._measured = engine, curves
+        lanes = range(engine.info.lanes)
+        self._steps = deque([tuple(lanes), (lanes[-1],), (engine.info.lanes,), tuple(lanes)])
+
+    def prepare(self) -> None:
+        raise AssertionError("called before")
+
+    def next_step(self) -> MeasureStep | None:
+        if not self._steps:
+            assert self._engine.info.batch_curves is not None
+            return None
+        return MeasureStep(self._steps[0], "embed", 1, self._run, self._record)
+
+    def _run(self, lane: int) -> float:
+        engine = self._engine
+        others = {*engine.lanes.in_call} - {*engine.measuring}
+        if others or lane not in self._steps[0]:
+            engine.faults.append(f"lane {lane} measures beside {others}")
+        engine.measuring.append(lane)
+        start = engine.lanes.now
+        try:
+            if outcome := engine.lanes.call(lane):
+                raise outcome
+        finally:
+            engine.measuring.remove(lane)
+        return engine.lanes.now - start
+
+    def _record(self, seconds: float) -> None:
+        if self._engine.measuring:
+            self._engine.faults.append("a step is recorded before its end")
+        self.recorded.append(seconds)
+        self._steps.popleft()
+        if not self._steps:
+            self.curves = self._measured
+            changes = {"batch_curves": self._measured, "joined": True}
+            self._engine.info = self._engine.info.model_copy(update=changes)
 
 
 class BoundedBudget(LocalBudget):

@@ -65,21 +65,24 @@ class QueueMachine(RuleBasedStateMachine):
         assert list(self.queue.remove(of)) == self.waiting[of] and not self.queue.remove(of)
         self._forget(of)
 
-    @rule(flush=st.booleans())
-    def serve(self, flush: bool) -> None:
+    @rule(flush=st.booleans(), size=st.none() | st.integers(1, 6))
+    def serve(self, flush: bool, size: int | None) -> None:
+        """A lane takes a batch, of a size that was planned or as large as any."""
         self.now += 1
         due = self._due(flush)
-        batch = self.queue.next_batch(self.now, flush)
+        key = self.queue.next_key(self.now, flush)
+        assert (key is None) == (not due) and (key is None or key in due)
+        batch = self.queue.next_batch(self.now, flush, size)
+        size = self.batch if size is None else min(size, self.batch)
         if not due:
             assert not batch.entries and not batch.expired
             first = min((self._due_at(key) for key in self._by_key()), default=None)
             assert batch.wait_s == (None if first is None else first - self.now)
             return
         left = [*batch.entries, *batch.expired]
-        assert left and batch.wait_s == 0 and len(batch.entries) <= self.batch
+        assert left and batch.wait_s == 0 and len(batch.entries) <= size
         assert len({self.keys[entry.request] for entry in left}) == 1, "one key in a batch"
-        [key] = {self.keys[entry.request] for entry in left}
-        assert key in due
+        assert key == self.keys[left[0].request], "the key that was announced"
         self._require_bounded_wait(key, due)
         for entry in batch.expired:
             assert entry.request.deadline <= self.now
@@ -90,11 +93,13 @@ class QueueMachine(RuleBasedStateMachine):
             self.served[entry.request] += 1
         self._require_equal_turns()
         on_time = [of for of in self.waiting if self.keys[of] == key and self.now < of.deadline]
-        assert len(batch.entries) == self.batch or not on_time, "no place stays empty while an image could take it"
+        assert len(batch.entries) == size or not on_time, "no place stays empty while an image could take it"
         for of in {entry.request for entry in batch.entries} & self.waiting.keys():
             self.ahead[of] = len(self.waiting) - 1
         for of in [of for of in self.keys if of not in self.waiting]:
             self._forget(of)
+        by_key = self._by_key()
+        assert [self.queue.count(key) for key in KEYS] == [len(by_key[key]) for key in KEYS]
         assert len(self.queue) == sum(map(len, self.waiting.values()))
 
     def _put(self, of: QueuedRequest, key: BatchKey, count: int) -> None:

@@ -20,18 +20,29 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model.engines.base import EngineError, FatalEngineError
+from model.engines.base import EngineError, EngineInfo, FatalEngineError
+from model.engines.batch_seconds import BatchCurves, BatchSeconds
 from service.errors import EngineLost, QueueFull, TooManyImages
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.executor import GREY
 from service.inference.limits import IMAGE
 from service.inference.queue import Operation
 from service.metrics import Metrics
-from tests.service.inference.numbered_images import Behaviour, BoundedBudget, Client, Engine, patches_of
+from tests.service.inference.numbered_images import (
+    Behaviour,
+    BoundedBudget,
+    Client,
+    Engine,
+    Measurement,
+    patches_of,
+)
 from tests.support.engines import fake_info
 from tests.support.virtual_lanes import VirtualLanes
 
 SHARES = (1.0, 0.5, 0.25)
+CPU = BatchSeconds(lone=0.9, lanes={1: 1.0, 4: 3.84}, joined={1: 0.6, 4: 2.4})
+GPU = BatchSeconds(lone=1.0, lanes={1: 1.0, 4: 1.1}, joined={1: 0.9, 4: 1.0})
+CURVES = [BatchCurves(shapes={"embed whole": whole, "embed quarter": GPU}) for whole in (CPU, GPU)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -57,6 +68,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(self, lanes: int, batch: int, room: int, delay: float, mixes: bool) -> None:
         info = fake_info(lanes=lanes, preferred_batch=batch).model_copy(update={"mixes": mixes})
+        self._start(info, room, delay)
+
+    def _start(self, info: EngineInfo, room: int, delay: float = 0.0) -> None:
         self.engine = Engine(self.lanes, info, faults=self.faults)
         self.budget, self.delay, self.metrics = BoundedBudget(room * IMAGE), delay, Metrics()
         self.losses: list[str] = []
@@ -166,8 +180,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.waiting == sum(len(client.waiting) for client in self.clients if not client.has_left)
 
     def _require_busy_lanes(self) -> None:
-        """No lane is idle while a batch is due."""
+        """No lane is idle while a batch is due, unless the joined lane or a step of the measurement needs its cores."""
         if self.scheduler.lost or not self.lanes.idle:
+            return
+        if self.engine.info.lanes in self.lanes.in_call or self.engine.measuring:
             return
         by_key: dict[object, list[float]] = defaultdict(list)
         for client in self._where(lambda client: not client.has_left):
@@ -247,7 +263,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(run())
 
 
-def test_any_schedule(caplog: pytest.LogCaptureFixture) -> None:
+class JoinedMachine(SchedulerMachine):
+    """The same with measured seconds, a joined lane, and a measurement in steps while no request waits."""
+
+    @initialize(
+        lanes=st.integers(1, 3),
+        batch=st.integers(1, 5),
+        room=st.integers(1, 24),
+        curves=st.sampled_from(CURVES),
+        measures=st.sampled_from(["no", "later", "now"]),
+    )
+    def start(self, lanes: int, batch: int, room: int, curves: BatchCurves, measures: str) -> None:
+        changes = {} if measures == "now" else {"batch_curves": curves, "joined": True}
+        self._start(fake_info(lanes=lanes, preferred_batch=batch).model_copy(update=changes), room)
+        self.measurement = Measurement(self.engine, curves)
+        self.is_measured = measures == "no"
+        if measures == "now":
+            self.measure()
+
+    @precondition(lambda self: not self.is_measured)
+    @rule()
+    def measure(self) -> None:
+        self.is_measured = True
+        self.scheduler.measure(self.measurement)
+        self.lanes.settle()
+
+
+@pytest.mark.parametrize("machine", [SchedulerMachine, JoinedMachine])
+def test_any_schedule(machine: type[SchedulerMachine], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL + 1, "service")  # failures are meant
     many = settings(max_examples=3 * settings.default.max_examples, stateful_step_count=40)
-    run_state_machine_as_test(SchedulerMachine, settings=many)
+    run_state_machine_as_test(machine, settings=many)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.inference.watchdog import Heartbeat, LoadWatchdog, Watchdog, WatchedEngine, beat_until_hang
+from model.engines.base import MeasureStep
+from service.inference.watchdog import (
+    Heartbeat,
+    LoadWatchdog,
+    Watchdog,
+    WatchedEngine,
+    WatchedMeasurement,
+    beat_until_hang,
+)
 from tests.support.engines import FakeEngine
 from tests.support.queueing import ALL_FOUR, image
 
@@ -226,6 +234,41 @@ def test_the_calls_of_an_engine_are_watched() -> None:
     with pytest.raises(ZeroDivisionError):
         watched.embed(0, image(13)[None], indices)
     assert machine.run_until(machine.now + 100) is None, "a call that has raised has ended"
+
+
+def test_quick_calls_of_the_joined_lane_do_not_shorten_the_limit_of_the_others() -> None:
+    machine = Machine(image_seconds=2)
+    for _ in range(20):
+        with machine.watchdog.watch(2, "embed", 1):
+            assert machine.run_until(machine.now + 0.3) is None
+    assert machine.run_call(39) is None
+
+
+def test_the_steps_of_a_measurement_are_watched() -> None:
+    machine = Machine()
+    recorded: list[float] = []
+
+    def run(lane: int) -> float:
+        assert lane == 1
+        assert machine.run_until(machine.now + HOUR) is not None
+        return 2.5
+
+    class Measurement:
+        curves = None
+
+        def prepare(self) -> None:
+            recorded.append(0.0)
+
+        def next_step(self) -> MeasureStep | None:
+            return None if len(recorded) > 1 else MeasureStep((1,), "embed", 4, run, recorded.append)
+
+    watched = WatchedMeasurement(Measurement(), machine.watchdog)
+    watched.prepare()
+    step = watched.next_step()
+    assert step is not None and (step.lanes, step.images) == ((1,), 4)
+    step.record(step.run(1))
+    assert recorded == [0.0, 2.5] and watched.next_step() is None
+    assert machine.run_until(machine.now + 100) is None
 
 
 def test_the_thread_calls_once_and_ends() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.engines.base import ServedModel
+from model.engines.base import EngineInfo, ServedModel
 from service.metrics import Metrics
 from service.settings import Settings
 from service.workers import engine_process
@@ -81,6 +81,9 @@ def test_every_worker_learns_of_the_engine_and_the_state() -> None:
                 assert unpack_state(connection.last(Kind.STATE))[0] == "ready"
             kinds = [kind for kind, _ in early.messages]
             assert kinds.count(Kind.OPEN) == 1
+            measured = info.model_copy(update={"preferred_batch": 2})
+            process._lifecycle._on_measured(measured)
+            assert EngineInfo.model_validate_json(early.last(Kind.MEASURED)) == measured
 
     run(main())
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from model.checkpoints.heads import Heads
+from model.engines.batch_seconds import BatchCurves, BatchSeconds
 from service.errors import Draining, EngineLost, NotReady, ServiceError
 from service.settings import Settings
 from service.workers import worker
@@ -98,6 +99,23 @@ def test_state_and_engine_are_those_of_the_engine_process(fd: int, monkeypatch: 
 
     run(main())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_the_description_of_the_engine_follows_its_measurement(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = BatchSeconds(lone=1.0, lanes={1: 1.0, 2: 1.9}, joined={1: 0.6})
+    changes = {"batch_curves": BatchCurves(shapes={"embed whole": seconds}), "joined": True}
+    measured = fake_info().model_copy(update=changes)
+
+    async def main() -> None:
+        async with connected(fd, monkeypatch) as pair:
+            pair.engine.send(Kind.MEASURED, measured.model_dump_json().encode())  # OPEN comes later, and tells the same
+            pair.engine.open()
+            await until(lambda: pair.service.state == "ready")
+            assert pair.service.pipeline.info == fake_info()
+            pair.engine.send(Kind.MEASURED, measured.model_dump_json().encode())
+            await until(lambda: pair.service.pipeline.info == measured)
+
+    run(main())
 
 
 def test_counters_are_sent_by_themselves_and_when_they_are_pulled(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ class VirtualScheduler(BatchScheduler):
     random: Random
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = True  # so a lane never waits in `_next_batch`
+        self._results.open()
+        self._stopping = True  # so a lane never waits in `_next_work`
         self._arrived = asyncio.Event()
         self.lanes = [asyncio.create_task(self._serve(lane)) for lane in range(self.engine.info.lanes)]
 
@@ -51,17 +51,18 @@ class VirtualScheduler(BatchScheduler):
     async def _serve(self, lane: int) -> None:
         executor = BatchExecutor(self.engine, lane, self._metrics)
         while not self.lost:
-            batch: Any = self._next_batch()
-            if batch is None:
+            work: Any = self._next_work(lane)
+            if work is None:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             await asyncio.sleep(self.random.uniform(0, LONGEST_BATCH_S))
+            batch = work.entries
             try:
                 results, seconds = executor.run(batch[0].request.operation, batch)
             except FatalEngineError as error:
                 self.lose(str(error))
                 return
             finally:
-                self._busy -= 1
-            self._deliver(batch, results, seconds)
+                self._end_batch(work, None)
+            self._results.deliver(batch, results, seconds)
