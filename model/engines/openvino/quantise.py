@@ -152,8 +152,6 @@ def quantise(
     """
     openvino = import_openvino()  # first: NNCF would import it with its telemetry
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.WARNING)
     core = openvino.Core()
@@ -169,9 +167,9 @@ def quantise(
         inputs[DECODER_FILE].append(
             [encode(masked)[1].copy(), restore_indices_for(visible_indices, config.num_patches), patches]
         )
-    parameters = AdvancedQuantizationParameters(
-        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-        smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=SMOOTHING),
+    parameters = nncf.AdvancedQuantizationParameters(
+        activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING),
     )
     for file in (ENCODER_FILE, DECODER_FILE) if config.has_decoder else (ENCODER_FILE,):
         with contextlib.redirect_stdout(io.StringIO()):  # NNCF's progress bars
