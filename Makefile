@@ -123,7 +123,7 @@ lint: $(VENV)/.dev  ## ruff, mypy and hadolint
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-graphs: $(VENV)/.dev  ## make the graphs in the package anew, after a change of weights, OpenVINO or the code of graphs
+graphs: $(VENV)/.dev  ## make the graphs in the package anew, after a change of weights, OpenVINO, NNCF or the code of graphs
 	$(BIN)/python -m model.engines.openvino.pack
 
 format: $(VENV)/.dev  ## let ruff rewrite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from model.engines.context import BuildContext
 from model.engines.fingerprint import code_digest
 from model.engines.job import Calibration, ConversionJob
 from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
-from model.engines.openvino.packaged import find_packaged
+from model.engines.openvino.packaged import FLOAT32, INT8, find_packaged
 from model.engines.openvino.quantise import read_quantisation, require_nncf
 from model.engines.parity import require_tolerance
 
@@ -26,13 +27,13 @@ class GraphEntries:
         """Nothing is read or made yet."""
         self._context = context
         self._cache = EngineCache(context.settings.engine_cache)
-        self.name = f"openvino-{fingerprint(self._ingredients('openvino'))}"
+        self.name = f"openvino-{fingerprint(self._ingredients(FLOAT32))}"
         """The name of the float32 entry."""
 
     def float32(self) -> Path:
         """Returns the folder of the float32 graphs, which are made if need be."""
         job = ConversionJob(self._context.model, "openvino")
-        return self._context.obtain_entry(self.name, job, unpack=partial(self._unpack, "openvino"))
+        return self._context.obtain_entry(self.name, job, unpack=partial(self._unpack, FLOAT32))
 
     def int8(self) -> Path:
         """Returns the folder of the int8 graphs for PRECISION=int8.
@@ -59,14 +60,28 @@ class GraphEntries:
         name = self._read_name(kind)
         folder = None if name is None else self._cache.find(name)
         if folder is None:
-            require_nncf()
-            self._context.progress(
-                f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
-                f"{len(photographs.paths)} packaged photographs"
-            )
-            folder = self._quantise(photographs)
+            folder = self._unpack_or_quantise(photographs)
             self._write_name(kind, folder.name)
         return folder
+
+    def _unpack_or_quantise(self, photographs: Calibration) -> Path:
+        """Takes the int8 graphs that come with the package, or else calibrates on the packaged photographs."""
+        packaged = find_packaged(INT8, self._context.model, self._context.source.digest)
+        if packaged is not None:
+
+            def unpack(folder: Path) -> bool:
+                is_intact = packaged.unpack(self._context.source.path, folder)
+                if not is_intact:
+                    require_nncf()
+                return is_intact
+
+            return self._obtain_int8(photographs, {"packaged": packaged.description.files}, unpack)
+        require_nncf()
+        self._context.progress(
+            f"there is no int8 engine of {self._context.source.name} in the cache: one is made from the "
+            f"{len(photographs.paths)} packaged photographs"
+        )
+        return self._quantise(photographs)
 
     def int8_for_auto(self) -> str | None:
         """The name of the entry that `mae compile --precision auto --calibrate` made; None if that command never ran.
@@ -94,13 +109,14 @@ class GraphEntries:
         return folder
 
     def _quantise(self, photographs: Calibration) -> Path:
-        ingredients = {
-            **self._ingredients("openvino-int8"),
-            "photographs": photographs.digest,
-            "nncf": require_nncf(),
-        }
+        return self._obtain_int8(photographs, {"nncf": require_nncf()})
+
+    def _obtain_int8(
+        self, photographs: Calibration, origin: dict[str, object], unpack: Callable[[Path], bool] | None = None
+    ) -> Path:
+        ingredients = {**self._ingredients(INT8), "photographs": photographs.digest, **origin}
         job = ConversionJob(self._context.model, "openvino", "int8", photographs=photographs)
-        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job)
+        return self._context.obtain_entry(f"openvino-int8-{fingerprint(ingredients)}", job, unpack=unpack)
 
     def _unpack(self, kind: str, folder: Path) -> bool:
         """Fills `folder` with the graphs that come with the package, and returns whether there are any."""
@@ -118,7 +134,7 @@ class GraphEntries:
         }
 
     def _sidecar(self, kind: str) -> str:
-        return f"{kind}-{fingerprint(self._ingredients('openvino-int8'))}"
+        return f"{kind}-{fingerprint(self._ingredients(INT8))}"
 
     def _read_name(self, kind: str) -> str | None:
         content = self._cache.read_sidecar(self._sidecar(kind))

@@ -1,8 +1,9 @@
 """Graphs that come with the package: with them, the first start of the packaged model converts nothing.
 
 A folder `model/weights/NAME/KIND` has the files of an entry of the engine cache, as `pack` made them. Constants of the
-graphs that are tensors of the weights are left out: `PackagedEntry.unpack` reads them from the weights. The SHA-256 of
-every unpacked file shows that it has the bits that the conversion gave.
+graphs that are tensors of the weights are left out: `PackagedEntry.unpack` reads them from the weights. Files that the
+float32 graphs have too are in their folder alone. The SHA-256 of every unpacked file shows that it has the bits that
+the conversion gave.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from safetensors import SafetensorError, safe_open
 from model.checkpoints.locate import PACKAGED
 from model.engines.fingerprint import code_digest
 from model.engines.job import ModelSpec
+from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "packaged.json"
+FLOAT32 = "openvino"
+"""The kind of the float32 graphs."""
+INT8 = "openvino-int8"
+"""The kind of the int8 graphs."""
 Tensors = Mapping[str, bytes]
 """Tensors of weights by name, each as float32 in little endian."""
 
@@ -40,15 +46,21 @@ class Description(BaseModel):
     """SHA-256 of each unpacked file, hexadecimal."""
     tensors: dict[str, list[tuple[int, str]]]
     """By file: the offset of each constant that was left out, in ascending order, and the tensor that it is."""
+    shared: tuple[str, ...] = ()
+    """Files that lie in the folder of the float32 graphs."""
 
 
 def describe_origin(kind: str, model: ModelSpec, weights: str) -> dict[str, Any]:
     """What graphs are made from: the weights' SHA-256 (as `path`), the options, the code, and OpenVINO's version.
 
+    Graphs in int8 depend on the photographs that they were calibrated on as well: those of the package.
+
     Torch and the machine are no part of it, as they are of an entry's name in the cache: the graphs are the same on all
     machines, and every start compares the engine with the reference outputs that come with them.
     """
     origin = {**asdict(model), "path": weights, "code": code_digest(kind), "openvino": version("openvino")}
+    if kind == INT8:
+        origin["calibration"] = choose_photographs(PACKAGED_PHOTOGRAPHS).digest
     content: dict[str, Any] = json.loads(json.dumps(origin))  # as it is read again: tuples are lists
     return content
 
@@ -89,7 +101,8 @@ class PackagedEntry:
         tensors = read_tensors(weights, names)
         contents = {}
         for name in self.description.files:
-            kept = (self.folder / name).read_bytes()
+            shared = name in self.description.shared
+            kept = (self.folder.parent / FLOAT32 / name if shared else self.folder / name).read_bytes()
             contents[name] = insert_tensors(kept, self.description.tensors.get(name, []), tensors)
         return contents
 

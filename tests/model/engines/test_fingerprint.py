@@ -24,10 +24,14 @@ CONVERT = """
     # Once for all kinds, which run in forks: only modules of ours count.
     import openvino, safetensors.torch, torch, torch._dynamo, torch.distributed.tensor, torch.export
     # Stand-ins for packages that may be missing: they return graphs as they are, and import nothing of ours.
+    ranges = types.SimpleNamespace(RangeEstimatorParametersSet=types.SimpleNamespace(MINMAX="least and greatest"))
     sys.modules["nncf"] = types.SimpleNamespace(
         quantize=lambda graph, *data, **options: graph,
         Dataset=list,
         ModelType=types.SimpleNamespace(TRANSFORMER="transformer"),
+        AdvancedQuantizationParameters=dict,
+        AdvancedSmoothQuantParameters=dict,
+        quantization=types.SimpleNamespace(range_estimator=ranges),
         set_log_level=lambda level: None,
     )
     version = importlib.metadata.version

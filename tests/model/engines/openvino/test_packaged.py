@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from model.engines.base import EngineBuildError
 from model.engines.build import build
 from model.engines.child import convert_in_child
 from model.engines.entry import read_model, read_reference
-from model.engines.job import ModelSpec
+from model.engines.job import ConversionJob, ModelSpec
+from model.engines.openvino import entries, quantise
 from model.engines.openvino import packaged as module
-from model.engines.openvino import quantise
-from model.engines.openvino.pack import KINDS, pack
-from model.engines.openvino.packaged import DESCRIPTION, PackagedEntry, find_packaged
+from model.engines.openvino.calibration import PACKAGED_PHOTOGRAPHS, choose_photographs
+from model.engines.openvino.pack import KINDS, describe_cpu, pack
+from model.engines.openvino.packaged import DESCRIPTION, INT8, PackagedEntry, find_packaged
 from model.engines.parity import TOLERANCES, measure_parity, require_tolerance
 from model.engines.settings import EngineSettings
+from tests.support.instructions import int8_saturates
 
 MODELS = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
 REMEDY = "run .venv/bin/python -m model.engines.openvino.pack"
@@ -48,6 +52,7 @@ def test_every_packaged_model_has_graphs_that_are_up_to_date(name: str, kind: st
     assert entry is not None, f"weights, code or OpenVINO have changed: {REMEDY}"
     assert entry.unpack(locate(None, name).path, tmp_path), REMEDY
     assert {path.name for path in tmp_path.iterdir()} >= {*GRAPHS, "model.json", "reference.npz"}
+    assert kind != INT8 or entry.description.made_from["nncf"] == version("nncf"), f"NNCF has changed: {REMEDY}"
 
 
 def test_no_graphs_of_other_models_are_left() -> None:
@@ -67,8 +72,6 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.converts
 def test_a_conversion_makes_the_same_bits(unpacked: Path, tmp_path: Path) -> None:
-    from model.engines.job import ConversionJob
-
     # OpenVINO numbers the nodes of all graphs of a process, so the bits are those of a process with one conversion.
     convert_in_child(ConversionJob(spec_of("mae_tiny")[0], "openvino"), tmp_path, print)
     fresh, shipped = digests(tmp_path), digests(unpacked)
@@ -216,6 +219,24 @@ def test_tensors_of_the_weights_are_left_out_and_put_back(tmp_path: Path) -> Non
     assert packed.unpack(weights, again) and digests(again) == digests(entry)
 
 
+def test_files_of_the_float32_graphs_are_not_packed_again(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file({"a": np.ones(3, np.float16)}, weights)
+    for folder, graph in (("first", "float32"), ("second", "int8")):
+        (entry := tmp_path / folder).mkdir()
+        (entry / "encoder.xml").write_text(f"<{graph} />")
+        (entry / "reference.npz").write_bytes(b"the same")
+    first = pack(tmp_path / "first", weights, tmp_path / "packed" / module.FLOAT32, {"path": "weights"})
+    second = pack(tmp_path / "second", weights, tmp_path / "packed" / INT8, {"path": "weights"}, first)
+    assert {path.name for path in second.iterdir()} == {"encoder.xml", DESCRIPTION}
+    description = module.Description.model_validate_json((second / DESCRIPTION).read_text())
+    (again := tmp_path / "again").mkdir()
+    assert PackagedEntry(second, description).unpack(weights, again)
+    assert digests(again) == digests(tmp_path / "second")
+    (first / "reference.npz").write_bytes(b"another")
+    assert not PackagedEntry(second, description).unpack(weights, again)
+
+
 # --- int8
 
 
@@ -228,8 +249,70 @@ def without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "find_spec", lambda name: None)
 
 
+@pytest.fixture(scope="module")
+def unpacked_int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[PackagedEntry, Path]:
+    folder = tmp_path_factory.mktemp("unpacked-int8")
+    entry = find_packaged(INT8, *spec_of("mae_tiny"))
+    assert entry is not None, REMEDY
+    assert entry.unpack(locate(None, None).path, folder)
+    return entry, folder
+
+
+@pytest.mark.usefixtures("without_nncf")
+@pytest.mark.skipif(int8_saturates(os.environ.get("ONEDNN_MAX_CPU_ISA")), reason="int8 needs VNNI")
+def test_int8_of_the_packaged_model_needs_neither_nncf_nor_photographs_of_the_operator(tmp_path: Path) -> None:
+    """Both checks are passed with room: on the drawn images and, when it was made, on photographs held out."""
+    settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="int8", max_batch=1, lanes=1)
+    info = build(settings).info
+    assert info.computes == "int8"
+    assert info.parity is not None and info.parity.mean_cosine is not None and info.parity.mean_cosine > 0.994
+    assert info.quantisation is not None
+    assert info.quantisation.digest == choose_photographs(PACKAGED_PHOTOGRAPHS).digest
+    require_tolerance(info.quantisation.parity, TOLERANCES["int8"])
+    assert build(settings).info.entry == info.entry
+
+
 @pytest.mark.usefixtures("without_nncf")
 def test_int8_of_other_options_names_nncf(tmp_path: Path) -> None:
     settings = EngineSettings(engine_cache=tmp_path, backend="openvino", precision="int8", image_size=192)
     with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
         build(settings)
+
+
+@pytest.mark.usefixtures("without_nncf")
+def test_damaged_int8_graphs_of_the_package_are_not_served(
+    tmp_path: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "mae_tiny" / INT8 / "encoder.bin").write_bytes(b"damaged")
+    monkeypatch.setattr(entries, "find_packaged", partial(find_packaged, packaged=copied))
+    with pytest.raises(EngineBuildError, match=r"pip install 'nncf>=3.4'"):
+        build(EngineSettings(engine_cache=tmp_path / "cache", backend="openvino", precision="int8"))
+
+
+def test_another_calibration_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = shutil.copytree(PACKAGED_PHOTOGRAPHS, tmp_path / "others")
+    next(iter(others.iterdir())).unlink()
+    monkeypatch.setattr(module, "PACKAGED_PHOTOGRAPHS", others)
+    with caplog.at_level(logging.INFO):
+        assert find_packaged(INT8, *spec_of("mae_tiny")) is None
+    assert "they were made with another calibration (" in caplog.text
+
+
+@pytest.mark.converts
+def test_a_calibration_on_the_same_kind_of_cpu_makes_the_same_bits(
+    unpacked_int8: tuple[PackagedEntry, Path], tmp_path: Path
+) -> None:
+    """NNCF sees the activations that this CPU's kernels compute, so on another kind the last bits may differ."""
+    pytest.importorskip("nncf")
+    entry, shipped = unpacked_int8
+    if entry.description.made_from["cpu"] != describe_cpu() or "ONEDNN_MAX_CPU_ISA" in os.environ:
+        pytest.skip("the packaged graphs were calibrated on another kind of CPU")
+    photographs = choose_photographs(PACKAGED_PHOTOGRAPHS)
+    convert_in_child(
+        ConversionJob(spec_of("mae_tiny")[0], "openvino", "int8", photographs=photographs), tmp_path, print
+    )
+    assert {name: digest for name, digest in digests(tmp_path).items() if name in GRAPHS} == {
+        name: digest for name, digest in digests(shipped).items() if name in GRAPHS
+    }
