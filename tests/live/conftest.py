@@ -21,7 +21,7 @@ from tests.support.metrics import sample
 BESIDE = Path(sys.executable).with_name("mae")
 SCRIPT = str(BESIDE) if BESIDE.exists() else shutil.which("mae")  # an image keeps it elsewhere
 MAE_SERVE = [SCRIPT, "serve"] if SCRIPT else list(CHECKOUT_SERVE)  # a checkout that is not installed has no script
-SECONDS = 120
+SECONDS = 60
 """How long a test waits for what must happen: a machine may be slow, or stand still for a while."""
 
 # So long does each client wait here, too. By default it is 5 seconds.
@@ -66,16 +66,26 @@ class LiveServer:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a sample over those labels that are not given, read by prometheus-client's own parser.
 
-        A request is counted a moment after its answer: wait for the value.
+        A request is counted a moment after its answer: use `wait_for_metric`.
         """
         return sample(self.exposition(), name, **labels)
 
-    def exposition(self) -> str:
-        """All metrics. Where a worker was late with its counters, older ones would count: the server is asked again."""
+    def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
+        """Returns once the metric has this value."""
+        end = time.monotonic() + SECONDS
+        while (found := self.metric(name, **labels)) != value:
+            assert time.monotonic() < end, f"{name} is {found}, and not {value}:\n{self.text()}"
+            time.sleep(0.02)
+
+    def exposition(self, client: httpx.Client | None = None) -> str:
+        """All metrics, over the connection of `client` if there is one.
+
+        If a worker was late with its counters, the server is asked again: older ones would count in their place.
+        """
         end = time.monotonic() + SECONDS
         while True:
             late = self.text().count(LATE_WORKER)
-            exposition = httpx.get(self.url + "/metrics").text
+            exposition = (client or httpx).get(self.url + "/metrics").text
             if self.text().count(LATE_WORKER) == late:
                 return exposition
             assert time.monotonic() < end, "a worker never sends its counters in time"
@@ -100,7 +110,8 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Starts servers with settings given as keywords, and ends them after the tests.
 
     `fake` serves an engine of `fake_server.py` with these variables; `module` runs another server in place of `mae
-    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever is fastest on this CPU.
+    serve`; `ready=False` waits for the listener alone. They serve in float32, whatever is fastest on this CPU. With the
+    variable FAKE_GATE, requests may wait for ten minutes, and so may a drain.
     """
     servers: list[LiveServer] = []
 
@@ -108,7 +119,10 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
         fake: Mapping[str, object] | None = None, ready: bool = True, module: str | None = None, **settings: object
     ) -> LiveServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAE_")}
-        given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32", **settings}
+        given = {"host": "127.0.0.1", "port": 0, "engine_cache": engine_cache, "precision": "fp32"}
+        if "FAKE_GATE" in (fake or {}):
+            given |= {"request_timeout_s": 600, "drain_timeout_s": 600}
+        given |= settings
         environment |= {f"MAE_{name.upper()}": str(value) for name, value in given.items()}
         environment |= {name: str(value) for name, value in (fake or {}).items()}
         module = module or (None if fake is None else "tests.support.fake_server")

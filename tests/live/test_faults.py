@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.live.conftest import LiveServer, Start
+from tests.live.conftest import SECONDS, Start
 from tests.support.clients import grey, many_connections, posts_in_threads
 from tests.support.fake_server import POISON
 from tests.support.gate import Gate
@@ -28,9 +28,9 @@ def test_a_poisoned_image_fails_alone(start_server: Start, gate: Gate, kind: str
     with posts_in_threads(server.url) as post:
         with gate.closed():
             first = post(grey(100))
-            server.wait_for(lambda: server.metric("mae_lanes_busy") == 1)
+            server.wait_for_metric("mae_lanes_busy", 1)
             posts = [post(grey(POISON if number == 9 else number)) for number in range(16)]
-            server.wait_for(lambda: server.metric("mae_queue_images") == 16)
+            server.wait_for_metric("mae_queue_images", 16)
         answers = [future.result() for future in posts]
         assert first.result().status_code == 200
     assert [answer.status_code for answer in answers] == [500 if number == 9 else 200 for number in range(16)]
@@ -51,11 +51,11 @@ def test_a_lost_engine_ends_the_process(start_server: Start, gate: Gate, end: Ga
     with end.closed(), posts_in_threads(server.url) as post:
         with gate.closed():
             first = post(grey(1))
-            server.wait_for(lambda: server.metric("mae_lanes_busy") == 1)
+            server.wait_for_metric("mae_lanes_busy", 1)
             posts = [post(grey(POISON))]
-            server.wait_for(lambda: server.metric("mae_queue_images") == 1)
+            server.wait_for_metric("mae_queue_images", 1)
             posts += [post(grey(n)) for n in range(20)]
-            server.wait_for(lambda: server.metric("mae_queue_images") == 21)
+            server.wait_for_metric("mae_queue_images", 21)
         assert first.result().status_code == 200
         for answer in [future.result() for future in posts]:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
@@ -63,7 +63,7 @@ def test_a_lost_engine_ends_the_process(start_server: Start, gate: Gate, end: Ga
             answer = httpx.get(server.url + probe)
             assert answer.status_code == 503
             assert "lane 0 has ended" in answer.json()["reason"]
-    assert server.process.wait(60) == 1
+    assert server.process.wait(SECONDS) == 1
     assert "lane 0 has ended" in server.text()
 
 
@@ -73,7 +73,7 @@ def test_an_engine_that_hangs_ends_the_process(start_server: Start, end: Gate, w
     server = start_server(fake, max_batch=1, http_workers=workers)
     with end.closed(), posts_in_threads(server.url) as post:
         posts = [post(grey(POISON))]
-        server.wait_for(lambda: server.metric("mae_batch_size_count") == 1)
+        server.wait_for_metric("mae_batch_size_count", 1)
         posts += [post(grey(1)), post(grey(2))]
         for answer in [future.result() for future in posts]:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
@@ -82,7 +82,7 @@ def test_an_engine_that_hangs_ends_the_process(start_server: Start, end: Gate, w
             assert answer.status_code == 503
             assert answer.json()["state"] == "lost"
             assert "lane 0 hangs: a batch of 1 for embed has not returned" in answer.json()["reason"]
-    assert server.process.wait(60) == 1
+    assert server.process.wait(SECONDS) == 1
     assert server.text().count("the engine is lost: lane 0 hangs") == 1
     assert "is still running a batch" in server.text()
 
@@ -108,7 +108,7 @@ def test_an_engine_that_cannot_be_used_ends_the_process(
 ) -> None:
     with gate.closed():
         server = start_server({"FAKE": kind, "FAKE_GATE": gate.file}, ready=False)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(SECONDS) == 1
     assert f"the engine cannot be loaded: {reason}" in server.text() or f"'{reason}'" in server.text()
 
 
@@ -117,9 +117,9 @@ def test_the_deadline(start_server: Start, gate: Gate) -> None:
     with gate.closed():
         answer = httpx.post(server.url + "/embed", content=grey(1))
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_passed")
-    server.wait_for(lambda: server.metric("mae_requests_total", code="504") == 1)
+    server.wait_for_metric("mae_requests_total", 1, code="504")
     for gauge in ("mae_lanes_busy", "mae_queue_images", "mae_admitted_images"):
-        server.wait_for(lambda gauge=gauge: server.metric(gauge) == 0)
+        server.wait_for_metric(gauge, 0)
 
 
 def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: Gate) -> None:
@@ -128,15 +128,15 @@ def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: Gate) -> 
     async def leave() -> None:
         async with many_connections(server.url) as client:
             tasks = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(30)]
-            await until(lambda: server.metric("mae_queue_images") == 29, 60)
+            await until(lambda: server.metric("mae_queue_images") == 29)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     with gate.closed():
         asyncio.run(leave())
-        server.wait_for(lambda: server.metric("mae_requests_total", code="499") == 30)
-        server.wait_for(lambda: server.metric("mae_dropped_images_total", reason="abandoned") == 29)
+        server.wait_for_metric("mae_requests_total", 30, code="499")
+        server.wait_for_metric("mae_dropped_images_total", 29, reason="abandoned")
         server.wait_for(lambda: server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0)
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
     assert server.metric("mae_batch_size_sum") == 2, "it computes no images of clients that have left"
@@ -147,16 +147,16 @@ def test_queue_full(start_server: Start, gate: Gate) -> None:
     with posts_in_threads(server.url) as post:
         with gate.closed():
             posts = [post(grey(0))]
-            server.wait_for(lambda: server.metric("mae_lanes_busy") == 1)
+            server.wait_for_metric("mae_lanes_busy", 1)
             posts += [post(grey(number)) for number in range(1, 5)]
-            server.wait_for(lambda: server.metric("mae_admitted_images") == 4)
+            server.wait_for_metric("mae_admitted_images", 4)
             for _ in range(3):
                 refused = post(grey(5)).result()
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
                 assert int(refused.headers["retry-after"]) > 0
         answers = [future.result() for future in posts]
     assert [answer.json()["embeddings"][0][0] for answer in answers] == list(range(5))
-    server.wait_for(lambda: server.metric("mae_rejected_total", reason="queue_full") == 3)
+    server.wait_for_metric("mae_rejected_total", 3, reason="queue_full")
     too_many = httpx.post(server.url + "/embed", files=[("i", ("i", grey(1)))] * 5)
     assert (too_many.status_code, too_many.json()["error"]["code"]) == (413, "too_many_images")
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
@@ -164,15 +164,17 @@ def test_queue_full(start_server: Start, gate: Gate) -> None:
 
 def test_sigterm_under_load(start_server: Start, gate: Gate) -> None:
     """Accepted requests are answered, later ones are refused with 503, and the exit code is 0."""
-    loaded = start_server({"FAKE_GATE": gate.file}, max_batch=8, drain_timeout_s=600)
+    loaded = start_server({"FAKE_GATE": gate.file}, max_batch=8)
 
     async def load() -> list[httpx.Response]:
         async with many_connections(loaded.url) as client:
             with gate.closed():
-                early = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(60)]
-                await until(lambda: images_so_far(loaded) == 60, 60)
+                early = [asyncio.create_task(client.post("/embed", content=grey(0)))]
+                await until(lambda: loaded.metric("mae_lanes_busy") == 1)
+                early += [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(1, 60)]
+                await until(lambda: loaded.metric("mae_admitted_images") == 59)
                 loaded.process.send_signal(signal.SIGTERM)
-                await until(lambda: httpx.get(loaded.url + "/readyz").status_code == 503, 60)
+                await until(lambda: httpx.get(loaded.url + "/readyz").status_code == 503)
                 late = await asyncio.gather(*(client.post("/embed", content=grey(n)) for n in range(20)))
                 assert {answer.status_code for answer in late} == {503}
                 assert {answer.json()["error"]["code"] for answer in late} == {"draining"}
@@ -181,11 +183,7 @@ def test_sigterm_under_load(start_server: Start, gate: Gate) -> None:
             return await asyncio.gather(*early)
 
     assert [answer.json()["embeddings"][0][0] for answer in asyncio.run(load())] == list(range(60))
-    assert loaded.process.wait(60) == 0
-
-
-def images_so_far(server: LiveServer) -> float:
-    return server.metric("mae_admitted_images") + server.metric("mae_batch_size_sum")
+    assert loaded.process.wait(SECONDS) == 0
 
 
 def test_sigterm_when_idle_and_drain_timeout(start_server: Start, gate: Gate) -> None:
@@ -193,11 +191,11 @@ def test_sigterm_when_idle_and_drain_timeout(start_server: Start, gate: Gate) ->
     slow = start_server({"FAKE_GATE": gate.file}, drain_timeout_s=0.5)
     with posts_in_threads(slow.url) as post, gate.closed():
         unfinished = post(grey(1))
-        slow.wait_for(lambda: slow.metric("mae_lanes_busy") == 1)
+        slow.wait_for_metric("mae_lanes_busy", 1)
         slow.process.send_signal(signal.SIGTERM)
         answer = unfinished.result()
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
-    assert slow.process.wait(60) == 0
+    assert slow.process.wait(SECONDS) == 0
     assert "cut off" in slow.text()
 
 
@@ -214,9 +212,9 @@ def test_clients_that_retry_do_not_prolong_the_drain(start_server: Start) -> Non
     async def clients() -> None:
         async with httpx.AsyncClient(base_url=server.url) as client:
             tasks = [asyncio.create_task(retry(client)) for _ in range(12)]
-            await until(lambda: server.metric("mae_requests_total", code="200") >= 12, 60)
+            await until(lambda: server.metric("mae_requests_total", code="200") >= 12)
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(asyncio.gather(*tasks), 120)  # or it drains for ever, with nothing to finish
+            await asyncio.wait_for(asyncio.gather(*tasks), SECONDS)  # or it drains for ever, with nothing to finish
 
     asyncio.run(clients())
     assert server.process.returncode == 0
