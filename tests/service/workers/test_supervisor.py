@@ -174,11 +174,10 @@ def test_a_command_that_does_not_exist_is_reported() -> None:
 
 def test_a_worker_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -> None:
     deaf = RUNS.replace("break", "import time; time.sleep(60)")
+    policy = RestartPolicy(exit_timeout_s=0.25)
 
     async def main() -> None:
-        async with supervised(
-            (sys.executable, "-S", "-c", deaf), policy=RestartPolicy(exit_timeout_s=0.25)
-        ) as recorder:
+        async with supervised((sys.executable, "-S", "-c", deaf), policy=policy) as recorder:
             await until(recorder.runs)
             [process] = recorder.processes()
         with pytest.raises(ProcessLookupError):

@@ -159,7 +159,7 @@ def test_too_many_images_are_refused_before_they_are_decoded(start: Start) -> No
 
 def test_a_timeout_of_the_client_is_a_deadline(start: Start) -> None:
     gate = Gate()
-    client = start(FakeEngine(before=gate))
+    client = start(FakeEngine(before=gate), request_timeout_s=600)
     for timeout in (50_000, "50000"):
         answer = infer(client, "embed", bytes_input([picture(1)]), timeout=timeout)
         assert answer.status_code == 504 and "Deadline Exceeded" in answer.json()["error"]
