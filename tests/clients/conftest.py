@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import LiveServer, Start, start_server  # noqa: F401  (a fixture)
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 
 HTTP_WORKERS = (0, 2)
 API_KEY = "a-key"
@@ -27,13 +27,13 @@ def server(request: pytest.FixtureRequest, start_server: Start, probe: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> FileGate:
     """The gate in front of every fake engine here."""
-    return Gate(tmp_path_factory.mktemp("gate") / "gate")
+    return FileGate(tmp_path_factory.mktemp("gate") / "gate")
 
 
 @pytest.fixture(scope="session", params=HTTP_WORKERS, ids=lambda workers: f"{workers}-workers")
-def poisonable(request: pytest.FixtureRequest, start_server: Start, gate: Gate) -> LiveServer:  # noqa: F811
+def poisonable(request: pytest.FixtureRequest, start_server: Start, gate: FileGate) -> LiveServer:  # noqa: F811
     """A fake engine that fails where an image has the grey POISON of tests.support.fake_server."""
     limits = {"max_images": 8, "queue_images": 8, "max_batch": 1}
     fake = {"FAKE": "raises", "FAKE_GATE": gate.file}

@@ -21,7 +21,7 @@ from tests.clients.open_inference import CAT, NEAR, files, key, post
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 
 
 def host_of(server: LiveServer) -> str:
@@ -214,7 +214,7 @@ def test_a_poisoned_image_fails_alone_and_is_computed_once(poisonable: LiveServe
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_queue_and_a_drain(start_server: Start, gate: Gate, workers: int) -> None:
+def test_a_full_queue_and_a_drain(start_server: Start, gate: FileGate, workers: int) -> None:
     server = start_server(fake={"FAKE_GATE": gate.file}, max_batch=1, queue_images=1, http_workers=workers)
 
     def embed(shade: int) -> float:

@@ -15,7 +15,7 @@ from tests.clients.conftest import API_KEY
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 from tests.support.images import encoded
 
 KEY = {"x-api-key": API_KEY}
@@ -161,7 +161,7 @@ def test_a_poisoned_image_is_computed_once(poisonable: LiveServer) -> None:
         assert answer.data[0].embedding == [7.0] * 192
 
 
-def test_a_full_queue_is_tried_again(poisonable: LiveServer, gate: Gate) -> None:
+def test_a_full_queue_is_tried_again(poisonable: LiveServer, gate: FileGate) -> None:
     whole_queue = [uri(grey(2))] * 8
 
     def embed(client: openai.OpenAI, images: list[str]) -> list[float]:
@@ -183,7 +183,7 @@ def test_a_full_queue_is_tried_again(poisonable: LiveServer, gate: Gate) -> None
         assert patient.result() == [2.0] * 192
 
 
-def test_a_server_that_loads_is_asked_again(start_server: Start, gate: Gate) -> None:
+def test_a_server_that_loads_is_asked_again(start_server: Start, gate: FileGate) -> None:
     with ThreadPoolExecutor() as pool:
         with gate.closed():
             server = start_server(fake={"FAKE_GATE": gate.file}, ready=False, api_keys=API_KEY)

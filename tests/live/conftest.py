@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.benchmark.processes import MAE_SERVE as CHECKOUT_SERVE
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 from tests.support.metrics import sample
 
 BESIDE = Path(sys.executable).with_name("mae")
@@ -142,9 +142,9 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Gate:
+def gate(tmp_path: Path) -> FileGate:
     """For a server with the variable FAKE_GATE."""
-    return Gate(tmp_path / "gate")
+    return FileGate(tmp_path / "gate")
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,18 @@ import pytest
 from tests.live.conftest import SECONDS, Start
 from tests.support.clients import grey, many_connections, posts_in_threads
 from tests.support.fake_server import POISON
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 from tests.support.waiting import until
 
 
 @pytest.fixture
-def end(tmp_path: Path) -> Gate:
+def end(tmp_path: Path) -> FileGate:
     """For a server with the variable FAKE_END."""
-    return Gate(tmp_path / "end")
+    return FileGate(tmp_path / "end")
 
 
 @pytest.mark.parametrize("kind", ["raises", "nan"])
-def test_a_poisoned_image_fails_alone(start_server: Start, gate: Gate, kind: str) -> None:
+def test_a_poisoned_image_fails_alone(start_server: Start, gate: FileGate, kind: str) -> None:
     server = start_server({"FAKE": kind, "FAKE_GATE": gate.file}, max_batch=16)
     with posts_in_threads(server.url) as post:
         with gate.closed():
@@ -46,7 +46,7 @@ def test_a_poisoned_image_fails_alone(start_server: Start, gate: Gate, kind: str
 
 
 @pytest.mark.parametrize("kind", ["fatal", "dies"])
-def test_a_lost_engine_ends_the_process(start_server: Start, gate: Gate, end: Gate, kind: str) -> None:
+def test_a_lost_engine_ends_the_process(start_server: Start, gate: FileGate, end: FileGate, kind: str) -> None:
     server = start_server({"FAKE": kind, "FAKE_GATE": gate.file, "FAKE_END": end.file}, max_batch=1)
     with end.closed(), posts_in_threads(server.url) as post:
         with gate.closed():
@@ -68,7 +68,7 @@ def test_a_lost_engine_ends_the_process(start_server: Start, gate: Gate, end: Ga
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_engine_that_hangs_ends_the_process(start_server: Start, end: Gate, workers: int) -> None:
+def test_an_engine_that_hangs_ends_the_process(start_server: Start, end: FileGate, workers: int) -> None:
     fake = {"FAKE": "hangs", "FAKE_HANG_LEAST_S": "0.5", "FAKE_END": end.file}
     server = start_server(fake, max_batch=1, http_workers=workers)
     with end.closed(), posts_in_threads(server.url) as post:
@@ -87,7 +87,7 @@ def test_an_engine_that_hangs_ends_the_process(start_server: Start, end: Gate, w
     assert "is still running a batch" in server.text()
 
 
-def test_not_ready_while_loading(start_server: Start, gate: Gate) -> None:
+def test_not_ready_while_loading(start_server: Start, gate: FileGate) -> None:
     with gate.closed():
         server = start_server({"FAKE_GATE": gate.file}, ready=False)
         assert httpx.get(server.url + "/livez").status_code == 200
@@ -104,7 +104,7 @@ def test_not_ready_while_loading(start_server: Start, gate: Gate) -> None:
 
 @pytest.mark.parametrize(("kind", "reason"), [("unbuildable", "out of memory, say"), ("unopenable", "info")])
 def test_an_engine_that_cannot_be_used_ends_the_process(
-    start_server: Start, gate: Gate, kind: str, reason: str
+    start_server: Start, gate: FileGate, kind: str, reason: str
 ) -> None:
     with gate.closed():
         server = start_server({"FAKE": kind, "FAKE_GATE": gate.file}, ready=False)
@@ -112,7 +112,7 @@ def test_an_engine_that_cannot_be_used_ends_the_process(
     assert f"the engine cannot be loaded: {reason}" in server.text() or f"'{reason}'" in server.text()
 
 
-def test_the_deadline(start_server: Start, gate: Gate) -> None:
+def test_the_deadline(start_server: Start, gate: FileGate) -> None:
     server = start_server({"FAKE_GATE": gate.file}, request_timeout_s=0.4)
     with gate.closed():
         answer = httpx.post(server.url + "/embed", content=grey(1))
@@ -122,7 +122,7 @@ def test_the_deadline(start_server: Start, gate: Gate) -> None:
         server.wait_for_metric(gauge, 0)
 
 
-def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: Gate) -> None:
+def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: FileGate) -> None:
     server = start_server({"FAKE_GATE": gate.file}, max_batch=1)
 
     async def leave() -> None:
@@ -142,7 +142,7 @@ def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: Gate) -> 
     assert server.metric("mae_batch_size_sum") == 2, "it computes no images of clients that have left"
 
 
-def test_queue_full(start_server: Start, gate: Gate) -> None:
+def test_queue_full(start_server: Start, gate: FileGate) -> None:
     server = start_server({"FAKE_GATE": gate.file}, max_batch=1, queue_images=4, max_images=16)
     with posts_in_threads(server.url) as post:
         with gate.closed():
@@ -162,7 +162,7 @@ def test_queue_full(start_server: Start, gate: Gate) -> None:
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
 
-def test_sigterm_under_load(start_server: Start, gate: Gate) -> None:
+def test_sigterm_under_load(start_server: Start, gate: FileGate) -> None:
     """Accepted requests are answered, later ones are refused with 503, and the exit code is 0."""
     loaded = start_server({"FAKE_GATE": gate.file}, max_batch=8)
 
@@ -186,7 +186,7 @@ def test_sigterm_under_load(start_server: Start, gate: Gate) -> None:
     assert loaded.process.wait(SECONDS) == 0
 
 
-def test_sigterm_when_idle_and_drain_timeout(start_server: Start, gate: Gate) -> None:
+def test_sigterm_when_idle_and_drain_timeout(start_server: Start, gate: FileGate) -> None:
     assert start_server({}).terminate() == 0
     slow = start_server({"FAKE_GATE": gate.file}, drain_timeout_s=0.5)
     with posts_in_threads(slow.url) as post, gate.closed():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import many_connections
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 from tests.support.waiting import until
 
 Request = dict[str, Any]
@@ -89,19 +89,19 @@ def requests(images: list[bytes], count: int) -> list[Request]:
 @pytest.fixture(scope="module")
 def behind_gate(
     start_server: Start, probe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[LiveServer, Gate]]:
+) -> Callable[[str], tuple[LiveServer, FileGate]]:
     """Starts a real engine of a backend, once, with one lane that takes up to 32 images, behind a gate."""
 
     @cache
-    def start(backend: str) -> tuple[LiveServer, Gate]:
-        gate = Gate(tmp_path_factory.mktemp("gates") / backend)
+    def start(backend: str) -> tuple[LiveServer, FileGate]:
+        gate = FileGate(tmp_path_factory.mktemp("gates") / backend)
         fake = {"FAKE": "real", "FAKE_GATE": gate.file}
         return start_server(fake, weights=probe, backend=backend, lanes=1, max_batch=32), gate
 
     return start
 
 
-def test_together_as_alone(behind_gate: Callable[[str], tuple[LiveServer, Gate]], variants: list[bytes]) -> None:
+def test_together_as_alone(behind_gate: Callable[[str], tuple[LiveServer, FileGate]], variants: list[bytes]) -> None:
     server, gate = behind_gate("openvino")
     asked = requests(variants, 120)
     before = server.metric("mae_batch_size_sum")
@@ -138,7 +138,7 @@ def test_a_request_for_each_seed_differs(server: LiveServer, variants: list[byte
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_the_same_bits_in_a_batch_of_32(
-    behind_gate: Callable[[str], tuple[LiveServer, Gate]], variants: list[bytes], backend: str
+    behind_gate: Callable[[str], tuple[LiveServer, FileGate]], variants: list[bytes], backend: str
 ) -> None:
     """The image is alone first, and then among 31 others of another request."""
     server, gate = behind_gate(backend)

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.live.conftest import SECONDS, LiveServer, Start
 from tests.support.clients import grey, many_connections, posts_in_threads
 from tests.support.fake_server import POISON
-from tests.support.gate import Gate
+from tests.support.gate import FileGate
 from tests.support.metrics import families
 from tests.support.waiting import until
 
@@ -50,9 +50,8 @@ def worker_of(client: httpx.Client, server: LiveServer) -> int:
     port = client.get("/livez").extensions["network_stream"].get_extra_info("client_addr")[1]
     # The kernel lists the inode of each socket with its addresses; the process that holds the socket has it open.
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    ends = [
-        f":{int(number):04X}" for number in (server.url.rsplit(":", 1)[1], port)
-    ]  # of other servers, the first differs
+    # Connections to other servers may come from the same port.
+    ends = [f":{int(number):04X}" for number in (server.url.rsplit(":", 1)[1], port)]
     [inode] = [fields[9] for fields in sockets if all(map(str.endswith, fields[1:3], ends))]
     for pid in workers_of(server):
         if f"socket:[{inode}]" in {target_of(path) for path in Path(f"/proc/{pid}/fd").iterdir()}:
@@ -202,7 +201,7 @@ def test_a_large_body_and_one_that_is_too_large(pair: LiveServer, clients: dict[
     pair.wait_for_metric("mae_inflight_bytes", 0)
 
 
-def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_server: Start, gate: Gate) -> None:
+def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_server: Start, gate: FileGate) -> None:
     server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=4, queue_images=40)
     with one_client_each(server) as clients, ThreadPoolExecutor() as pool:
         (doomed, victim), (other, bystander) = clients.items()
@@ -250,11 +249,11 @@ def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_serv
     assert not [name for name in os.listdir("/dev/shm") if "mae" in name]
 
 
-def test_the_queue_is_one(start_server: Start, gate: Gate) -> None:
+def test_the_queue_is_one(start_server: Start, gate: FileGate) -> None:
     server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=1, queue_images=4, max_images=16)
 
     def fill(query: str, rooms: list[float]) -> list[httpx.Response]:
-        """Fills lane and queue, from both workers; request n + 1 must leave room for rooms[n:] alone."""
+        """Fills the lane, and then the queue: after request n it must hold rooms[n - 1] images for all workers."""
         with one_client_each(server) as clients, posts_in_threads(server.url) as post:
             with gate.closed():
                 posts = [post(grey(0), query)]
@@ -301,7 +300,7 @@ def test_the_queue_is_one(start_server: Start, gate: Gate) -> None:
     assert all(ACCESS.fullmatch(line) for line in logged), "and none in the middle of another"
 
 
-def test_a_drain_answers_accepted_requests(start_server: Start, gate: Gate) -> None:
+def test_a_drain_answers_accepted_requests(start_server: Start, gate: FileGate) -> None:
     server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=8)
     with one_client_each(server) as clients, posts_in_threads(server.url) as post:
         with gate.closed():
@@ -319,8 +318,8 @@ def test_a_drain_answers_accepted_requests(start_server: Start, gate: Gate) -> N
     assert server.process.wait(SECONDS) == 0
 
 
-def test_a_lost_engine_is_lost_everywhere(start_server: Start, gate: Gate, tmp_path: Path) -> None:
-    end = Gate(tmp_path / "end")
+def test_a_lost_engine_is_lost_everywhere(start_server: Start, gate: FileGate, tmp_path: Path) -> None:
+    end = FileGate(tmp_path / "end")
     fake: dict[str, object] = {"FAKE": "fatal", "FAKE_GATE": gate.file, "FAKE_END": end.file}
     server = start_two(start_server, fake, max_batch=1)
     with end.closed(), one_client_each(server) as clients, posts_in_threads(server.url) as post:

@@ -9,7 +9,7 @@ from pathlib import Path
 POLL_S = 0.002
 
 
-class Gate:
+class FileGate:
     """Open at first. While it is closed, whoever calls `wait_at_gate` waits."""
 
     def __init__(self, file: Path) -> None:
