@@ -141,10 +141,10 @@ def start_server(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -
             server.process.wait()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> FileGate:
-    """For a server with the variable FAKE_GATE."""
-    return FileGate(tmp_path / "gate")
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> FileGate:
+    """For servers with the variable FAKE_GATE."""
+    return FileGate(tmp_path_factory.mktemp("gate") / "gate")
 
 
 @pytest.fixture(scope="session")

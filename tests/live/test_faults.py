@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.live.conftest import SECONDS, Start
+from tests.live.conftest import SECONDS, LiveServer, Start
 from tests.support.clients import grey, many_connections, posts_in_threads
 from tests.support.fake_server import POISON
 from tests.support.gate import FileGate
@@ -122,42 +122,50 @@ def test_the_deadline(start_server: Start, gate: FileGate) -> None:
         server.wait_for_metric(gauge, 0)
 
 
-def test_a_client_that_leaves_costs_nothing(start_server: Start, gate: FileGate) -> None:
-    server = start_server({"FAKE_GATE": gate.file}, max_batch=1)
+@pytest.fixture(scope="module")
+def narrow(start_server: Start, gate: FileGate) -> LiveServer:
+    """A batch has one image, and the queue eight."""
+    return start_server({"FAKE_GATE": gate.file}, max_batch=1, queue_images=8, max_images=16)
+
+
+def test_clients_that_leave_cost_nothing(narrow: LiveServer, gate: FileGate) -> None:
+    server, computed = narrow, narrow.metric("mae_batch_size_sum")
 
     async def leave() -> None:
         async with many_connections(server.url) as client:
-            tasks = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(30)]
-            await until(lambda: server.metric("mae_queue_images") == 29)
+            tasks = [asyncio.create_task(client.post("/embed", content=grey(0)))]
+            await until(lambda: server.metric("mae_lanes_busy") == 1)
+            tasks += [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(8)]
+            await until(lambda: server.metric("mae_queue_images") == 8)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     with gate.closed():
         asyncio.run(leave())
-        server.wait_for_metric("mae_requests_total", 30, code="499")
-        server.wait_for_metric("mae_dropped_images_total", 29, reason="abandoned")
+        server.wait_for_metric("mae_requests_total", 9, code="499")
+        server.wait_for_metric("mae_dropped_images_total", 8, reason="abandoned")
         server.wait_for(lambda: server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0)
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
-    assert server.metric("mae_batch_size_sum") == 2, "it computes no images of clients that have left"
+    assert server.metric("mae_batch_size_sum") == computed + 2, "one ran when its client left, and eight waited"
 
 
-def test_queue_full(start_server: Start, gate: FileGate) -> None:
-    server = start_server({"FAKE_GATE": gate.file}, max_batch=1, queue_images=4, max_images=16)
+def test_queue_full(narrow: LiveServer, gate: FileGate) -> None:
+    server = narrow
     with posts_in_threads(server.url) as post:
         with gate.closed():
             posts = [post(grey(0))]
             server.wait_for_metric("mae_lanes_busy", 1)
-            posts += [post(grey(number)) for number in range(1, 5)]
-            server.wait_for_metric("mae_admitted_images", 4)
+            posts += [post(grey(number)) for number in range(1, 9)]
+            server.wait_for_metric("mae_admitted_images", 8)
             for _ in range(3):
-                refused = post(grey(5)).result()
+                refused = post(grey(9)).result()
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
                 assert int(refused.headers["retry-after"]) > 0
         answers = [future.result() for future in posts]
-    assert [answer.json()["embeddings"][0][0] for answer in answers] == list(range(5))
+    assert [answer.json()["embeddings"][0][0] for answer in answers] == list(range(9))
     server.wait_for_metric("mae_rejected_total", 3, reason="queue_full")
-    too_many = httpx.post(server.url + "/embed", files=[("i", ("i", grey(1)))] * 5)
+    too_many = httpx.post(server.url + "/embed", files=[("i", ("i", grey(1)))] * 9)
     assert (too_many.status_code, too_many.json()["error"]["code"]) == (413, "too_many_images")
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
 
@@ -186,8 +194,7 @@ def test_sigterm_under_load(start_server: Start, gate: FileGate) -> None:
     assert loaded.process.wait(SECONDS) == 0
 
 
-def test_sigterm_when_idle_and_drain_timeout(start_server: Start, gate: FileGate) -> None:
-    assert start_server({}).terminate() == 0
+def test_the_end_of_the_drain(start_server: Start, gate: FileGate) -> None:
     slow = start_server({"FAKE_GATE": gate.file}, drain_timeout_s=0.5)
     with posts_in_threads(slow.url) as post, gate.closed():
         unfinished = post(grey(1))
@@ -220,8 +227,9 @@ def test_clients_that_retry_do_not_prolong_the_drain(start_server: Start) -> Non
     assert server.process.returncode == 0
 
 
-def test_vectors_of_the_fake_engine_are_means(start_server: Start) -> None:
-    """The tests above compare with this."""
+def test_vectors_of_the_fake_engine_are_means_and_sigterm_ends_an_idle_server(start_server: Start) -> None:
+    """The tests above compare with the means."""
     server = start_server({})
     answer = httpx.post(server.url + "/embed", content=grey(77), headers={"accept": "application/x-npy"})
     np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), np.full((1, 192), 77, np.float32))
+    assert server.terminate() == 0

@@ -16,18 +16,14 @@ class FileGate:
         """`file` exists while the gate is closed, and does not yet."""
         self.file = file
 
-    def open(self) -> None:
-        """Lets all through, those who wait and those who come."""
-        self.file.unlink(missing_ok=True)
-
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Closes the gate, and opens it in the end, if it is not open by then."""
+        """Closes the gate, and opens it in the end."""
         self.file.touch()
         try:
             yield
         finally:
-            self.open()
+            self.file.unlink()
 
 
 def wait_at_gate(variable: str) -> None:
