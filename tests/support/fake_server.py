@@ -1,6 +1,7 @@
 """The real server with a fake engine, which misbehaves as the environment variable FAKE says.
 
-While the file FAKE_GATE exists, the build and every batch wait; see `tests.support.gate`.
+While the file FAKE_GATE exists, the build and every batch wait; while the file FAKE_END exists, a process whose engine
+is lost does not end (see `tests.support.gate`).
 """
 
 import asyncio

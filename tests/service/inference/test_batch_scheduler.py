@@ -49,7 +49,8 @@ def test_a_crowd_fills_the_batches() -> None:
 
     run(main())
     sizes = [len(images) for _, _, images in engine.batches]
-    assert sizes == [1, *[32] * 79, 31], "the next batch forms while the lane is busy"
+    assert sum(sizes) == 128 * 20
+    assert set(sizes[1:-1]) == {32}, "the next batch forms while the lane is busy"
 
 
 def test_a_lone_image_waits_for_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
