@@ -188,7 +188,7 @@ def test_a_worker_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_worker_that_does_not_answer_any_more_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    policy = RestartPolicy(answer_timeout_s=1)
+    policy = RestartPolicy(start_timeout_s=5, answer_timeout_s=1)
 
     async def main() -> None:
         async with supervised(WORKER, workers=2, policy=policy) as recorder:
