@@ -54,7 +54,7 @@ class Driver:
 
     def _call(self, name: str, number: int | None = None) -> None:
         self.calls.append(name)
-        self.hang.wait(60)
+        self.hang.wait(10)
         for key in (name, f"{name}:{number}"):
             if key in self.refused:
                 raise self.refused[key](name)
