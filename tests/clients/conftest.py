@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import LiveServer, Start, start_server  # noqa: F401  (a fixture)
+from tests.support.gate import FileGate
 
 HTTP_WORKERS = (0, 2)
 API_KEY = "a-key"
@@ -25,14 +26,17 @@ def server(request: pytest.FixtureRequest, start_server: Start, probe: Path) -> 
     return start_server(weights=probe, max_batch=4, http_workers=request.param, api_keys=API_KEY)
 
 
-@pytest.fixture(scope="session", params=HTTP_WORKERS, ids=lambda workers: f"{workers}-workers")
-def poisonable(request: pytest.FixtureRequest, start_server: Start) -> LiveServer:  # noqa: F811
-    """A fake engine that fails where an image has the grey POISON of tests.support.fake_server.
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> FileGate:
+    """The gate in front of every fake engine here."""
+    return FileGate(tmp_path_factory.mktemp("gate") / "gate")
 
-    It takes a fifth of a second per image, so 8 images fill the queue for a while.
-    """
+
+@pytest.fixture(scope="session", params=HTTP_WORKERS, ids=lambda workers: f"{workers}-workers")
+def poisonable(request: pytest.FixtureRequest, start_server: Start, gate: FileGate) -> LiveServer:  # noqa: F811
+    """A fake engine that fails where an image has the grey POISON of tests.support.fake_server."""
     limits = {"max_images": 8, "queue_images": 8, "max_batch": 1}
-    fake = {"FAKE": "raises", "FAKE_S": "0.2"}
+    fake = {"FAKE": "raises", "FAKE_GATE": gate.file}
     return start_server(fake=fake, http_workers=request.param, api_keys=API_KEY, **limits)
 
 

@@ -4,8 +4,8 @@ import io
 import json
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -21,6 +21,7 @@ from tests.clients.open_inference import CAT, NEAR, files, key, post
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
+from tests.support.gate import FileGate
 
 
 def host_of(server: LiveServer) -> str:
@@ -213,37 +214,32 @@ def test_a_poisoned_image_fails_alone_and_is_computed_once(poisonable: LiveServe
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_queue_and_a_drain(start_server: Start, workers: int) -> None:
-    server = start_server(fake={"FAKE_S": "1"}, max_batch=1, queue_images=1, http_workers=workers, drain_timeout_s=20)
-    with triton.InferenceServerClient(host_of(server), concurrency=8) as client:
-        pending = [client.async_infer("embed", [tensor("image", files(grey(value)))]) for value in range(6)]
-        statuses = []
-        for request in pending:
-            try:
-                statuses.append(request.get_result().as_numpy("embedding").shape[0])
-            except InferenceServerException as error:
-                assert "are waiting and 1 more are too many" in error.message()
-                statuses.append(int(error.status()))
-        assert 1 in statuses and 429 in statuses
-    result: list[np.ndarray] = []
+def test_a_full_queue_and_a_drain(start_server: Start, gate: FileGate, workers: int) -> None:
+    server = start_server(fake={"FAKE_GATE": gate.file}, max_batch=1, queue_images=1, http_workers=workers)
 
-    def ask() -> None:
-        with triton.InferenceServerClient(host_of(server)) as other:
-            result.append(other.infer("embed", [tensor("image", files(grey(5)))]).as_numpy("embedding"))
+    def embed(shade: int) -> float:
+        with triton.InferenceServerClient(host_of(server)) as client:
+            return float(client.infer("embed", [tensor("image", files(grey(shade)))]).as_numpy("embedding")[0, 0])
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    server.wait_for(lambda: server.metric("mae_inflight_requests") == 1, 10)
-    server.process.terminate()
-    server.wait_for(lambda: httpx.get(server.url + "/readyz").status_code == 503, 10)
-    with triton.InferenceServerClient(host_of(server)) as client:
-        assert not client.is_server_ready() and client.is_server_live()
-        error = error_of(lambda: client.infer("embed", [tensor("image", files(grey(5)))]))
-        assert error.status() == "503" and error.message() == "the server is shutting down"
-    health = httpx.get(server.url + "/v2/health/ready")
-    assert health.json() == {"state": "draining", "reason": "", "ready": False}
-    thread.join(20)
-    assert result[0][0, 0] == 5 and server.process.wait(30) == 0
+    with ThreadPoolExecutor() as pool:
+        with gate.closed():
+            running = pool.submit(embed, 3)
+            server.wait_for_metric("mae_lanes_busy", 1)
+            waiting = pool.submit(embed, 4)
+            server.wait_for_metric("mae_admitted_images", 1)
+            full = error_of(lambda: embed(5))
+            assert full.status() == "429" and "1 images are waiting and 1 more are too many" in full.message()
+            server.process.terminate()
+            server.wait_for(lambda: httpx.get(server.url + "/readyz").status_code == 503)
+            with triton.InferenceServerClient(host_of(server)) as client:
+                server.wait_for(lambda: not client.is_server_ready())
+                assert client.is_server_live()
+                refused = error_of(lambda: client.infer("embed", [tensor("image", files(grey(5)))]))
+                assert refused.status() == "503" and refused.message() == "the server is shutting down"
+            health = httpx.get(server.url + "/v2/health/ready")
+            assert health.json() == {"state": "draining", "reason": "", "ready": False}
+        assert (running.result(), waiting.result()) == (3, 4)
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

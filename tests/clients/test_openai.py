@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from tests.clients.conftest import API_KEY
 from tests.live.conftest import LiveServer, Start
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
+from tests.support.gate import FileGate
 from tests.support.images import encoded
 
 KEY = {"x-api-key": API_KEY}
@@ -154,34 +155,45 @@ def test_a_poisoned_image_is_computed_once(poisonable: LiveServer) -> None:
         with pytest.raises(openai.InternalServerError, match="the engine failed on image 0") as raised:
             client.embeddings.create(model="mae_tiny", input=uri(grey(POISON)))
         assert raised.value.code == "inference_failed" and raised.value.type == "server_error"
-        poisonable.wait_for(lambda: requests(poisonable, "500") > before, 10)
+        poisonable.wait_for(lambda: requests(poisonable, "500") > before)
         assert requests(poisonable, "500") - before == 1, "the client would have tried twice more"
         answer = client.embeddings.create(model="mae_tiny", input=uri(grey(7)))
         assert answer.data[0].embedding == [7.0] * 192
 
 
-def test_a_full_queue_is_tried_again(poisonable: LiveServer) -> None:
+def test_a_full_queue_is_tried_again(poisonable: LiveServer, gate: FileGate) -> None:
     whole_queue = [uri(grey(2))] * 8
-    with openai.OpenAI(base_url=f"{poisonable.url}/v1", api_key=API_KEY) as client:
+
+    def embed(client: openai.OpenAI, images: list[str]) -> list[float]:
+        return client.embeddings.create(model="mae_tiny", input=images).data[-1].embedding
+
+    with openai.OpenAI(base_url=f"{poisonable.url}/v1", api_key=API_KEY) as client, ThreadPoolExecutor() as pool:
         before = requests(poisonable, "429")
-        filler = threading.Thread(
-            target=client.embeddings.create, kwargs={"model": "mae_tiny", "input": [uri(grey(1))] * 8}
-        )
-        filler.start()
-        poisonable.wait_for(lambda: poisonable.metric("mae_admitted_images") > 0, 10)
-        with pytest.raises(openai.RateLimitError, match="images are waiting") as raised:
-            client.with_options(max_retries=0).embeddings.create(model="mae_tiny", input=whole_queue)
-        assert raised.value.code == "queue_full" and raised.value.type == "rate_limit_error"
-        patient = client.with_options(max_retries=5)
-        assert patient.embeddings.create(model="mae_tiny", input=whole_queue).data[7].embedding == [2.0] * 192
-        filler.join()
-        poisonable.wait_for(lambda: requests(poisonable, "429") - before >= 2, 10)
+        with gate.closed():
+            first = pool.submit(embed, client, [uri(grey(1))])
+            poisonable.wait_for_metric("mae_lanes_busy", 1)
+            filler = pool.submit(embed, client, [uri(grey(1))] * 8)
+            poisonable.wait_for_metric("mae_admitted_images", 8)
+            with pytest.raises(openai.RateLimitError, match="images are waiting") as raised:
+                embed(client.with_options(max_retries=0), whole_queue)
+            assert raised.value.code == "queue_full" and raised.value.type == "rate_limit_error"
+            patient = pool.submit(embed, client.with_options(max_retries=100), whole_queue)
+            poisonable.wait_for(lambda: requests(poisonable, "429") - before >= 2)
+        assert first.result() == filler.result() == [1.0] * 192
+        assert patient.result() == [2.0] * 192
 
 
-def test_a_server_that_loads_is_asked_again(start_server: Start) -> None:
-    server = start_server(fake={"FAKE_LOAD_S": "4"}, ready=False, api_keys=API_KEY)
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY) as client:
-        answer = client.embeddings.create(model="mae_tiny", input=uri(grey(3)))
-    assert answer.data[0].embedding == [3.0] * 192
-    server.wait_for(lambda: requests(server, "200") == 1, 10)
+def test_a_server_that_loads_is_asked_again(start_server: Start, gate: FileGate) -> None:
+    with ThreadPoolExecutor() as pool:
+        with gate.closed():
+            server = start_server(fake={"FAKE_GATE": gate.file}, ready=False, api_keys=API_KEY)
+
+            def embed() -> list[float]:
+                with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY) as client:
+                    return client.embeddings.create(model="mae_tiny", input=uri(grey(3))).data[0].embedding
+
+            answer = pool.submit(embed)
+            server.wait_for(lambda: requests(server, "503") == 1)
+        assert answer.result() == [3.0] * 192
+    server.wait_for(lambda: requests(server, "200") == 1)
     assert requests(server, "503") == 1, "the client has waited as long as Retry-After says"

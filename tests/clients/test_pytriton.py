@@ -12,6 +12,7 @@ import pytest
 
 from tests.clients.conftest import API_KEY
 from tests.live.conftest import LiveServer, Start
+from tests.support.gate import FileGate
 
 CAT = Path(__file__).parents[1] / "data" / "chelsea.jpg"
 PYTHON = os.environ.get("PYTRITON_PYTHON", "")
@@ -19,16 +20,17 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="PYTRITON_PYTHON names no Pyt
 
 
 @pytest.fixture(scope="module")
-def slow(start_server: Start) -> LiveServer:
-    """Its batches take longer than a request may."""
-    return start_server(fake={"FAKE_S": "1.5"}, request_timeout_s=0.5, api_keys=API_KEY)
+def slow(start_server: Start, gate: FileGate) -> LiveServer:
+    """While the gate is closed, its batches take longer than a request may."""
+    return start_server(fake={"FAKE_GATE": gate.file}, request_timeout_s=0.5, api_keys=API_KEY)
 
 
 @pytest.fixture(scope="module")
-def found(server: LiveServer, slow: LiveServer) -> dict[str, Any]:
+def found(server: LiveServer, slow: LiveServer, gate: FileGate) -> dict[str, Any]:
     script = Path(__file__).with_name("pytriton_calls.py")
     command = [PYTHON, "-P", str(script), server.url, slow.url, API_KEY, str(CAT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    with gate.closed():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -48,7 +48,7 @@ def without_ports() -> dict[str, str]:
 def check(port: int, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**without_ports(), "MAE_PORT": str(port), **variables}
     command = [sys.executable, "-I", str(SCRIPT)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize(("server", "code"), [(200, 0), (503, 1), (404, 1)], indirect=["server"])

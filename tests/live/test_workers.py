@@ -16,17 +16,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.live.conftest import LiveServer, Start
-from tests.support.clients import grey, many_connections, post_all
+from tests.live.conftest import SECONDS, LiveServer, Start
+from tests.support.clients import grey, many_connections, posts_in_threads
 from tests.support.fake_server import POISON
+from tests.support.gate import FileGate
 from tests.support.metrics import families
+from tests.support.waiting import until
 
 ENGINE_FAILURE = {"code": "inference_failed", "message": "the engine failed on image 0", "details": {"image": 0}}
 
 ACCESS = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:.+]+ INFO +request method=POST path=/embed (query=\S+ )?status=\d+ [^\n]*client=127.0.0.1"
 )
-FAILS_ON_POISON = {"FAKE": "raises", "FAKE_S": "0.005"}
+FAILS_ON_POISON: dict[str, object] = {"FAKE": "raises", "FAKE_S": "0.005"}
 
 
 def workers_of(server: LiveServer) -> list[int]:
@@ -48,7 +50,9 @@ def worker_of(client: httpx.Client, server: LiveServer) -> int:
     port = client.get("/livez").extensions["network_stream"].get_extra_info("client_addr")[1]
     # The kernel lists the inode of each socket with its addresses; the process that holds the socket has it open.
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    [inode] = [fields[9] for fields in sockets if fields[2].endswith(f":{port:04X}")]
+    # Connections to other servers may come from the same port.
+    ends = [f":{int(number):04X}" for number in (server.url.rsplit(":", 1)[1], port)]
+    [inode] = [fields[9] for fields in sockets if all(map(str.endswith, fields[1:3], ends))]
     for pid in workers_of(server):
         if f"socket:[{inode}]" in {target_of(path) for path in Path(f"/proc/{pid}/fd").iterdir()}:
             return pid
@@ -66,18 +70,18 @@ def target_of(path: Path) -> str:
 def one_client_each(server: LiveServer) -> Iterator[dict[int, httpx.Client]]:
     """A client with a kept connection for each worker."""
     clients: dict[int, httpx.Client] = {}
-    end = time.monotonic() + 10
+    end = time.monotonic() + SECONDS
     with contextlib.ExitStack() as stack:
         while len(clients) < len(workers_of(server)) or not clients:
             assert time.monotonic() < end, "one worker takes all connections"
-            client = stack.enter_context(httpx.Client(base_url=server.url, timeout=30))
+            client = stack.enter_context(httpx.Client(base_url=server.url))
             clients.setdefault(worker_of(client, server), client)
         yield clients
 
 
-def start_two(start_server: Start, fake: dict[str, str] | None, **settings: object) -> LiveServer:
+def start_two(start_server: Start, fake: dict[str, object], **settings: object) -> LiveServer:
     server = start_server(fake, http_workers=2, **settings)
-    server.wait_for(lambda: server.text().count("Application startup complete") >= 2, 60)
+    server.wait_for(lambda: server.text().count("Application startup complete") >= 2)
     return server
 
 
@@ -159,7 +163,7 @@ def test_answers_are_those_of_one_process(
         ):
             assert answer.headers.get(name) == expected.headers.get(name)
     assert httpx.get(pair.url + "/info").json() == httpx.get(single.url + "/info").json()
-    assert single.terminate(10) == 0
+    assert single.terminate() == 0
 
 
 def test_every_connection_sees_the_same_service(pair: LiveServer, clients: dict[int, httpx.Client]) -> None:
@@ -179,12 +183,12 @@ def test_every_connection_sees_the_same_service(pair: LiveServer, clients: dict[
         assert (failed.status_code, failed.json()["error"]) == (500, ENGINE_FAILURE)
         assert (client.get("/readyz").status_code, client.get("/livez").status_code) == (200, 200)
         assert client.post("/embed", content=b"no image").json()["error"]["code"] == "undecodable_image"
-    expositions = [totals(client.get("/metrics").text) for client in clients.values()]
-    assert expositions[0] == expositions[1]
     for (name, labels, more), value in zip(counters, before, strict=True):
-        assert pair.metric(name, **labels) == value + more, name
+        pair.wait_for_metric(name, value + more, **labels)
+    expositions = [totals(pair.exposition(client)) for client in clients.values()]
+    assert expositions[0] == expositions[1]
     assert pair.metric("mae_ready") == 1
-    assert pair.metric("mae_admitted_images") == pair.metric("mae_inflight_requests") == 0
+    pair.wait_for(lambda: pair.metric("mae_admitted_images") == pair.metric("mae_inflight_requests") == 0)
 
 
 def test_a_large_body_and_one_that_is_too_large(pair: LiveServer, clients: dict[int, httpx.Client]) -> None:
@@ -194,116 +198,142 @@ def test_a_large_body_and_one_that_is_too_large(pair: LiveServer, clients: dict[
     for client in clients.values():
         assert client.post("/embed", content=out.getvalue()).status_code == 200
         assert client.post("/embed", content=bytes(33_000_000)).status_code == 413
-    assert pair.metric("mae_inflight_bytes") == 0
+    pair.wait_for_metric("mae_inflight_bytes", 0)
 
 
-def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_server: Start) -> None:
-    server = start_two(start_server, {"FAKE_S": "0.3"}, max_batch=4, queue_images=40)
-    with one_client_each(server) as clients:
+def test_a_killed_worker_is_replaced_and_other_clients_notice_nothing(start_server: Start, gate: FileGate) -> None:
+    server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=4, queue_images=40)
+    with one_client_each(server) as clients, ThreadPoolExecutor() as pool:
         (doomed, victim), (other, bystander) = clients.items()
         assert victim.post("/embed", content=grey(1)).status_code == 200
         assert bystander.post("/embed", content=grey(2)).status_code == 200
-        time.sleep(0.6)  # a worker sends its counters four times a second
+        server.wait_for_metric("mae_requests_total", 2, code="200")  # the engine process knows it
 
         def ask(client: httpx.Client, count: int) -> httpx.Response:
             return client.post("/embed", files=[("i", ("i", grey(n))) for n in range(count)])
 
-        with ThreadPoolExecutor() as pool:
-            lost, unharmed = pool.submit(ask, victim, 20), pool.submit(ask, bystander, 12)
-            server.wait_for(lambda: server.metric("mae_queue_images") >= 16, 5)
+        with gate.closed():
+            lost = pool.submit(ask, victim, 20)
+            server.wait_for_metric("mae_batch_size_count", 3)
+            running = server.metric("mae_batch_size_sum") - 2  # images of the victim
+            server.wait_for_metric("mae_queue_images", 20 - running)
+            unharmed = pool.submit(ask, bystander, 12)
+            server.wait_for_metric("mae_queue_images", 32 - running)
             os.kill(doomed, signal.SIGKILL)
-            assert isinstance(lost.exception(10), httpx.TransportError)
-            answer = unharmed.result(10)
+            assert isinstance(lost.exception(SECONDS), httpx.TransportError)
+            server.wait_for_metric("mae_queue_images", 12)
+        answer = unharmed.result(SECONDS)
         assert answer.status_code == 200
         assert [vector[0] for vector in answer.json()["embeddings"]] == list(range(12))
-    server.wait_for(lambda: server.text().count("Application startup complete") == 3, 30)
+    server.wait_for(lambda: server.text().count("Application startup complete") == 3)
     assert other in workers_of(server) and doomed not in workers_of(server) and len(workers_of(server)) == 2
     for pid in workers_of(server):
         files = [target_of(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         assert not [file for file in files if file.endswith("fake_server.py")], "it has inherited a file of the engine"
     assert "has died" in server.text() and "signal 9" in server.text()
+    server.wait_for(lambda: server.metric("mae_requests_total") >= 3)
     assert server.metric("mae_requests_total", code="200") == 3, "the counts of the dead worker are lost"
-    assert server.metric("mae_queue_images") == server.metric("mae_admitted_images") == 0
-    assert server.metric("mae_inflight_requests") == server.metric("mae_inflight_bytes") == 0
-    assert server.metric("mae_dropped_images_total", reason="abandoned") >= 4
+    for gauge in ("mae_queue_images", "mae_admitted_images", "mae_inflight_requests", "mae_inflight_bytes"):
+        server.wait_for_metric(gauge, 0)
+    assert server.metric("mae_dropped_images_total", reason="abandoned") == 20 - running
     with one_client_each(server) as clients:
         for client in clients.values():
             assert client.post("/embed", content=grey(9)).status_code == 200
         workers = list(clients)
     server.process.kill()
     server.process.wait()
-    end = time.monotonic() + 5
+    end = time.monotonic() + SECONDS
     while [pid for pid in workers if "service.workers" in command_of(pid)]:
         assert time.monotonic() < end, "the workers outlive the engine process"
         time.sleep(0.02)
     assert not [name for name in os.listdir("/dev/shm") if "mae" in name]
 
 
-def test_the_queue_is_one(start_server: Start) -> None:
-    server = start_two(start_server, {"FAKE_S": "0.2"}, max_batch=1, queue_images=4, max_images=16)
-    answers = asyncio.run(post_all(server.url, [grey(n) for n in range(40)]))
-    statuses = [answer.status_code for answer in answers]
-    assert statuses.count(200) + statuses.count(429) == 40 and statuses.count(200) >= 4
-    assert statuses.count(200) <= 12, "each worker seems to have a queue of its own"
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert refused.json()["error"]["code"] == "queue_full" and refused.json()["error"]["details"] == {"limit": 4}
-    assert server.metric("mae_rejected_total", reason="queue_full") == statuses.count(429)
-    answers = asyncio.run(post_all(server.url, [grey(n) for n in range(40)], "min_keep=0.25"))
-    encoded = {n: answer.json() for n, answer in enumerate(answers) if answer.status_code == 200}
-    keeps = [content["keep"] for content in encoded.values()]
-    assert set(keeps) == {1, 0.5, 0.25} and len(keeps) >= 8, "two whole images, two halves and four quarters fit"
-    assert all(content["embeddings"][0][0] == n for n, content in encoded.items())
-    assert server.metric("mae_degraded_images_total") == sum(keep < 1 for keep in keeps)
-    server.wait_for(lambda: server.metric("mae_admitted_images") == 0, 5)
+def test_the_queue_is_one(start_server: Start, gate: FileGate) -> None:
+    server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=1, queue_images=4, max_images=16)
+
+    def fill(query: str, rooms: list[float]) -> list[httpx.Response]:
+        """Fills the lane, and then the queue: after request n it must hold rooms[n - 1] images for all workers."""
+        with one_client_each(server) as clients, posts_in_threads(server.url) as post:
+            with gate.closed():
+                posts = [post(grey(0), query)]
+                server.wait_for_metric("mae_lanes_busy", 1)
+                for number, room in enumerate(rooms, 1):
+                    posts.append(post(grey(number), query))
+                    server.wait_for_metric("mae_admitted_images", room)
+                for client in clients.values():
+                    refused = client.post(f"/embed?{query}", content=grey(99))
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+                    assert refused.json()["error"]["details"] == {"limit": 4}
+            answers = [future.result() for future in posts]
+        assert [answer.json()["embeddings"][0][0] for answer in answers] == list(range(len(rooms) + 1))
+        server.wait_for_metric("mae_lanes_busy", 0)
+        return answers
+
+    assert {answer.json()["keep"] for answer in fill("", [1, 2, 3, 4])} == {1}
+    # Half of the queue is for whole images, a quarter of it for halves, and the last quarter for quarters.
+    answers = fill("min_keep=0.25", [1, 2, 2.5, 3, 3.25, 3.5, 3.75, 4])
+    assert [answer.json()["keep"] for answer in answers] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    server.wait_for_metric("mae_degraded_images_total", 6)
+    server.wait_for_metric("mae_rejected_total", 4, reason="queue_full")
     too_many = httpx.post(server.url + "/embed", files=[("i", ("i", grey(1)))] * 5)
     assert (too_many.status_code, too_many.json()["error"]["code"]) == (413, "too_many_images")
 
     async def leave() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=0.15) as client:
-            tasks = [client.post("/embed", content=grey(n)) for n in range(4)]
+        async with many_connections(server.url) as client:
+            tasks = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(4)]
+            await until(lambda: server.metric("mae_queue_images") == 3)
+            for task in tasks:
+                task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(leave())
-    server.wait_for(lambda: server.metric("mae_admitted_images") == server.metric("mae_inflight_requests") == 0, 5)
-    assert server.metric("mae_requests_total", code="499") >= 2
-    logged = [line for line in server.text().splitlines() if "path=" in line]
-    assert len(logged) == server.metric("mae_requests_total"), "the log has a line for each request, of all workers"
-    assert all(ACCESS.fullmatch(line) for line in logged), "and none in the middle of another"
+    with gate.closed():
+        asyncio.run(leave())
+        server.wait_for_metric("mae_requests_total", 4, code="499")
+        server.wait_for(lambda: server.metric("mae_admitted_images") == server.metric("mae_inflight_requests") == 0)
     assert httpx.post(server.url + "/embed", content=grey(1)).status_code == 200
+    requests = 5 + 2 + 9 + 2 + 1 + 4 + 1
+    server.wait_for_metric("mae_requests_total", requests)
+    server.wait_for(lambda: server.text().count("path=") >= requests)
+    logged = [line for line in server.text().splitlines() if "path=" in line]
+    assert len(logged) == requests, "the log has a line for each request, of all workers"
+    assert all(ACCESS.fullmatch(line) for line in logged), "and none in the middle of another"
 
 
-def test_a_drain_answers_accepted_requests(start_server: Start) -> None:
-    server = start_two(start_server, {"FAKE_S": "0.2"}, max_batch=8)
-
-    async def load() -> tuple[list[httpx.Response], list[httpx.Response]]:
-        async with many_connections(server.url) as client:
-            early = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(48)]
-            while server.metric("mae_admitted_images") + server.metric("mae_batch_size_sum") < 48:
-                await asyncio.sleep(0.02)
+def test_a_drain_answers_accepted_requests(start_server: Start, gate: FileGate) -> None:
+    server = start_two(start_server, {"FAKE_GATE": gate.file}, max_batch=8)
+    with one_client_each(server) as clients, posts_in_threads(server.url) as post:
+        with gate.closed():
+            early = [post(grey(0))]
+            server.wait_for_metric("mae_lanes_busy", 1)
+            early += [post(grey(n)) for n in range(1, 48)]
+            server.wait_for_metric("mae_admitted_images", 47)
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
-            late = [asyncio.create_task(client.post("/embed", content=grey(n))) for n in range(10)]
-            probes = await asyncio.gather(*(client.get("/readyz") for _ in range(8)))
-            assert {probe.status_code for probe in probes} == {503}
-            return await asyncio.gather(*early), await asyncio.gather(*late)
-
-    early, late = asyncio.run(load())
-    assert [answer.json()["embeddings"][0][0] for answer in early] == list(range(48))
-    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in late} == {(503, "draining")}
-    assert server.process.wait(20) == 0
+            for client in clients.values():
+                server.wait_for(lambda client=client: client.get("/readyz").status_code == 503)
+            late = [post(grey(n)).result() for n in range(10)]
+            late += [client.post("/embed", content=grey(1)) for client in clients.values()]
+            assert {(answer.status_code, answer.json()["error"]["code"]) for answer in late} == {(503, "draining")}
+        assert [future.result().json()["embeddings"][0][0] for future in early] == list(range(48))
+    assert server.process.wait(SECONDS) == 0
 
 
-def test_a_lost_engine_is_lost_everywhere(start_server: Start) -> None:
-    server = start_two(start_server, {"FAKE": "fatal", "FAKE_S": "0.1", "FAKE_LOAD_S": "0.5"}, max_batch=1)
-    with one_client_each(server) as clients:
-        answers = asyncio.run(post_all(server.url, [grey(POISON), *(grey(n) for n in range(10))]))
-        assert {answer.status_code for answer in answers} <= {200, 503}
-        lost = [answer.json()["error"] for answer in answers if answer.status_code == 503]
-        assert lost and {error["code"] for error in lost} == {"engine_lost"}
+def test_a_lost_engine_is_lost_everywhere(start_server: Start, gate: FileGate, tmp_path: Path) -> None:
+    end = FileGate(tmp_path / "end")
+    fake: dict[str, object] = {"FAKE": "fatal", "FAKE_GATE": gate.file, "FAKE_END": end.file}
+    server = start_two(start_server, fake, max_batch=1)
+    with end.closed(), one_client_each(server) as clients, posts_in_threads(server.url) as post:
+        with gate.closed():
+            posts = [post(grey(POISON))]
+            server.wait_for_metric("mae_lanes_busy", 1)
+            posts += [post(grey(n)) for n in range(10)]
+            server.wait_for_metric("mae_queue_images", 10)
+        for answer in [future.result() for future in posts]:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
         for client in clients.values():
             for path in ("/livez", "/readyz"):
                 answer = client.get(path)
                 assert answer.status_code == 503 and "lane 0 has ended" in answer.json()["reason"]
             refused = client.post("/embed", content=grey(1))
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_lost")
-    assert server.process.wait(20) == 1
+    assert server.process.wait(SECONDS) == 1

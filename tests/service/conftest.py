@@ -36,7 +36,7 @@ def connect() -> Iterator[Callable[[Callable[[Connection], Any]], None]]:
             for task in list(connection.state.tasks):
                 await task
 
-        asyncio.run(asyncio.wait_for(main(), 20))
+        asyncio.run(asyncio.wait_for(main(), 60))
 
     yield run
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,12 +241,10 @@ def test_a_driver_that_hangs_holds_up_one_scrape(
             hanging = asyncio.create_task(client.get("/metrics"))
             while driver.calls[-1] != "memory" or driver.calls.count("memory") < 7:
                 await asyncio.sleep(0.005)
-            start = time.monotonic()
             assert (await client.get("/livez")).status_code == 200
             for _ in range(2):
                 other = await client.get("/metrics")
                 assert other.status_code == 200 and "mae_gpu" not in other.text and "mae_ready" in other.text
-            assert time.monotonic() - start < 2
             assert not hanging.done()
             driver.hang.set()
             assert "mae_gpu_power_watts" in (await hanging).text

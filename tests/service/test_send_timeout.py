@@ -101,4 +101,4 @@ def test_the_last_bytes_of_an_answer_are_watched_too() -> None:
         await until(lambda: not state.connections)
         client.close()
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))

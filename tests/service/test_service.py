@@ -21,7 +21,7 @@ def test_requests_are_refused_until_the_engine_is_there_and_once_it_leaves() -> 
 
     def build(settings: Any, report: Any) -> Any:
         report("pretending to build")
-        assert loaded.wait(10)
+        assert loaded.wait(60)
         return ServedModel(FakeEngine())
 
     async def main() -> None:

@@ -96,7 +96,7 @@ def gauge(scheduler: BatchScheduler, name: str, **labels: str) -> float:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 30))
+    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 class Gate:
@@ -107,10 +107,10 @@ class Gate:
 
     def __call__(self, images: list[int]) -> None:
         self.reached.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(60)
 
     async def wait_until_reached(self) -> None:
-        assert await asyncio.to_thread(self.reached.wait, 10)
+        assert await asyncio.to_thread(self.reached.wait, 60)
 
 
 async def run_ready_tasks() -> None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +19,7 @@ import torch
 
 from model.training.run import Run
 from service.cli.main import main
+from tests.support.held_commands import start_and_hold
 
 BIN = Path(sys.executable).parent
 TWO_PROCESSES = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
@@ -90,11 +90,9 @@ def interrupt_once_saved(command: str, run: Path, *arguments: object) -> None:
 
 
 def kill_once_saved(command: str, run: Path, *arguments: object) -> None:
-    """Starts a run that saves after every step, and kills it as soon as it has saved."""
-    process = start(command, *arguments, "-o", run, "--save-minutes", "0.0001")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "state.pt").is_file():
-        time.sleep(0.02)
+    """Starts a run that saves after every step, and kills it when it has saved its first state."""
+    save = "model.training.run.Run.save_state"
+    process = start_and_hold(save, 1, command, *arguments, "-o", run, "--save-minutes", "0.0000001")
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

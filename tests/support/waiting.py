@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Returns once `condition` is true; fails if it is not within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():

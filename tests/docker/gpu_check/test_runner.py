@@ -1,15 +1,16 @@
 """The steps as processes: their bounds, the budget, signals, and what is said of what was left out."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gpu_check import context
+from gpu_check import context, runner
 from gpu_check.context import Context
-from gpu_check.runner import run_steps
+from gpu_check.runner import KILL_SECONDS, run_steps
 from gpu_check.steps import Step, steps_of
 
 from tests.docker.gpu_check.conftest import OF_A_CHECK, rows
@@ -22,19 +23,57 @@ from gpu_check.report import Row
 report = read_context().report
 report.plan(sys.argv[1], ["first", "second", "third"])
 report.add(Row(sys.argv[1], "first", per_s=5))
+def sleep(seconds):
+    print(f"sleeping {seconds}", flush=True)
+    time.sleep(600)
 """
 
 
+class Clock:
+    """The time of a check, which passes only while a step sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.bounds: list[float] = []
+        """The seconds that each step was given."""
+
+
 def run(
-    context: Context, programs: dict[str, str], bounds: Sequence[float], budget: float = 60, extends: bool = False
+    context: Context,
+    programs: dict[str, str],
+    bounds: Sequence[float],
+    budget: float = 60,
+    extends: bool = False,
+    clock: Clock | None = None,
 ) -> int:
-    """Runs small programs in place of the steps."""
+    """Runs small programs in place of the steps. A step that calls `sleep` sleeps until its bound is over."""
+    clock, log = clock or Clock(), context.report.folder / "log.txt"
+
+    class Process(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            clock.bounds.append(timeout)
+            slept = log.read_text().count("sleeping") if log.exists() else 0
+            end = time.monotonic() + 60
+            while self.poll() is None and (not log.exists() or log.read_text().count("sleeping") == slept):
+                assert time.monotonic() < end
+                time.sleep(0.005)
+            if self.returncode is not None:
+                return self.returncode
+            clock.now += timeout
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
     steps = [Step(name, bound, extends) for name, bound in zip(programs, bounds, strict=True)]
     paths = [str(Path(__file__).parents[3] / "docker"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **context.to_environment(), "PYTHONPATH": os.pathsep.join(paths)}
-    return run_steps(
-        steps, context, budget, environment, lambda name: (sys.executable, "-c", HEAD + programs[name], name)
-    )
+
+    def command(name: str) -> Sequence[str]:
+        return sys.executable, "-c", HEAD + programs[name], name
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.subprocess, "Popen", Process)
+        return run_steps(steps, context, budget, environment, command, lambda: clock.now)
 
 
 def notes(context: Context, step: str) -> list[str]:
@@ -42,7 +81,7 @@ def notes(context: Context, step: str) -> list[str]:
 
 
 def test_a_bound_cuts_a_step_and_what_it_left_out_is_named(on_gpu: Context) -> None:
-    code = run(on_gpu, {"slow": "time.sleep(60)", "next": "report.add(Row('next', 'second'))"}, [1.5, 20])
+    code = run(on_gpu, {"slow": "sleep(60)", "next": "report.add(Row('next', 'second'))"}, [1.5, 20])
     assert code == 0
     assert notes(on_gpu, "slow") == ["", "left out, its 2 s were over: second; third"]
     assert rows(on_gpu)["second"]["step"] == "next"
@@ -51,14 +90,15 @@ def test_a_bound_cuts_a_step_and_what_it_left_out_is_named(on_gpu: Context) -> N
 
 
 def test_a_step_may_take_what_earlier_ones_left(on_gpu: Context) -> None:
-    run(on_gpu, {"quick": "", "slow": "time.sleep(2); report.add(Row('slow', 'second'))"}, [20, 1.5], extends=True)
-    assert notes(on_gpu, "slow") == ["", ""]
+    clock = Clock()
+    run(on_gpu, {"slow": "sleep(60)", "quick": "", "last": ""}, [20, 30, 40], budget=600, extends=True, clock=clock)
+    assert clock.bounds == [20, 30, 70]
 
 
 def test_the_budget_ends_everything_and_the_rest_is_named(on_gpu: Context) -> None:
-    start = time.monotonic()
-    run(on_gpu, {"slow": "time.sleep(60)", "next": "", "last": ""}, [30, 20, 20], budget=9)
-    assert time.monotonic() - start < 9
+    clock = Clock()
+    run(on_gpu, {"slow": "sleep(60)", "next": "", "last": ""}, [30, 20, 20], budget=9, clock=clock)
+    assert clock.now == 9 - KILL_SECONDS
     assert "second; third" in notes(on_gpu, "slow")[-1]
     for step in ("next", "last"):
         assert notes(on_gpu, step) == ["left out: no time was left of the budget"]
@@ -76,11 +116,11 @@ def test_what_a_step_has_started_ends_with_it(on_gpu: Context, tmp_path: Path) -
     program = f"""
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
-time.sleep(60)
+sleep(60)
 """
     run(on_gpu, {"slow": program}, [2])
     pid = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -135,6 +135,6 @@ def test_a_conversion_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
             child.wait(0.5)
         child.stdin.close()  # as it is when the process at its other end dies
         try:
-            assert child.wait(20) == 1
+            assert child.wait(60) == 1
         finally:
             child.kill()

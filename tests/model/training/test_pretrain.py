@@ -230,7 +230,7 @@ def test_sigterm_saves_first(folder: Path, tmp_path: Path) -> None:
     while time.monotonic() < deadline and not ((run / "metrics.csv").is_file() and len(losses(run)) > 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "--resume goes on from there" in out + err
     assert "skipped:" in err and "torn.jpg" in err, "the log names the images that were left out"

@@ -192,4 +192,4 @@ def test_an_upload_at_the_end_of_a_drain_is_told_so() -> None:
         assert response.headers["connection"] == "close"
         assert "time to finish is over" in response.json()["error"]["message"]
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -56,7 +56,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def prefixed(port: int) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield client
 
 
@@ -73,7 +73,7 @@ def proxy(port: int, prefix: str, strips: bool) -> Iterator[str]:
                 return
             path = (self.path.removeprefix(prefix) or "/") if strips else self.path
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request(self.command, path, body, dict(self.headers))
             answer = connection.getresponse()
             content = answer.read()

@@ -73,7 +73,7 @@ def test_ordinary_images_pass_those_that_take_long() -> None:
         first = await begin(decodes)
         second = asyncio.create_task(decodes.send(LONG, SHORT))
         for _ in range(3):
-            await asyncio.wait_for(decodes.send(SHORT, SHORT), 30)
+            await asyncio.wait_for(decodes.send(SHORT, SHORT), 60)
         assert not first.done() and not second.done()
         assert decodes.memory.used == NEEDED  # the second holds none while it waits for the thread
         decodes.gate.set()
@@ -96,7 +96,7 @@ def test_a_request_that_ends_while_its_image_is_decoded_gives_back_thread_and_me
         assert decodes.memory.used == NEEDED
         third = asyncio.create_task(decodes.send(LONG))
         decodes.gate.set()
-        await asyncio.wait_for(third, 30)
+        await asyncio.wait_for(third, 60)
         assert decodes.memory.used == 0
         decodes.pool.close()
 

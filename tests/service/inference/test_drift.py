@@ -226,7 +226,7 @@ def test_a_worker_hands_samples_over_and_keeps_half_of_the_slots() -> None:
             await pair.until(lambda: sample(pair.engine_metrics.render(), MEASURED[0], outcome=MEASURED[1]) == 2)
             assert sample(pair.engine_metrics.render(), "mae_drift_loss_sum") == 100 + 101
             with pair.admit(1, 2, 3):
-                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await gate.wait_until_reached()
                 pair.client.sample(image(100))
                 assert sample(pair.worker_metrics.render(), "mae_drift_samples_total", outcome="dropped") == 2
                 gate.opened.set()
@@ -258,7 +258,7 @@ def test_every_route_samples_the_images_that_it_answers(client: TestClient) -> N
     assert post(client, "/embed", 1, 2) == post(client, "/reconstruct", 3) == 200
     assert post(client, "/reconstruct?draws=4", 4) == post(client, "/explain?passes=4", 5, 6) == 200
     assert post(client, "/embed", 13) == 500, "an image of a failed request is no sample"
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while counted(client, MEASURED[0], outcome=MEASURED[1]) < 6:
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -279,7 +279,7 @@ def test_without_the_setting_nothing_is_measured(client: TestClient) -> None:
 def test_a_share_of_the_images_is_sampled(client: TestClient) -> None:
     for _ in range(8):
         assert post(client, "/embed", *range(20, 70)) == 200
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     expected, deviation = 400 * 0.25, (400 * 0.25 * 0.75) ** 0.5
     while counted(client, "mae_drift_samples_total") < expected - 6 * deviation:
         assert time.monotonic() < end

@@ -177,7 +177,7 @@ def test_a_lane_that_hangs_is_left_behind_when_the_engine_is_declared_lost() -> 
 
 
 def test_lanes_that_are_lost_together_are_one_loss() -> None:
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
     reasons: list[str] = []
 
     def before(images: list[int]) -> None:

@@ -40,7 +40,7 @@ class GatedIndex:
         return IndexInfo(name="gated", space="space", rows=self.rows, exact=False, recall=0.9)
 
     def search(self, vectors: Any, k: int, thumbnails: bool) -> list[list[Neighbour]]:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if self.error is not None:
             raise self.error
         self.searched.append((vectors[:, 0].tolist(), k, thumbnails))

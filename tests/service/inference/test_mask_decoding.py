@@ -96,7 +96,7 @@ async def embed_visible(pipeline: Pipeline, image: bytes, mask: bytes) -> list[i
 
 
 async def embed_photo(pipeline: Pipeline) -> None:
-    await asyncio.wait_for(embed_images(pipeline, ImageRequest([PHOTO]), _whole(pipeline)), 20)
+    await asyncio.wait_for(embed_images(pipeline, ImageRequest([PHOTO]), _whole(pipeline)), 60)
 
 
 def _whole(pipeline: Pipeline) -> EmbeddingPlan:

@@ -121,7 +121,7 @@ def test_workers_send_passes_too() -> None:
             request = pair.client.admit("embed", 6, 1e9, pending, 2)
             for index, number in enumerate((5, 5, POISON, POISON, 6, 6)):
                 pair.client.put(request, index, image(number), ALL_FOUR)
-            results = await asyncio.wait_for(pending.wait(), 10)
+            results = await asyncio.wait_for(pending.wait(), 60)
             pair.client.release(request)
             assert [row[0, 0] for row in results] == [5, 5, 6, 6]
             assert {number: error.details for number, error in skipped.items()} == {1: {"image": 1}}

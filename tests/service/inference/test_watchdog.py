@@ -287,7 +287,7 @@ def test_the_thread_calls_once_and_ends() -> None:
     heartbeat = Heartbeat(watchdog, on_hang)
     with watchdog.watch(0, "embed", 1):
         heartbeat.start()
-        assert called.wait(10)
+        assert called.wait(60)
     heartbeat.stop()
     assert len(found) == 1
 

@@ -209,7 +209,7 @@ def test_an_engine_that_is_not_loaded_in_time_ends_the_process_and_the_step_is_n
 
     def build(settings: Any, report: Any) -> ServedModel:
         report("compiling for ever")
-        assert opened.wait(10)
+        assert opened.wait(60)
         return ServedModel(FakeEngine())
 
     async def main() -> None:

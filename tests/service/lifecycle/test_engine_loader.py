@@ -78,7 +78,7 @@ def test_a_build_that_ends_after_the_loop_disturbs_nobody() -> None:
     release = threading.Event()
 
     def build(settings: Any, report: Any) -> Any:
-        release.wait(10)
+        release.wait(60)
         return ServedModel(FakeEngine())
 
     outcome = Outcome(build)

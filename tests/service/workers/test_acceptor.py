@@ -53,7 +53,7 @@ class Serving:
     async def status(self) -> bytes:
         """The first line of the answer on a new connection."""
         reader = await self.connect()
-        return await asyncio.wait_for(reader.readline(), 5)
+        return await asyncio.wait_for(reader.readline(), 60)
 
     def open_connections(self) -> int:
         return len(self.acceptor.server_state.connections)
@@ -177,7 +177,7 @@ def test_a_worker_answers_nothing_before_it_knows_the_state() -> None:
     async def main() -> None:
         async with serving(connect):
             [(reader, writer)] = early
-            assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200 OK")
+            assert (await asyncio.wait_for(reader.read(), 60)).startswith(b"HTTP/1.1 200 OK")
             writer.close()
             await writer.wait_closed()
 
@@ -190,7 +190,7 @@ def test_at_the_end_connections_that_are_made_are_answered() -> None:
             server.acceptor._loop.remove_reader(server.acceptor._listener)  # it is busy with something else
             readers = [await server.connect() for _ in range(5)]
             server.engine.send(Kind.EXIT)
-            answers = [await asyncio.wait_for(reader.readline(), 5) for reader in readers]
+            answers = [await asyncio.wait_for(reader.readline(), 60) for reader in readers]
             assert answers == [b"HTTP/1.1 200 OK\r\n"] * 5
 
     run(main())

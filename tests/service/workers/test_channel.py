@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest) -> Any:
 
     def run(work: Any) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(work, 10))
+            runner.run(asyncio.wait_for(work, 60))
 
     return run
 

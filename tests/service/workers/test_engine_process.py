@@ -145,7 +145,7 @@ def test_workers_that_cannot_be_started_end_the_service() -> None:
         connection = StubConnection(0)
         async with process_with([connection]) as process:
             process.on_workers_failed("no worker starts")
-            await asyncio.wait_for(process._ended.wait(), 5)
+            await asyncio.wait_for(process._ended.wait(), 60)
             assert unpack_state(connection.last(Kind.STATE)) == ("lost", "no worker starts")
             assert process._state.exit_code == 1
 

@@ -109,7 +109,7 @@ def test_who_leaves_frees_the_queue_at_once_and_slots_when_the_batch_is_done() -
     async def main() -> None:
         async with connected(FakeEngine(2, before=gate), slots=4, queue_images=6) as pair:
             with pair.admit(1, 2, 3, 4, 5, 6):
-                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await gate.wait_until_reached()
                 await pair.until(lambda: pair.budget.used == 4 * IMAGE)  # two are in a batch
             await pair.until(lambda: pair.budget.used == 0 and pair.scheduler.waiting == 0)
             assert sample(pair.engine_metrics.render(), "mae_dropped_images_total", reason="abandoned") == 4
@@ -138,7 +138,7 @@ def test_past_its_deadline_nothing_enters_a_batch() -> None:
     async def main() -> None:
         async with connected(engine, slots=4) as pair:
             running = asyncio.ensure_future(pair.ask(1))
-            assert await asyncio.to_thread(gate.reached.wait, 5)
+            await gate.wait_until_reached()
             with pair.admit(2, 3, deadline=time.monotonic() + 0.02):
                 await asyncio.sleep(0.04)
                 gate.opened.set()
@@ -185,7 +185,7 @@ def test_of_a_dead_worker_nothing_enters_a_batch() -> None:
     async def main() -> None:
         async with connected(engine, slots=8) as pair:
             with pair.admit(1, 2, 3, 4, 5):
-                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await gate.wait_until_reached()
                 await pair.until(lambda: pair.scheduler.waiting == 3)
                 pair.connection.end_all()
                 assert pair.scheduler.waiting == 0 and pair.budget.used == 0
@@ -231,7 +231,7 @@ def test_an_image_of_which_less_is_encoded_counts_as_less_in_all_processes() -> 
     async def main() -> None:
         async with connected(FakeEngine(2, before=gate), queue_images=4) as pair:
             with pair.admit(1) as first, admit(pair.client, 3, deadline=1e9):
-                assert await asyncio.to_thread(gate.reached.wait, 5)
+                await gate.wait_until_reached()
                 await pair.until(lambda: pair.budget.used == 3 * IMAGE)  # one is in a batch
                 with admit(pair.client, 4, deadline=1e9, shares=(1.0, 0.5, 0.25)) as degraded:
                     assert degraded.request.share == 0.25 and pair.budget.used == 4 * IMAGE

@@ -81,7 +81,7 @@ def test_a_cleared_worker_holds_nothing(counters: SharedCounters) -> None:
 @pytest.mark.live
 def test_processes_that_take_at_the_same_time_take_no_more_than_the_limit(counters: SharedCounters) -> None:
     takers = [other_process(TAKER, counters, str(worker_index)) for worker_index in range(2)]
-    assert sum(int(taker.communicate(timeout=20)[0]) for taker in takers) == 500
+    assert sum(int(taker.communicate(timeout=60)[0]) for taker in takers) == 500
     assert counters.total(Column.BYTES) == 500
 
 
@@ -112,7 +112,7 @@ def test_limits_of_the_settings_hold_for_all_workers_together(counters: SharedCo
 def test_processes_that_serve_one_key_at_the_same_time_give_it_no_more_than_its_limits() -> None:
     counters = SharedCounters.create(2, 2)
     takers = [other_process(KEY_TAKER, counters, str(worker_index)) for worker_index in range(2)]
-    taken = [[int(count) for count in taker.communicate(timeout=30)[0].split()] for taker in takers]
+    taken = [[int(count) for count in taker.communicate(timeout=60)[0].split()] for taker in takers]
     assert [sum(counts) for counts in zip(*taken, strict=True)] == [300, 500]
     settings = Settings(http_workers=2, api_keys="one,two", key_max_requests=300, key_images_per_s=1)
     other, same = (shared_budgets(settings, counters, 0).keys[key] for key in ("one", "two"))

@@ -144,7 +144,7 @@ def test_under_load_fewer_patches_are_encoded_instead_of_a_refusal() -> None:
     engine = Projection(preferred_batch=1, before=gate)
     with serve(engine, queue_images=3) as client, ThreadPoolExecutor(3) as pool:
         held = pool.submit(post_region, client, PICTURES[0])
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(60)
         waiting = pool.submit(post_region, client, PICTURES[1])
         while sample(client.get("/metrics").text, "mae_admitted_images") != 1:
             time.sleep(0.01)

@@ -226,7 +226,7 @@ def test_a_drain_waits_for_a_prediction() -> None:
                 await asyncio.sleep(0.01)
         return messages[0]["status"]  # type: ignore[return-value]
 
-    assert asyncio.run(asyncio.wait_for(main(), 20)) == 200
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == 200
 
 
 def test_the_served_name_stands_in_answers_and_not_in_the_space() -> None:

@@ -159,7 +159,7 @@ def test_what_is_added_to_the_index_is_found(start: Start, tmp_path: Path) -> No
         [one] = client.post("/search?k=1", content=picture(80)).json()["searches"][0]["neighbours"]
         return bool(one["name"] == "new.png")
 
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not is_found():
         assert time.monotonic() < end
         time.sleep(0.05)
