@@ -12,6 +12,7 @@ from model.checkpoints.heads import Heads
 from service.connection_limit import connections_per_process
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
+from service.errors import Draining, EngineLost, ServiceError
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState
@@ -20,6 +21,7 @@ from service.metrics import Metrics
 from service.server import drain_signals, leave
 from service.settings import Settings
 from service.tracing.configuration import load_tracer
+from service.workers.backlog import refuse_waiting
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
 from service.workers.metrics_merge import CounterAggregator, exposition, unpack_counters
 from service.workers.shared_counters import SharedCounters, shared_budgets
@@ -84,6 +86,8 @@ class EngineProcess:
         await self._ended.wait()
         stop_handshakes(self._listener)  # the workers still accept and answer the connections in its queue
         await self._supervisor.stop()
+        if refused := await refuse_waiting(self._listener, self._end_error()):
+            log.warning("%d connections that no worker has accepted were refused", refused)
         self._listener.close()
         for scrape in self._scrapes:
             scrape.cancel()
@@ -153,6 +157,10 @@ class EngineProcess:
             self._send_state(connection)
         if self._state.exit_code is not None:
             self._ended.set()
+
+    def _end_error(self) -> ServiceError:
+        lost = self._state.current == "lost"
+        return EngineLost(self._state.progress) if lost else Draining("the server is shutting down")
 
     def _send_state(self, connection: WorkerConnection) -> None:
         connection.send(Kind.STATE, pack_state(self._state.current, self._state.progress))
