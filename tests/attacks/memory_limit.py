@@ -29,6 +29,7 @@ from tests.attacks.cgroups import ROOT, enter, make_group
 from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MIB, SETTLE_S, answer
 from tests.attacks.processes import family_memory_mb
 from tests.attacks.server import MAE, PHOTO, AttackedServer, report, serve
+from tests.attacks.time_limit import end_after
 
 PARTS = ("process", "workers", "embed")
 """A server without HTTP workers, one with two, and `mae embed`."""
@@ -180,6 +181,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
     parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")
     options = parser.parse_args()
+    end_after(minutes=30 + (len(LEAST_MIB) * (5 + options.seconds / 60) if options.least else 0))
     makers: list[Callable[[], bytes]] = [*HEAVY.values(), *FLOODS.values()]
     files = [make() for make in makers]
     bodies = [[data] for data in files] + [[HEAVY["WebP"]()] * 64, [HEAVY["RGBA"]()] * 16]
