@@ -10,9 +10,9 @@ import uvicorn
 
 from model.checkpoints.heads import Heads
 from service.connection_limit import connections_per_process
+from service.errors import Draining, EngineLost, ServiceError
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
-from service.errors import Draining, EngineLost, ServiceError
 from service.lifecycle.engine_lifecycle import EngineLifecycle
 from service.lifecycle.engine_loader import BuildEngine
 from service.lifecycle.state import ServiceState
@@ -109,12 +109,16 @@ class EngineProcess:
         self._send_state(connection)
 
     def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
-        """Handles the messages about metrics, and those about searches."""
+        """Handles the messages about metrics, memory and searches."""
         if kind is Kind.COUNTERS:
             self._aggregator.update(connection.worker_index, unpack_counters(content[NUMBER.size :]))
             (number,) = NUMBER.unpack_from(content)
             if pull := self._pulls.pop(number, None):
                 pull.set_result(None)
+        elif kind is Kind.MEMORY_WANTED:
+            for other in self._supervisor.connections.values():
+                if other is not connection:
+                    other.send(Kind.MEMORY_WANTED)
         elif kind is Kind.SCRAPE:
             scrape = self._loop.create_task(self._scrape(connection, *NUMBER.unpack(content)))
             self._scrapes.add(scrape)

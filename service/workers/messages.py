@@ -83,6 +83,9 @@ class Kind(IntEnum):
     the `IndexInfo` as JSON."""
     SEARCH_FAILED = 20
     """To a worker: a search has failed. NUMBER of the search, then content of `pack_error`."""
+    MEMORY_WANTED = 21
+    """From a worker, and to each other one: MAX_INFLIGHT_MB is full, and the sender has no slow body that could make
+    room. No content."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}

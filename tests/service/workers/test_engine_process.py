@@ -152,6 +152,16 @@ def test_workers_that_cannot_be_started_end_the_service() -> None:
     run(main())
 
 
+def test_a_worker_that_wants_memory_is_heard_by_the_others() -> None:
+    async def main() -> None:
+        connections = [StubConnection(worker_index) for worker_index in range(3)]
+        async with process_with(connections) as process:
+            process.on_message(connections[1], Kind.MEMORY_WANTED, memoryview(b""))  # type: ignore[arg-type]
+            assert [connection.has(Kind.MEMORY_WANTED) for connection in connections] == [True, False, True]
+
+    run(main())
+
+
 class DeadWorkers:
     """A supervisor whose workers were all killed: nobody accepts connections."""
 
