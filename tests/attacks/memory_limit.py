@@ -1,6 +1,6 @@
 """The worst allowed files under a limit of memory, by a cgroup: nothing is killed.
 
-.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [start] [--seconds 30] [--least]    # 10 minutes
+.venv/bin/python -m tests.attacks.memory_limit [process|workers|embed|start …] [--seconds 30] [--least]    # 10 minutes
 
 The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
 which something is killed. What this process may not limit is counted as not tried.
