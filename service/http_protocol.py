@@ -33,6 +33,16 @@ FIRST_CHECK_S = 0.05
 """How soon to look whether a client that has ended its side of a connection still reads."""
 
 
+def refusal(error: ServiceError, target: bytes) -> bytes:
+    """The whole answer that refuses a request for `target` with an error that closes the connection."""
+    path = target.partition(b"?")[0].decode("latin-1")
+    content, own = orjson.dumps(error_body(error, path)), error_headers(error, path)
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **own}
+    headers["x-request-id"] = uuid.uuid4().hex
+    lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+    return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", content])
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -297,12 +307,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True  # whoever answers it is too late
             self.cycle.message_event.set()
         self.logger.warning("a request is refused: %s", error.message)
-        path = self.url.partition(b"?")[0].decode("latin-1")  # as far as it has arrived
-        content, own = orjson.dumps(error_body(error, path)), error_headers(error, path)
-        headers = {"content-type": "application/json", "content-length": str(len(content)), **own}
-        headers["x-request-id"] = uuid.uuid4().hex
-        lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", content]))
+        self.transport.write(refusal(error, self.url))  # the target as far as it has arrived
         self.transport.close()
 
     def _headers_without_upgrade(self) -> bytes:

@@ -46,6 +46,8 @@ class Service(ABC):
         self.metrics = Metrics()
         self.interrupts: set[Callable[[], object]] = set()
         """Called once, when the process is to end: each wakes a request that still waits for something."""
+        self.on_memory_wanted: Callable[[], object] = lambda: None
+        """Called when another process finds MAX_INFLIGHT_MB full: a slow body of this process should make room."""
         self._interrupted = False
         self._state = ServiceState()
         self._state.subscribe(self._interrupt_at_end)
@@ -89,6 +91,10 @@ class Service(ABC):
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every change of the state, in any thread."""
         self._state.subscribe(listener)
+
+    @abstractmethod
+    def want_memory(self) -> None:
+        """Asks other processes for memory for bodies, where no slow body of this one could make room."""
 
     def _interrupt_at_end(self) -> None:
         if self.exit_code is None or self._interrupted:
@@ -162,6 +168,9 @@ class LocalService(Service):
     def start(self) -> None:
         """Begins to load the engine; probes are answered meanwhile."""
         self._lifecycle.start()
+
+    def want_memory(self) -> None:
+        """There is no other process."""
 
     def handle_signal(self, number: int) -> None:
         """Begins a drain, or ends it. Call this on the event loop."""

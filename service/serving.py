@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.engines.build import build
-from service.freed_memory import start_trimming
+from service.freed_memory import share_one_arena, start_trimming
 from service.lifecycle.engine_loader import BuildEngine
 from service.server import serve
 from service.service import LocalService
@@ -17,6 +17,7 @@ def run(settings: Settings, build_engine: BuildEngine = build) -> int:
     Raises:
         InvalidSettings: nobody can listen on HOST and PORT, or a variable OTEL_… is wrong.
     """
+    share_one_arena()
     start_trimming()
     if settings.http_workers:
         from service.workers.engine_process import serve_with_workers  # lazily: only Linux has the shared memory

@@ -33,7 +33,8 @@ class BodyLimitMiddleware:
         self._app = app
         self._service = service
         self._max_body = service.settings.max_body_bytes
-        self._memory = BodyMemory(service.budgets.bodies)
+        self._memory = BodyMemory(service.budgets.bodies, service.want_memory)
+        service.on_memory_wanted = self._memory.make_room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import Message, Receive
 
@@ -20,9 +21,15 @@ SLOW_S = 1.0
 class BodyMemory:
     """The bodies that a process receives, within the memory for those of all processes."""
 
-    def __init__(self, budget: Budget) -> None:
-        """Holds no body yet; `budget` counts their bytes."""
+    def __init__(self, budget: Budget, want_memory: Callable[[], object] = lambda: None) -> None:
+        """Holds no body yet.
+
+        Args:
+            budget: counts the bytes of all bodies.
+            want_memory: called where the memory is full, and no body of this process is slow.
+        """
         self._budget = budget
+        self._want_memory = want_memory
         self.waiting: dict[ReceivedBody, None] = {}
         """The bodies that hold bytes and wait for more."""
         self.leaving: dict[ReceivedBody, None] = {}
@@ -36,18 +43,24 @@ class BodyMemory:
         """Counts `size` bytes, for which slow bodies make room if they must, the largest first.
 
         Raises:
-            MemoryFull: the memory is full, and not of slow bodies of this process.
+            MemoryFull: the memory is full, and not of slow bodies of this process. Those of other
+                processes make room soon.
         """
         while not self._budget.take(size):
-            if not self.leaving:
-                slow = [body for body in self.waiting if body.is_slow]
-                if not slow:
-                    raise MemoryFull(
-                        "too many bytes of request bodies are being received at once (MAX_INFLIGHT_MB)",
-                        limit=self._budget.limit,
-                    )
-                max(slow, key=lambda body: body.size).make_room()
+            if not self.make_room():
+                self._want_memory()
+                raise MemoryFull(
+                    "too many bytes of request bodies are being received at once (MAX_INFLIGHT_MB)",
+                    limit=self._budget.limit,
+                )
             await next(iter(self.leaving)).released.wait()
+
+    def make_room(self) -> bool:
+        """Tells the largest slow body to make room, unless one does already; returns whether one does."""
+        slow = [body for body in self.waiting if body.is_slow]
+        if slow and not self.leaving:
+            max(slow, key=lambda body: body.size).make_room()
+        return bool(self.leaving)
 
 
 class ReceivedBody:

@@ -21,7 +21,7 @@ def main() -> None:
     _close_inherited({channel_fd, listener_fd, counters_fd, slots_fd})
 
     from service.api.app import create_app
-    from service.freed_memory import start_trimming
+    from service.freed_memory import share_one_arena, start_trimming
     from service.logs import configure_logging
     from service.settings import Settings
     from service.tracing.configuration import load_tracer
@@ -36,6 +36,7 @@ def main() -> None:
     except EOFError:
         sys.exit(1)
     configure_logging(settings.log_format)
+    share_one_arena()
     start_trimming()
     counters = SharedCounters(counters_fd, workers, len(settings.api_keys))
     service = WorkerService(settings, channel, counters, worker_index, slots_fd, load_tracer())

@@ -11,6 +11,7 @@ import uvicorn
 from model.checkpoints.heads import Heads
 from model.engines.base import EngineInfo
 from service.connection_limit import connections_per_process
+from service.errors import Draining, EngineLost, ServiceError
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.limits import LocalBudget
 from service.lifecycle.engine_lifecycle import EngineLifecycle
@@ -21,6 +22,7 @@ from service.metrics import Metrics
 from service.server import drain_signals, leave
 from service.settings import Settings
 from service.tracing.configuration import load_tracer
+from service.workers.backlog import refuse_waiting
 from service.workers.messages import NUMBER, Kind, pack_engine, pack_state
 from service.workers.metrics_merge import CounterAggregator, exposition, unpack_counters
 from service.workers.shared_counters import SharedCounters, shared_budgets
@@ -86,6 +88,8 @@ class EngineProcess:
         await self._ended.wait()
         stop_handshakes(self._listener)  # the workers still accept and answer the connections in its queue
         await self._supervisor.stop()
+        if refused := await refuse_waiting(self._listener, self._end_error()):
+            log.warning("%d connections that no worker has accepted were refused", refused)
         self._listener.close()
         for scrape in self._scrapes:
             scrape.cancel()
@@ -107,12 +111,16 @@ class EngineProcess:
         self._send_state(connection)
 
     def on_message(self, connection: WorkerConnection, kind: Kind, content: memoryview) -> None:
-        """Handles the messages about metrics, and those about searches."""
+        """Handles the messages about metrics, memory and searches."""
         if kind is Kind.COUNTERS:
             self._aggregator.update(connection.worker_index, unpack_counters(content[NUMBER.size :]))
             (number,) = NUMBER.unpack_from(content)
             if pull := self._pulls.pop(number, None):
                 pull.set_result(None)
+        elif kind is Kind.MEMORY_WANTED:
+            for other in self._supervisor.connections.values():
+                if other is not connection:
+                    other.send(Kind.MEMORY_WANTED)
         elif kind is Kind.SCRAPE:
             scrape = self._loop.create_task(self._scrape(connection, *NUMBER.unpack(content)))
             self._scrapes.add(scrape)
@@ -159,6 +167,10 @@ class EngineProcess:
             self._send_state(connection)
         if self._state.exit_code is not None:
             self._ended.set()
+
+    def _end_error(self) -> ServiceError:
+        lost = self._state.current == "lost"
+        return EngineLost(self._state.progress) if lost else Draining("the server is shutting down")
 
     def _send_state(self, connection: WorkerConnection) -> None:
         connection.send(Kind.STATE, pack_state(self._state.current, self._state.progress))

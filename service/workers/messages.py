@@ -85,6 +85,9 @@ class Kind(IntEnum):
     """To a worker: a search has failed. NUMBER of the search, then content of `pack_error`."""
     MEASURED = 21
     """To a worker: the seconds of batches are measured. The description of the engine, an `EngineInfo` as JSON."""
+    MEMORY_WANTED = 22
+    """From a worker, and to each other one: MAX_INFLIGHT_MB is full, and the sender has no slow body that could make
+    room. No content."""
 
 
 KIND_OF = {int(kind): kind for kind in Kind}

@@ -116,6 +116,10 @@ class WorkerService(Service):
             raise ServiceError("the metrics cannot be written")
         return text
 
+    def want_memory(self) -> None:
+        """Asks the other workers."""
+        self._connection.send(Kind.MEMORY_WANTED)
+
     def on_message(self, kind: Kind, content: memoryview) -> None:
         """Handles a message of the engine process; those about images are tested first, because the others are rare."""
         if kind in (Kind.DONE, Kind.RELEASED, Kind.FAILED):
@@ -139,6 +143,8 @@ class WorkerService(Service):
         elif kind is Kind.EXPOSITION:
             if future := self._scrapes.get(*NUMBER.unpack_from(content)):
                 future.set_result(bytes(content[NUMBER.size :]))
+        elif kind is Kind.MEMORY_WANTED:
+            self.on_memory_wanted()
         elif kind is Kind.EXIT:
             if self._scheduler is not None:
                 self._scheduler.fail_all(Draining.out_of_time())

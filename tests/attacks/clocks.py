@@ -31,6 +31,7 @@ import httpx
 
 from tests.attacks.processes import family
 from tests.attacks.server import AttackedServer, describe, report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
@@ -214,13 +215,15 @@ def attack_suspension(workers: int, seen: Counter[str]) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             clients = [pool.submit(send, number) for number in range(8)]
-            time.sleep(3)
-            members = list(family(server.process.pid))
-            for number in (signal.SIGSTOP, signal.SIGCONT):
-                for pid in members:
-                    os.kill(pid, number)
-                time.sleep(STOP_S if number == signal.SIGSTOP else 5)
-            ended.set()
+            try:
+                time.sleep(3)
+                members = list(family(server.process.pid))
+                for number in (signal.SIGSTOP, signal.SIGCONT):
+                    for pid in members:
+                        os.kill(pid, number)
+                    time.sleep(STOP_S if number == signal.SIGSTOP else 5)
+            finally:
+                ended.set()
             for client in clients:
                 client.result()
         seen.update({f"suspended: {answer}": count for answer, count in counts.items()})
@@ -251,6 +254,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=30)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts

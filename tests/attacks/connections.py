@@ -15,6 +15,7 @@ from collections import Counter
 import httpx
 
 from tests.attacks.server import AttackedServer, post, report, serve, status
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 
 IMAGE = grey(5)
@@ -48,7 +49,7 @@ def attack_half_closed(server: AttackedServer, seen: Counter[str]) -> None:
 def attack_leaving(server: AttackedServer, seen: Counter[str]) -> None:
     for requests in (1, 4):
         for _ in range(20):
-            with socket.create_connection(("127.0.0.1", server.port)) as one:
+            with socket.create_connection(("127.0.0.1", server.port), 10) as one:
                 one.sendall(post(IMAGE, path="/reconstruct") * requests)
     end = time.monotonic() + 20
     while server.metric("mae_inflight_requests") and time.monotonic() < end:
@@ -60,10 +61,7 @@ def attack_leaving(server: AttackedServer, seen: Counter[str]) -> None:
 
 def attack_files(server: AttackedServer, seen: Counter[str]) -> None:
     """More silent connections than the process may have files."""
-    silent = []
-    for _ in range(400):
-        one = socket.create_connection(("127.0.0.1", server.port), 2)
-        silent.append(one)
+    silent = [socket.create_connection(("127.0.0.1", server.port), 2) for _ in range(400)]
     time.sleep(0.3)
     for path in (b"/livez", b"/readyz", b"/metrics"):
         for _ in range(10):
@@ -72,7 +70,7 @@ def attack_files(server: AttackedServer, seen: Counter[str]) -> None:
     for one in silent:
         one.close()
     time.sleep(0.5)
-    seen[f"/embed afterwards: {httpx.post(f'{server.url}/embed', content=IMAGE).status_code}"] += 1
+    seen[f"/embed afterwards: {httpx.post(f'{server.url}/embed', content=IMAGE, timeout=30).status_code}"] += 1
     said = server.log.count("as MAX_CONNECTIONS allows")
     seen["the log says it at most once per process" if 1 <= said <= 2 else f"the log says it {said} times"] += 1
 
@@ -90,6 +88,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=10)
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         with serve(http_workers=workers) as server:

@@ -24,6 +24,7 @@ from service.errors import ServiceError
 from service.inference.image_decoder import ImageDecoder
 from tests.attacks.processes import own_virtual_bytes
 from tests.attacks.server import report
+from tests.attacks.time_limit import end_after
 from tests.support.image_seeds import image_seeds
 
 CPU_S, MEMORY_BYTES = 300, 500_000_000
@@ -86,6 +87,7 @@ EXPECTED = {"cut: 200", "cut: 400", "cut: 415", *(f"inverted: {status}" for stat
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=15)
     seen: Counter[str] = Counter()
     for name, data in image_seeds().items():
         attack(name, data, seen)

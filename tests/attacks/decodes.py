@@ -25,6 +25,7 @@ from PIL import Image
 
 from tests.attacks.processes import family_memory_mb
 from tests.attacks.server import PHOTO, AttackedServer, report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.image_files import SIGNATURE, add_scans, chunk, jpeg_file, tiff_file
 
 TIMEOUT_S, SETTLE_S = 10, 30
@@ -195,6 +196,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=30)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--http-workers", type=int, nargs="+", default=(0, 2), help="numbers of HTTP workers to try")
     http_workers = parser.parse_args().http_workers

@@ -29,6 +29,7 @@ from tests.attacks.cgroups import ROOT, enter, make_group
 from tests.attacks.file_systems import device_of, fill, mount_file, mount_file_again, mount_tmpfs, remount
 from tests.attacks.processes import workers_of
 from tests.attacks.server import MAE, PHOTO, PROBE, AttackedServer, report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.image_files import noise
 from tests.support.images import encoded
 
@@ -249,6 +250,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=45)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"by default all: {' '.join(PARTS)}")
     parts = parser.parse_args().parts

@@ -16,6 +16,7 @@ from collections import Counter
 from tests.attacks.kills.clients import CONNECTION_LOST, Clients
 from tests.attacks.processes import start_time, workers_of
 from tests.attacks.server import report, serve
+from tests.attacks.time_limit import end_after
 
 CLIENTS = 16
 
@@ -53,6 +54,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=10)
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         for number in (signal.SIGTERM, signal.SIGHUP):

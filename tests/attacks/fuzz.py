@@ -29,6 +29,7 @@ from pathlib import Path
 
 from tests.attacks.fuzz_record import CURRENT, FINDINGS, Record
 from tests.attacks.server import report
+from tests.attacks.time_limit import end_after
 
 TARGETS = ("decode", "parsers")
 MIN_CHILD_S = 5
@@ -111,6 +112,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if find_spec("atheris") is None:
         parser.error("atheris is not installed here: `make .venv-fuzz/.dev` makes an environment that has it")
+    end_after(minutes=10 + arguments.minutes)
     folder = Path(tempfile.mkdtemp(prefix=f"mae-fuzz-{arguments.target}-"))
     print(f"log, corpus and findings are in {folder}; the last input is in {folder / CURRENT}", file=sys.stderr)
     seen = fuzz(arguments.target, 60 * arguments.minutes, folder)

@@ -26,6 +26,7 @@ import httpx
 
 from tests.attacks.cgroups import ROOT, make_group
 from tests.attacks.server import AttackedServer, describe, report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 from tests.support.fake_server import POISON
 
@@ -47,7 +48,7 @@ def attack_hang(workers: int, seen: Counter[str]) -> None:
     fake = {**HANGS, "FAKE": "hangs"}
     with serve(fake=fake, http_workers=workers, max_batch=1) as server, ThreadPoolExecutor(9) as pool:
         asked = [pool.submit(ask, server, POISON)]
-        while not server.metric("mae_lanes_busy"):
+        while not (server.metric("mae_lanes_busy") or asked[0].done()):
             time.sleep(0.05)
         asked += [pool.submit(ask, server, shade) for shade in range(8)]
         seen.update(f"hang: {request.result()}" for request in asked)
@@ -193,6 +194,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=10)
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         attack_hang(workers, seen)

@@ -15,6 +15,7 @@ from collections import Counter
 import httpx
 
 from tests.attacks.server import AttackedServer, post, report, serve, status
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 
 IMAGE = grey(5)
@@ -91,6 +92,7 @@ EXPECTED = {
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=10)
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         settings = {"key_images_per_s": RATE, "max_images": BURST, "key_max_requests": IN_FLIGHT, "api_keys": "one,two"}

@@ -1,6 +1,6 @@
 """The worst allowed files under a limit of memory, by a cgroup: nothing is killed.
 
-.venv/bin/python -m tests.attacks.memory_limit [process] [workers] [embed] [--seconds 30] [--least]    # 10 minutes
+.venv/bin/python -m tests.attacks.memory_limit [process|workers|embed|start …] [--seconds 30] [--least]    # 10 minutes
 
 The server has a real engine and the default settings. `--least` also tries smaller limits, down to the first under
 which something is killed. What this process may not limit is counted as not tried.
@@ -29,11 +29,13 @@ from tests.attacks.cgroups import ROOT, enter, make_group
 from tests.attacks.decodes import FLOODS, HEAVY, LIMIT_MIB, SETTLE_S, answer
 from tests.attacks.processes import family_memory_mb
 from tests.attacks.server import MAE, PHOTO, AttackedServer, report, serve
+from tests.attacks.time_limit import end_after
 
-PARTS = ("process", "workers", "embed")
-"""A server without HTTP workers, one with two, and `mae embed`."""
+PARTS = ("process", "workers", "embed", "start")
+"""A server without HTTP workers, one with two, `mae embed`, and a server with photographs alone under small limits."""
 CLIENTS = 12
 LEAST_MIB = (1536, 1280, 1152, 1024, 896, 768, 640, 512)
+START_MIB = (512, 448, 384, 352, 320, 288, 256, 224, 192, 160)
 VERSION_1, VERSION_2 = ROOT / "memory", ROOT
 
 
@@ -162,7 +164,32 @@ def attack_command(limit_mib: int, files: Sequence[bytes]) -> Counter[str]:
     return seen
 
 
+def attack_start(seen: Counter[str]) -> None:
+    """Starts servers under smaller and smaller limits, down to the first that does not answer photographs."""
+    for limit_mib in START_MIB:
+        with limit_memory(limit_mib) as group:
+            if group is None:
+                seen["not tried, for want of permission"] += 1
+                return
+            try:
+                with serve(real=True, enter=enter(group.folder)) as server:
+                    codes = Counter(ask(server, PHOTO) for _ in range(20))
+            except (RuntimeError, httpx.TransportError) as error:
+                codes = Counter([type(error).__name__])
+            print(
+                f"start, limit {limit_mib} MiB: {dict(codes)}, peak {group.peak_mib:.0f} MiB, {group.kills} killed",
+                file=sys.stderr,
+                flush=True,
+            )
+            if set(codes) != {"200"} or group.kills:
+                seen[f"start: MiB that do not suffice: {limit_mib}"] += 1
+                return
+            seen["start: limits that suffice"] += 1
+
+
 EXPECTED = {
+    "start: limits that suffice",
+    *(f"start: MiB that do not suffice: {limit_mib}" for limit_mib in START_MIB[1:]),
     "not tried, for want of permission",
     "photograph: 200",
     "probe: 200",
@@ -180,6 +207,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="time of each load")
     parser.add_argument("--least", action="store_true", help="also look for the smallest limit that holds")
     options = parser.parse_args()
+    end_after(minutes=30 + (len(LEAST_MIB) * (5 + options.seconds / 60) if options.least else 0))
     makers: list[Callable[[], bytes]] = [*HEAVY.values(), *FLOODS.values()]
     files = [make() for make in makers]
     bodies = [[data] for data in files] + [[HEAVY["WebP"]()] * 64, [HEAVY["RGBA"]()] * 16]
@@ -189,6 +217,8 @@ def main() -> int:
             seen += attack_server(LIMIT_MIB, workers, options.seconds, bodies)
     if "embed" in options.parts:
         seen += attack_command(LIMIT_MIB, files)
+    if "start" in options.parts:
+        attack_start(seen)
     if options.least:
         for limit_mib in LEAST_MIB:
             found = attack_server(limit_mib, 0, options.seconds, bodies)

@@ -25,6 +25,7 @@ from service.benchmark.samples import generate_sample
 from service.settings import Settings
 from tests.attacks.client import FORM, Answer, Connection, Lost, form
 from tests.attacks.server import PHOTO, AttackedServer, report, serve
+from tests.attacks.time_limit import end_after
 
 OVERLOAD = 2.0
 CAPACITY_S = 6.0
@@ -278,6 +279,7 @@ def main() -> int:
     parser.add_argument("--workers", default="0,2", help="HTTP_WORKERS of the servers, which share the seconds")
     parser.add_argument("--rate", type=float, help="requests per second; twice the measured ones by default")
     options = parser.parse_args()
+    end_after(minutes=15 + options.seconds / 60)
     exchanges = make_exchanges()
     all_workers = [int(number) for number in options.workers.split(",")]
     seen: Counter[str] = Counter()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.attacks.server import AttackedServer, post, report, serve, status
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 from tests.support.image_files import chunk
 
@@ -178,6 +179,7 @@ def measure(server: AttackedServer, request: bytes, seen: Counter[str]) -> float
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=10)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("word", nargs="?", default="", help="only texts whose names begin with it")
     word = parser.parse_args().word

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 
 from tests.attacks.server import AttackedServer, describe, report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 
 MESSAGES, CLIENTS, LIMIT_S, SETTLE_S = 12, 4, 240, 20
@@ -39,6 +40,7 @@ def ask(server: AttackedServer, shade: int) -> str:
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=15)
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         lives = Path(folder) / "lives"
@@ -60,10 +62,12 @@ def main() -> int:
             for thread in threads:
                 thread.start()
             end = time.monotonic() + LIMIT_S
-            while int(lives.read_text()) <= 2 * MESSAGES and time.monotonic() < end:
-                time.sleep(0.2)
-            seen["not cut within every message"] += int(lives.read_text()) <= 2 * MESSAGES
-            ended.set()
+            try:
+                while int(lives.read_text()) <= 2 * MESSAGES and time.monotonic() < end:
+                    time.sleep(0.2)
+                seen["not cut within every message"] += int(lives.read_text()) <= 2 * MESSAGES
+            finally:
+                ended.set()
             for thread in threads:
                 thread.join()
             seen["channels cut"] = int(lives.read_text()) - 1

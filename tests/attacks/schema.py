@@ -25,6 +25,7 @@ import orjson
 
 from model.config import PRESETS
 from tests.attacks.server import report, serve
+from tests.attacks.time_limit import end_after
 from tests.support.engines import fake_info
 from tests.support.image_files import png_file
 from tests.support.indexes import write_index
@@ -99,6 +100,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=300, help="drawn requests for each operation")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    end_after(minutes=10 + arguments.cases / 10)
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="mae-schema-") as folder, serve(**complete_server(Path(folder))) as server:
         command = schemathesis_command(server.url, Path(folder), arguments.cases, arguments.seed)

@@ -37,7 +37,10 @@ class AttackedServer:
         self._log = log
         self.port = int(self._wait_for(r"running on http://127\.0\.0\.1:(\d+)"))
         self._wait_for("ready after")
+        end = time.monotonic() + START_S
         while httpx.get(f"{self.url}/readyz", timeout=START_S).status_code != 200:
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the server does not get ready:\n{self.log}")
             time.sleep(0.05)
 
     @property
@@ -54,7 +57,11 @@ class AttackedServer:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(name, line))
 
     def exchange(self, sent: bytes, timeout_s: float = 10, ends: bool = False) -> bytes:
-        """What the server sends until it closes the connection; `ends`: the client ends its side first."""
+        """What the server sends until it closes the connection; `ends`: the client ends its side first.
+
+        `timeout_s` is for all of it: what a server sends a byte at a time does not prolong it.
+        """
+        end = time.monotonic() + timeout_s
         with socket.create_connection(("127.0.0.1", self.port), timeout_s) as one:
             received = b""
             try:
@@ -63,6 +70,7 @@ class AttackedServer:
                     one.shutdown(socket.SHUT_WR)
                 while chunk := one.recv(65536):
                     received += chunk
+                    one.settimeout(max(0.001, end - time.monotonic()))
             except OSError as error:
                 return received + type(error).__name__.encode()
         return received

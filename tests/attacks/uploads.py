@@ -20,6 +20,7 @@ import httpx
 from PIL import Image
 
 from tests.attacks.server import AttackedServer, report, serve, status
+from tests.attacks.time_limit import end_after
 from tests.support.clients import grey
 from tests.support.images import encoded
 
@@ -50,6 +51,7 @@ class Holder:
         self._head = HEAD.format(path=path, headers=headers, length=LENGTH).encode()
         for _ in range(count):
             one = socket.socket()
+            one.settimeout(20)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             one.connect(("127.0.0.1", server.port))
             one.sendall(self._head)
@@ -59,7 +61,6 @@ class Holder:
         """Sends the same part of the body on each connection at the same time, as long as the server takes it."""
 
         def send(one: socket.socket) -> None:
-            one.settimeout(20)
             try:
                 one.sendall(body)
             except OSError:
@@ -72,8 +73,9 @@ class Holder:
             thread.join()
 
     def trickle(self) -> None:
-        """Sends one more byte on each connection."""
+        """Sends one more byte on each connection whose server takes it now."""
         for one in self.sockets:
+            one.setblocking(False)
             try:
                 one.send(b"x")
             except OSError:
@@ -195,6 +197,7 @@ EXPECTED = {"small requests answered", "small requests refused", "without a key:
 
 def main() -> int:
     """Attacks; returns the exit code of `report`."""
+    end_after(minutes=30)
     seen: Counter[str] = Counter()
     for workers in (0, 2):
         with serve(http_workers=workers) as server:

@@ -2,8 +2,10 @@
 
     .venv/bin/python -m tests.benchmarks.memory --requests 20000
 
-Half of the requests are /embed and half /reconstruct, each with another share of visible patches, so that batches of
-nearly every size and number of patches occur. Settings come from the environment (MAE_…); Linux only.
+First every number of visible patches comes eight times for /embed and for /reconstruct, so that two lanes have most
+likely compiled code for each: a process that grows later does not only reach its working set. Then half of the requests
+are /embed and half /reconstruct, each with a random share of visible patches. Settings come from the environment
+(MAE_…); Linux only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from service.benchmark.samples import generate_sample
 from service.settings import load_settings
 
 CLIENTS = 12
+PATCHES, ROUNDS = 196, 8
+"""Patches of an image of the packaged model; rounds over all numbers of visible ones."""
+WARM_UP = 2 * ROUNDS * (PATCHES - 1)
+"""Requests before the first line."""
 
 
 def resident_mb(server: ServerProcess) -> float:
@@ -31,26 +37,28 @@ def resident_mb(server: ServerProcess) -> float:
 
 
 def path_of(number: int) -> str:
-    """The path and query of the request with that number, the same in every run."""
-    generator = random.Random(number)
-    share = generator.uniform(0.01, 0.99)
-    return f"/embed?keep={share:.4f}" if number % 2 else f"/reconstruct?mask_ratio={share:.4f}"
+    """The path and query of the request with that number, the same in every run; those of the warm-up are negative."""
+    if number < 0:
+        share = (1 + -number // 2 % (PATCHES - 1) + 0.5) / PATCHES
+    else:
+        share = random.Random(number).uniform(0.01, 0.99)
+    return f"/embed?keep={share:.4f}" if number % 2 else f"/reconstruct?mask_ratio={1 - share:.4f}"
 
 
 def main() -> None:
-    """Prints a line after 1,000 requests and after each fifth of all requests."""
+    """Prints a line after the warm-up, after 1,000 requests, and after each fifth of all requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000, help="0 measures only the time until it is ready")
     options = parser.parse_args()
     files = generate_sample("JPEG", 500, 334, 8).files
-    marks = sorted({1000, *(options.requests * fifth // 5 for fifth in range(1, 6))}) if options.requests else []
+    marks = sorted({0, 1000, *(options.requests * fifth // 5 for fifth in range(1, 6))}) if options.requests else []
     first = 0.0
     started = time.monotonic()
     with serve_model(load_settings()) as server:
         print(f"ready after {time.monotonic() - started:.2f} s: {resident_mb(server):.0f} MB", flush=True)
-        numbers = itertools.count()
+        numbers = itertools.count(-WARM_UP)
         host = urlsplit(server.url).netloc
-        for start, end in itertools.pairwise([0, *marks]):
+        for start, end in itertools.pairwise([-WARM_UP, *marks]):
             interval_start = time.monotonic()
             failures: list[str] = []
 

@@ -173,3 +173,12 @@ class Connection:
 def request(*headers: str, path: str = "/embed", body: bytes = b"image") -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body
+
+
+def read_all(client: socket.socket) -> bytes:
+    """What the client of a real connection receives until its end; a reset raises ConnectionResetError."""
+    received = b""
+    with client:
+        while piece := client.recv(1 << 16):
+            received += piece
+    return received

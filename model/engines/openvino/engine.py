@@ -20,10 +20,12 @@ from model.engines.openvino.runtime import PRECISION_HINTS, import_openvino
 from model.masking import restore_indices_for
 
 DEFAULT_BATCH = 4
-KERNEL_CACHE_SIZE = 250
-"""Number of kernels kept per lane and graph: those of ten shapes in int8.
+VIT_FP32_KERNELS, KERNELS = 50, 250
+"""Number of kernels of a kind that are kept per lane and graph: those of more than eight shapes (1 to 4 images, all
+patches or a quarter) of a ViT in float32, and of ten in int8.
 
-Clients choose K, and with OpenVINO's default of 5000 kernels they would take gigabytes."""
+Clients choose K, and with OpenVINO's default of 5000 kernels they would take gigabytes. Kernels that are kept among
+much that is freed also fragment the memory, so fewer of them let a process grow less."""
 
 
 class OpenVINOEngine:
@@ -82,12 +84,13 @@ class OpenVINOEngine:
         """The compiled graphs, encoder first, with the threads of all lanes in a number of streams."""
         info = self.info
         core = import_openvino().Core()
+        kernels = VIT_FP32_KERNELS if (info.config.family, info.precision) == ("vit", "fp32") else KERNELS
         options = {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": info.lanes * info.threads_per_lane,
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[info.precision],
-            "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_SIZE,
+            "CPU_RUNTIME_CACHE_CAPACITY": kernels,
         }
         files = (ENCODER_FILE, DECODER_FILE) if info.config.has_decoder else (ENCODER_FILE,)
         try:

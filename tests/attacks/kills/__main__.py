@@ -19,6 +19,7 @@ from model.engines.settings import EngineSettings
 from tests.attacks.kills import commands, servers
 from tests.attacks.kills.scene import Scene
 from tests.attacks.server import report
+from tests.attacks.time_limit import end_after
 
 NAMES = ("servers", "conversion", "embed", "index", "pretrain")
 EXPECTED = {
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--only", choices=NAMES)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
+    end_after(minutes=30)
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="mae-kills-") as name:
         scene = Scene(Path(name), seen, random.Random(options.seed))

@@ -27,6 +27,7 @@ from tests.attacks.soak.faults import MAX_CONNECTIONS
 from tests.attacks.soak.phase import Phase
 from tests.attacks.soak.requests import KEY, ROOT, Request
 from tests.attacks.soak.traffic import CHANGING, CUT_OFF, LATE, REFUSED, RIGHT, WITH_WORKER
+from tests.attacks.time_limit import end_after
 
 OVERLOADED = ("refused with Retry-After under overload", "lost with a killed worker")
 EXPECTED = {
@@ -88,6 +89,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where all that was measured is written")
     parser.add_argument("--png", type=Path, help="where it is drawn")
     arguments = parser.parse_args()
+    end_after(minutes=15 + 1.2 * arguments.minutes)
     workers = [int(number) for number in arguments.workers.split(",")]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -178,3 +178,40 @@ def test_a_body_that_is_read_on_after_its_answer_has_begun_makes_room_too(clock:
         assert sum(upload.is_refused for upload in uploads) == 1
 
     play(steps)
+
+
+def test_where_no_body_of_this_process_is_slow_another_process_is_asked(clock: Clock) -> None:
+    async def steps(app: Any, of: Any) -> None:
+        asked: list[int] = []
+        of.want_memory = lambda: asked.append(1)
+        limited = BodyLimitMiddleware(app_of(count_bytes), of)
+        assert of.budgets.bodies.take(2 * MB)  # the bodies of another process
+        with pytest.raises(MemoryFull):
+            await Client(limited).run([bytes(10)])
+        assert asked == [1]
+        of.budgets.bodies.give(MB)
+        own = Upload(limited)
+        await own.send(MB)
+        clock.now += 2
+        assert (await Client(limited).run([bytes(10)])).status == 200
+        assert own.is_refused and asked == [1], "a slow body of its own comes first"
+
+    play(steps)
+
+
+def test_another_process_that_wants_memory_gets_that_of_a_slow_body(clock: Clock) -> None:
+    async def steps(app: Any, of: Any) -> None:
+        smaller, larger = Upload(app), Upload(app)
+        await smaller.send(MB // 2)
+        await larger.send(MB)
+        of.on_memory_wanted()
+        await turn()
+        assert not larger.task.done(), "none is slow yet"
+        clock.now += 2
+        for _ in range(3):
+            of.on_memory_wanted()
+        await turn()
+        assert larger.is_refused and not smaller.task.done()
+        assert gauge(of, "mae_inflight_bytes") == MB // 2
+
+    play(steps)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from service.workers import engine_process
 from service.workers.engine_process import EngineProcess
 from service.workers.messages import NUMBER, Kind, unpack_engine, unpack_state
 from service.workers.metrics_merge import pack_counters
+from tests.support.connections import read_all
 from tests.support.engines import FakeEngine
 from tests.support.metrics import sample
 from tests.support.queueing import run
@@ -148,5 +151,53 @@ def test_workers_that_cannot_be_started_end_the_service() -> None:
             await asyncio.wait_for(process._ended.wait(), 60)
             assert unpack_state(connection.last(Kind.STATE)) == ("lost", "no worker starts")
             assert process._state.exit_code == 1
+
+    run(main())
+
+
+def test_a_worker_that_wants_memory_is_heard_by_the_others() -> None:
+    async def main() -> None:
+        connections = [StubConnection(worker_index) for worker_index in range(3)]
+        async with process_with(connections) as process:
+            process.on_message(connections[1], Kind.MEMORY_WANTED, memoryview(b""))  # type: ignore[arg-type]
+            assert [connection.has(Kind.MEMORY_WANTED) for connection in connections] == [True, False, True]
+
+    run(main())
+
+
+class DeadWorkers:
+    """A supervisor whose workers were all killed: nobody accepts connections."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.connections: dict[int, StubConnection] = {}
+
+    def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("reason", "code", "error"), [(None, 0, "draining"), ("no worker starts", 1, "engine_lost")])
+def test_connections_that_no_worker_has_accepted_are_answered_at_the_end(
+    reason: str | None, code: int, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "WorkerSupervisor", DeadWorkers)
+
+    async def main() -> None:
+        settings = Settings(http_workers=2, host="127.0.0.1", port=0)
+        process = EngineProcess(settings, lambda settings, report: ServedModel(FakeEngine()))
+        clients = [socket.create_connection(process._listener.getsockname(), 10) for _ in range(5)]
+        running = asyncio.create_task(process.run())
+        await until(lambda: process._state.current == "ready")
+        for client in clients:
+            client.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+        if reason is None:
+            process._lifecycle.handle_signal(signal.SIGTERM)
+        else:
+            process.on_workers_failed(reason)
+        for answer in await asyncio.gather(*(asyncio.to_thread(read_all, client) for client in clients)):
+            assert answer.startswith(b"HTTP/1.1 503 ") and f'"code":"{error}"'.encode() in answer
+        assert await running == code
 
     run(main())

@@ -185,3 +185,16 @@ def test_the_last_counters_are_sent_before_the_end(fd: int, monkeypatch: pytest.
             assert unpack_counters(last[NUMBER.size :])["mae_images_total", (("endpoint", "/embed"),)] == 5
 
     run(main())
+
+
+def test_memory_that_another_worker_wants(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with connected(fd, monkeypatch) as pair:
+            wanted: list[int] = []
+            pair.service.on_memory_wanted = lambda: wanted.append(1)
+            pair.engine.send(Kind.MEMORY_WANTED)
+            await until(lambda: wanted == [1])
+            pair.service.want_memory()
+            await pair.engine.received(Kind.MEMORY_WANTED)
+
+    run(main())

@@ -79,6 +79,7 @@ class VirtualService:
             "service.workers.engine_process.QUEUED_SLOTS": self._queued_slots,
             "service.workers.engine_process.listen": lambda *_, **__: [socket.socket()],
             "service.workers.engine_process.stop_handshakes": lambda listener: None,
+            "service.workers.engine_process.refuse_waiting": mock.AsyncMock(return_value=0),
             "service.workers.engine_process.connections_per_process": lambda settings: None,
         }
         for target, replacement in patches.items():

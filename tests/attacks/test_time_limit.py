@@ -1,0 +1,27 @@
+"""An attack ends, however it waits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ATTACK = """
+import subprocess, sys, threading
+from tests.attacks import time_limit
+
+time_limit.GRACE_S = 0.05
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+print(child.pid, flush=True)
+time_limit.end_after(minutes=0.01)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.live
+def test_an_attack_that_waits_for_ever_ends_with_what_it_has_started() -> None:
+    done = subprocess.run([sys.executable, "-c", ATTACK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the attack has not ended after 0.01 minutes" in done.stderr and "threading.py" in done.stderr
+    status = Path(f"/proc/{done.stdout.strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()  # nobody may have collected it yet
