@@ -100,6 +100,9 @@ def main() -> int:
             attack_half_closed(server, seen)
             attack_leaving(server, seen)
         with serve(open_files=200, http_workers=workers, header_timeout_s=HEADER_TIMEOUT_S) as server:
+            end = time.monotonic() + 60  # a worker that starts late would be below its limit
+            while server.log.count("Application startup complete") < workers and time.monotonic() < end:
+                time.sleep(0.1)
             attack_files(server, seen)
     return report("connections", seen, EXPECTED)
 
