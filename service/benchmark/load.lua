@@ -8,6 +8,7 @@ struct moment { long seconds; long nanoseconds; };
 int clock_gettime(int clock, struct moment *moment);
 ]])
 local MONOTONIC = 1
+local LONGEST = 5 -- mean pauses
 local moment = ffi.new("struct moment")
 local path, log, pause
 local bodies, headers, turn = {}, {}, 0
@@ -34,9 +35,10 @@ function init(arguments)
   end
 end
 
--- Exponentially distributed pauses make the requests of many connections arrive at random, one by one.
+-- Exponentially distributed pauses make the requests of many connections arrive at random, one by one. The longest are
+-- cut off (one of 150), since a server closes a connection that is idle for long.
 function delay()
-  return math.floor(-1000 * pause * math.log(1 - math.random()))
+  return math.floor(1000 * pause * math.min(LONGEST, -math.log(1 - math.random())))
 end
 
 function request()

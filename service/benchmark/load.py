@@ -167,7 +167,8 @@ def _send_load(
             file.write_bytes(body)
         log = Path(folder) / "log"
         wrk = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
-        wrk += ["--timeout", "60s", "--script", str(SCRIPT), server.url, "--"]
+        # wrk counts the pause before a request as a time without an answer, so no run may be longer than this timeout.
+        wrk += ["--timeout", f"{60 + seconds:.0f}s", "--script", str(SCRIPT), server.url, "--"]
         headers = "\n".join(f"{name}: {value}" for name, value in route.headers.items())
         arguments = [str(log), route.path, headers, f"{pause_s:.6f}", *map(str, files)]
         before = _ended_children_core_seconds()
