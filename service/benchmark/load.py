@@ -35,6 +35,8 @@ ANSWERS_PER_CONNECTION = 3
 PAUSE_S = 10.0
 """The mean pause of a connection under open arrivals. It is far longer than an answer takes: otherwise a slow answer
 would delay the requests after it."""
+IDLE_S = 600.0
+"""The HEADER_TIMEOUT_S of a server under open arrivals: its connections pause before their first request, too."""
 MAX_CONNECTIONS = 900
 """The largest number of connections, below the usual limit of 1024 open files."""
 BOUNDARY = "mae-bench-boundary"

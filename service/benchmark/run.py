@@ -115,7 +115,7 @@ def benchmark_service(
                 server, routes, FRONT_CONNECTIONS, (), plan.load_seconds, progress, "front end alone"
             )
     if "service" in plan.parts:
-        with serve_model(settings) as server:
+        with serve_model(settings.model_copy(update={"header_timeout_s": load.IDLE_S})) as server:
             service = measure_under_load(
                 server, routes, plan.connections, SHARES_OF_BEST, plan.load_seconds, progress, "service"
             )

@@ -160,9 +160,9 @@ def main() -> None:
     routes = {route.name: route for route in load.routes_of(files, True)}
     with ExitStack() as stack:
         checkouts = [stack.enter_context(check_out(revision)) for revision in (options.a, options.b)]
-        settings = (dict(options.setting_a), dict(options.setting_b))
+        settings: tuple[dict[str, Any], ...] = (dict(options.setting_a), dict(options.setting_b))
         servers = [
-            stack.enter_context(run_revision(checkout, False, own))
+            stack.enter_context(run_revision(checkout, False, {"header_timeout_s": load.IDLE_S, **own}))
             for checkout, own in zip(checkouts, settings, strict=True)
         ]
         time.sleep(SETTLE_S)
