@@ -108,7 +108,7 @@ class BatchScheduler:
 
         Args:
             measurement: has the steps; it is prepared.
-            on_measured: called on the event loop after the last step.
+            on_measured: called on the event loop after the last step, or after one that has failed.
         """
         with self._changed:
             self._steps = MeasurementSteps(measurement, self._metrics)
@@ -283,7 +283,7 @@ class BatchScheduler:
                 self._changed.notify_all()
 
     def _end_measurement(self) -> None:
-        """After the last step, plans by what was measured. The caller holds the lock."""
+        """After the last step, or a failure, plans by the engine's description. The caller holds the lock."""
         if self._steps is not None and self._steps.is_over:
             self._steps = None
             self._lane_use.describe(self.engine.info)
