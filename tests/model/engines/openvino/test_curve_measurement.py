@@ -1,6 +1,7 @@
 """What is measured after an engine is ready, and when its joined lane serves."""
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,32 @@ def test_a_command_measures_all_at_once(tmp_path: Path) -> None:
     finish_measurement(ServedModel(engine, measurement=measurement_of(engine, tmp_path)))
     assert isinstance(engine.info.batch_curves, BatchCurves) and engine.info.joined
     finish_measurement(ServedModel(engine))
+
+
+class StepsOfTwoLanes:
+    """A hundred steps, which note the threads that run them."""
+
+    curves: BatchCurves | None = None
+
+    def __init__(self) -> None:
+        self.threads: list[set[int]] = []
+        self._running: set[int] = set()
+
+    def prepare(self) -> None: ...
+
+    def next_step(self) -> MeasureStep | None:
+        return MeasureStep((0, 1), "embed", 1, self._run, self._record) if len(self.threads) < 100 else None
+
+    def _run(self, lane: int) -> float:
+        self._running.add(threading.get_ident())
+        return 0.001
+
+    def _record(self, seconds: float) -> None:
+        self.threads.append(self._running)
+        self._running = set()
+
+
+def test_a_command_runs_the_lanes_of_a_step_at_the_same_time() -> None:
+    steps = StepsOfTwoLanes()
+    finish_measurement(ServedModel(Joinable(), measurement=steps))
+    assert [len(threads) for threads in steps.threads] == [2] * 100
