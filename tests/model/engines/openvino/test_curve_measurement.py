@@ -22,15 +22,15 @@ from tests.support.engines import SMALL, FakeEngine
 class Joinable(FakeEngine):
     """Two lanes that may be joined; vectors that differ between images, as parity needs them."""
 
-    def __init__(self, off_by: float = 0.0, fails: bool = False) -> None:
+    def __init__(self, off_by: float = 0.0, failure: Exception | None = None) -> None:
         super().__init__(lanes=2, preferred_batch=4)
         self.joined = 0
         self.lanes_used: list[int] = []
-        self._off_by, self._fails = off_by, fails
+        self._off_by, self._failure = off_by, failure
 
     def join_lanes(self) -> None:
-        if self._fails:
-            raise EngineBuildError("no memory is left")
+        if self._failure is not None:
+            raise self._failure
         self.joined += 1
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
@@ -144,8 +144,11 @@ def test_the_bits_of_measured_batches_count_too(tmp_path: Path) -> None:
     assert not measurement_of(LargeBatchesDiffer(), tmp_path).is_needed, "what was refused is not tried again"
 
 
-def test_a_lane_that_cannot_be_made_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = Joinable(fails=True)
+@pytest.mark.parametrize("kind", [EngineBuildError, MemoryError, RuntimeError])
+def test_a_lane_that_cannot_be_made_is_tried_again(
+    kind: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Joinable(failure=kind("no memory is left"))
     with caplog.at_level(logging.WARNING):
         finish(measurement_of(engine, tmp_path))
     assert "there is no joined lane for lone images: no memory is left" in caplog.text
