@@ -86,9 +86,9 @@ class OpenVINOMeasurement:
             self._mb_before = _resident_mb()
             try:
                 self._engine.join_lanes()
-            except EngineBuildError as error:
+            except (EngineBuildError, MemoryError, RuntimeError) as error:  # OpenVINO raises the latter two
                 self._keeps = False  # the next start may succeed
-                self._refuse(str(error))
+                self._refuse(str(error) or type(error).__name__)
 
     def next_step(self) -> MeasureStep | None:
         """See `CurveMeasurement.next_step`."""

@@ -77,6 +77,16 @@ def test_an_operators_engine_that_is_damaged_is_not_replaced_by_another(spec: En
         build(spec)
 
 
+def test_an_operators_engine_whose_name_is_damaged_is_not_replaced_by_another(
+    spec: EngineSettings, crops: Path
+) -> None:
+    build(spec, calibrate=crops)
+    [sidecar] = spec.engine_cache.glob("int8-*.json")
+    sidecar.write_text("{")
+    with pytest.raises(EngineBuildError, match=r"no intact int8 engine .*mae compile --precision int8 --calibrate FO"):
+        build(spec)
+
+
 def test_without_an_operators_photographs_the_packaged_ones_calibrate(spec: EngineSettings, crops: Path) -> None:
     steps: list[str] = []
     packaged = build(spec, steps.append).info.entry
