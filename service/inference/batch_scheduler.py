@@ -103,8 +103,8 @@ class BatchScheduler:
     def measure(self, measurement: CurveMeasurement, on_measured: Callable[[], object] = lambda: None) -> None:
         """Runs the steps of a measurement on the lanes while no image waits or is decoded, then plans by its curves.
 
-        A request that comes meanwhile waits for one step at most. The step is then tried again, after a pause that
-        doubles from one time to the next. Any thread may call this.
+        A request that comes meanwhile waits for one step at most. The step is then tried again after a pause,
+        three times at most. Any thread may call this.
 
         Args:
             measurement: has the steps; it is prepared.

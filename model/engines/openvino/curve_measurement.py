@@ -39,6 +39,9 @@ class JoinableEngine(Engine, Protocol):
     def join_lanes(self) -> None:
         """Makes the joined lane, which gets the number `info.lanes`; raises EngineBuildError if it cannot."""
 
+    def drop_joined_lane(self) -> None:
+        """Frees the joined lane, if there is one."""
+
 
 class OpenVINOMeasurement:
     """The `CurveMeasurement` of an engine by OpenVINO."""
@@ -70,6 +73,10 @@ class OpenVINOMeasurement:
         self._step: MeasureStep | None = None
         if self._kept is not None:
             self._describe(without_joined(self._kept))
+            if check is not None and not self._joins:
+                log.warning(
+                    "there is no joined lane for lone images: an earlier start refused it (%s.json)", self._name
+                )
 
     @property
     def is_needed(self) -> bool:
@@ -163,6 +170,7 @@ class OpenVINOMeasurement:
 
     def _refuse(self, reason: str) -> None:
         self._joins = False
+        self._engine.drop_joined_lane()
         log.warning("there is no joined lane for lone images: %s", reason)
 
     def _describe(self, curves: BatchCurves) -> None:

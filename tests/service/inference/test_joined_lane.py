@@ -264,6 +264,21 @@ def test_a_request_waits_for_one_step_which_is_tried_again_after_a_pause(unmeasu
     assert measurement.recorded == [0.5]
 
 
+def test_a_step_that_is_always_disturbed_counts_in_the_end(unmeasured: Machine) -> None:
+    measurement = unmeasured.measure()
+    for pause in (1.0, 2.0, 4.0, None):
+        assert unmeasured.lanes.in_call == [0, 1], "the step"
+        unmeasured.send()
+        unmeasured.end_step(0, 1, seconds=0.5)
+        assert len(unmeasured.lanes.in_call) == 1, "the image"
+        if pause is None:
+            break
+        unmeasured.lanes.end_call(*unmeasured.lanes.in_call)
+        assert not measurement.recorded and not unmeasured.lanes.in_call
+        unmeasured.lanes.advance(pause)
+    assert measurement.recorded == [0.5]
+
+
 def test_no_step_begins_while_a_lane_is_busy_or_an_image_is_decoded(unmeasured: Machine) -> None:
     unmeasured.send()
     sink = Sink()

@@ -33,6 +33,9 @@ class Joinable(FakeEngine):
             raise self._failure
         self.joined += 1
 
+    def drop_joined_lane(self) -> None:
+        self.joined = 0
+
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         assert lane < 2 or (lane == 2 and self.joined), "there is no such lane"
         self.lanes_used.append(lane)
@@ -124,9 +127,12 @@ def test_a_joined_lane_serves_with_the_same_bits_or_within_the_tolerance(
     curves = engine.info.batch_curves
     assert curves is not None and bool(curves.shapes["embed whole"].joined) == engine.info.joined == serves
     assert ("there is no joined lane" in caplog.text) != serves
+    assert engine.joined == serves, "one that is refused takes no memory"
+    caplog.clear()
     again = Joinable(off_by)
     again.info = EngineInfo.model_validate({**again.info.model_dump(), "computes": computes})
     assert measurement_of(again, tmp_path).is_needed == serves, "what was refused is not tried again"
+    assert ("an earlier start refused it (curves-" in caplog.text) != serves
 
 
 class LargeBatchesDiffer(Joinable):

@@ -256,4 +256,7 @@ def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path,
         some = everywhere[:, :visible]
         for ours, joined in zip(engine.reconstruct(0, images, some), engine.reconstruct(2, images, some), strict=True):
             assert np.array_equal(ours, joined)
+    engine.drop_joined_lane()
+    with pytest.raises(IndexError):
+        engine.embed(2, images, everywhere)
     json.dumps(info.model_dump())  # as /info gives it
