@@ -31,6 +31,7 @@ from model.masking import all_indices
 
 log = logging.getLogger(__name__)
 STATUS = Path("/proc/self/status")
+NO_JOINED_LANE = "there is no joined lane for lone images"
 
 
 class JoinableEngine(Engine, Protocol):
@@ -74,9 +75,7 @@ class OpenVINOMeasurement:
         if self._kept is not None:
             self._describe(without_joined(self._kept))
             if check is not None and not self._joins:
-                log.warning(
-                    "there is no joined lane for lone images: an earlier start refused it (%s.json)", self._name
-                )
+                log.warning("%s: an earlier start has refused it (%s.json)", NO_JOINED_LANE, self._name)
 
     @property
     def is_needed(self) -> bool:
@@ -171,7 +170,7 @@ class OpenVINOMeasurement:
     def _refuse(self, reason: str) -> None:
         self._joins = False
         self._engine.drop_joined_lane()
-        log.warning("there is no joined lane for lone images: %s", reason)
+        log.warning("%s: %s", NO_JOINED_LANE, reason)
 
     def _describe(self, curves: BatchCurves) -> None:
         batch = self._max_batch or choose_batch(curves)

@@ -132,7 +132,7 @@ def test_a_joined_lane_serves_with_the_same_bits_or_within_the_tolerance(
     again = Joinable(off_by)
     again.info = EngineInfo.model_validate({**again.info.model_dump(), "computes": computes})
     assert measurement_of(again, tmp_path).is_needed == serves, "what was refused is not tried again"
-    assert ("an earlier start refused it (curves-" in caplog.text) != serves
+    assert ("an earlier start has refused it (curves-" in caplog.text) != serves
 
 
 class LargeBatchesDiffer(Joinable):
