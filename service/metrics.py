@@ -199,7 +199,11 @@ class Metrics:
             " QUEUE_IMAGES limits it.",
             registry=registry,
         )
-        self.lanes_busy = Gauge("mae_lanes_busy", "Number of lanes that run a batch now.", registry=registry)
+        self.lanes_busy = Gauge(
+            "mae_lanes_busy",
+            "Number of lanes that run a batch now; a batch on the joined lane counts as all lanes.",
+            registry=registry,
+        )
         self.inflight_bytes = Gauge(
             "mae_inflight_bytes",
             "Size of request bodies in memory, in bytes; MAX_INFLIGHT_MB limits it.",

@@ -238,8 +238,10 @@ class Settings(EngineSettings, BaseSettings):
 
     @property
     def engine(self) -> EngineSettings:
-        """The settings that concern the engine."""
-        return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.model_fields})
+        """The settings that concern the engine. With MAX_DELAY_MS, auto makes no joined lane, which would never run."""
+        engine = EngineSettings(**{name: getattr(self, name) for name in EngineSettings.model_fields})
+        no_joined_lane = self.max_delay_ms > 0 and engine.joined_lane == "auto"
+        return engine.model_copy(update={"joined_lane": "off"}) if no_joined_lane else engine
 
 
 def load_settings(**flags: Any) -> Settings:

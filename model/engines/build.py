@@ -82,7 +82,7 @@ def _foreign_head(settings: EngineSettings, model: ModelSpec, engine: Engine) ->
 
 
 def _build(context: BuildContext) -> tuple[Engine, CurveMeasurement | None]:
-    """The engine, and what is to be measured once it is ready. A GPU's batches cost little per image: none for it."""
+    """The engine, and what is to be measured once it is ready: None for all backends but OpenVINO."""
     precision, choice = context.settings.precision, context.choice
     if choice.device == "cuda" and (count := identity.visible_gpus()) > 1:
         log.warning(

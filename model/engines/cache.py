@@ -81,6 +81,10 @@ class EngineCache:
             return None
         return content if isinstance(content, dict) else None
 
+    def has_sidecar(self, name: str) -> bool:
+        """Whether there is a file that `write_sidecar` wrote, damaged or not."""
+        return os.path.exists(self.root / f"{name}.json")
+
     def write_sidecar(self, name: str, content: dict[str, Any]) -> bool:
         """Writes a small JSON file beside the entries, whole or not at all, and returns whether it could.
 

@@ -225,6 +225,14 @@ def _ended_children_core_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _images_per_batch(start: Clocks, end: Clocks) -> float | None:
+    """Mean number of images in the batches that ended between two moments; None if there was none, or nobody knows."""
+    if start.batches is None or start.batched_images is None or end.batches is None or end.batched_images is None:
+        return None
+    batches = end.batches - start.batches
+    return (end.batched_images - start.batched_images) / batches if batches else None
+
+
 def figures_of(
     log: str,
     output: str,
@@ -253,7 +261,6 @@ def figures_of(
     good = inside[inside[:, 2] == 200]
     window_s, count = end.time_s - start.time_s, len(good)
     p50, p95, p99 = 1000 * np.percentile(good[:, 1] - good[:, 0], (50, 95, 99)) if count else (None, None, None)
-    batches = (end.batches or 0) - (start.batches or 0)
     core_s = None if start.core_s is None or end.core_s is None else end.core_s - start.core_s
     never_answered = int(json.loads(output.strip().splitlines()[-1])["never_answered"])
     return LoadFigures(
@@ -265,7 +272,7 @@ def figures_of(
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
-        images_per_batch=((end.batched_images or 0) - (start.batched_images or 0)) / batches if batches else None,
+        images_per_batch=_images_per_batch(start, end),
         answered=count,
         failed=len(inside) - count + never_answered,
         window_s=window_s,

@@ -13,21 +13,21 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from model.engines.base import EngineInfo
-from model.engines.batch_seconds import BatchCurves, BatchSeconds
+from model.engines.batch_seconds import BatchSeconds
 from service.inference.queue import BatchKey
 
 WINDOW = 20.0
 """The recent load is a mean whose weights fall to a third within the time that a lane takes for so many images."""
 MEMORY = 10.0
-"""How many of these windows it takes until a mean of calls that nobody repeats is forgotten to a third."""
+"""Number of these windows after which a third (1 / e) of a slowdown is left, if no such call has run meanwhile."""
 RECENT_CALLS = 8
 """Number of calls whose mean tells how much slower they are than measured."""
 MOST_SLOWDOWN = 4.0
-"""The largest slowdown of a call that counts: one that a pause of the machine held up tells nothing."""
+"""The largest slowdown that counts: a call that a pause of the machine held up tells nothing."""
 WAIT_WEIGHT = 2.0
-"""How much a second of waiting counts beside one of a call: the slowest images are those that wait."""
+"""The weight of a second of waiting, where a second of a call has 1: the slowest images are those that wait."""
 FULL_LOAD = 0.999
-"""The largest load that is reckoned with, as a share of the lanes' time: at 1 a queue never becomes empty."""
+"""The largest load in the formula, as a share of the lanes' time: at a load of 1 a queue never becomes empty."""
 
 
 class BatchPlan(NamedTuple):
@@ -48,17 +48,11 @@ class BatchFormer:
         self._joined = info.joined
         self._max_batch = info.preferred_batch
         self._num_patches = info.config.num_patches
-        self._curves: BatchCurves | None = None
+        self._curves = info.batch_curves
         self._by_key: dict[BatchKey, _Seconds] = {}
         self._load = RecentLoad(info.lanes)
-        if info.batch_curves is not None:
-            self.set_curves(info.batch_curves)
-
-    def set_curves(self, curves: BatchCurves) -> None:
-        """Plans by these seconds from now on."""
-        self._curves = curves
-        self._by_key.clear()
-        self._load.window_s = WINDOW * max(seconds.lanes[1] for seconds in curves.shapes.values())
+        if self._curves is not None:
+            self._load.window_s = WINDOW * max(seconds.lanes[1] for seconds in self._curves.shapes.values())
 
     def advance(self, now: float, busy: int) -> None:
         """Counts the time until `now`, in seconds, in which `busy` lanes were busy; all of them with the joined one."""
@@ -144,7 +138,7 @@ class Slowdown:
         self._at = now
 
     def mean(self, now: float) -> float:
-        """The mean of the recent calls, the later the less since the last one."""
+        """The mean of the recent calls. Without further calls it goes back to 1."""
         return 1 + self._difference * math.exp((self._at - now) / self._memory_s)
 
 
@@ -240,11 +234,14 @@ def wait_seconds(service_s: float, rate: float, servers: int) -> float:
 
 
 def fill_sizes(measured: Mapping[int, float], max_batch: int) -> list[float]:
-    """Seconds at each index up to `max_batch`, none at 0; beyond the largest measured size nothing is saved."""
+    """Seconds at each index up to `max_batch`, none at 0; beyond the largest measured size nothing is saved.
+
+    Size 1 is measured, or no size is: then the list is empty but for index 0.
+    """
     sizes = sorted(measured)
     seconds = [0.0]
     for size in range(1, max_batch + 1) if sizes else ():
-        below = max((known for known in sizes if known <= size), default=sizes[0])
+        below = max(known for known in sizes if known <= size)
         above = min((known for known in sizes if known >= size), default=None)
         if above is None:
             seconds.append(measured[below] * size / below)

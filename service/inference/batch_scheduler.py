@@ -103,12 +103,12 @@ class BatchScheduler:
     def measure(self, measurement: CurveMeasurement, on_measured: Callable[[], object] = lambda: None) -> None:
         """Runs the steps of a measurement on the lanes while no image waits or is decoded, then plans by its curves.
 
-        A request that comes meanwhile waits for one step at most. The step is then tried again, after a pause that
-        doubles from one time to the next. Any thread may call this.
+        A request that comes meanwhile waits for one step at most. The step is then tried again after a pause,
+        three times at most. Any thread may call this.
 
         Args:
             measurement: has the steps; it is prepared.
-            on_measured: called on the event loop after the last step.
+            on_measured: called on the event loop after the last step, or after one that has failed.
         """
         with self._changed:
             self._steps = MeasurementSteps(measurement, self._metrics)
@@ -283,7 +283,7 @@ class BatchScheduler:
                 self._changed.notify_all()
 
     def _end_measurement(self) -> None:
-        """After the last step, plans by what was measured. The caller holds the lock."""
+        """After the last step, or a failure, plans by the engine's description. The caller holds the lock."""
         if self._steps is not None and self._steps.is_over:
             self._steps = None
             self._lane_use.describe(self.engine.info)

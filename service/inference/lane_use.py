@@ -64,11 +64,11 @@ class LaneUse:
         Args:
             now: seconds of time.monotonic().
             flush: see `FairQueue.next_batch`.
-            may_join: whether the lanes run nothing that is no batch.
+            may_join: false while a lane measures drift: the joined lane runs alone.
         """
         self._former.advance(now, self.busy)
-        key = self._queue.next_key(now, flush)
-        if key is None or self._waits_to_fill:
+        key = None if self._waits_to_fill else self._queue.next_key(now, flush)
+        if key is None:
             return BatchPlan(self._queue.max_batch_size)
         expected = -(-self._images.used // IMAGE)
         idle = self._lanes - self.busy

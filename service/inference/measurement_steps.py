@@ -13,8 +13,9 @@ from model.engines.base import CurveMeasurement, FatalEngineError, MeasureStep
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-PAUSES_S = (1.0, 64.0)
-"""The first and the longest pause before a step is tried again that a request has disturbed."""
+PAUSES_S = (1.0, 2.0, 4.0)
+"""The pauses before a step is tried again that a request has disturbed. After the last one its seconds count however
+they came about: a server that is never idle would measure nothing otherwise."""
 
 
 class StepPart(NamedTuple):
@@ -43,8 +44,8 @@ class MeasurementSteps:
         self._seconds: list[float] = []
         """Of the parts that have ended."""
         self._is_disturbed = False
-        self._pause_s = 0.0
-        """The pause after the last step; 0 if no request disturbed it."""
+        self._disturbed = 0
+        """How often requests have disturbed this step, one try after the other."""
         self._next_at = 0.0
 
     @property
@@ -97,12 +98,11 @@ class MeasurementSteps:
         step, self._step = self._step, None
         if self.is_over:
             return
-        if self._is_disturbed:
-            first, longest = PAUSES_S
-            self._pause_s = min(max(first, 2 * self._pause_s), longest)
-            self._next_at = now + self._pause_s
+        if self._is_disturbed and self._disturbed < len(PAUSES_S):
+            self._next_at = now + PAUSES_S[self._disturbed]
+            self._disturbed += 1
             return
-        self._pause_s = 0.0
+        self._disturbed = 0
         try:
             step.record(max(self._seconds))
         except Exception as error:

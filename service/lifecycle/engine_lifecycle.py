@@ -63,7 +63,8 @@ class EngineLifecycle:
             on_open: called with the started scheduler and the model's heads, before the state is "ready". The creator
                 of this object stops the scheduler in the end.
             tracer: records the batches; None: they are not traced.
-            on_measured: called with the description of the engine once the seconds of its batches are measured.
+            on_measured: called with the description of the engine when the measurement of its batches has ended, or has
+                failed.
         """
         self.scheduler: BatchScheduler | None = None
         """The scheduler of the engine; None until the engine is loaded."""
@@ -185,7 +186,7 @@ class EngineLifecycle:
         scheduler.measure(measurement, lambda: self._end_measurement(scheduler.engine.info))
 
     def _end_measurement(self, info: EngineInfo) -> None:
-        log.info("measured batches: up to %d images, joined lane: %s", info.preferred_batch, info.joined)
+        log.info("the measurement has ended: batches of up to %d, joined lane: %s", info.preferred_batch, info.joined)
         self._on_measured(info)
 
     def _on_load_timeout(self, reason: str) -> None:

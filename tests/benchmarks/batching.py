@@ -131,7 +131,8 @@ class Simulation:
         outcome = Outcome()
         coming = deque(times)
         for _ in range(clients):
-            self._arrive(coming.popleft() * 0)
+            coming.popleft()
+            self._arrive(0.0)
         while coming or self._decoding or self._running:
             tasks = [*self._decoding, *self._running]
             speeds = self._speeds()

@@ -230,14 +230,18 @@ def test_a_full_queue_and_a_drain(start_server: Start, gate: FileGate, workers: 
             full = error_of(lambda: embed(5))
             assert full.status() == "429" and "1 images are waiting and 1 more are too many" in full.message()
             server.process.terminate()
-            server.wait_for(lambda: httpx.get(server.url + "/readyz").status_code == 503)
+
+            def refuses_for_the_drain() -> bool:
+                """A worker that does not know of the drain yet says that the queue is full."""
+                refused = error_of(lambda: embed(5))
+                return (refused.status(), refused.message()) == ("503", "the server is shutting down")
+
+            server.wait_for(refuses_for_the_drain)
             with triton.InferenceServerClient(host_of(server)) as client:
                 server.wait_for(lambda: not client.is_server_ready())
                 assert client.is_server_live()
-                refused = error_of(lambda: client.infer("embed", [tensor("image", files(grey(5)))]))
-                assert refused.status() == "503" and refused.message() == "the server is shutting down"
-            health = httpx.get(server.url + "/v2/health/ready")
-            assert health.json() == {"state": "draining", "reason": "", "ready": False}
+            draining = {"state": "draining", "reason": "", "ready": False}
+            server.wait_for(lambda: httpx.get(server.url + "/v2/health/ready").json() == draining)
         assert (running.result(), waiting.result()) == (3, 4)
     assert server.process.wait(60) == 0
 

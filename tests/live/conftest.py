@@ -24,7 +24,7 @@ MAE_SERVE = [SCRIPT, "serve"] if SCRIPT else list(CHECKOUT_SERVE)  # a checkout 
 SECONDS = 60
 """How long a test waits for what must happen: a machine may be slow, or stand still for a while."""
 
-# So long does each client wait here, too. By default it is 5 seconds.
+# Clients of httpx wait as long, too; by default they wait for 5 seconds.
 DEFAULT_TIMEOUT = inspect.signature(httpx.Client).parameters["timeout"].default
 for part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT, part, SECONDS)
@@ -151,7 +151,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> FileGate:
 
 @pytest.fixture(scope="session")
 def server(start_server: Start, probe: Path, warm_cache: Path) -> LiveServer:
-    """The probe model with default settings, but for batches of 4: a busy machine may have measured that it likes 1."""
+    """The probe model. Its batches have up to 4 images, whatever this machine measures."""
     return start_server(weights=probe, max_batch=4)
 
 

@@ -266,6 +266,13 @@ def test_the_engine_is_told_what_concerns_it() -> None:
     assert vars(engine) == {name: VALUES[name.upper()][1] for name in EngineSettings.model_fields}
 
 
+@pytest.mark.parametrize(
+    ("given", "delay", "told"), [("auto", 5, "off"), ("auto", 0, "auto"), ("on", 5, "on"), ("off", 0, "off")]
+)
+def test_auto_makes_no_joined_lane_where_it_would_never_run(given: str, delay: float, told: str) -> None:
+    assert load_settings(joined_lane=given, max_delay_ms=delay).engine.joined_lane == told
+
+
 def test_an_engine_setting_is_a_setting_and_an_option_of_commands_without_another_list() -> None:
     for name, field in EngineSettings.model_fields.items():
         assert Settings.model_fields[name].description == field.description

@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+
+SECONDS = 300
+"""A command that has not come to that place by then is killed."""
 
 PROGRAM = """
 import importlib, sys, time
@@ -43,9 +47,15 @@ def start_and_hold(
     variables = os.environ if environment is None else environment
     process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        if line == "held\n":
-            return process
-        lines.append(line)
-    raise AssertionError("it has ended without that call:\n" + "".join(lines))
+    limit = threading.Timer(SECONDS, process.kill)
+    limit.start()
+    try:
+        lines = []
+        for line in process.stdout:
+            if line == "held\n":
+                return process
+            lines.append(line)
+    finally:
+        limit.cancel()
+    process.wait()
+    raise AssertionError(f"it has ended with {process.returncode}, without that call:\n" + "".join(lines))

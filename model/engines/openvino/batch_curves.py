@@ -15,10 +15,10 @@ from model.engines.cache import EngineCache, fingerprint
 from model.engines.cpu import cpu_name
 
 SIZES = (1, 2, 4, 8, 16)
-TURNS = 3
+TURNS = 6
 MIN_TURNS = 2
 """Turns without which a size of several images does not count: the first turn compiles kernels, so it is slow."""
-SECONDS = 3.0
+SECONDS = 6.0
 """Seconds of all batches together, after which no turn begins."""
 BATCH_SECONDS = 0.25
 """A batch of several images that takes longer is not measured: a request may have to wait for its end."""
@@ -41,9 +41,10 @@ class Batch(NamedTuple):
 class CurvePlan:
     """The order in which batches are measured.
 
-    Every size has up to three turns, of which the fastest counts. A turn measures all shapes and modes, and every other
-    one goes backwards, so that a disturbance does not hit one of them alone. Sizes double until two in a row bring a
-    shape no gain, until a batch takes too long, or until the time is over.
+    Every size has up to `TURNS` turns, of which the fastest counts: neighbours on the host slow some down. A turn
+    measures all shapes and modes, and every other one goes backwards, so that a disturbance does not hit one of them
+    alone. Sizes double until two in a row bring a shape no gain, until a batch takes too long, or until the time is
+    over.
     """
 
     def __init__(self, shapes: tuple[Shape, ...], joined: bool, max_size: int = SIZES[-1]) -> None:

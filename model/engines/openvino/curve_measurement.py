@@ -31,6 +31,7 @@ from model.masking import all_indices
 
 log = logging.getLogger(__name__)
 STATUS = Path("/proc/self/status")
+NO_JOINED_LANE = "there is no joined lane for lone images"
 
 
 class JoinableEngine(Engine, Protocol):
@@ -38,6 +39,9 @@ class JoinableEngine(Engine, Protocol):
 
     def join_lanes(self) -> None:
         """Makes the joined lane, which gets the number `info.lanes`; raises EngineBuildError if it cannot."""
+
+    def drop_joined_lane(self) -> None:
+        """Frees the joined lane, if there is one."""
 
 
 class OpenVINOMeasurement:
@@ -70,6 +74,8 @@ class OpenVINOMeasurement:
         self._step: MeasureStep | None = None
         if self._kept is not None:
             self._describe(without_joined(self._kept))
+            if check is not None and not self._joins:
+                log.warning("%s: an earlier start has refused it (%s.json)", NO_JOINED_LANE, self._name)
 
     @property
     def is_needed(self) -> bool:
@@ -86,9 +92,9 @@ class OpenVINOMeasurement:
             self._mb_before = _resident_mb()
             try:
                 self._engine.join_lanes()
-            except EngineBuildError as error:
+            except (EngineBuildError, MemoryError, RuntimeError) as error:  # OpenVINO raises the latter two
                 self._keeps = False  # the next start may succeed
-                self._refuse(str(error))
+                self._refuse(str(error) or type(error).__name__)
 
     def next_step(self) -> MeasureStep | None:
         """See `CurveMeasurement.next_step`."""
@@ -163,7 +169,8 @@ class OpenVINOMeasurement:
 
     def _refuse(self, reason: str) -> None:
         self._joins = False
-        log.warning("there is no joined lane for lone images: %s", reason)
+        self._engine.drop_joined_lane()
+        log.warning("%s: %s", NO_JOINED_LANE, reason)
 
     def _describe(self, curves: BatchCurves) -> None:
         batch = self._max_batch or choose_batch(curves)

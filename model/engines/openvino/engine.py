@@ -62,6 +62,10 @@ class OpenVINOEngine:
         self._encoders.append(requests[0])
         self._decoders += requests[1:]
 
+    def drop_joined_lane(self) -> None:
+        """Frees the memory of the joined lane, if there is one. It must not be in use."""
+        del self._encoders[self.info.lanes :], self._decoders[self.info.lanes :]
+
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         """See `Engine.embed`."""
         return _copy(self._encode(lane, patches, visible_indices).get_output_tensor(0))

@@ -47,7 +47,7 @@ class GraphEntries:
             require_held_out_parity(folder, self._context)
             self._write_name("int8", folder.name)
             return folder
-        name = self._read_name("int8")
+        name = self._read_operators_name("int8", "int8")
         return self._int8_of_packaged_photographs() if name is None else self.find_int8(name, "int8")
 
     def _int8_of_packaged_photographs(self) -> Path:
@@ -89,7 +89,7 @@ class GraphEntries:
         Its sidecar file is auto's own: an engine made under PRECISION=int8 changes nothing for servers under auto.
         """
         if self._context.calibrate is None:
-            return self._read_name("auto-int8")
+            return self._read_operators_name("auto-int8", "auto")
         name = self._quantise(choose_photographs(self._context.calibrate)).name
         self._write_name("auto-int8", name)
         return name
@@ -102,10 +102,7 @@ class GraphEntries:
         """
         folder = None if name is None else self._cache.find(name)
         if folder is None:
-            raise EngineBuildError(
-                f"the engine cache {self._cache.root} has no intact int8 engine of {self._context.source.name} for "
-                f"these options: mae compile --precision {precision} --calibrate FOLDER makes one from photographs"
-            )
+            raise self._missing_int8(precision)
         return folder
 
     def _quantise(self, photographs: Calibration) -> Path:
@@ -139,6 +136,24 @@ class GraphEntries:
     def _read_name(self, kind: str) -> str | None:
         content = self._cache.read_sidecar(self._sidecar(kind))
         return str(content["entry"]) if content and "entry" in content else None
+
+    def _read_operators_name(self, kind: str, precision: str) -> str | None:
+        """The name of the entry of the operator's photographs; None if none was ever made.
+
+        Raises:
+            EngineBuildError: the sidecar file is damaged, and no other engine may take the place of the operator's.
+        """
+        exists = self._cache.has_sidecar(self._sidecar(kind))  # before it is read: another process may just write it
+        name = self._read_name(kind)
+        if name is None and exists:
+            raise self._missing_int8(precision)
+        return name
+
+    def _missing_int8(self, precision: str) -> EngineBuildError:
+        return EngineBuildError(
+            f"the engine cache {self._cache.root} has no intact int8 engine of {self._context.source.name} for "
+            f"these options: mae compile --precision {precision} --calibrate FOLDER makes one from photographs"
+        )
 
     def _write_name(self, kind: str, entry: str) -> None:
         self._cache.write_sidecar(self._sidecar(kind), {"entry": entry})

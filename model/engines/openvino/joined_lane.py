@@ -25,7 +25,7 @@ SAME_BITS: tuple[ComputedPrecision, ...] = ("fp32", "bf16", "int8")
 MEMORY_SHARE = 1 / 20
 """The share of the memory that auto spends on a joined lane."""
 CGROUP_LIMITS = tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes"))
-"""Files with the memory limit of the cgroup, of version 2 and of version 1."""
+"""Files with the memory limit of a container, by cgroups of version 2 and of version 1."""
 Outputs = dict[str, NDArray[Any]]
 """Outputs of a batch under the names of `EngineOutputs`."""
 
@@ -48,7 +48,7 @@ def wants_joined_lane(setting: Literal["auto", "on", "off"], lanes: int, graphs:
 
 
 def usable_memory(limits: tuple[Path, ...] = CGROUP_LIMITS) -> float:
-    """Bytes of memory that this process may use: the machine's, or fewer if its cgroup has a limit."""
+    """Bytes of memory that this process may use: the machine's, or fewer if its container has a limit."""
     texts = (path.read_text().strip() for path in limits if path.is_file())
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *(float(text) for text in texts if text != "max")])

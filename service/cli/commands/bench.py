@@ -213,7 +213,10 @@ def _bench_model(
     """Measures one model and prints its tables; returns the figures for JSON, which `write` gets as they come."""
     served = build_engine(settings)
     if served.info.batch_curves is None:
-        finish_measurement(served)  # the largest batch of the table follows from it
+        try:
+            finish_measurement(served)  # the largest batch of the table follows from it
+        except EngineError as error:
+            raise CommandError(f"the engine failed: {error}") from error
     engine = served.engine
     if plan.parts - {"engine"}:
         _announce_duration(plan, engine, len(samples))

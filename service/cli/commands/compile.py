@@ -11,7 +11,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from model.engines.base import EngineInfo, Quantisation
+from model.engines.base import EngineError, EngineInfo, Quantisation
 from service.cli.errors import CommandError
 from service.cli.options import settings_of
 from service.cli.tables import print_values
@@ -57,7 +57,10 @@ def compile_engine(
     served = build(settings.engine, show_step, calibrate)
     if served.info.batch_curves is None and served.measurement is not None:
         show_step("measuring the seconds of batches")
-        finish_measurement(served)
+        try:
+            finish_measurement(served)
+        except EngineError as error:
+            raise CommandError(f"the engine failed: {error}") from error
     info = served.info
     if info.entry is None:
         reason = f" ({info.fallback})" if info.fallback else ""

@@ -77,7 +77,7 @@ def test_figures_are_of_what_was_answered_within_the_window() -> None:
 
 def test_what_was_never_answered_has_failed_and_without_answers_there_are_no_percentiles() -> None:
     output = WRK_OUTPUT.replace('{"never_answered": 0}', '{"never_answered": 7}')
-    clocks = Clocks(1.0, None), Clocks(2.0, None)
+    clocks = Clocks(1.0, None), Clocks(2.0, None, 5, 9)  # the first time the server did not tell its batches
     figures = figures_of("", output, *clocks, route="/embed", connections=7, load_core_s=0.01)
     assert (figures.failed, figures.images_per_s, figures.p50_ms, figures.arrivals) == (7, 0, None, "closed")
     assert (figures.core_ms, figures.server_cores, figures.load_core_ms) == (None, None, None)

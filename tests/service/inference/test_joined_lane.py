@@ -264,6 +264,21 @@ def test_a_request_waits_for_one_step_which_is_tried_again_after_a_pause(unmeasu
     assert measurement.recorded == [0.5]
 
 
+def test_a_step_that_is_always_disturbed_counts_in_the_end(unmeasured: Machine) -> None:
+    measurement = unmeasured.measure()
+    for pause in (1.0, 2.0, 4.0, None):
+        assert unmeasured.lanes.in_call == [0, 1], "the step"
+        unmeasured.send()
+        unmeasured.end_step(0, 1, seconds=0.5)
+        assert len(unmeasured.lanes.in_call) == 1, "the image"
+        if pause is None:
+            break
+        unmeasured.lanes.end_call(*unmeasured.lanes.in_call)
+        assert not measurement.recorded and not unmeasured.lanes.in_call
+        unmeasured.lanes.advance(pause)
+    assert measurement.recorded == [0.5]
+
+
 def test_no_step_begins_while_a_lane_is_busy_or_an_image_is_decoded(unmeasured: Machine) -> None:
     unmeasured.send()
     sink = Sink()
@@ -348,10 +363,6 @@ def test_a_device_that_is_lost_in_a_step_ends_all(unmeasured: Machine, caplog: p
 
 def test_a_drain_waits_for_the_step_that_runs_and_begins_no_other(unmeasured: Machine) -> None:
     measurement = unmeasured.measure()
-    unmeasured.close = lambda: None  # type: ignore[method-assign]
-    unmeasured.lanes.is_free = True
-    for lane in (0, 1):
-        unmeasured.lanes._wake(unmeasured.lanes._calls.pop(lane))
-    unmeasured.scheduler.stop()
-    assert not unmeasured.lanes.idle and len(measurement.recorded) >= 1 and not unmeasured.engine.faults
-    unmeasured.loop.close()
+    unmeasured.scheduler.stop(seconds=0)
+    unmeasured.end_step(0, 1)
+    assert measurement.recorded == [0.25] and not unmeasured.lanes.in_call and not unmeasured.lanes.idle

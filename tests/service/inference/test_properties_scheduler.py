@@ -70,7 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         info = fake_info(lanes=lanes, preferred_batch=batch).model_copy(update={"mixes": mixes})
         self._start(info, room, delay)
 
-    def _start(self, info: EngineInfo, room: int, delay: float = 0.0) -> None:
+    def _start(self, info: EngineInfo, room: int, delay: float) -> None:
         self.engine = Engine(self.lanes, info, faults=self.faults)
         self.budget, self.delay, self.metrics = BoundedBudget(room * IMAGE), delay, Metrics()
         self.losses: list[str] = []
@@ -270,12 +270,13 @@ class JoinedMachine(SchedulerMachine):
         lanes=st.integers(1, 3),
         batch=st.integers(1, 5),
         room=st.integers(1, 24),
+        delay=st.sampled_from([0.0, 0.0, 0.0, 4.0]),
         curves=st.sampled_from(CURVES),
         measures=st.sampled_from(["no", "later", "now"]),
     )
-    def start(self, lanes: int, batch: int, room: int, curves: BatchCurves, measures: str) -> None:
+    def start(self, lanes: int, batch: int, room: int, delay: float, curves: BatchCurves, measures: str) -> None:
         changes = {} if measures == "now" else {"batch_curves": curves, "joined": True}
-        self._start(fake_info(lanes=lanes, preferred_batch=batch).model_copy(update=changes), room)
+        self._start(fake_info(lanes=lanes, preferred_batch=batch).model_copy(update=changes), room, delay)
         self.measurement = Measurement(self.engine, curves)
         self.is_measured = measures == "no"
         if measures == "now":

@@ -238,6 +238,15 @@ def test_int8_that_is_gone_is_not_replaced_in_silence(bench: Bench, spec: Engine
     assert served(spec, calibrate=crops) == "int8"
 
 
+def test_int8_whose_name_is_damaged_is_not_replaced_in_silence(bench: Bench, spec: EngineSettings, crops: Path) -> None:
+    build(spec, calibrate=crops)
+    [sidecar] = spec.engine_cache.glob("auto-int8-*.json")
+    sidecar.write_text("{}")
+    with pytest.raises(EngineBuildError, match=r"no intact int8 engine .* mae compile --precision auto --calibrate"):
+        build(spec)
+    assert served(spec, calibrate=crops) == "int8"
+
+
 def test_photographs_are_for_openvino(spec: EngineSettings, crops: Path) -> None:
     with pytest.raises(EngineBuildError, match="int8 is for BACKEND=openvino; torch on cpu"):
         build(with_changes(spec, backend="torch"), calibrate=crops)

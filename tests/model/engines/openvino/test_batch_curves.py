@@ -73,7 +73,7 @@ def test_a_gain_of_the_joined_lane_is_enough() -> None:
 
 
 @pytest.mark.parametrize("image_s", [0.001, 0.02, 0.03, 0.07, 0.12])
-def test_measuring_takes_three_seconds_at_most_and_short_steps(image_s: float) -> None:
+def test_measuring_takes_six_seconds_at_most_and_short_steps(image_s: float) -> None:
     spent = 0.0
 
     def seconds(batch: Batch) -> float:
@@ -84,7 +84,7 @@ def test_measuring_takes_three_seconds_at_most_and_short_steps(image_s: float) -
         return taken
 
     measure(seconds)
-    assert spent <= 3.0
+    assert spent <= 6.0
 
 
 def test_a_long_batch_of_one_shape_is_left_out() -> None:

@@ -1,6 +1,7 @@
 """What is measured after an engine is ready, and when its joined lane serves."""
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,19 @@ from tests.support.engines import SMALL, FakeEngine
 class Joinable(FakeEngine):
     """Two lanes that may be joined; vectors that differ between images, as parity needs them."""
 
-    def __init__(self, off_by: float = 0.0, fails: bool = False) -> None:
+    def __init__(self, off_by: float = 0.0, failure: Exception | None = None) -> None:
         super().__init__(lanes=2, preferred_batch=4)
         self.joined = 0
         self.lanes_used: list[int] = []
-        self._off_by, self._fails = off_by, fails
+        self._off_by, self._failure = off_by, failure
 
     def join_lanes(self) -> None:
-        if self._fails:
-            raise EngineBuildError("no memory is left")
+        if self._failure is not None:
+            raise self._failure
         self.joined += 1
+
+    def drop_joined_lane(self) -> None:
+        self.joined = 0
 
     def embed(self, lane: int, patches: Bytes, visible_indices: Indices) -> Floats:
         assert lane < 2 or (lane == 2 and self.joined), "there is no such lane"
@@ -123,9 +127,12 @@ def test_a_joined_lane_serves_with_the_same_bits_or_within_the_tolerance(
     curves = engine.info.batch_curves
     assert curves is not None and bool(curves.shapes["embed whole"].joined) == engine.info.joined == serves
     assert ("there is no joined lane" in caplog.text) != serves
+    assert engine.joined == serves, "one that is refused takes no memory"
+    caplog.clear()
     again = Joinable(off_by)
     again.info = EngineInfo.model_validate({**again.info.model_dump(), "computes": computes})
     assert measurement_of(again, tmp_path).is_needed == serves, "what was refused is not tried again"
+    assert ("an earlier start has refused it (curves-" in caplog.text) != serves
 
 
 class LargeBatchesDiffer(Joinable):
@@ -143,8 +150,11 @@ def test_the_bits_of_measured_batches_count_too(tmp_path: Path) -> None:
     assert not measurement_of(LargeBatchesDiffer(), tmp_path).is_needed, "what was refused is not tried again"
 
 
-def test_a_lane_that_cannot_be_made_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = Joinable(fails=True)
+@pytest.mark.parametrize("kind", [EngineBuildError, MemoryError, RuntimeError])
+def test_a_lane_that_cannot_be_made_is_tried_again(
+    kind: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Joinable(failure=kind("no memory is left"))
     with caplog.at_level(logging.WARNING):
         finish(measurement_of(engine, tmp_path))
     assert "there is no joined lane for lone images: no memory is left" in caplog.text
@@ -173,3 +183,32 @@ def test_a_command_measures_all_at_once(tmp_path: Path) -> None:
     finish_measurement(ServedModel(engine, measurement=measurement_of(engine, tmp_path)))
     assert isinstance(engine.info.batch_curves, BatchCurves) and engine.info.joined
     finish_measurement(ServedModel(engine))
+
+
+class StepsOfTwoLanes:
+    """A hundred steps, which note the threads that run them."""
+
+    curves: BatchCurves | None = None
+
+    def __init__(self) -> None:
+        self.threads: list[set[int]] = []
+        self._running: set[int] = set()
+
+    def prepare(self) -> None: ...
+
+    def next_step(self) -> MeasureStep | None:
+        return MeasureStep((0, 1), "embed", 1, self._run, self._record) if len(self.threads) < 100 else None
+
+    def _run(self, lane: int) -> float:
+        self._running.add(threading.get_ident())
+        return 0.001
+
+    def _record(self, seconds: float) -> None:
+        self.threads.append(self._running)
+        self._running = set()
+
+
+def test_a_command_runs_the_lanes_of_a_step_at_the_same_time() -> None:
+    steps = StepsOfTwoLanes()
+    finish_measurement(ServedModel(Joinable(), measurement=steps))
+    assert [len(threads) for threads in steps.threads] == [2] * 100

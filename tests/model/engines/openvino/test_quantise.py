@@ -77,6 +77,16 @@ def test_an_operators_engine_that_is_damaged_is_not_replaced_by_another(spec: En
         build(spec)
 
 
+def test_an_operators_engine_whose_name_is_damaged_is_not_replaced_by_another(
+    spec: EngineSettings, crops: Path
+) -> None:
+    build(spec, calibrate=crops)
+    [sidecar] = spec.engine_cache.glob("int8-*.json")
+    sidecar.write_text("{")
+    with pytest.raises(EngineBuildError, match=r"no intact int8 engine .*mae compile --precision int8 --calibrate FO"):
+        build(spec)
+
+
 def test_without_an_operators_photographs_the_packaged_ones_calibrate(spec: EngineSettings, crops: Path) -> None:
     steps: list[str] = []
     packaged = build(spec, steps.append).info.entry
@@ -246,4 +256,7 @@ def test_a_small_model_is_really_quantised(tmp_path: Path, narrow_weights: Path,
         some = everywhere[:, :visible]
         for ours, joined in zip(engine.reconstruct(0, images, some), engine.reconstruct(2, images, some), strict=True):
             assert np.array_equal(ours, joined)
+    engine.drop_joined_lane()
+    with pytest.raises(IndexError):
+        engine.embed(2, images, everywhere)
     json.dumps(info.model_dump())  # as /info gives it
