@@ -24,7 +24,7 @@ RECENT_CALLS = 8
 """Number of calls whose mean tells how much slower they are than measured."""
 MOST_SLOWDOWN = 4.0
 """The largest slowdown that counts: a call that a pause of the machine held up tells nothing."""
-WAIT_WEIGHT = 2.0
+WAIT_WEIGHT = 4.0
 """The weight of a second of waiting, where a second of a call has 1: the slowest images are those that wait."""
 FULL_LOAD = 0.999
 """The largest load in the formula, as a share of the lanes' time: at a load of 1 a queue never becomes empty."""
