@@ -88,6 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folders = item.path.relative_to(TESTS).parts[:-1]
         names = [FOLDER_MARKERS.get(folder) for folder in folders]
         names += [FIXTURE_MARKERS.get(fixture) for fixture in getattr(item, "fixturenames", ())]
+        names += ["slow"] if item.path.stem.startswith("test_properties_") else []  # many examples each
         for name in set(filter(None, names)):
             item.add_marker(name)
     if config.getoption("--fast"):
