@@ -22,6 +22,8 @@ from service.workers.messages import HEAD
 from tests.service.workers.virtual_service import GREY, LOAD_S, Asked, VirtualService
 from tests.support.virtual_time import VirtualProcess
 
+pytestmark = pytest.mark.slow
+
 START_TIMEOUT_S, ANSWER_TIMEOUT_S, EXIT_TIMEOUT_S, LOST_GRACE_S = 60, 30, 5, 2
 """The documented times of the supervisor, and the time in which probes can read why the engine is lost."""
 SLACK_S = 1.0

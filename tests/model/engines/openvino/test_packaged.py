@@ -83,6 +83,7 @@ def test_a_conversion_makes_the_same_bits(unpacked: Path, tmp_path: Path) -> Non
     require_tolerance(parity, TOLERANCES["fp32"])
 
 
+@pytest.mark.slow
 def test_a_first_start_of_the_packaged_model_converts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unpacked: Path
 ) -> None:
@@ -258,6 +259,7 @@ def unpacked_int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[PackagedEnt
     return entry, folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_nncf")
 @pytest.mark.skipif(int8_saturates(os.environ.get("ONEDNN_MAX_CPU_ISA")), reason="int8 needs VNNI")
 def test_int8_of_the_packaged_model_needs_neither_nncf_nor_photographs_of_the_operator(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return gate
 
 
+@pytest.mark.slow
 def test_mae_embed_says_that_a_batch_hangs_and_continues_later(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
     result = run(capfd, "embed", "greys", "-o", "out/")
     gate.opened.set()
@@ -57,6 +58,7 @@ def test_mae_embed_says_that_a_batch_hangs_and_continues_later(gate: Gate, capfd
     assert [vector[0] for vector in table["vector"].to_pylist()] == [10 * number for number in range(COUNT)]
 
 
+@pytest.mark.slow
 def test_a_command_with_the_pipeline_of_the_service_says_that_a_batch_hangs(
     gate: Gate, capfd: pytest.CaptureFixture[str]
 ) -> None:
