@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-SERVE = "from service.cli.main import main; main()"
+from tests.benchmarks.compare import MAE
+
 STEP = re.compile(r"(making|converting|computing|compiling|comparing|measuring|ready|running on) ?[^\n]*")
 POLL_S = 0.02
 LIMIT_S = 300.0
@@ -37,7 +38,7 @@ def start_once(code: Path, settings: dict[str, str]) -> tuple[float, float, list
         begin = time.monotonic()
         with log.open("wb") as out:
             server = subprocess.Popen(
-                [sys.executable, "-P", "-c", SERVE, "serve"],
+                [sys.executable, "-P", "-c", MAE, "serve"],
                 env=environment | settings,
                 stdout=out,
                 stderr=out,
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", action="store_true", help="show the steps of every run")
     options = parser.parse_args(arguments)
     checkouts = [path.absolute() for path in options.code or [Path(".")]]
+    if missing := [str(path) for path in checkouts if not (path / "service").is_dir()]:
+        parser.error(f"no checkout: {', '.join(missing)}")
     settings = dict(pair.split("=", 1) for pair in options.env)
     results: dict[Path, list[tuple[float, float]]] = {code: [] for code in checkouts}
     for run in range(options.runs):
