@@ -68,11 +68,16 @@ def served(request: pytest.FixtureRequest, engine_cache: Path, probe: Path) -> S
 
 
 @pytest.mark.converts
-def test_an_image_gets_the_same_bits_on_the_joined_lane(served: ServedModel, golden_patches: np.ndarray) -> None:
+def test_an_image_gets_the_same_bits_on_the_joined_lane(
+    served: ServedModel, golden_patches: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = served.engine
     assert isinstance(engine, OpenVINOEngine) and not engine.info.joined
     finish_measurement(served)  # makes the lane
     info = engine.info
+    if info.computes == "bf16" and "other bits than the other lanes" in caplog.text:
+        assert not info.joined
+        pytest.skip("in bf16, this CPU's kernels give other bits on more threads")
     assert info.joined and info.batch_curves is not None and info.joined_mb is not None
     assert set(info.batch_curves.shapes["embed whole"].joined) == {1}
     for visible in (1, 49, 196):
