@@ -153,7 +153,7 @@ def _build(context: BuildContext, precision: Precision, folder: Path) -> _Built:
     context.progress(f"compiling {context.source.name} for this CPU in {precision}")
     engine = OpenVINOEngine(folder, _info(context, precision, folder))
     info, reference = engine.info, read_reference(folder)
-    context.progress("comparing the engine with eager float32")
+    context.progress(f"comparing the engine in {precision} with eager float32")
     check = JoinedLaneCheck(
         info.config, info.computes, collect_outputs(engine), reference, context.tolerance(info.computes)
     )

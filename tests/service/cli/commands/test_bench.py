@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from model.benchmark import run
 from model.benchmark.weights import write_random_weights
 from model.config import PRESETS
+from service.settings import Settings
 from tests.service.cli.conftest import Mae
 
 QUICK = ("--seconds", "0.01")
@@ -197,10 +199,15 @@ def test_the_whole_service_and_its_limit(mae: Mae, squares: Path, monkeypatch: p
 
 def test_a_server_that_fails_is_one_sentence(mae: Mae, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.benchmark import run
-    from service.benchmark.processes import serve_model
+    from service.benchmark.processes import ServerProcess, serve_model
 
     monkeypatch.setattr("service.benchmark.load.wrk_is_installed", lambda: True)
     command = (sys.executable, "-c", "print('out of memory, say')")
-    monkeypatch.setattr(run, "serve_model", lambda settings: serve_model(settings, command))
+
+    def serve(settings: Settings) -> AbstractContextManager[ServerProcess]:
+        assert settings.header_timeout_s >= 100, "connections of random arrivals pause before their first request"
+        return serve_model(settings, command)
+
+    monkeypatch.setattr(run, "serve_model", serve)
     result = mae("bench", *QUICK, "--parts", "service", "--images", squares)
     assert result.code == 2 and "mae: the server has ended with 0: out of memory, say" in result.err
