@@ -16,9 +16,12 @@ from model.engines.base import EngineInfo
 from model.engines.batch_seconds import BatchSeconds
 from service.inference.queue import BatchKey
 
-WINDOW = 20.0
-"""The recent load is a mean whose weights fall to a third within the time that a lane takes for so many images."""
-MEMORY = 10.0
+WINDOW = 50.0
+"""The recent load is a mean whose weights fall to a third within the time that a lane takes for so many images.
+
+In a much shorter time, a few images that come close together would look like a high load, and be made to share a batch
+that nothing behind them needs."""
+MEMORY = 4.0
 """Number of these windows after which a third (1 / e) of a slowdown is left, if no such call has run meanwhile."""
 RECENT_CALLS = 8
 """Number of calls whose mean tells how much slower they are than measured."""

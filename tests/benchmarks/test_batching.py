@@ -34,6 +34,13 @@ def test_at_half_of_capacity_the_tail_is_that_of_single_images() -> None:
     assert p95 >= 2.7 and p99 >= 3.8
 
 
+def test_images_that_come_close_together_do_not_look_like_a_high_load() -> None:
+    """At 80 % of capacity a burst ends soon, so that hardly a batch of several images pays where four save 4 %."""
+    outcome = open_load(CPU, "measured", 0.8)
+    assert outcome.sizes[1] >= 0.99 * outcome.sizes.total()
+    assert outcome.percentiles()[2] <= 1.01 * open_load(CPU, "8 per lane", 0.8).percentiles()[2]
+
+
 @pytest.mark.parametrize("clients", [8, 32, 256])
 @pytest.mark.parametrize("saving", [0.04, 0.25])
 def test_a_saturated_host_has_the_throughput_of_greedy_batches(saving: float, clients: int) -> None:
@@ -49,9 +56,10 @@ def test_a_gpu_has_the_batches_of_greedy(clients: int) -> None:
     assert measured.mean_size == pytest.approx(greedy.mean_size, rel=0.02)
 
 
-def test_a_high_load_has_no_longer_tail_than_greedy_batches() -> None:
+def test_a_high_load_has_hardly_a_longer_tail_than_greedy_batches() -> None:
     measured, greedy = (open_load(CPU, rule, 0.95, 8000).percentiles() for rule in ("measured", "greedy"))
-    assert measured[2] <= 1.02 * greedy[2]
+    assert measured[2] <= 1.04 * greedy[2]
+    assert measured[0] <= 0.8 * greedy[0]
 
 
 TWO_CORES = Host(BatchSeconds(lone=0.040, lanes={1: 0.045, 4: 0.173}, joined={}), decode_s=0.0044)
