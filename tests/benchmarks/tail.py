@@ -10,19 +10,27 @@ are divided by. The first quarter of a run is not measured, and --minutes are th
 
 The simulation (`tests.benchmarks.batching`) has the seconds of the engine and of decoding as this checkout's
 `mae bench --parts engine,decode` measures them, before the servers start, and those of the joined lane as /info of B
-tells them. It has neither HTTP nor an event loop. Needs wrk, and a machine that has nothing else to do.
+tells them. It has neither HTTP nor an event loop, and half of its own capacity as its load. The last line has the load
+of the servers, and decoding that takes all of B's CPU time per request but that of the engine. Needs wrk, Linux, and a
+machine that has nothing else to do.
+
+"core-ms" is the server's CPU time per request, and "waited" the time per request in which its threads could run but had
+no core, as the kernel counts it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -54,6 +62,8 @@ class Run(NamedTuple):
     p99: float
     images_per_s: float
     images_per_batch: float
+    core_ms: float
+    waited_ms: float
 
     def ratios(self) -> tuple[float, float, float]:
         """The percentiles over a lone request."""
@@ -67,12 +77,21 @@ def measure(server: ServerProcess, route: load.Route, rate: float, minutes: floa
         SystemExit: a request failed.
     """
     lone = load.send_closed_load(server, route, 1, SHORT_S)
-    figures = load.send_open_load(server, route, rate, round(60 * minutes / load.STEADY_SHARE))
+    seconds, waited_s = round(60 * minutes / load.STEADY_SHARE), waited_seconds(server)
+    figures = load.send_open_load(server, route, rate, seconds)
+    waited_ms = 1000 * (waited_seconds(server) - waited_s) / (seconds * figures.images_per_s)
     for one in (lone, figures):
         if one.failed or one.p50_ms is None:
             sys.exit(f"{route.name}: {one.failed} requests failed, {one.answered} were answered")
     percentiles = (figures.p50_ms or 0.0, figures.p95_ms or 0.0, figures.p99_ms or 0.0)
-    return Run(lone.p50_ms or 0.0, *percentiles, figures.images_per_s, figures.images_per_batch or 0.0)
+    costs = (figures.images_per_batch or 0.0, figures.core_ms or 0.0, waited_ms)
+    return Run(lone.p50_ms or 0.0, *percentiles, figures.images_per_s, *costs)
+
+
+def waited_seconds(server: ServerProcess) -> float:
+    """Seconds in which threads of the server could run but had no core (the second number of /proc/…/schedstat)."""
+    threads = Path(f"/proc/{server.pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[1]) for thread in threads) / 1e9
 
 
 def measure_stages() -> dict[str, Any]:
@@ -98,13 +117,13 @@ def host_of(route: str, stages: dict[str, Any], joined: dict[int, float]) -> Hos
     return Host(shape, lanes, max(of_lanes), decode["core_ms"] / 1000, decode["threads"])
 
 
-def simulate(host: Host, rule: str) -> tuple[Run, float]:
-    """The same two loads in virtual time, and the capacity in images per second."""
+def simulate(host: Host, rule: str, rate: float | None = None) -> tuple[Run, float]:
+    """The same two loads in virtual time, at half of capacity if no rate is given, and the capacity in images per s."""
     capacity = Simulation(host, RULES[rule]).run([0.0] * 2000, SATURATING).images_per_s
     lone = Simulation(host, RULES[rule]).run([0.0] * 100, 1).percentiles()[0]
-    outcome = Simulation(host, RULES[rule]).run(open_times(capacity / 2, SIMULATED))
+    outcome = Simulation(host, RULES[rule]).run(open_times(rate or capacity / 2, SIMULATED))
     p50, p95, p99 = (1000 * value for value in outcome.percentiles())
-    return Run(1000 * lone, p50, p95, p99, outcome.images_per_s, outcome.mean_size), capacity
+    return Run(1000 * lone, p50, p95, p99, outcome.images_per_s, outcome.mean_size, math.nan, math.nan), capacity
 
 
 def read_joined(server: ServerProcess, route: str) -> dict[int, float]:
@@ -119,9 +138,11 @@ def read_joined(server: ServerProcess, route: str) -> dict[int, float]:
 
 def row(name: str, runs: Sequence[Run]) -> str:
     """A line with the medians of the runs."""
-    lone, p50, p95, p99, rate, batch = (median(run[index] for run in runs) for index in range(len(Run._fields)))
+    lone, p50, p95, p99, *others = (median(run[index] for run in runs) for index in range(len(Run._fields)))
+    rate, batch, core_ms, waited_ms = others
     ratios = "".join(f"{median(run.ratios()[index] for run in runs):7.2f}" for index in range(3))
-    return f"{name:30}{lone:9.1f}{p50:9.1f}{p95:9.1f}{p99:9.1f}{ratios}{rate:9.1f}{batch:8.2f}"
+    percentiles = f"{name:30}{lone:9.1f}{p50:9.1f}{p95:9.1f}{p99:9.1f}"
+    return f"{percentiles}{ratios}{rate:9.1f}{batch:8.2f}{core_ms:9.1f}{waited_ms:8.1f}"
 
 
 def compare(a: Sequence[Run], b: Sequence[Run]) -> str:
@@ -133,7 +154,10 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> str:
     return f"b over a: {over_a}; b over the lone p50 of a: " + ", ".join(f"{ratio:.2f}" for ratio in of_lone)
 
 
-HEAD = f"{'':30}{'lone p50':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'over lone p50':>21}{'images/s':>9}{'/batch':>8}"
+HEAD = (
+    f"{'':30}{'lone p50':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'over lone p50':>21}"
+    f"{'images/s':>9}{'/batch':>8}{'core-ms':>9}{'waited':>8}"
+)
 
 
 def main() -> None:
@@ -181,10 +205,18 @@ def main() -> None:
             print(row(f"b: {options.b[:16]}, medians", runs[1]))
             print(compare(*runs))
             joined = read_joined(servers[1], name)
-            for rule, seconds in (("greedy", {}), ("measured", {}), *([("measured", joined)] if joined else [])):
-                simulated, capacity = simulate(host_of(name, stages, seconds), rule)
-                label = f"simulated, {rule}{', joined' if seconds else ''}"
-                print(f"{row(label, [simulated])}   capacity {capacity:.1f} images/s", flush=True)
+            host = host_of(name, stages, {})
+            other_s = median(run.core_ms for run in runs[1]) / 1000 - host.seconds.lanes[1]
+            joined_host = host_of(name, stages, joined)
+            for label, simulated in (
+                ("greedy", simulate(host, "greedy")),
+                ("measured", simulate(host, "measured")),
+                ("measured, joined", simulate(joined_host, "measured")),
+                ("all CPU time", simulate(replace(joined_host, decode_s=max(other_s, 0.0)), "measured", rate)),
+            ):
+                print(
+                    f"{row(f'simulated, {label}', [simulated[0]])}   capacity {simulated[1]:.1f} images/s", flush=True
+                )
 
 
 if __name__ == "__main__":
