@@ -257,6 +257,12 @@ class CurveMeasurement(Protocol):
     def next_step(self) -> MeasureStep | None:
         """The next step, which is the same until it is recorded; None after the last one."""
 
+    def abandon(self) -> None:
+        """Frees what has been made for the measurement, if no last step will come: nobody can plan a joined lane then.
+
+        No step may run on the joined lane.
+        """
+
 
 @dataclass(frozen=True)
 class ServedModel:

@@ -21,6 +21,8 @@ WINDOW = 50.0
 
 In a much shorter time, a few images that come close together would look like a high load, and be made to share a batch
 that nothing behind them needs."""
+LEAST_BUSY = 0.1
+"""The arrivals per second are a mean over at least this share of that time, so that two images are no high rate."""
 MEMORY = 4.0
 """Number of these windows after which a third (1 / e) of a slowdown is left, if no such call has run meanwhile."""
 RECENT_CALLS = 8
@@ -164,7 +166,7 @@ class RecentLoad:
     @property
     def arrivals_per_s(self) -> float:
         """Images per second while a lane is busy: none where each waits for the answer to the one before."""
-        return self._arrivals / self._busy_s if self._busy_s else 0.0
+        return self._arrivals / max(self._busy_s, LEAST_BUSY * self.window_s)
 
     def advance(self, now: float, busy: int) -> None:
         """Counts the time until `now`, in which `busy` lanes were busy."""

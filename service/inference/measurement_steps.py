@@ -126,5 +126,6 @@ class MeasurementSteps:
 
     def _fail(self, error: Exception) -> None:
         self.is_over = True
+        self._measurement.abandon()
         self._metrics.engine_failures.labels("raised").inc()
         log.error("the seconds of batches cannot be measured: %s", error)

@@ -199,6 +199,10 @@ class WatchedMeasurement:
         self.curves = self._measurement.curves
         return None if step is None else replace(step, run=partial(self._run, step))
 
+    def abandon(self) -> None:
+        """See `CurveMeasurement.abandon`."""
+        self._measurement.abandon()
+
     def _run(self, step: MeasureStep, lane: int) -> float:
         with self._watchdog.watch(lane, step.operation, step.images):
             return step.run(lane)

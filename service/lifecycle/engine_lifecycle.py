@@ -182,6 +182,7 @@ class EngineLifecycle:
             measurement.prepare()
         except Exception:  # the engine serves on without what could not be prepared
             log.exception("the seconds of batches are not measured")
+            measurement.abandon()
             return
         scheduler.measure(measurement, lambda: self._end_measurement(scheduler.engine.info))
 

@@ -103,6 +103,11 @@ class OpenVINOMeasurement:
             self._step = next(self._steps, None)
         return self._step
 
+    def abandon(self) -> None:
+        """See `CurveMeasurement.abandon`."""
+        if self.curves is None and self._joins:
+            self._refuse("the seconds of batches are not known")
+
     def _all_steps(self) -> Iterator[MeasureStep]:
         if self._joins:
             yield from self._check_steps()

@@ -97,6 +97,7 @@ class Measurement:
     def __init__(self, engine: Engine, curves: BatchCurves) -> None:
         self.curves: BatchCurves | None = None
         self.recorded: list[float] = []
+        self.is_abandoned = False
         self._engine, self._measured = engine, curves
         lanes = range(engine.info.lanes)
         self._steps = deque([tuple(lanes), (lanes[-1],), (engine.info.lanes,), tuple(lanes)])
@@ -109,6 +110,9 @@ class Measurement:
             assert self._engine.info.batch_curves is not None
             return None
         return MeasureStep(self._steps[0], "embed", 1, self._run, self._record)
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
 
     def _run(self, lane: int) -> float:
         engine = self._engine

@@ -32,6 +32,7 @@ def test_steps_run_on_their_lanes_at_once_and_then_the_curves_count(unmeasured: 
     unmeasured.end_step(JOINED, seconds=0.75)
     unmeasured.end_step(0, 1, seconds=1.0)
     assert measurement.recorded == [0.25, 0.5, 0.75, 1.0] and not unmeasured.lanes.in_call
+    assert not measurement.is_abandoned
     unmeasured.send()
     assert unmeasured.lanes.in_call == [JOINED]
 
@@ -108,7 +109,7 @@ def test_a_step_that_fails_ends_the_measurement(unmeasured: Machine, caplog: pyt
     unmeasured.lanes.end_call(0, EngineError("no memory"))
     unmeasured.lanes.end_call(1)
     assert not unmeasured.lanes.in_call and not measurement.recorded
-    assert "no memory" in caplog.text
+    assert "no memory" in caplog.text and measurement.is_abandoned
     unmeasured.send(4)
     assert len(unmeasured.lanes.in_call) <= 2 and JOINED not in unmeasured.lanes.in_call
 
@@ -130,7 +131,7 @@ def test_a_measurement_that_fails_between_its_steps_ends_alone(
     unmeasured.lanes.settle()
     if when == "later":
         unmeasured.end_step(0, 1)
-    assert not unmeasured.lanes.in_call and "the disk is full" in caplog.text
+    assert not unmeasured.lanes.in_call and "the disk is full" in caplog.text and measurement.is_abandoned
     sink, _ = unmeasured.send()
     unmeasured.lanes.end_call(*unmeasured.lanes.in_call)
     unmeasured.on_loop(lambda: None)

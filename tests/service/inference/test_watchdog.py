@@ -262,12 +262,17 @@ def test_the_steps_of_a_measurement_are_watched() -> None:
         def next_step(self) -> MeasureStep | None:
             return None if len(recorded) > 1 else MeasureStep((1,), "embed", 4, run, recorded.append)
 
+        def abandon(self) -> None:
+            recorded.append(-1.0)
+
     watched = WatchedMeasurement(Measurement(), machine.watchdog)
     watched.prepare()
     step = watched.next_step()
     assert step is not None and (step.lanes, step.images) == ((1,), 4)
     step.record(step.run(1))
     assert recorded == [0.0, 2.5] and watched.next_step() is None
+    watched.abandon()
+    assert recorded.pop() == -1.0
     assert machine.run_until(machine.now + 100) is None
 
 

@@ -26,6 +26,7 @@ class Measurement:
     def __init__(self, engine: FakeEngine, prepare: Callable[[], None]) -> None:
         self.curves: BatchCurves | None = None
         self.threads: set[str] = set()
+        self.is_abandoned = False
         self._engine, self._prepare = engine, prepare
 
     def prepare(self) -> None:
@@ -34,6 +35,9 @@ class Measurement:
 
     def next_step(self) -> MeasureStep | None:
         return None if self.curves else MeasureStep((0, 1), "embed", 1, self._run, self._record)
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
 
     def _run(self, lane: int) -> float:
         self.threads.add(threading.current_thread().name)
@@ -82,4 +86,4 @@ def test_a_joined_lane_that_cannot_be_made_is_done_without(caplog: pytest.LogCap
         wait_until(lambda: client.get("/readyz").status_code == 200)
         wait_until(lambda: "no room for the joined lane" in caplog.text)
         assert client.post("/embed", content=PHOTOGRAPH).status_code == 200
-    assert measurement.threads == {"prepare-measurement"}
+    assert measurement.threads == {"prepare-measurement"} and measurement.is_abandoned

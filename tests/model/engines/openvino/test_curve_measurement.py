@@ -162,6 +162,28 @@ def test_a_lane_that_cannot_be_made_is_tried_again(
     assert measurement_of(Joinable(), tmp_path).is_needed
 
 
+def test_a_measurement_that_is_abandoned_frees_the_joined_lane(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Joinable()
+    measurement = measurement_of(engine, tmp_path)
+    measurement.prepare()
+    assert measurement.next_step() is not None and engine.joined == 1
+    with caplog.at_level(logging.WARNING):
+        measurement.abandon()
+    assert engine.joined == 0 and not engine.info.joined
+    assert "there is no joined lane for lone images: the seconds of batches are not known" in caplog.text
+    assert measurement_of(Joinable(), tmp_path).is_needed, "the next start tries again"
+
+
+def test_after_the_last_step_nothing_is_abandoned(tmp_path: Path) -> None:
+    engine = Joinable()
+    measurement = measurement_of(engine, tmp_path)
+    finish(measurement)
+    measurement.abandon()
+    assert engine.joined == 1 and engine.info.joined
+
+
 def test_the_operators_largest_batch(tmp_path: Path) -> None:
     engine = Joinable()
     steps = finish(measurement_of(engine, tmp_path, max_batch=2))
@@ -198,6 +220,8 @@ class StepsOfTwoLanes:
 
     def next_step(self) -> MeasureStep | None:
         return MeasureStep((0, 1), "embed", 1, self._run, self._record) if len(self.threads) < 100 else None
+
+    def abandon(self) -> None: ...
 
     def _run(self, lane: int) -> float:
         self._running.add(threading.get_ident())
