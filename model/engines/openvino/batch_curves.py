@@ -43,7 +43,8 @@ class CurvePlan:
 
     Every size has up to `TURNS` turns, of which the fastest counts: neighbours on the host slow some down. A turn
     measures all shapes and modes, and every other one goes backwards, so that a disturbance does not hit one of them
-    alone. Sizes double until two in a row bring a shape no gain, until a batch takes too long, or until the time is
+    alone. Single images on the lanes come again in the turns of all larger sizes: these are compared with them, and it
+    takes little to disturb two lanes for the time of all turns of one size. Sizes double until two in a row bring a shape no gain, until a batch takes too long, or until the time is
     over.
     """
 
@@ -96,6 +97,8 @@ class CurvePlan:
                 for mode in modes
                 if self._joined or mode != "joined"
             ]
+            if size > 1:
+                turn = [Batch(shape, "lanes", 1) for shape in dict.fromkeys(batch.shape for batch in turn)] + turn
             for number in range(TURNS):
                 ahead = max(1, MIN_TURNS - number) if size > 1 else 1
                 is_first = size == 1 and number == 0  # which is measured however slow

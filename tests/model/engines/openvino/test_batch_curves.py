@@ -117,6 +117,18 @@ def test_every_turn_goes_through_all_batches_there_or_back() -> None:
     assert set(first) == set(second) and second == first[::-1]
 
 
+def test_single_images_that_are_slow_in_all_their_turns_are_measured_again_beside_batches() -> None:
+    calls = 0
+
+    def seconds(batch: Batch) -> float:
+        nonlocal calls
+        calls += batch.mode == "lanes"
+        return 0.001 * batch.size * (1.3 if batch.mode == "lanes" and calls <= 6 * len(SHAPES) else 1)
+
+    curve = measure(seconds)[0].curves().shapes["embed whole"]
+    assert curve.lanes == pytest.approx({1: 0.001, 2: 0.002, 4: 0.004}) and curve.lone == 0.001
+
+
 def test_the_fastest_turn_counts() -> None:
     disturbed = iter([9.0])  # the very first batch
 
