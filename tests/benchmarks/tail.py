@@ -126,14 +126,13 @@ def simulate(host: Host, rule: str, rate: float | None = None) -> tuple[Run, flo
     return Run(1000 * lone, p50, p95, p99, outcome.images_per_s, outcome.mean_size, math.nan, math.nan), capacity
 
 
-def read_joined(server: ServerProcess, route: str) -> dict[int, float]:
-    """The measured seconds of the joined lane by batch size; none if the server has none."""
+def read_seconds(server: ServerProcess, route: str) -> BatchSeconds | None:
+    """The seconds of batches that the server plans by; None if it has not measured any."""
     with urllib.request.urlopen(f"{server.url}/info", timeout=10) as answer:
         engine = json.load(answer)["engine"]
-    if not engine.get("joined") or not engine.get("batch_curves"):
-        return {}
-    shape = engine["batch_curves"]["shapes"][OPERATIONS[route][1]]
-    return {int(size): seconds for size, seconds in shape["joined"].items()}
+    if not engine.get("batch_curves"):
+        return None
+    return BatchSeconds.model_validate(engine["batch_curves"]["shapes"][OPERATIONS[route][1]])
 
 
 def row(name: str, runs: Sequence[Run]) -> str:
@@ -195,7 +194,9 @@ def main() -> None:
             capacities = [load.send_closed_load(server, route, SATURATING, SHORT_S) for server in servers]
             rate = capacities[0].images_per_s / 2
             rates = " and ".join(f"{figures.images_per_s:.1f}" for figures in capacities)
-            print(f"\n{name}: {rates} images/s with {SATURATING} connections; requests at {rate:.1f}/s\n{HEAD}")
+            print(f"\n{name}: {rates} images/s with {SATURATING} connections; requests at {rate:.1f}/s")
+            planned = read_seconds(servers[1], name)
+            print(f"b plans by {planned}\n{HEAD}", flush=True)
             runs: tuple[list[Run], list[Run]] = ([], [])
             for number in range(options.runs):
                 for side in (0, 1) if number % 2 == 0 else (1, 0):
@@ -204,7 +205,7 @@ def main() -> None:
             print(row(f"a: {options.a[:16]}, medians", runs[0]))
             print(row(f"b: {options.b[:16]}, medians", runs[1]))
             print(compare(*runs))
-            joined = read_joined(servers[1], name)
+            joined = planned.joined if planned is not None else {}
             host = host_of(name, stages, {})
             other_s = median(run.core_ms for run in runs[1]) / 1000 - host.seconds.lanes[1]
             joined_host = host_of(name, stages, joined)

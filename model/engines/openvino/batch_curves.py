@@ -44,8 +44,8 @@ class CurvePlan:
     Every size has up to `TURNS` turns, of which the fastest counts: neighbours on the host slow some down. A turn
     measures all shapes and modes, and every other one goes backwards, so that a disturbance does not hit one of them
     alone. Single images on the lanes come again in the turns of all larger sizes: these are compared with them, and it
-    takes little to disturb two lanes for the time of all turns of one size. Sizes double until two in a row bring a shape no gain, until a batch takes too long, or until the time is
-    over.
+    takes little to disturb two lanes for the time of all turns of one size. Sizes double until two in a row bring a
+    shape no gain, until a batch takes too long, or until the time is over.
     """
 
     def __init__(self, shapes: tuple[Shape, ...], joined: bool, max_size: int = SIZES[-1]) -> None:

@@ -129,6 +129,7 @@ def test_the_joined_lane_runs_only_while_it_keeps_pace_with_the_arrivals() -> No
 
 def test_two_images_that_come_together_after_a_pause_are_no_high_rate() -> None:
     of = former(TWO)
+    of.advance(2e6, 0)
     of.count_arrival(0)
     assert of.plan(WHOLE, 1, 1, 2, 2).joined
     of.advance(2e6 + 0.005, 2)
