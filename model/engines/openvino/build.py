@@ -14,6 +14,7 @@ from model.engines.cache import EngineCache, fingerprint
 from model.engines.context import BuildContext, installed_versions
 from model.engines.cpu import available_cpus, cpu_name
 from model.engines.entry import read_model, read_reference
+from model.engines.job import LoadedModel
 from model.engines.measure import keep_choice, measure_rates, read_choice, time_batch
 from model.engines.openvino.arithmetic import sample_precision
 from model.engines.openvino.curve_measurement import OpenVINOMeasurement
@@ -22,7 +23,7 @@ from model.engines.openvino.entries import GraphEntries, require_held_out_parity
 from model.engines.openvino.joined_lane import JoinedLaneCheck, wants_joined_lane
 from model.engines.openvino.precision import CLOSEST_FIRST, choose_precision, core_seconds, is_clear_choice
 from model.engines.openvino.quantise import read_quantisation
-from model.engines.outputs import collect_outputs
+from model.engines.outputs import EngineOutputs, collect_outputs
 from model.engines.parity import ParityError, measure_parity, require_tolerance
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def build_openvino(context: BuildContext) -> tuple[OpenVINOEngine, OpenVINOMeasu
         built, choice = _build_fastest(context, entries)
         log.info("PRECISION=auto serves %s: %s", choice.precision, choice.reason)
     else:
-        built = _build(context, settings.precision, _entry_for(settings.precision, entries))
+        built = _build(context, settings.precision, _read_entry(_entry_for(settings.precision, entries)))
         if built.engine.info.computes != settings.precision:
             log.warning(
                 "PRECISION=%s: OpenVINO computes %s on this CPU", settings.precision, built.engine.info.computes
@@ -56,6 +57,14 @@ def build_openvino(context: BuildContext) -> tuple[OpenVINOEngine, OpenVINOMeasu
     measurement = OpenVINOMeasurement(engine, EngineCache(settings.engine_cache), settings.max_batch, check)
     time_batch(engine, 1)  # the first image compiles the kernels of its shape, so its seconds do not count
     return engine, measurement if measurement.is_needed else None
+
+
+class _Entry(NamedTuple):
+    """An entry of the engine cache, and what of it Python reads."""
+
+    folder: Path
+    model: LoadedModel
+    reference: EngineOutputs
 
 
 class _Built(NamedTuple):
@@ -77,7 +86,7 @@ def _build_fastest(context: BuildContext, entries: GraphEntries) -> tuple[_Built
     choice = read_choice(cache, name, MeasuredPrecision)
     if choice is not None:
         folder = entries.find_int8(int8, "auto") if choice.precision == "int8" else entries.float32()
-        return _build(context, choice.precision, folder), choice
+        return _build(context, choice.precision, _read_entry(folder)), choice
     engines, left_out = _build_candidates(context, entries, int8)
     rates: dict[Precision, float] = {}
     if len(engines) > 1:
@@ -108,8 +117,8 @@ def _build_candidates(
         "bf16": sample_precision("bf16") == "bf16",
         "int8": int8 is not None,
     }
-    folders = {
-        precision: entries.find_int8(int8, "auto") if precision == "int8" else entries.float32()
+    candidates = {
+        precision: _read_entry(entries.find_int8(int8, "auto") if precision == "int8" else entries.float32())
         for precision in CLOSEST_FIRST
         if available[precision]
     }
@@ -117,7 +126,7 @@ def _build_candidates(
     left_out: dict[Precision, str] = {}
     # One engine is compiled and checked by little more than one CPU, so the candidates are built at the same time.
     with ThreadPoolExecutor(available_cpus()) as pool:
-        builds = {precision: pool.submit(_build, context, precision, folder) for precision, folder in folders.items()}
+        builds = {precision: pool.submit(_build, context, precision, entry) for precision, entry in candidates.items()}
     for precision, finished in builds.items():
         try:
             engines[precision] = finished.result()
@@ -146,13 +155,23 @@ def _choice_name(context: BuildContext, entry: str, int8: str | None) -> str:
     return f"precision-{fingerprint(ingredients)}"
 
 
-def _build(context: BuildContext, precision: Precision, folder: Path) -> _Built:
-    """Builds the engine of the graphs in `folder`, and checks its parity."""
+def _read_entry(folder: Path) -> _Entry:
+    """Reads an entry. Only one thread of the process may do so.
+
+    NumPy parses the headers of .npy files with `ast`, which in CPython 3.11 may fail with a SystemError if two threads
+    use it at the same time.
+    """
+    return _Entry(folder, read_model(folder), read_reference(folder))
+
+
+def _build(context: BuildContext, precision: Precision, entry: _Entry) -> _Built:
+    """Builds the engine of an entry's graphs, and checks its parity."""
+    folder, model, reference = entry
     if precision == "int8":
         require_held_out_parity(folder, context)
     context.progress(f"compiling {context.source.name} for this CPU in {precision}")
-    engine = OpenVINOEngine(folder, _info(context, precision, folder))
-    info, reference = engine.info, read_reference(folder)
+    engine = OpenVINOEngine(folder, _info(context, precision, folder, model))
+    info = engine.info
     context.progress(f"comparing the engine in {precision} with eager float32")
     check = JoinedLaneCheck(
         info.config, info.computes, collect_outputs(engine), reference, context.tolerance(info.computes)
@@ -162,10 +181,10 @@ def _build(context: BuildContext, precision: Precision, folder: Path) -> _Built:
     return _Built(engine, folder, check)
 
 
-def _info(context: BuildContext, precision: Precision, folder: Path) -> EngineInfo:
+def _info(context: BuildContext, precision: Precision, folder: Path, model: LoadedModel) -> EngineInfo:
     lanes, threads = _lanes_and_threads(context)
     return context.describe(
-        read_model(folder),
+        model,
         precision,
         lanes=lanes,
         threads_per_lane=threads,

@@ -5,7 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -22,6 +22,7 @@ from model.engines.parity import ParityError
 from model.engines.settings import EngineSettings
 from tests.support.engines import with_changes
 
+T = TypeVar("T")
 GOOD = Parity(cosine=0.95, mean_cosine=0.998, psnr_db=40, loss_difference=0.01)
 
 
@@ -42,6 +43,8 @@ class Bench:
         """What this thread compiles: several precisions may be built at the same time."""
         self.measured: list[str] = []
         self._graphs = graphs
+        self.readers: set[int] = set()
+        """The threads that have read the files of an entry."""
         bench = self
 
         class Watched(OpenVINOEngine):
@@ -60,6 +63,8 @@ class Bench:
             # Real engines compute in float32 under every name, so that a CPU without bf16 does for these tests.
             (engine_module, "PRECISION_HINTS", dict.fromkeys(("fp32", "bf16", "int8"), "f32")),
             (engine_module, "computed_precision", lambda graphs: self.compiling.precision),
+            (module, "read_reference", self._noting_thread(module.read_reference)),
+            (module, "read_model", self._noting_thread(module.read_model)),
             (module, "cpu_name", lambda: self.cpu),
             (module, "core_seconds", self._seconds),
             (entries, "require_nncf", lambda: "3.4"),
@@ -71,6 +76,13 @@ class Bench:
         """What has been compiled and measured until now."""
         self.compiled.clear()
         self.measured.clear()
+
+    def _noting_thread(self, read: Callable[[Path], T]) -> Callable[[Path], T]:
+        def noted(folder: Path) -> T:
+            self.readers.add(threading.get_ident())
+            return read(folder)
+
+        return noted
 
     def _seconds(self, engine: Engine) -> float:
         self.measured.append(engine.info.precision)
@@ -98,6 +110,13 @@ def spec(bench: Bench, narrow_weights: Path, tmp_path: Path) -> EngineSettings:
 
 def served(spec: EngineSettings, calibrate: Path | None = None) -> str:
     return build(spec, calibrate=calibrate).info.precision
+
+
+def test_one_thread_reads_the_entries_of_all_candidates(bench: Bench, spec: EngineSettings) -> None:
+    """NumPy reads headers with `ast`, and two threads that do so at once made starts fail with a SystemError."""
+    served(spec)
+    assert set(bench.compiled) == {"fp32", "bf16"}
+    assert bench.readers == {threading.get_ident()}
 
 
 def test_the_fastest_serves_and_says_why(bench: Bench, spec: EngineSettings, caplog: pytest.LogCaptureFixture) -> None:
