@@ -10,9 +10,9 @@ are divided by. The first quarter of a run is not measured, and --minutes are th
 
 The simulation (`tests.benchmarks.batching`) has the seconds of the engine and of decoding as this checkout's
 `mae bench --parts engine,decode` measures them, before the servers start, and those of the joined lane as /info of B
-tells them. It has neither HTTP nor an event loop, and half of its own capacity as its load. The last line has the load
-of the servers, and decoding that takes all of B's CPU time per request but that of the engine. Needs wrk, Linux, and a
-machine that has nothing else to do.
+tells them. It has neither HTTP nor an event loop, and half of its own capacity as its load. The last line, if B
+measures its batches, has their seconds by B, the load of the servers, and decoding that takes all of B's CPU time per
+request but that of the engine. Needs wrk, Linux, and a machine that has nothing else to do.
 
 "core-ms" is the server's CPU time per request, and "waited" the time per request in which its threads could run but had
 no core, as the kernel counts it.
@@ -207,17 +207,18 @@ def main() -> None:
             print(compare(*runs))
             joined = planned.joined if planned is not None else {}
             host = host_of(name, stages, {})
-            other_s = median(run.core_ms for run in runs[1]) / 1000 - host.seconds.lanes[1]
             joined_host = host_of(name, stages, joined)
-            for label, simulated in (
-                ("greedy", simulate(host, "greedy")),
-                ("measured", simulate(host, "measured")),
-                ("measured, joined", simulate(joined_host, "measured")),
-                ("all CPU time", simulate(replace(joined_host, decode_s=max(other_s, 0.0)), "measured", rate)),
-            ):
-                print(
-                    f"{row(f'simulated, {label}', [simulated[0]])}   capacity {simulated[1]:.1f} images/s", flush=True
-                )
+            simulations = {
+                "greedy": simulate(host, "greedy"),
+                "measured": simulate(host, "measured"),
+                "measured, joined": simulate(joined_host, "measured"),
+            }
+            if planned is not None:
+                other_s = median(run.core_ms for run in runs[1]) / 1000 - planned.lanes[1]
+                busy_host = replace(joined_host, seconds=planned, decode_s=max(other_s, 0.0))
+                simulations["all CPU time"] = simulate(busy_host, "measured", rate)
+            for label, (simulated, capacity) in simulations.items():
+                print(f"{row(f'simulated, {label}', [simulated])}   capacity {capacity:.1f} images/s", flush=True)
 
 
 if __name__ == "__main__":
