@@ -13,13 +13,6 @@ from tests.support.virtual_lanes import VirtualLanes
 
 
 @pytest.fixture
-def lanes() -> Iterator[VirtualLanes]:
-    lanes = VirtualLanes()
-    with lanes.patch_modules():
-        yield lanes
-
-
-@pytest.fixture
 def machine(lanes: VirtualLanes) -> Iterator[Machine]:
     machine = Machine(lanes)
     yield machine

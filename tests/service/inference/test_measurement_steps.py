@@ -12,13 +12,6 @@ from tests.support.virtual_lanes import VirtualLanes
 
 
 @pytest.fixture
-def lanes() -> Iterator[VirtualLanes]:
-    lanes = VirtualLanes()
-    with lanes.patch_modules():
-        yield lanes
-
-
-@pytest.fixture
 def unmeasured(lanes: VirtualLanes) -> Iterator[Machine]:
     machine = Machine(lanes, info={"batch_curves": None, "joined": False})
     yield machine
